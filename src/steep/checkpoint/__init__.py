@@ -1,0 +1,1 @@
+"""Save, load, verify and retire checkpoints."""

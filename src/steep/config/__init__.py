@@ -1,0 +1,1 @@
+"""Assembles the sections into one RunConfig, reads files and overrides, resolves targets."""

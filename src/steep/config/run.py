@@ -1,0 +1,50 @@
+"""RunConfig: every section of a run, assembled. The sections themselves live beside what they configure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from steep.checkpoint.config import CheckpointConfig
+from steep.core.section import Section, component
+from steep.evaluate.config import EvaluateConfig
+from steep.models.config import ModelConfig
+from steep.optim.config import OptimizerConfig, ScheduleConfig
+from steep.order.config import DataConfig
+from steep.report.config import ReportConfig
+from steep.tokenizer.config import TokenizerConfig
+from steep.trackers.config import ConsoleConfig, TrackerConfig
+from steep.train.config import TrainConfig
+
+
+class RunSection(Section):
+    """The run's name, place and seed."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Everything of the run goes to <directory>/<name>."""
+    directory: str = "runs"
+    """Where runs are kept."""
+    seed: int = Field(default=1234, ge=0, lt=2**63)
+    """Seeds the data order, fresh weights and dropout."""
+
+
+class RunConfig(Section):
+    """One run of steep, whole: what `steep train` and `steep plan` read."""
+
+    run: RunSection = RunSection()
+    model: component(ModelConfig)  # type: ignore[valid-type]
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    optimizer: component(OptimizerConfig) = OptimizerConfig()  # type: ignore[valid-type]
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    trackers: list[component(TrackerConfig)] = Field(default_factory=list)  # type: ignore[valid-type]
+    report: ReportConfig = ReportConfig()
+    console: ConsoleConfig = ConsoleConfig()
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The resolved configuration as plain JSON values, `_target_` keys as written."""
+        return self.model_dump(mode="json", by_alias=True)

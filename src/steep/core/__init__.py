@@ -1,0 +1,1 @@
+"""Leaf helpers: import nothing of steep outside this folder, and no heavy library."""

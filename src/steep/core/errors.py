@@ -1,0 +1,48 @@
+"""Every error that steep raises for a person to read.
+
+    SteepError                 exit code 1
+    ├── ConfigError            exit code 2: a key, value or combination in a configuration or on the command line
+    ├── DataError              a source, token store or plan that cannot be used
+    ├── ModelError             a model, tokenizer or head that cannot be used
+    ├── CheckpointError        a checkpoint or run directory that cannot be used
+    ├── TrainingError          a run that had to stop (NaN, leak, no space left)
+    └── MissingExtraError      an optional dependency that is not installed
+
+A message says what was given, what is needed and what would work. The command line prints it without a traceback;
+any other exception is a defect of steep and keeps its traceback.
+"""
+
+
+class SteepError(Exception):
+    """An error with a message for the person at the terminal."""
+
+    exit_code = 1
+
+
+class ConfigError(SteepError):
+    """A configuration or command line that cannot be carried out. May list several problems."""
+
+    exit_code = 2
+
+
+class DataError(SteepError):
+    """A source, token store or plan that cannot be used."""
+
+
+class ModelError(SteepError):
+    """A model, tokenizer or output head that cannot be used."""
+
+
+class CheckpointError(SteepError):
+    """A checkpoint or run directory that cannot be used."""
+
+
+class TrainingError(SteepError):
+    """A run that had to stop."""
+
+
+class MissingExtraError(SteepError):
+    """An optional dependency that is needed here and not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str):
+        super().__init__(f"{purpose} needs the package {package!r}. Install it with: pip install 'steep[{extra}]'")

@@ -1,0 +1,88 @@
+"""Files that are either whole or absent: written under a temporary name, fsynced, renamed.
+
+A reader never sees half a file, and a process killed at any instant leaves the previous version in place. What a kill
+can leave behind are files whose name starts with `TEMPORARY_PREFIX`; `remove_leftovers` collects them.
+Weakness: on a file system without atomic rename (some FUSE mounts) the promise is only as good as that rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+TEMPORARY_PREFIX = ".partial-"
+
+
+def temporary_path(path: Path) -> Path:
+    """Where `path` is written before it is renamed into place: same folder, so that the rename is atomic."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | os.PathLike[str], mode: str = "wb", **open_arguments: Any) -> Iterator[IO[Any]]:
+    """Open a file that appears under `path`, whole and fsynced, only when the block ends without an exception."""
+    path = Path(path)
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, mode, **open_arguments) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_writer(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a JSON file atomically, indented, keys in the order given."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file. Raises OSError or ValueError."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` durable. A no-op where directories cannot be opened (Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(directory: Path) -> list[Path]:
+    """Delete what killed writers left in `directory` (not below it) and return what was deleted."""
+    leftovers = sorted(directory.glob(f"{TEMPORARY_PREFIX}*"))
+    for path in leftovers:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return leftovers
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file as hex. Releases the interpreter lock while hashing."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

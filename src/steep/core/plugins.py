@@ -1,0 +1,29 @@
+"""Folders of plug-ins: the file name is the registered name, and a file is imported only when it is chosen."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from difflib import get_close_matches
+from types import ModuleType
+
+from steep.core.errors import ConfigError
+
+
+def plugin_names(package: str, exclude: tuple[str, ...] = ()) -> list[str]:
+    """The names of the plug-ins in `package` (dotted), read from its folder without importing any of them."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations is not None, f"{package} is not a package"
+    found = (module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
+    return sorted(name for name in found if name not in exclude and not name.startswith("_"))
+
+
+def load_plugin(package: str, name: str, exclude: tuple[str, ...] = ()) -> ModuleType:
+    """Import plug-in `name` of `package`. Raises ConfigError with the nearest name for an unknown one."""
+    names = plugin_names(package, exclude)
+    if name not in names:
+        near = get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{package.rpartition('.')[2]}: there is no {name!r}.{hint} There are: {', '.join(names)}.")
+    return importlib.import_module(f"{package}.{name}")

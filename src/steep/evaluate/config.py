@@ -1,0 +1,26 @@
+"""Configuration of held-out evaluation and samples."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from pydantic import Field
+
+from steep.core.section import Count, Section
+
+
+class EvaluateConfig(Section):
+    """When and how the validation texts are scored and samples are written."""
+
+    every_steps: Optional[Count] = Field(default=None, ge=1)
+    """Score every validation text after so many steps. The start and the end are always scored."""
+    tokens: Count = Field(default=200_000, ge=1)
+    """At most this many tokens of each text: the first whole documents that fit, always the same ones."""
+    batch_size: Optional[int] = Field(default=None, ge=1)
+    """Sequences per forward pass. Default: the micro-batch size. Changes speed and memory, not the score."""
+    prompts: list[str] = Field(default_factory=list)
+    """Prompts that are continued at the start and the end, into samples/."""
+    sample_every_steps: Optional[Count] = Field(default=None, ge=1)
+    """Continue the prompts also after every so many steps."""
+    sample_tokens: Count = Field(default=64, ge=1)
+    """New tokens per sample."""

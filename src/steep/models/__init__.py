@@ -1,0 +1,1 @@
+"""Load, build and describe causal language models."""

@@ -1,0 +1,1 @@
+"""Which tokens make sequence i: integers only, no torch, no text."""

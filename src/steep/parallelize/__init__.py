@@ -1,0 +1,1 @@
+"""Transforms of a model before training."""

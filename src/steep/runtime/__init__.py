@@ -1,0 +1,1 @@
+"""Device, seed, allocator, signals, environment."""

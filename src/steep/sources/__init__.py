@@ -1,0 +1,1 @@
+"""Raw text into documents: one file per format."""

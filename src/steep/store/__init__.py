@@ -1,0 +1,1 @@
+"""Documents as integers on disk."""

@@ -1,0 +1,20 @@
+"""Configuration of preparing text into a token store."""
+
+from __future__ import annotations
+
+from typing import Literal, Optional
+
+from pydantic import Field
+
+from steep.core.section import Bytes, Section
+
+
+class PrepareConfig(Section):
+    """How text becomes a token store."""
+
+    workers: Optional[int] = Field(default=None, ge=1)
+    """Processes that read, encode and write. Default: one per core this process may use."""
+    shard_bytes: Bytes = 256 * 2**20
+    """Small files are grouped until their size on disk reaches this; each group becomes one shard."""
+    on_bad_record: Literal["skip", "stop"] = "skip"
+    """A record that is no document (not UTF-8, not JSON, wrong type, empty): note it in rejected.jsonl, or stop."""

@@ -1,0 +1,1 @@
+"""Load a tokenizer and encode documents with it."""

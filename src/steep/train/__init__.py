@@ -1,0 +1,1 @@
+"""The run: sizes, step, state, loop."""

@@ -1,0 +1,58 @@
+"""Configuration of the training loop."""
+
+from __future__ import annotations
+
+from typing import Literal, Optional
+
+from pydantic import Field, model_validator
+
+from steep.core.section import Bytes, Count, Seconds, Section
+
+
+class TrainConfig(Section):
+    """How long, in which batches and in which precision."""
+
+    global_batch_size: int = Field(default=8, ge=1)
+    """Sequences per optimizer step, over all ranks and accumulation steps."""
+    micro_batch_size: Optional[int] = Field(default=None, ge=1)
+    """Sequences per forward pass; must divide global_batch_size. Default: the whole global batch."""
+    epochs: Optional[float] = Field(default=None, gt=0)
+    """Passes over the training sequences. Give one of epochs, steps, tokens; default: 1 epoch."""
+    steps: Optional[Count] = Field(default=None, ge=1)
+    """Optimizer steps."""
+    tokens: Optional[Count] = Field(default=None, ge=1)
+    """Training tokens, rounded up to a whole step."""
+    max_seconds: Optional[Seconds] = None
+    """Save and leave after this much time, counted from the start of the process's training loop."""
+    max_grad_norm: Optional[float] = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm. null: no clipping."""
+    precision: Literal["auto", "mixed_bf16", "bf16", "fp32"] = "auto"
+    """`mixed_bf16`: fp32 master weights, bf16 autocast; `bf16`: everything bf16 (loses small updates);
+    `auto`: mixed_bf16 where the device computes bf16 in hardware, else fp32."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    threads: Optional[int] = Field(default=None, ge=1)
+    """CPU threads of torch. Default: one per physical core this process may use."""
+    compile: bool = False
+    """Compile each transformer layer with torch.compile: faster steps after a slow start."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input and recompute the rest in the backward pass: less memory, about a third more time."""
+    loss_chunk_bytes: Bytes = 64 * 2**20
+    """Largest piece of logits that exists at a time."""
+    deterministic: bool = False
+    """Only deterministic kernels (on CUDA slower; on CPU they are by themselves)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        lengths = [name for name in ("epochs", "steps", "tokens") if getattr(self, name) is not None]
+        if len(lengths) > 1:
+            raise ValueError(f"the run's length is given by {' and '.join(lengths)}; give one of them")
+        micro = self.micro_batch_size
+        if micro is not None and self.global_batch_size % micro:
+            fits = [n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0]
+            nearest = sorted(sorted(fits, key=lambda n: abs(n - micro))[:3])
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size={micro}; "
+                f"these micro-batch sizes fit: {', '.join(map(str, nearest))}"
+            )
+        return self
