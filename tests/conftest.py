@@ -1,0 +1,48 @@
+"""Fixtures shared by all tests: a tiny tokenizer, a tiny corpus, tiny models; all made here, nothing downloaded."""
+
+from __future__ import annotations
+
+import os
+import pydoc_data.topics
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test talks to a hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """Real English text: the pages of the interpreter's own language reference, in a fixed order."""
+    return [text for _, text in sorted(pydoc_data.topics.topics.items())]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_directory(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:
+    """A byte-level BPE of 512 ids trained on the corpus, end of text `<|endoftext|>`, no beginning of text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    directory = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def corpus_directory(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:
+    """The corpus as a folder of text files, one document per file."""
+    directory = tmp_path_factory.mktemp("corpus")
+    for number, text in enumerate(documents):
+        (directory / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+    return directory
