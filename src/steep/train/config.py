@@ -36,7 +36,8 @@ class TrainConfig(Section):
     compile: bool = False
     """Compile each transformer layer with torch.compile: faster steps after a slow start."""
     activation_checkpointing: bool = False
-    """Keep only each layer's input and recompute the rest in the backward pass: less memory, about a third more time."""
+    """Keep only each layer's input and recompute the rest in the backward pass: less memory,
+    about a third more time."""
     loss_chunk_bytes: Bytes = 64 * 2**20
     """Largest piece of logits that exists at a time."""
     deterministic: bool = False

@@ -1,0 +1,178 @@
+"""Sequences of the plan into batches. In: token stores, a plan, sizes. Out: the micro-batches of each step, in order.
+
+One thread reads ahead from memory maps; there are no worker processes, so nothing to fork, pickle or hang. Its only state is
+the step it stands at.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steep.batch import IGNORE_INDEX, Batch
+from steep.order.packing import TokenRange
+from steep.order.plan import DataPlan, PlannedSequence
+from steep.train.sizes import Sizes
+
+
+class TokenReader(Protocol):
+    """What the loader needs of a token store."""
+
+    document_lengths: NDArray[np.int64]
+
+    def read(self, document: int, start: int, count: int, out: NDArray[np.int64]) -> None:
+        """Tokens [start, start+count) of `document` into `out`."""
+
+
+def make_batch(
+    sequences: Sequence[PlannedSequence],
+    stores: Sequence[TokenReader],
+    sequence_length: int,
+    *,
+    document_mask: bool = True,
+    pad_id: int = 0,
+) -> Batch:
+    """Read sequences into one batch.
+
+    A label is the next token of the same document, also where the sequence ends before the document does; the last token
+    of a document has no label. Without `document_mask` it is the first token of the document that follows in the sequence.
+    Places that a short sequence leaves free hold `pad_id`, no label, and are a segment of their own.
+    """
+    shape = (len(sequences), sequence_length)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    boundaries = [0]
+    for row, sequence in enumerate(sequences):
+        lengths = _fill_row(
+            sequence.ranges, stores[sequence.source], input_ids[row], labels[row], position_ids[row], document_mask
+        )
+        for length in lengths:
+            boundaries.append(boundaries[-1] + length)
+    cu_seqlens = np.asarray(boundaries, dtype=np.int32)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(position_ids),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+        max_seqlen=int(np.diff(cu_seqlens).max(initial=0)),
+        source_ids=torch.tensor([sequence.source for sequence in sequences], dtype=torch.int32),
+        num_label_tokens=int((labels != IGNORE_INDEX).sum()),
+    )
+
+
+def _fill_row(
+    ranges: list[TokenRange],
+    store: TokenReader,
+    input_ids: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    position_ids: NDArray[np.int64],
+    document_mask: bool,
+) -> list[int]:
+    """Write one sequence into its row and return the lengths of its segments, which add up to the row."""
+    buffer = np.empty(len(input_ids) + 1, dtype=np.int64)
+    place = 0
+    for token_range in ranges:
+        count = token_range.count
+        follows = token_range.start + count < int(store.document_lengths[token_range.document])
+        tokens = buffer[: count + follows]
+        store.read(token_range.document, token_range.start, count + follows, tokens)
+        input_ids[place : place + count] = tokens[:count]
+        labels[place : place + count - 1 + follows] = tokens[1:]
+        if place and not document_mask:
+            labels[place - 1] = tokens[0]
+        position_ids[place : place + count] = np.arange(count)
+        place += count
+    padding = len(input_ids) - place
+    if document_mask:
+        return [token_range.count for token_range in ranges] + ([padding] if padding else [])
+    position_ids[:] = np.arange(len(position_ids))
+    return [len(input_ids)]
+
+
+class Loader:
+    """The micro-batches of every step of a run, read ahead by one thread.
+
+    Iterating gives, for each step from `start_step` to the end, the list of this rank's micro-batches (empty ones left out).
+    """
+
+    def __init__(
+        self,
+        plan: DataPlan,
+        stores: Sequence[TokenReader],
+        sizes: Sizes,
+        *,
+        start_step: int = 0,
+        rank: int = 0,
+        document_mask: bool = True,
+        pin_memory: bool = False,
+        read_ahead_steps: int = 2,
+    ):
+        self._plan, self._stores, self._sizes = plan, stores, sizes
+        self._start_step, self._rank = start_step, rank
+        self._document_mask, self._pin_memory = document_mask, pin_memory
+        self._read_ahead_steps = read_ahead_steps
+
+    def step_batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of `step`, read now."""
+        return [self._batch(sequences) for sequences in self._sizes.micro_batches(step, self._rank) if len(sequences)]
+
+    def _batch(self, sequences: range) -> Batch:
+        planned = [self._plan.sequence(index) for index in sequences]
+        batch = make_batch(planned, self._stores, self._plan.sequence_length, document_mask=self._document_mask)
+        return _pinned(batch) if self._pin_memory else batch
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return _read_ahead(
+            (lambda step=step: self.step_batches(step) for step in range(self._start_step, self._sizes.steps)),
+            self._read_ahead_steps,
+        )
+
+
+def _pinned(batch: Batch) -> Batch:
+    from dataclasses import fields, replace
+
+    tensors = {
+        f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)
+    }
+    return replace(batch, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+
+
+def _read_ahead(jobs: Iterator[Callable[[], list[Batch]]], depth: int) -> Iterator[list[Batch]]:
+    """Run jobs in one thread, at most `depth` results ahead; an exception of a job is raised where it is awaited."""
+    results: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(item: list[Batch] | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return results.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for job in jobs:
+                if stop.is_set():
+                    return
+                put(job())
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for it
+            put(error)
+
+    thread = threading.Thread(target=work, name="steep-loader", daemon=True)
+    thread.start()
+    try:
+        while (item := results.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,64 @@
+"""A pseudo-random order of n things that can be asked for any place at once, without being stored.
+
+In: a length, a key (seed, source, epoch, ...) and places. Out: the things at those places. A Feistel network over the
+smallest even number of bits that holds n, with cycle walking for the places that fall outside (Black and Rogaway 2002,
+"Ciphers with Arbitrary Finite Domains"). Weakness: six rounds of a fast mixer are shuffling, not cryptography, and not
+every one of the n! orders can come out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+ROUNDS = 6
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)  # the finalizer of SplitMix64 (Steele, Lea and Flood 2014)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+
+
+def _round_keys(key: tuple[int | str, ...]) -> NDArray[np.uint64]:
+    digest = hashlib.sha512("/".join(map(str, key)).encode()).digest()
+    return np.frombuffer(digest, dtype="<u8")[:ROUNDS].astype(np.uint64)
+
+
+def _mix(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        value = value + key
+        value = (value ^ (value >> np.uint64(30))) * _MULTIPLIER_1
+        value = (value ^ (value >> np.uint64(27))) * _MULTIPLIER_2
+    return value ^ (value >> np.uint64(31))
+
+
+class Permutation:
+    """A bijection of 0..length-1, fixed by `key`.
+
+    length: at least 1, at most 2**62. key: any integers and strings; another key is another order.
+    Calling it takes places (any shape, int64) and gives the things at those places (same shape, int64).
+    """
+
+    def __init__(self, length: int, *key: int | str):
+        if not 1 <= length <= 2**62:
+            raise ValueError(f"a permutation of {length} things; it needs 1 to 2**62")
+        self.length = length
+        self._half_bits = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
+        self._half_mask = np.uint64((1 << int(self._half_bits)) - 1)
+        self._keys = _round_keys(key)
+
+    def _encrypt(self, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = value >> self._half_bits, value & self._half_mask
+        for key in self._keys:
+            left, right = right, left ^ (_mix(right, key) & self._half_mask)
+        return (left << self._half_bits) | right
+
+    def __call__(self, places: ArrayLike) -> NDArray[np.int64]:
+        index = np.asarray(places, dtype=np.int64)
+        if index.size and (index.min() < 0 or index.max() >= self.length):
+            raise IndexError(f"a place outside 0..{self.length - 1}")
+        value = self._encrypt(index.astype(np.uint64).reshape(-1))
+        outside = np.flatnonzero(value >= np.uint64(self.length))
+        while outside.size:  # cycle walking: the block is less than 4 times `length`, so few rounds are needed
+            value[outside] = self._encrypt(value[outside])
+            outside = outside[value[outside] >= np.uint64(self.length)]
+        return value.astype(np.int64).reshape(index.shape)

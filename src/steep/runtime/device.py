@@ -1,0 +1,126 @@
+"""What the machine offers: device, threads, precision, memory. The one place that asks whether CUDA is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from steep.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device for `auto`, `cpu`, `cuda` or `cuda:1`. Raises ConfigError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"train.device={name!r} is no device; use auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(f"train.device={name!r}, but torch finds {count} CUDA devices here; use auto or cpu")
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise ConfigError(f"train.device={name!r} is not supported; use auto, cpu or cuda")
+    return device
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use (no torch). Where the topology is hidden, logical ones."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text().strip() if path.exists() else str(cpu))
+    return max(1, len(siblings))
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware (AMX or AVX-512 BF16), from the flags the kernel reports."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return False
+    flags = next((line for line in path.read_text().splitlines() if line.startswith("flags")), "")
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def choose_precision(name: str, device_type: str) -> str:
+    """`auto` as mixed_bf16 where bf16 runs in hardware, else fp32; other names as they are."""
+    if name != "auto":
+        return name
+    if device_type == "cuda":
+        import torch
+
+        return "mixed_bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "mixed_bf16" if cpu_has_bf16() else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context that forward passes run in: bf16 autocast for mixed_bf16, nothing otherwise."""
+    import torch
+
+    if precision == "mixed_bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def parameter_dtype(precision: str) -> torch.dtype:
+    """The dtype that weights and their gradients are kept in."""
+    import torch
+
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: allocated on a CUDA device, resident set of the process on a CPU."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident set of this process so far (no torch)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """The name people know the device by."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return cpu_name()
+
+
+def cpu_name() -> str:
+    """The CPU's name and how many of its cores this process may use (no torch)."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{model}, {available_cores()} cores"
+
+
+def total_memory_bytes(device_type: str) -> int:
+    """Memory of the device: of the first GPU, or of this machine (or its container's limit) for a CPU."""
+    if device_type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return min(physical, int(text)) if text.isdigit() else physical

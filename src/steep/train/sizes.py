@@ -1,0 +1,82 @@
+"""All batch arithmetic of a run: how many steps, and which sequences each step, rank and micro-batch takes.
+
+Step t owns sequences [t*G, (t+1)*G); micro-batch m of data-parallel rank r takes a contiguous slice of them. The last step
+of a run that ends inside a global batch is smaller, so that nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from steep.core.errors import ConfigError
+from steep.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a run, in sequences unless the name says otherwise."""
+
+    sequence_length: int
+    global_batch_size: int
+    micro_batch_size: int
+    total_sequences: int
+    world_size: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return -(-self.total_sequences // self.global_batch_size)
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Micro-batches per rank in a full step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    @property
+    def global_batch_tokens(self) -> int:
+        """Tokens of a full step."""
+        return self.global_batch_size * self.sequence_length
+
+    def sequences_of_step(self, step: int) -> range:
+        """The sequences that `step` trains on, over all ranks."""
+        start = step * self.global_batch_size
+        return range(start, min(start + self.global_batch_size, self.total_sequences))
+
+    def micro_batches(self, step: int, rank: int = 0) -> list[range]:
+        """The sequences of each micro-batch of `rank` in `step`; ranges may be short or empty in the last step."""
+        sequences = self.sequences_of_step(step)
+        window = self.micro_batch_size * self.world_size
+        starts = range(sequences.start, sequences.start + self.global_batch_size, window)
+        first = rank * self.micro_batch_size
+        mine = ((start + first, start + first + self.micro_batch_size) for start in starts)
+        return [range(min(start, sequences.stop), min(stop, sequences.stop)) for start, stop in mine]
+
+
+def run_sizes(config: TrainConfig, sequence_length: int, sequences_per_epoch: int, world_size: int = 1) -> Sizes:
+    """The sizes of a run. Raises ConfigError where the batch cannot be split over the ranks."""
+    per_rank, remainder = divmod(config.global_batch_size, world_size)
+    micro_batch_size = config.micro_batch_size or per_rank
+    if remainder or per_rank % micro_batch_size:
+        window = micro_batch_size * world_size or world_size
+        fits = [n * window for n in (config.global_batch_size // window, config.global_batch_size // window + 1) if n]
+        raise ConfigError(
+            f"train.global_batch_size={config.global_batch_size} is not a multiple of {window} "
+            f"(micro_batch_size {micro_batch_size} x {world_size} data-parallel ranks). "
+            f"These fit: {' or '.join(map(str, fits))}."
+        )
+    return Sizes(
+        sequence_length=sequence_length,
+        global_batch_size=config.global_batch_size,
+        micro_batch_size=micro_batch_size,
+        total_sequences=_total_sequences(config, sequence_length, sequences_per_epoch),
+        world_size=world_size,
+    )
+
+
+def _total_sequences(config: TrainConfig, sequence_length: int, sequences_per_epoch: int) -> int:
+    if config.steps is not None:
+        return config.steps * config.global_batch_size
+    if config.tokens is not None:
+        return math.ceil(config.tokens / (config.global_batch_size * sequence_length)) * config.global_batch_size
+    return math.ceil((config.epochs or 1) * sequences_per_epoch)

@@ -1,0 +1,111 @@
+"""Batch arithmetic and the loader: which sequences, which labels, which boundaries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from steep.batch import IGNORE_INDEX
+from steep.core.errors import ConfigError
+from steep.loader import Loader, make_batch
+from steep.order.packing import TokenRange
+from steep.order.plan import DataPlan, PlannedSequence, SourcePlan
+from steep.train.config import TrainConfig
+from steep.train.sizes import Sizes, run_sizes
+
+
+class ListStore:
+    """Documents in memory, through the interface that the loader reads stores by."""
+
+    def __init__(self, documents: list[list[int]]):
+        self.documents = documents
+        self.document_lengths = np.asarray([len(document) for document in documents], dtype=np.int64)
+
+    def read(self, document: int, start: int, count: int, out: np.ndarray) -> None:
+        out[:] = self.documents[document][start : start + count]
+
+
+def test_labels_positions_and_boundaries_by_hand() -> None:
+    store = ListStore([[10, 11, 12, 0], [20, 21, 22, 23, 24, 0]])
+    rows = [
+        PlannedSequence(0, [TokenRange(0, 0, 4), TokenRange(1, 0, 2)]),
+        PlannedSequence(0, [TokenRange(1, 2, 4)]),
+    ]
+    batch = make_batch(rows, [store], 6, pad_id=99)
+    x = IGNORE_INDEX
+    assert batch.input_ids.tolist() == [[10, 11, 12, 0, 20, 21], [22, 23, 24, 0, 99, 99]]
+    assert batch.labels.tolist() == [[11, 12, 0, x, 21, 22], [23, 24, 0, x, x, x]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 0]]
+    assert batch.cu_seqlens.tolist() == [0, 4, 6, 10, 12]
+    assert (batch.max_seqlen, batch.num_label_tokens) == (4, 8)
+
+
+def test_without_document_mask_documents_run_together() -> None:
+    store = ListStore([[10, 0], [20, 21]])
+    batch = make_batch(
+        [PlannedSequence(0, [TokenRange(0, 0, 2), TokenRange(1, 0, 2)])], [store], 4, document_mask=False
+    )
+    assert batch.labels.tolist() == [[0, 20, 21, IGNORE_INDEX]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3]]
+    assert batch.cu_seqlens.tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_ranks_and_micro_batches_share_every_sequence_once(world_size: int, micro_batch_size: int) -> None:
+    sizes = Sizes(8, 24, micro_batch_size, total_sequences=24 * 3 + 5, world_size=world_size)
+    assert sizes.steps == 4
+    for step in range(sizes.steps):
+        shares = [s for rank in range(world_size) for part in sizes.micro_batches(step, rank) for s in part]
+        assert sorted(shares) == list(sizes.sequences_of_step(step))
+    assert len(sizes.sequences_of_step(3)) == 5
+
+
+def test_run_length_by_epochs_steps_and_tokens() -> None:
+    assert run_sizes(TrainConfig(global_batch_size=8, epochs=1.5), 16, 101).total_sequences == 152
+    assert run_sizes(TrainConfig(global_batch_size=8, steps="1k"), 16, 101).total_sequences == 8000
+    assert run_sizes(TrainConfig(global_batch_size=8, tokens=1000), 16, 101).steps == 8
+    assert run_sizes(TrainConfig(global_batch_size=8), 16, 101).steps == 13
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused_with_what_fits() -> None:
+    with pytest.raises(ConfigError, match="not a multiple of 12.*These fit: 24 or 36"):
+        run_sizes(TrainConfig(global_batch_size=32, micro_batch_size=4), 16, 100, world_size=3)
+
+
+def small_run() -> tuple[DataPlan, list[ListStore], Sizes]:
+    generator = np.random.default_rng(0)
+    documents = [generator.integers(1, 90, size=n).tolist() for n in generator.integers(1, 40, size=30)]
+    store = ListStore(documents)
+    plan = DataPlan([SourcePlan("s", np.arange(30), store.document_lengths, "f")], 16, seed=5)
+    return plan, [store], Sizes(16, 4, 2, total_sequences=plan.sequences_per_epoch * 2 + 1)
+
+
+def test_loader_resumes_at_any_step_with_the_same_batches() -> None:
+    plan, stores, sizes = small_run()
+    straight = list(Loader(plan, stores, sizes))
+    assert len(straight) == sizes.steps
+    for start in (1, sizes.steps // 2, sizes.steps - 1):
+        resumed = list(Loader(plan, stores, sizes, start_step=start))
+        for ours, theirs in zip(resumed, straight[start:], strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                assert torch.equal(a.input_ids, b.input_ids)
+                assert torch.equal(a.labels, b.labels)
+
+
+def test_loader_raises_what_its_thread_met() -> None:
+    plan, stores, sizes = small_run()
+    stores[0].documents[3] = []
+    with pytest.raises(ValueError, match="broadcast"):
+        list(Loader(plan, stores, sizes))
+
+
+def test_loader_can_be_left_early() -> None:
+    import threading
+
+    plan, stores, sizes = small_run()
+    batches = iter(Loader(plan, stores, sizes))
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name == "steep-loader"]
