@@ -22,7 +22,7 @@ class ConsoleConfig(Section):
     """What the terminal shows."""
 
     log_every_steps: int = Field(default=1, ge=1)
-    """Print a line for every so many steps."""
+    """Print a line for every so many steps. The first and the last step always have one."""
     progress: Literal["auto", "bar", "plain"] = "auto"
     """`bar`: a live progress bar; `plain`: lines only. `auto`: a bar on a terminal."""
     width: Optional[int] = Field(default=None, ge=40)

@@ -1,0 +1,166 @@
+"""Every number that a run reports, in one table: unit, how ranks combine it, meaning, and how the console shows it.
+
+Comes in: values by name. Goes out: one combined value, or the text that a person reads. No torch here: trackers, the
+report and the documentation read this table. A metric that is not in `METRICS` is still logged, but nothing formats it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from steep.core.units import format_bytes, format_count, format_seconds
+
+Combine = Literal["sum", "mean", "max", "same"]
+
+MISSING = "–"
+"""What is shown where a number does not exist (the MFU of a device whose peak is unknown)."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. The console shows `label`, the finite value through `number`, then `suffix`."""
+
+    name: str
+    unit: str
+    combine: Combine
+    """How the values of all ranks become one; `same`: every rank already holds the value of the whole run."""
+    meaning: str
+    number: Callable[[float], str]
+    example: float
+    label: str = ""
+    suffix: str = ""
+
+    def show(self, value: float | None, width: int = 0) -> str:
+        """The value as the console prints it, the number at the right of at least `width` characters.
+
+        None is shown as missing; a value that is not finite by its name: neither is ever left out.
+        """
+        number = MISSING if value is None else self.number(value) if math.isfinite(value) else str(value)
+        return f"{self.label}{number:>{width}}{self.suffix}"
+
+
+def show_loss(value: float) -> str:
+    """Four digits: 2.913, 10.82."""
+    return f"{value:.3f}" if abs(value) < 9.9995 else f"{value:.2f}"
+
+
+def show_norm(value: float) -> str:
+    """Three significant digits in at most five characters where the value allows: 1.21, 12.1, 121, 0.051, 5e-05, 1.2e+04."""
+    if value == 0 or 0.0995 <= value < 9.995:
+        return f"{value:.2f}"
+    if value < 0.001:
+        return f"{value:.0e}"
+    if value < 1e4:
+        return f"{value:.3f}" if value < 0.1 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+    return f"{value:.1e}"
+
+
+def show_perplexity(value: float) -> str:
+    """Two decimals up to 1,000, then short: 14.23, 1,234, 12.3k."""
+    return f"{value:.2f}" if value < 999.995 else show_count(value)
+
+
+def show_count(value: float) -> str:
+    """A whole number, short from 10,000 on: 96, 8,192, 24.6k, 1.23M."""
+    return format_count(round(value))
+
+
+def show_rate(value: float) -> str:
+    """Things per second: 0.4, 812, 12.3k."""
+    return format_count(round(value) if value >= 10 else round(value, 1))
+
+
+TRAIN_METRICS: tuple[Metric, ...] = (
+    Metric("step", "updates", "same", "Optimizer updates made before this one; the first line is step 0.",
+           show_count, 12, "step "),
+    Metric("loss", "nats per token", "sum", "Cross-entropy summed over the label tokens of the whole global batch, "
+           "divided by their number. Each rank holds its share of that sum.", show_loss, 2.9131, "loss "),
+    Metric("grad_norm", "1", "same", "Euclidean norm of the whole gradient before clipping.",
+           show_norm, 1.2142, "grad "),
+    Metric("learning_rate", "1", "same", "Rate of this update, of the first parameter group.",
+           lambda value: f"{value:.1e}", 4.9e-5, "lr "),
+    Metric("tokens_per_second", "tokens/s", "sum", "Tokens trained per second of wall time of the step; saving and "
+           "evaluation are left out.", show_rate, 812.4, suffix=" tok/s"),
+    Metric("tokens", "tokens", "sum", "Tokens trained so far, over all ranks and restarts.",
+           show_count, 24576, suffix=" tokens"),
+    Metric("sequences", "sequences", "sum", "Sequences trained so far; the whole data state of a checkpoint.",
+           show_count, 96, suffix=" sequences"),
+    Metric("mfu", "ratio 0-1", "mean", "Model FLOPs utilisation: useful floating-point operations per second divided "
+           "by the device's peak. Missing where the peak is unknown (CPUs).",
+           lambda value: f"{100 * value:.1f}%", 0.412, "MFU "),
+    Metric("memory_bytes", "bytes", "max", "Peak memory: of the device on CUDA, resident set of the process on CPU.",
+           format_bytes, 1.9 * 2**30),
+    Metric("data_wait_seconds", "s", "max", "Time of the step in which training waited for its batch.",
+           lambda value: f"{value:.1f} s", 0.0, "data "),
+    Metric("step_seconds", "s", "max", "Wall time of the step.", format_seconds, 2.52, "took "),
+    Metric("eta_seconds", "s", "max", "Time left to the last step at the current rate.", format_seconds, 80, "ETA "),
+    Metric("time", "s since 1970", "max", "Unix time at which the line was made.", lambda value: f"{value:.0f}", 1.78e9),
+)  # fmt: skip
+
+EVALUATE_METRICS: tuple[Metric, ...] = (
+    Metric("nats_per_token", "nats per token", "same", "Mean negative log-likelihood of a held-out text per token. "
+           "Depends on the tokenizer.", lambda value: f"{value:.4f}", 2.6554, suffix=" nats/token"),
+    Metric("perplexity", "1", "same", "exp(nats_per_token). Depends on the tokenizer.",
+           show_perplexity, 14.23, "perplexity "),
+    Metric("bits_per_byte", "bits per byte", "same", "Negative log-likelihood of a held-out text in bits, divided by "
+           "its UTF-8 bytes: comparable between tokenizers. Lower is better.",
+           lambda value: f"{value:.4f}", 0.8124, suffix=" bits/byte"),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*TRAIN_METRICS, *EVALUATE_METRICS)}
+
+
+def combine_ranks(name: str, values: Sequence[float]) -> float:
+    """One value for the run from one value per rank.
+
+    Raises KeyError for an unknown metric and ValueError where ranks disagree on a metric that must be the same.
+    """
+    how = METRICS[name].combine
+    if how == "same":
+        if any(value != values[0] and not (math.isnan(value) and math.isnan(values[0])) for value in values):
+            raise ValueError(f"{name} must be the same on every rank, but is {', '.join(map(str, values))}")
+        return values[0]
+    if how == "sum":
+        return math.fsum(values)
+    return max(values) if how == "max" else math.fsum(values) / len(values)
+
+
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """Bits per UTF-8 byte of a text whose tokens have a summed negative log-likelihood of `nats`."""
+    return nats / math.log(2) / text_bytes
+
+
+def reference_markdown() -> str:
+    """The page docs/reference/metrics.md."""
+    return "\n".join(
+        [
+            "# Metrics",
+            "",
+            "Generated from `steep/metrics.py`; do not edit by hand.",
+            "",
+            "Every line of `metrics.jsonl` is one JSON object with `kind` and `step`. `step` counts the optimizer updates",
+            "made before the number was measured, so a training loss and a held-out score with the same `step` belong to the",
+            "same weights. A number that does not exist or is not finite is `null`.",
+            "",
+            "| `kind` | Other keys |",
+            "|---|---|",
+            f"| `train` | {', '.join(f'`{metric.name}`' for metric in TRAIN_METRICS[1:])} |",
+            f"| `evaluate` | `text` (name of the held-out text), "
+            f"{', '.join(f'`{metric.name}`' for metric in EVALUATE_METRICS)} |",
+            "| `sample` | `prompt`, `text` (the continuation, without the prompt) |",
+            "| `event` | `message` |",
+            "",
+            "*Ranks* says how the values of all processes become one: added, averaged, the largest, or the same on each.",
+            "",
+            *_table("Training lines", TRAIN_METRICS),
+            *_table("Held-out texts", EVALUATE_METRICS),
+        ]
+    )
+
+
+def _table(title: str, metrics: Sequence[Metric]) -> list[str]:
+    rows = [f"| `{m.name}` | {m.unit} | {m.combine} | {m.meaning} | `{m.show(m.example)}` |" for m in metrics]
+    return [f"## {title}", "", "| Name | Unit | Ranks | Meaning | Shown as |", "|---|---|---|---|---|", *rows, ""]

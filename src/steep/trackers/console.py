@@ -1,0 +1,251 @@
+"""The terminal: one line per step, a live bar below the lines, a small table per evaluation; all of it also in console.log.
+
+Plain text is the whole message: colour and the bar add nothing that is not in the lines, and neither is ever sent to
+something that is not a terminal. On a narrow terminal whole columns are left out, the least important first, so that a
+line is never broken in two. Text made by a model is cleaned of control characters before it is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from steep.metrics import METRICS, MISSING, show_perplexity
+from steep.trackers.jsonl import FILE_NAME, read_records
+from steep.trackers.tracker import Record
+
+LOG_NAME = "console.log"
+SEPARATOR = " | "
+WIDTH_OF_A_FILE = 160
+"""Columns where the output is no terminal and COLUMNS is not set: every column fits."""
+
+NUMBER_WIDTHS = {"loss": 5, "grad_norm": 4, "learning_rate": 7, "tokens_per_second": 5, "tokens": 5, "mfu": 5,
+                 "memory_bytes": 8, "data_wait_seconds": 5, "eta_seconds": 11}  # fmt: skip
+"""The columns after the step, left to right, and the characters of each number, so that they stand below each other."""
+
+LEAST_IMPORTANT_FIRST = ("data_wait_seconds", "mfu", "tokens", "memory_bytes", "learning_rate", "grad_norm",
+                         "tokens_per_second", "eta_seconds")  # fmt: skip
+
+TEXT_WIDTH = 16
+"""Characters for the name of a held-out text."""
+
+
+class Output:
+    """Lines to a stream, above a live bar where there is one, and the same lines to a log file."""
+
+    def __init__(self, stream: TextIO, live: bool):
+        self.stream = stream
+        self.live = live
+        self._log: TextIO | None = None
+        self._bar: Any = None
+        self._task: Any = None
+
+    def open_log(self, path: Path) -> None:
+        """Copy every line to the end of `path` from now on."""
+        self._log = open(path, "a", encoding="utf-8", newline="\n", buffering=1)  # noqa: SIM115
+
+    def line(self, text: str) -> None:
+        """Write one or more lines, cleaned of control characters; shown at once."""
+        text = clean_text(text)
+        if self._log is not None:
+            self._log.write(text + "\n")
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, emoji=False, no_wrap=True, crop=False)
+        else:
+            self.stream.write(encodable(text, self.stream) + "\n")
+            self.stream.flush()
+
+    def show_bar(self, completed: int, total: int) -> None:
+        """Draw or move the bar. Nothing happens where the stream is no terminal."""
+        if not self.live:
+            return
+        if self._bar is None:
+            from steep.core.progress import live_progress
+
+            self._bar = live_progress(self.stream, "steps")
+            self._task = self._bar.add_task("training", total=total, completed=completed)
+            self._bar.start()
+        self._bar.update(self._task, total=total, completed=completed)
+
+    def close(self) -> None:
+        """Take the bar away and close the log. Lines can still be written to the stream."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+class ConsoleTracker:
+    """Prints records for people. `line` prints anything else through the same output."""
+
+    def __init__(self, output: Output, width: int, log_every_steps: int):
+        self.output = output
+        self.width = width
+        self.log_every_steps = log_every_steps
+        self.total_steps: int | None = None
+        self._first_step: int | None = None
+        self._start_scores: dict[str, float] = {}
+        self._table_step: int | None = None
+
+    def start(self, run_directory: Path, config: Mapping[str, Any]) -> None:
+        """Open console.log; a resumed run takes the scores of its start from the metrics.jsonl that is there."""
+        run_directory = Path(run_directory)
+        run_directory.mkdir(parents=True, exist_ok=True)
+        self.output.open_log(run_directory / LOG_NAME)
+        self._start_scores = scores_at_start(run_directory / FILE_NAME)
+
+    def expect_steps(self, total_steps: int, completed_steps: int = 0) -> None:
+        """Say how long the run is, and how much of it an earlier process has done: the bar appears."""
+        self.total_steps = total_steps
+        self.output.show_bar(completed_steps, total_steps)
+
+    def line(self, text: str = "") -> None:
+        """Print a line, or several, that is no record."""
+        self._table_step = None
+        self.output.line(text)
+
+    def log(self, record: Record) -> None:
+        """Print one record. Training lines are printed every `log_every_steps`, and always for the first and last step."""
+        kind = record.get("kind")
+        if kind == "evaluate":
+            self._log_evaluation(record)
+            return
+        self._table_step = None
+        if kind == "train":
+            self._log_train(record)
+        elif kind == "sample":
+            self.output.line(sample_text(record, self.width))
+        elif kind == "event":
+            self.output.line(str(record.get("message", "")))
+
+    def _log_train(self, record: Record) -> None:
+        step = int(record["step"])
+        if self._first_step is None:
+            self._first_step = step
+        last = self.total_steps is not None and step == self.total_steps - 1
+        if step % self.log_every_steps == 0 or step == self._first_step or last:
+            self.output.line(train_line(record, self.total_steps, self.width))
+        if self.total_steps is not None:
+            self.output.show_bar(step + 1, self.total_steps)
+
+    def _log_evaluation(self, record: Record) -> None:
+        name, score = str(record.get("text")), record.get("bits_per_byte")
+        if record.get("step") != self._table_step:
+            self._table_step = record.get("step")
+            self.output.line(evaluation_header(record.get("step")))
+        self.output.line(evaluation_row(record, self._start_scores.get(name)))
+        if score is not None:
+            self._start_scores.setdefault(name, score)
+
+    def close(self) -> None:
+        """Take the bar away and close console.log."""
+        self.output.close()
+
+
+def build(
+    log_every_steps: int = 1,
+    progress: Literal["auto", "bar", "plain"] = "auto",
+    width: int | None = None,
+    stream: TextIO | None = None,
+) -> ConsoleTracker:
+    """The console, with the fields of ConsoleConfig. `stream` is standard output by default.
+
+    `bar` on something that is no terminal prints plain lines all the same: control codes would spoil a file.
+    """
+    stream = stream or sys.stdout
+    terminal = is_terminal(stream)
+    return ConsoleTracker(Output(stream, live=terminal and progress != "plain"),
+                          width or _columns(terminal), log_every_steps)  # fmt: skip
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that understands control codes."""
+    return stream.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def _columns(terminal: bool) -> int:
+    return shutil.get_terminal_size((80 if terminal else WIDTH_OF_A_FILE, 24)).columns
+
+
+def train_line(record: Record, total_steps: int | None, width: int) -> str:
+    """`step 12/40 | loss 2.913 | …` in at most `width` columns; columns go missing before characters do.
+
+    The step and the loss always stay. Metrics that the record does not have are shown as missing.
+    """
+    digits = len(str(total_steps)) if total_steps is not None else 6
+    step = f"step {int(record['step']):>{digits}}" + (f"/{total_steps}" if total_steps is not None else "")
+    cells = {name: METRICS[name].show(record.get(name), digits) for name, digits in NUMBER_WIDTHS.items()}
+    for name in LEAST_IMPORTANT_FIRST:
+        if len(SEPARATOR.join([step, *cells.values()])) <= width:
+            break
+        del cells[name]
+    return SEPARATOR.join([step, *cells.values()])
+
+
+def evaluation_header(step: int | None) -> str:
+    """The first line of an evaluation table."""
+    title = "held-out text" if step is None else f"held-out at {step}"
+    return f"  {title:<{TEXT_WIDTH}} {'bits/byte':>9}  {'perplexity':>10}  change against the start"
+
+
+def evaluation_row(record: Record, score_at_start: float | None) -> str:
+    """One text of an evaluation table; the change is in bits per byte, and in percent of the start."""
+    score, perplexity = record.get("bits_per_byte"), record.get("perplexity")
+    shown = MISSING if score is None else f"{score:.4f}"
+    change = "" if score is None or score_at_start is None else show_change(score, score_at_start)
+    perplexity_shown = MISSING if perplexity is None else show_perplexity(perplexity)
+    return f"  {record.get('text')!s:<{TEXT_WIDTH}} {shown:>9}  {perplexity_shown:>10}  {change}".rstrip()
+
+
+def show_change(score: float, score_at_start: float) -> str:
+    """`-0.1030 (-11.3 %), better`: lower bits per byte are better."""
+    change = score - score_at_start
+    percent = f" ({100 * change / score_at_start:+.1f} %)" if score_at_start else ""
+    word = "the same" if abs(change) < 5e-5 else "better" if change < 0 else "worse"
+    return f"{change:+.4f}{percent}, {word}"
+
+
+def sample_text(record: Record, width: int) -> str:
+    """A prompt and its continuation, wrapped to the width, each line marked as a quotation."""
+    words = clean_text(f"{record.get('prompt', '')}{record.get('text', '')}")
+    quoted = [
+        line
+        for paragraph in words.split("\n")
+        for line in textwrap.wrap(paragraph, max(20, min(width, 100) - 4), drop_whitespace=True) or [""]
+    ]
+    return "\n".join([f"sample at step {record.get('step')}:", *(f"  > {line}".rstrip() for line in quoted)])
+
+
+def scores_at_start(path: Path) -> dict[str, float]:
+    """Bits per byte of each text before the first update, from the lines of metrics.jsonl before the first training line."""
+    scores: dict[str, float] = {}
+    if not path.exists():
+        return scores
+    for record in read_records(path):
+        if record.get("kind") == "train":
+            break
+        if record.get("kind") == "evaluate" and isinstance(record.get("bits_per_byte"), float):
+            scores.setdefault(str(record.get("text")), record["bits_per_byte"])
+    return scores
+
+
+def clean_text(text: str) -> str:
+    """The text with control characters made visible, so that what a model wrote cannot steer the terminal."""
+    return "".join(char if char == "\n" or char.isprintable() else _visible(char) for char in text)
+
+
+def _visible(char: str) -> str:
+    return "    " if char == "\t" else " " if char.isspace() else "\N{REPLACEMENT CHARACTER}"
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """The text with a question mark for what the stream's encoding (ASCII in some containers) does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

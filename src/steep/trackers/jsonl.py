@@ -1,0 +1,139 @@
+"""metrics.jsonl: one JSON object per line, for programs.
+
+Lines are appended whole and reach the operating system at once, so a killed process loses no line; a killed machine
+loses at most what was written since the last checkpoint, which `flush` makes durable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from steep.core.files import atomic_writer
+from steep.trackers.tracker import Record, storable_text
+
+FILE_NAME = "metrics.jsonl"
+
+
+class JsonlTracker:
+    """Appends every record to metrics.jsonl."""
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+
+    def start(self, run_directory: Path, config: Mapping[str, Any]) -> None:
+        """Open the file for appending; a line that a killed process left half written is cut off first."""
+        path = Path(run_directory) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _cut_torn_line(path)
+        self._file = open(path, "a", encoding="utf-8", newline="\n", buffering=1)  # noqa: SIM115
+
+    def log(self, record: Record) -> None:
+        """Append one line. Numbers that are not finite become null, so that every line is standard JSON."""
+        if self._file is not None:
+            self._file.write(record_line(record))
+
+    def flush(self, fsync: bool = False) -> None:
+        """Hand everything to the operating system; with `fsync` also to the disk (at every checkpoint)."""
+        if self._file is not None:
+            self._file.flush()
+            if fsync:
+                os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Make the file durable and close it."""
+        if self._file is not None:
+            self.flush(fsync=True)
+            self._file.close()
+            self._file = None
+
+
+def build() -> JsonlTracker:
+    """The tracker that is always used besides the console."""
+    return JsonlTracker()
+
+
+def record_line(record: Record) -> str:
+    """One record as its line, newline included."""
+    return json.dumps(_finite(dict(record)), ensure_ascii=False, separators=(", ", ": "), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for floats that JSON cannot hold, and lone surrogates (which UTF-8 cannot hold) replaced."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return storable_text(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The records of a metrics.jsonl in order. Lines that are not JSON objects (cut by a kill) are passed over."""
+    with open(path, "rb") as file:
+        for line in file:
+            record = _parse(line)
+            if record is not None:
+                yield record
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def truncate_after(path: str | os.PathLike[str], step: int) -> int:
+    """Drop what a run resumed from a checkpoint with `step` finished updates will write again; the number of lines dropped.
+
+    Training lines stay below `step`; held-out scores and samples stay up to and including `step`, whose weights the
+    checkpoint holds; events stay, because they tell what happened to the process. Half-written lines go. The file is
+    replaced atomically, and not touched where nothing is to be dropped. A missing file is left missing.
+    """
+    path = Path(path)
+    if not path.exists():
+        return 0
+    dropped = sum(not _is_kept(line, step) for line in _lines(path))
+    if dropped:
+        with atomic_writer(path) as file:
+            file.writelines(line for line in _lines(path) if _is_kept(line, step))
+    return dropped
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        yield from file
+
+
+def _is_kept(line: bytes, step: int) -> bool:
+    record = _parse(line)
+    if record is None or not line.endswith(b"\n"):
+        return False
+    at, kind = record.get("step"), record.get("kind")
+    if kind == "event" or not isinstance(at, (int, float)):
+        return True
+    return at < step if kind == "train" else at <= step
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Shorten the file to its last newline: only a killed process leaves text after it."""
+    with open(path, "r+b") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)

@@ -1,0 +1,78 @@
+"""The table of metrics: complete, documented, and combined over ranks as it says."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from steep.metrics import EVALUATE_METRICS, METRICS, TRAIN_METRICS, bits_per_byte, combine_ranks, reference_markdown
+
+TRAIN_KEYS = "step loss grad_norm learning_rate tokens_per_second tokens sequences mfu memory_bytes data_wait_seconds step_seconds eta_seconds time"  # noqa: E501
+
+
+def test_the_table_holds_the_agreed_keys() -> None:
+    assert [metric.name for metric in TRAIN_METRICS] == TRAIN_KEYS.split()
+    assert [metric.name for metric in EVALUATE_METRICS] == ["nats_per_token", "perplexity", "bits_per_byte"]
+    assert list(METRICS) == [metric.name for metric in (*TRAIN_METRICS, *EVALUATE_METRICS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("loss", 2.9131, "loss 2.913"),
+        ("loss", 10.8249, "loss 10.82"),
+        ("grad_norm", 1.2142, "grad 1.21"),
+        ("grad_norm", 12.142, "grad 12.1"),
+        ("grad_norm", 99.96, "grad 100"),
+        ("grad_norm", 0.0512, "grad 0.051"),
+        ("grad_norm", 5e-5, "grad 5e-05"),
+        ("grad_norm", 38312.0, "grad 3.8e+04"),
+        ("learning_rate", 4.9e-5, "lr 4.9e-05"),
+        ("tokens_per_second", 812.4, "812 tok/s"),
+        ("tokens_per_second", 0.44, "0.4 tok/s"),
+        ("tokens", 24576, "24.6k tokens"),
+        ("mfu", 0.412, "MFU 41.2%"),
+        ("mfu", None, "MFU –"),
+        ("memory_bytes", 1.9 * 2**30, "1.9 GiB"),
+        ("data_wait_seconds", 0.04, "data 0.0 s"),
+        ("eta_seconds", 80, "ETA 1 min 20 s"),
+        ("loss", math.nan, "loss nan"),
+        ("loss", math.inf, "loss inf"),
+        ("perplexity", 999.999, "perplexity 1,000"),
+    ],
+)
+def test_a_value_is_shown_as_people_read_it(name: str, value: float | None, shown: str) -> None:
+    assert METRICS[name].show(value) == shown
+
+
+def test_ranks_are_combined_as_the_table_says() -> None:
+    assert combine_ranks("loss", [1.5, 1.0]) == 2.5
+    assert combine_ranks("mfu", [0.25, 0.75]) == 0.5
+    assert combine_ranks("memory_bytes", [3, 7, 5]) == 7
+    assert combine_ranks("grad_norm", [1.25, 1.25]) == 1.25
+    assert math.isnan(combine_ranks("grad_norm", [math.nan, math.nan]))
+    with pytest.raises(ValueError, match=r"grad_norm must be the same on every rank, but is 1.0, 2.0"):
+        combine_ranks("grad_norm", [1.0, 2.0])
+
+
+def test_bits_per_byte_of_a_hand_computed_case() -> None:
+    assert bits_per_byte(math.log(2) * 16, text_bytes=8) == pytest.approx(2.0)  # 16 bits for 8 bytes
+
+
+def test_the_reference_page_names_every_metric_with_its_meaning() -> None:
+    page = reference_markdown()
+    for metric in METRICS.values():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{metric.name}` |")]
+        assert row.count("|") == 6
+        assert metric.meaning in row
+
+
+def test_metrics_and_trackers_do_not_import_torch() -> None:
+    code = (
+        "import sys, steep.metrics, steep.trackers.console, steep.trackers.jsonl, steep.trackers.tensorboard, "
+        "steep.core.progress; heavy = {'torch', 'rich', 'matplotlib', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
