@@ -1,0 +1,224 @@
+"""State out of a model and its optimizer by name, and back in, strictly; random number generators too.
+
+Names are the model's own parameter names, those of the Hugging Face checkpoint. What `torch.compile` and activation
+checkpointing put into a name is taken out again, so that a run may be resumed with another choice of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from steep.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from steep.checkpoint.load import Checkpoint
+
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+IMPLEMENTATION_KEYS = ("foreach", "fused", "capturable", "differentiable")
+"""Keys of a parameter group that say how an update is computed, not which: they are the resuming run's own."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """State by name. The tensors are the live ones, not copies."""
+
+    model_tensors: dict[str, Tensor]
+    optimizer_tensors: dict[str, Tensor]
+    """By `<parameter name>.<state key>`, e.g. `model.norm.weight.exp_avg`; number-valued state is in optimizer_state."""
+    optimizer_state: dict[str, Any]
+    """JSON: the optimizer's class, its parameter groups with parameter names, state that is not a tensor."""
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Captured:
+    """The state of `model` and `optimizer` between two steps. Raises CheckpointError for a parameter without a name."""
+    names = _parameter_names(model, optimizer)
+    tensors, values = {}, {}
+    for parameter, state in optimizer.state.items():
+        name = names[parameter]
+        tensors.update({f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)})
+        rest = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+        values.update({name: rest} if rest else {})
+    groups = [_group_to_json(group, names) for group in optimizer.param_groups]
+    document = {"class": type(optimizer).__name__, "param_groups": groups, "state": values}
+    return Captured(capture_model(model), tensors, document)
+
+
+def capture_model(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, tied ones once, as transformers saves them."""
+    tensors = {plain_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+    persistent = model.state_dict(keep_vars=True).keys()
+    for name, buffer in model.named_buffers():
+        if name in persistent:
+            tensors[plain_name(name)] = buffer.detach()
+    return tensors
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what wrappers put into it."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer | None, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's state into `model` and `optimizer`, in place, bit for bit; nothing is changed on an error.
+
+    Raises CheckpointError naming every tensor, shape, dtype, parameter group and setting that differs.
+    Random number generators are not touched: call `restore_rng` after everything that draws from them.
+    """
+    saved = checkpoint.model_tensors()
+    current = capture_model(model)
+    problems = tensor_differences(saved, current)
+    if optimizer is not None:
+        names = _parameter_names(model, optimizer)
+        saved_optimizer = checkpoint.optimizer_tensors()
+        problems += _optimizer_differences(optimizer, names, checkpoint.optimizer_state, set(saved_optimizer))
+    if problems:
+        raise CheckpointError(f"{checkpoint.path} does not fit this run:\n  " + "\n  ".join(problems))
+    with torch.no_grad():
+        for name, tensor in current.items():
+            tensor.copy_(saved[name])
+    if optimizer is not None:
+        _restore_optimizer(optimizer, names, checkpoint.optimizer_state, saved_optimizer)
+
+
+def tensor_differences(saved: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> list[str]:
+    """Which names, shapes and dtypes differ, one line each; at most ten names per kind."""
+    lines = []
+    if missing := [name for name in current if name not in saved]:
+        lines.append(f"in the model but not in the checkpoint: {_listing(missing)}")
+    if unexpected := [name for name in saved if name not in current]:
+        lines.append(f"in the checkpoint but not in the model: {_listing(unexpected)}")
+    for name in (name for name in current if name in saved):
+        was, now = saved[name], current[name]
+        if was.shape != now.shape or was.dtype != now.dtype:
+            lines.append(f"{name}: saved as {_kind(was)}, now {_kind(now)}")
+    return lines[:12] + ([f"... and {len(lines) - 12} more"] if len(lines) > 12 else [])
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _listing(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
+    names: dict[Tensor, str] = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
+    nameless = [p for group in optimizer.param_groups for p in group["params"] if p not in names]
+    if nameless:
+        shapes = ", ".join(str(tuple(parameter.shape)) for parameter in nameless[:5])
+        raise CheckpointError(f"the optimizer updates {len(nameless)} tensors that are not in the model: {shapes}")
+    return names
+
+
+def _group_to_json(group: dict[str, Any], names: dict[Tensor, str]) -> dict[str, Any]:
+    settings = {key: _plain(value) for key, value in group.items() if key != "params"}
+    return {"params": [names[parameter] for parameter in group["params"]], **settings}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON gives it back: tensors as numbers, tuples as lists."""
+    if isinstance(value, Tensor):
+        return value.item()
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _optimizer_differences(
+    optimizer: torch.optim.Optimizer, names: dict[Tensor, str], saved: dict[str, Any], saved_tensors: set[str]
+) -> list[str]:
+    current = [_group_to_json(group, names) for group in optimizer.param_groups]
+    groups = saved["param_groups"]
+    if saved["class"] != type(optimizer).__name__:
+        return [f"optimizer: saved from {saved['class']}, now {type(optimizer).__name__}"]
+    if len(groups) != len(current):
+        return [f"optimizer: {len(groups)} parameter groups saved, now {len(current)}"]
+    lines = [line for i, pair in enumerate(zip(groups, current, strict=True)) for line in _group_differences(i, *pair)]
+    known = {name for group in current for name in group["params"]}
+    unknown = sorted(name for name in saved_tensors if name.rpartition(".")[0] not in known)
+    return lines + ([f"optimizer: state of tensors that it does not update: {_listing(unknown)}"] if unknown else [])
+
+
+def _group_differences(number: int, saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    lines = []
+    if saved["params"] != current["params"]:
+        moved = sorted(set(saved["params"]) ^ set(current["params"])) or ["the same tensors in another order"]
+        lines.append(f"optimizer group {number} holds other tensors: {_listing(moved)}")
+    settings = sorted((saved.keys() | current.keys()) - {"params", "lr", *IMPLEMENTATION_KEYS})
+    changed = [key for key in settings if saved.get(key) != current.get(key)]
+    return lines + [f"optimizer group {number}: {k} was {saved.get(k)!r}, is now {current.get(k)!r}" for k in changed]
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: dict[Tensor, str], saved: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Not through `load_state_dict`, which casts fp32 state to the dtype of a bf16 parameter."""
+    by_name: dict[str, dict[str, Any]] = {name: dict(values) for name, values in saved["state"].items()}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        by_name.setdefault(name, {})[key] = tensor
+    optimizer.state.clear()
+    for group, was in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        _restore_rate(group, was)
+        on_device = bool(group.get("fused") or group.get("capturable"))
+        for parameter in group["params"]:
+            if names[parameter] in by_name:
+                state = by_name[names[parameter]]
+                optimizer.state[parameter] = {k: _placed(k, v, parameter, on_device) for k, v in state.items()}
+
+
+def _restore_rate(group: dict[str, Any], was: dict[str, Any]) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(was["lr"])
+    else:
+        group["lr"] = was["lr"]
+
+
+def _placed(key: str, value: Any, parameter: Tensor, steps_on_device: bool) -> Any:
+    """A copy in memory of its own (the saved tensor is a view of the file), where torch.optim expects it."""
+    if not isinstance(value, Tensor):
+        return value
+    device = parameter.device if key != "step" or steps_on_device else torch.device("cpu")
+    return torch.empty(value.shape, dtype=value.dtype, device=device).copy_(value)
+
+
+def capture_rng() -> dict[str, Any]:
+    """The state of every generator that training can draw from, as JSON: torch, CUDA devices, python, numpy."""
+    import numpy as np
+
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "cuda": [state.numpy().tobytes().hex() for state in cuda],
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],  # type: ignore[arg-type]
+    }
+
+
+def restore_rng(saved: Mapping[str, Any]) -> None:
+    """Set every generator to what `capture_rng` saw. Raises CheckpointError if `saved` is nothing it wrote."""
+    import numpy as np
+
+    try:
+        version, words, gauss = saved["python"]
+        name, keys, position, has_gauss, cached = saved["numpy"]
+        random.setstate((version, tuple(words), gauss))
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+        torch.set_rng_state(_state_tensor(saved["torch"]))
+        if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([_state_tensor(state) for state in saved["cuda"]])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"rng: the saved state of the random number generators is unusable ({error})") from error
+
+
+def _state_tensor(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8).clone()

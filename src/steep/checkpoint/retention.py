@@ -1,0 +1,116 @@
+"""Which checkpoints are kept, and how others go: never the one that LATEST names, by step, never by file time. No torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from steep.checkpoint.manifest import Manifest, file_problems, read_manifest, step_of_name
+from steep.core.errors import CheckpointError
+from steep.core.files import TEMPORARY_PREFIX, remove_leftovers, sync_directory, write_text
+
+LATEST = "LATEST"
+_REPLACED = "replaced-"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A whole checkpoint that is a candidate for keeping."""
+
+    path: Path
+    manifest: Manifest
+
+
+def write_latest(checkpoints: Path, name: str) -> None:
+    """Let LATEST name the checkpoint `name`, atomically."""
+    write_text(checkpoints / LATEST, name + "\n")
+
+
+def read_latest(checkpoints: Path) -> str | None:
+    """The name in LATEST; None if there is none or it is not the name of a checkpoint."""
+    try:
+        name = (checkpoints / LATEST).read_bytes()[:200].decode("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return name if step_of_name(name) is not None else None
+
+
+def checkpoint_folders(checkpoints: Path) -> list[Path]:
+    """Folders named like checkpoints, highest step first, whether valid or not."""
+    try:
+        found = [path for path in checkpoints.iterdir() if step_of_name(path.name) is not None and path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found, key=lambda path: (step_of_name(path.name), path.name), reverse=True)
+
+
+def whole_checkpoints(checkpoints: Path) -> list[Kept]:
+    """Checkpoints with a valid manifest and files of the right sizes (checksums are not read), highest step first."""
+    whole = []
+    for path in checkpoint_folders(checkpoints):
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError:  # not a checkpoint that can be resumed from: it neither counts nor is deleted
+            continue
+        if not file_problems(path, manifest, checksums=False):
+            whole.append(Kept(path, manifest))
+    return sorted(whole, key=lambda kept: kept.manifest.step, reverse=True)
+
+
+def apply_retention(checkpoints: Path, keep_last: int, keep_best: bool = True) -> list[Path]:
+    """Delete all but the newest `keep_last`, the one with the lowest score, and the one LATEST names.
+
+    Checkpoints of a later step than LATEST's (left by a run that was resumed from before them) are neither counted nor
+    deleted, nor are folders without a valid manifest. Returns what was deleted. Raises OSError.
+    """
+    latest = read_latest(checkpoints)
+    found = whole_checkpoints(checkpoints)
+    limit = next((kept.manifest.step for kept in found if kept.path.name == latest), None)
+    candidates = [kept for kept in found if limit is None or kept.manifest.step <= limit]
+    keep = {kept.path for kept in candidates[:keep_last]} | {checkpoints / latest if latest else checkpoints}
+    scored = [kept for kept in candidates if kept.manifest.score is not None]
+    if keep_best and scored:
+        keep.add(min(scored, key=lambda kept: (kept.manifest.score, -kept.manifest.step)).path)
+    gone = [kept.path for kept in candidates if kept.path not in keep]
+    for path in gone:
+        delete_checkpoint(path)
+    return gone
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Delete a checkpoint so that it is gone at once: renamed to a temporary name, then its files are removed."""
+    doomed = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-deleted-{path.name}")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    os.rename(path, doomed)
+    sync_directory(path.parent)
+    shutil.rmtree(doomed)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Rename a finished checkpoint into place, replacing one of the same name that an earlier run left.
+
+    A folder cannot be replaced in one rename; killed between the two, `collect_leftovers` puts the old one back.
+    """
+    replaced = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{_REPLACED}{final.name}")
+    had_one = final.exists()
+    if had_one:
+        os.rename(final, replaced)
+    os.rename(temporary, final)
+    sync_directory(final.parent)
+    if had_one:
+        shutil.rmtree(replaced)
+
+
+def collect_leftovers(checkpoints: Path) -> list[str]:
+    """Remove what killed saves left behind. Only for the process that holds the run's lock. Returns messages."""
+    messages = []
+    for path in sorted(checkpoints.glob(f"{TEMPORARY_PREFIX}*-{_REPLACED}*")):
+        final = checkpoints / path.name.rpartition(_REPLACED)[2]
+        if step_of_name(final.name) is not None and not final.exists():
+            os.rename(path, final)
+            messages.append(f"put back {final.name}, which an interrupted save was replacing")
+    gone = remove_leftovers(checkpoints) if checkpoints.is_dir() else []
+    return messages + [f"removed {path.name}, left by an interrupted save" for path in gone]

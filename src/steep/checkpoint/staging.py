@@ -1,0 +1,69 @@
+"""Copying state to host memory, the only part of a save that training waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 64  # bytes: a cache line
+Key = TypeVar("Key", bound=Hashable)
+
+
+class HostStaging(Generic[Key]):
+    """One block of host memory that every save of a run is copied into.
+
+    Fresh memory costs a page fault per 4 KiB, about as much as the copy itself, so the block is kept between saves and
+    allocated anew only if the state's layout changes. Pinned where tensors are on CUDA: then the copies run behind the
+    caller's back, on the current stream, before any later kernel of that stream can change the state.
+    Weakness: holds one copy of the state for the whole run; pinned blocks are rounded up to a power of two by torch.
+    """
+
+    def __init__(self) -> None:
+        self._layout: tuple[object, ...] | None = None
+        self._views: dict[Key, Tensor] = {}
+        self._events: list[torch.cuda.Event] = []
+
+    def copy(self, tensors: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+        """Copies of `tensors` in host memory, valid until the next call. Call `wait` before reading them."""
+        layout = tuple((name, tensor.dtype, tensor.shape, tensor.device) for name, tensor in tensors.items())
+        if layout != self._layout:
+            self._views = {}  # the old block is freed before the new one is taken
+            self._views, self._layout = _allocate(tensors), layout
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self._views[name].copy_(tensor, non_blocking=tensor.is_cuda)
+        self._events = [_record(device) for device in _cuda_devices(tensors)]
+        return dict(self._views)
+
+    def wait(self) -> None:
+        """Return when the copies from CUDA devices have arrived. Releases the interpreter lock."""
+        for event in self._events:
+            event.synchronize()
+        self._events = []
+
+
+def _allocate(tensors: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    offsets, total = {}, 0
+    for name, tensor in tensors.items():
+        offsets[name] = total
+        total += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+    block = torch.empty(total, dtype=torch.uint8, pin_memory=bool(_cuda_devices(tensors)))
+    return {name: _view(block, offsets[name], tensor) for name, tensor in tensors.items()}
+
+
+def _view(block: Tensor, offset: int, tensor: Tensor) -> Tensor:
+    size = tensor.numel() * tensor.element_size()
+    return block[offset : offset + size].view(tensor.dtype).view(tensor.shape)
+
+
+def _cuda_devices(tensors: Mapping[Key, Tensor]) -> list[torch.device]:
+    return sorted({tensor.device for tensor in tensors.values() if tensor.is_cuda}, key=str)
+
+
+def _record(device: torch.device) -> torch.cuda.Event:
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
