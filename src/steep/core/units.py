@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
@@ -24,7 +25,7 @@ def parse_count(value: int | float | str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"{value!r} is not a count; write it like 2000, 500M or 2B")
     number = _parse(value, COUNT_UNITS, "a count", "2000, 500M or 2B") if isinstance(value, str) else value
-    if number != int(number):
+    if not math.isfinite(number) or number != int(number):
         raise ValueError(f"{value!r} is not a whole number")
     return int(number)
 

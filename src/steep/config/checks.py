@@ -1,0 +1,233 @@
+"""Checks that no section can make alone: between sections, and of files that the configuration names.
+
+Each check is a function from the configuration to problems; add one by writing it and naming it in CROSS_CHECKS or
+DISK_CHECKS. Checks must be cheap (a few file-system calls) and must not import torch.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from steep.config.problems import Problem, list_of, shown
+from steep.config.run import RunConfig
+from steep.config.structure import Location
+from steep.core.section import Target
+
+_REMOTE = re.compile(r"[a-z0-9]{2,}://", re.IGNORECASE)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+# --- between sections -----------------------------------------------------------------------------------------------
+
+
+def warmup_fits(config: RunConfig) -> Iterator[Problem]:
+    """The warmup must end before the run does."""
+    warmup, steps = config.schedule.warmup_steps, config.train.steps
+    if warmup is not None and steps is not None and warmup >= steps:
+        yield Problem(
+            ("schedule", "warmup_steps"),
+            f"{warmup} is not below train.steps = {steps}: the learning rate would never reach its peak; "
+            f"{max(1, steps // 100)} (1 %) to {max(1, steps // 10)} (10 %) is usual",
+        )
+
+
+def samples_have_prompts(config: RunConfig) -> Iterator[Problem]:
+    """Samples need something to continue."""
+    if config.evaluate.sample_every_steps is not None and not config.evaluate.prompts:
+        yield Problem(
+            ("evaluate", "sample_every_steps"),
+            "there are no evaluate.prompts to continue; add some, as in prompts: ['The manual says']",
+        )
+
+
+def evaluation_has_text(config: RunConfig) -> Iterator[Problem]:
+    """Scoring every n steps needs a validation text."""
+    if config.evaluate.every_steps is not None and not config.data.validation:
+        yield Problem(
+            ("evaluate", "every_steps"),
+            "there is no text to score; name one, as in data.validation: {domain: {share: 0.01}} "
+            "(holds out a hundredth of the training documents) or {domain: {path: held_out.jsonl}}",
+        )
+
+
+def source_names_differ(config: RunConfig) -> Iterator[Problem]:
+    """Reports tell sources apart by name."""
+    named = Counter(source.name for source in config.data.train if source.name is not None)
+    for position, source in enumerate(config.data.train):
+        if source.name is not None and named[source.name] > 1:
+            yield Problem(
+                ("data", "train", position, "name"),
+                f"{named[source.name]} sources are called {source.name!r}",
+            )
+
+
+def plugins_exist(config: RunConfig) -> Iterator[Problem]:
+    """An optimizer or tracker is a file in its folder with a function `build`."""
+    if not isinstance(config.optimizer, Target):
+        yield from _known_plugin("steep.optim", ("optimizer", "name"), config.optimizer.name)
+    for position, tracker in enumerate(config.trackers):
+        if not isinstance(tracker, Target):
+            yield from _known_plugin("steep.trackers", ("trackers", position, "name"), tracker.name)
+
+
+def _known_plugin(package: str, location: Location, name: str) -> Iterator[Problem]:
+    names = _files_with_build(package)
+    if names and name not in names:
+        near = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        there = f"There are: {list_of(names)}. Any other can be named with _target_"
+        yield Problem(location, f"there is no {name!r}{hint} {there}")
+
+
+def _files_with_build(package: str) -> list[str]:
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations or []) if spec else []
+    files = [path for folder in folders for path in Path(folder).glob("[a-z]*.py")]
+    return sorted(
+        path.stem for path in files if re.search(r"^def build\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+
+
+CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
+    warmup_fits,
+    samples_have_prompts,
+    evaluation_has_text,
+    source_names_differ,
+    plugins_exist,
+)
+
+
+# --- on disk (from the plain data: what is wrong elsewhere must not hide these) ---------------------------------------
+
+
+def data_paths_exist(data: Any) -> Iterator[Problem]:
+    """Every path of a training or validation source leads to something."""
+    section = data.get("data") if isinstance(data, dict) else None
+    if not isinstance(section, dict):
+        return
+    train, validation = section.get("train"), section.get("validation")
+    sources: list[tuple[Location, Any]] = []
+    if isinstance(train, list):
+        sources += [(("data", "train", position), source) for position, source in enumerate(train)]
+    if isinstance(validation, dict):
+        sources += [(("data", "validation", name), source) for name, source in validation.items()]
+    for location, source in sources:
+        path = source.get("path") if isinstance(source, dict) else None
+        if isinstance(path, str):
+            yield from _leads_somewhere(path, (*location, "path"))
+        for position, item in enumerate(path if isinstance(path, list) else []):
+            if isinstance(item, str):
+                yield from _leads_somewhere(item, (*location, "path", position))
+
+
+def _leads_somewhere(path: str, location: Location) -> Iterator[Problem]:
+    if _REMOTE.match(path):
+        yield Problem(location, f"{shown(path)} is remote; steep reads local files: download it and give its path")
+        return
+    expanded = os.path.expanduser(path)
+    if os.path.exists(expanded) or os.path.exists(expanded + ".bin") or os.path.exists(expanded + ".idx"):
+        return
+    if glob.has_magic(expanded):
+        if next(glob.iglob(expanded, recursive=True), None) is None:
+            yield Problem(location, f"{path!r} matches no file{_what_is_there(expanded)}")
+        return
+    yield Problem(location, f"{path!r} does not exist{nearest_path(expanded)}")
+
+
+def _what_is_there(pattern: str) -> str:
+    """What the folder before the first wildcard holds, by kind of file."""
+    parts = Path(pattern).parts
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    if not fixed.is_dir():
+        return f": the folder {str(fixed)!r} does not exist{nearest_path(str(fixed))}"
+    names = _entries(fixed)
+    kinds = Counter(Path(name).suffix or "entries without a suffix" for name in names)
+    if not kinds:
+        return f": the folder {str(fixed)!r} is empty"
+    holds = list_of([f"{kind} ({count})" for kind, count in kinds.most_common(4)])
+    return f"; {str(fixed)!r} holds {holds}, for example {min(names)!r}"
+
+
+def nearest_path(path: str) -> str:
+    """The second half of 'does not exist': the nearest name that does, or the folder from which it is missing."""
+    wanted = Path(path)
+    parent = wanted.parent
+    while not parent.is_dir() and parent != parent.parent:
+        wanted, parent = parent, parent.parent
+    near = get_close_matches(wanted.name, _entries(parent), n=1, cutoff=0.6)
+    if near:
+        rest = Path(path).parts[len(wanted.parts) :]
+        return f"; did you mean {str(parent / near[0] / Path(*rest)) if rest else str(parent / near[0])!r}?"
+    if "$" in path:
+        return "; environment variables are not expanded in a configuration"
+    place = "the current directory " + os.getcwd() if str(parent) == "." else repr(str(parent))
+    return f"; there is no {wanted.name!r} in {place}"
+
+
+def _entries(folder: Path, limit: int = 20_000) -> list[str]:
+    names: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                names.append(entry.name)
+                if len(names) >= limit:
+                    break
+    except PermissionError:
+        return []
+    return names
+
+
+def model_files_exist(data: Any) -> Iterator[Problem]:
+    """A model or tokenizer that is written as a path exists; anything else has the form of a hub id."""
+    for location in (("model", "pretrained"), ("model", "config"), ("tokenizer", "pretrained")):
+        section = data.get(location[0]) if isinstance(data, dict) else None
+        reference = section.get(location[1]) if isinstance(section, dict) and "_target_" not in section else None
+        if isinstance(reference, str):
+            yield from _model_reference(reference, location)
+
+
+def _model_reference(reference: str, location: Location) -> Iterator[Problem]:
+    expanded = os.path.expanduser(reference)
+    if os.path.exists(expanded):
+        return
+    if reference.startswith((".", "/", "~")) or reference.lower().endswith((".gguf", ".json", ".safetensors")):
+        yield Problem(location, f"{reference!r} does not exist{nearest_path(expanded)}")
+    elif not _HUB_ID.fullmatch(reference):
+        yield Problem(
+            location,
+            f"{shown(reference)} is neither a path that exists{nearest_path(expanded)} "
+            "nor a hub id such as HuggingFaceTB/SmolLM2-135M",
+        )
+
+
+def target_files_exist(data: Any) -> Iterator[Problem]:
+    """The file of `_target_: ./file.py:object` exists."""
+    for location, written in _target_texts(data, ()):
+        file, colon, _ = written.rpartition(":")
+        if colon and file.endswith(".py") and not os.path.isfile(os.path.expanduser(file)):
+            yield Problem(
+                (*location, "_target_"), f"the file {file!r} does not exist{nearest_path(os.path.expanduser(file))}"
+            )
+
+
+def _target_texts(value: Any, location: Location) -> Iterator[tuple[Location, str]]:
+    if isinstance(value, dict):
+        if isinstance(value.get("_target_"), str):
+            yield location, value["_target_"]
+        for key, item in value.items():
+            yield from _target_texts(item, (*location, key))
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            yield from _target_texts(item, (*location, position))
+
+
+DISK_CHECKS: tuple[Callable[[Any], Iterator[Problem]], ...] = (data_paths_exist, model_files_exist, target_files_exist)

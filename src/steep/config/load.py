@@ -1,0 +1,312 @@
+"""A file and a command line -> RunConfig, or one error that lists every mistake.
+
+Precedence: defaults < file < command line. Checked here, in under half a second and without torch: keys, types,
+limits, combinations inside and between sections, and files that the configuration names. Signatures of `_target_`
+callables are checked by `targets.check`, since that imports them.
+Main choice: mistakes are collected, not raised one by one; after the first validation the wrong keys are taken out
+(or put under the name they probably meant) and the rest is validated again, so that one typing error hides nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from steep.config.checks import CROSS_CHECKS, DISK_CHECKS, nearest_path
+from steep.config.overrides import BadOverride, Override, apply_override, parse_overrides
+from steep.config.problems import ConfigProblems, Problem, problems_of, suggest_key, with_places, wrong_type
+from steep.config.redact import redact
+from steep.config.run import RunConfig
+from steep.config.structure import (
+    Location,
+    allows_null,
+    field_at,
+    is_component,
+    members,
+    section_of,
+    type_at,
+)
+from steep.config.yaml_file import MAX_BYTES, Dumper, YamlText, parse_yaml
+from steep.core.files import write_text
+
+__all__ = ["load_run_config", "redact", "write_config"]
+
+
+def load_run_config(
+    path: Union[str, os.PathLike[str], None] = None,
+    overrides: Sequence[str] = (),
+    mapping: Optional[Mapping[str, Any]] = None,
+) -> RunConfig:
+    """Read, check and assemble the configuration of a run.
+
+    path: a YAML (or JSON) file; `mapping`: the same as plain values, for notebooks; give at most one of them.
+    overrides: what the command line holds, such as `["--optimizer.learning_rate", "3e-4", "--train.compile"]`.
+    Raises ConfigProblems (a ConfigError) listing all mistakes, each with file and line or with the override.
+    Relative paths in the configuration are relative to the current directory.
+    """
+    if path is not None and mapping is not None:
+        raise TypeError("load_run_config takes a path or a mapping, not both")
+    text = _read_file(Path(path)) if path is not None else YamlText(_plain(mapping or {}))
+    draft = _Draft(text, str(path) if path is not None else "")
+    draft.override(overrides)
+    return draft.finish()
+
+
+def write_config(config: RunConfig, path: Union[str, os.PathLike[str]]) -> None:
+    """Write the resolved configuration as YAML, secrets masked, atomically. Loading it gives an equal RunConfig."""
+    head = "# The configuration of this run with every default written out. Secrets are masked.\n"
+    write_text(path, head + dump_yaml(redact(config.to_mapping())))
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain values as YAML that this module and stock YAML parsers read alike."""
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read_file(path: Path) -> YamlText:
+    """The file's YAML. Raises ConfigProblems for what makes every further check pointless."""
+    if path.is_dir():
+        inside = sorted(file.name for pattern in ("*.yaml", "*.yml") for file in path.glob(pattern))
+        hint = f"; it holds {', '.join(inside[:5])}" if inside else ""
+        raise ConfigProblems([f"{path}: is a folder; a configuration is a YAML file{hint}"])
+    if not path.exists():
+        raise ConfigProblems([f"{path}: does not exist{_nearest_file(path)}"])
+    try:
+        content = _read_limited(path)
+    except OSError as error:
+        raise ConfigProblems([f"{path}: cannot be read: {error.strerror}"]) from error
+    text = parse_yaml(_decode(content, path))
+    syntax = [f"{path}:{line}: {message}" for line, location, message in text.problems if location == ()]
+    if syntax:
+        raise ConfigProblems(syntax, origin=str(path))
+    if text.data is None:
+        raise ConfigProblems([f"{path}:1: is empty; the least a run needs is a model and data, for example\n"
+                              "    model: {pretrained: HuggingFaceTB/SmolLM2-135M}\n"
+                              "    data: {train: [{path: corpus/*.jsonl}]}"])  # fmt: skip
+    if not isinstance(text.data, dict):
+        found = "a list" if isinstance(text.data, list) else f"the text {text.data!r:.60}"
+        raise ConfigProblems([f"{path}:1: holds {found}; a configuration holds sections: a name, a colon, a space and its keys, "
+                              "such as `model: {pretrained: HuggingFaceTB/SmolLM2-135M}`"])  # fmt: skip
+    return text
+
+
+def _nearest_file(path: Path) -> str:
+    for suffix in (".yaml", ".yml"):
+        if Path(f"{path}{suffix}").is_file():
+            return f"; did you mean '{path}{suffix}'?"
+    return nearest_path(str(path))
+
+
+def _read_limited(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ConfigProblems(
+            [f"{path}: is larger than {MAX_BYTES // 10**6} MB, so it is no configuration; is it a data file?"]
+        )
+    return content
+
+
+def _decode(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        wrong = content[error.start]
+        raise ConfigProblems(
+            [f"{path}:{line}: is not UTF-8: byte 0x{wrong:02X} at position {error.start}; save the file as UTF-8"]
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Notebook values as the file would give them: sections and targets as mappings, paths as text, tuples as lists."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Draft:
+    """The configuration while it is put together: its data, where each key came from, and the problems so far."""
+
+    text: YamlText
+    file: str
+    applied: list[Override] = field(default_factory=list)
+    bad: list[BadOverride] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.data: dict[str, Any] = copy.deepcopy(self.text.data)
+        self.problems += [Problem(location, message) for _, location, message in self.text.problems]
+
+    def override(self, arguments: Sequence[str]) -> None:
+        overrides, self.bad = parse_overrides(arguments)
+        for override in overrides:
+            problem = apply_override(self.data, override)
+            if problem is None:
+                self.applied.append(override)
+            else:
+                self.bad.append(BadOverride(override.text, problem))
+
+    def finish(self) -> RunConfig:
+        """Validate. Raises ConfigProblems if anything is wrong."""
+        self.data = _without_empty_sections(self.data)
+        config = self.collect()
+        if config is None or self.problems or self.bad:
+            raise ConfigProblems(self.lines(), self.problems, self.file or "the configuration")
+        return config
+
+    def collect(self) -> Optional[RunConfig]:
+        """All problems, from every check that can still be made. Returns the configuration, mended where need be."""
+        for check in DISK_CHECKS:
+            self.add(check(self.data))
+        coerced = list(_silently_coerced(self.data, ()))
+        self.add(coerced)
+        mended, changed = copy.deepcopy(self.data), {problem.location for problem in coerced}
+        for location in changed:
+            _take_out(mended, location)
+        config = None
+        for _ in range(4):
+            try:
+                config = RunConfig.model_validate(mended)
+                break
+            except ValidationError as error:
+                errors = error.errors(include_url=False)  # type: ignore[arg-type]
+            found = problems_of(errors, mended, self.text.written)  # type: ignore[arg-type]
+            self.add(problem for problem in found if not _is_consequence(problem, changed))
+            changed |= _mend(mended, [problem.location for problem in found])
+        if config is not None:
+            for check in CROSS_CHECKS:
+                self.add(problem for problem in check(config) if not _is_consequence(problem, changed))
+        return config
+
+    def add(self, problems: Any) -> None:
+        known = {problem.location for problem in self.problems}
+        self.problems += [problem for problem in problems if problem.location not in known]
+
+    # --- where things came from ---
+
+    def lines(self) -> list[str]:
+        lines = [f"{bad.text}: {bad.problem.message}" for bad in self.bad]
+        return with_places([self.explain_bare(problem) for problem in self.problems], self.place_of) + lines
+
+    def explain_bare(self, problem: Problem) -> Problem:
+        """`--optimizer.learning_rate` at the end of a line is true; what went wrong is that its value is missing."""
+        for override in self.applied:
+            if override.bare and override.location == problem.location and field_at(problem.location) is not None:
+                return Problem(problem.location, f"has no value; without one it means true. {problem.message}")
+        return problem
+
+    def place_of(self, location: Location, exactly: bool) -> tuple[tuple[Any, ...], str]:
+        """(sort key, prefix) of the nearest place that gave `location`; no prefix if nothing gave it exactly."""
+        for size in range(len(location), -1, -1):
+            for position in reversed(range(len(self.applied))):
+                if self.applied[position].location == location[:size] and size:
+                    return (1, position), f"{_short(self.applied[position].text)}: "
+            if location[:size] in self.text.lines:
+                line = self.text.lines[location[:size]]
+                return (0, line), f"{self.file}:{line}: "
+            if exactly:
+                return (2,), ""
+        return (0, 0) if self.file else (2,), f"{self.file}: " if self.file else ""
+
+
+def _short(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _is_consequence(problem: Problem, changed: set[Location]) -> bool:
+    """Whether a problem may only be there because a wrong key was taken out."""
+    if problem.location in changed:
+        return True
+    if problem.mentions:
+        return any((*problem.location, name) in changed for name in problem.mentions)
+    is_section = section_of(type_at(problem.location)) is not None
+    return is_section and any(location[: len(problem.location)] == problem.location for location in changed)
+
+
+def _mend(data: Any, locations: list[Location]) -> set[Location]:
+    """Take wrong keys out of `data`; a misspelt key of the same section is put under its right name instead.
+
+    Returns the locations whose absence may have consequences.
+    """
+    changed: set[Location] = set()
+    for location in locations:
+        found, value = _take_out(data, location)
+        changed.add(location)
+        if not found or field_at(location) is not None:
+            continue
+        suggestion = suggest_key(location) if isinstance(location[-1], str) else None
+        if suggestion and suggestion.location[:-1] != location[:-1]:
+            changed.add(suggestion.location)
+        elif suggestion and _put_in(data, suggestion.location, value):
+            changed.discard(location)
+    return changed
+
+
+def _take_out(data: Any, location: Location) -> tuple[bool, Any]:
+    """Remove a key; a list's entry is kept as its place holder, since the others' positions must not move."""
+    if not location:
+        return False, None
+    try:
+        for part in location[:-1]:
+            data = data[part]
+        if isinstance(data, dict) and location[-1] in data:
+            return True, data.pop(location[-1])
+    except (KeyError, IndexError, TypeError):
+        return False, None
+    return False, None
+
+
+def _put_in(data: Any, location: Location, value: Any) -> bool:
+    for part in location[:-1]:
+        data = data[part]
+    if not isinstance(data, dict) or location[-1] in data:
+        return False
+    data[location[-1]] = value
+    return True
+
+
+def _without_empty_sections(data: dict[str, Any]) -> dict[str, Any]:
+    """`schedule:` with nothing under it (all of it commented out) is the section with its defaults."""
+    filled = dict(data)
+    for name, value in data.items():
+        known = RunConfig.model_fields.get(name)
+        if value is None and known is not None and section_of(known.annotation) and not allows_null(known.annotation):
+            filled[name] = {}
+    return filled
+
+
+def _silently_coerced(value: Any, location: Location) -> Iterator[Problem]:
+    """What pydantic would take without a word: true as the number 1, and numbers that are not finite."""
+    annotation = type_at(location)
+    if annotation is None or (isinstance(value, dict) and "_target_" in value and is_component(annotation)):
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _silently_coerced(item, (*location, key))
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            yield from _silently_coerced(item, (*location, position))
+    elif isinstance(value, bool) and bool not in members(annotation) and {int, float} & set(members(annotation)):
+        yield wrong_type(location, value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Problem(location, f"{value} is not a finite number")

@@ -1,0 +1,442 @@
+"""Mistakes in a configuration, in words for the person who made them: one line each, all of them at once.
+
+In: pydantic's errors and the data they are about. Out: `Problem`s, which say where, what was given, what is needed
+and which key was probably meant; and the ConfigError that lists them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Optional
+
+from steep.config.redact import redact
+from steep.config.structure import (
+    Location,
+    all_keys,
+    bounds,
+    choices,
+    dotted,
+    field_at,
+    in_words,
+    number_kind,
+    section_of,
+    strip_tags,
+    type_at,
+)
+from steep.core.errors import ConfigError
+from steep.core.units import parse_count
+
+_IS_NEEDED = "is needed and not given"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake. `location` is the key it is about; () for the file as a whole."""
+
+    location: Location
+    message: str
+    mentions: tuple[str, ...] = ()
+    """Keys inside `location` that the message is about: the first that was given decides the line."""
+
+
+class ConfigProblems(ConfigError):
+    """A configuration with mistakes. `problems` holds them with their locations, the text lists them with lines."""
+
+    def __init__(self, lines: Sequence[str], problems: Sequence[Problem] = (), origin: str = "the configuration"):
+        self.problems = tuple(problems)
+        self.lines = tuple(lines)
+        head = f"{len(lines)} problems in {origin}:\n  " if len(lines) > 1 else ""
+        super().__init__(head + "\n  ".join(lines))
+
+
+# What the same thing is called elsewhere: (key here, remark). No key: the remark says what to do instead.
+SYNONYMS: dict[str, tuple[str, str]] = {
+    "lr": ("optimizer.learning_rate", ""),
+    "max_lr": ("optimizer.learning_rate", ""),
+    "peak_lr": ("optimizer.learning_rate", ""),
+    "min_lr": ("schedule.final_ratio", "a share of the peak, not a rate"),
+    "min_learning_rate": ("schedule.final_ratio", "a share of the peak, not a rate"),
+    "min_lr_ratio": ("schedule.final_ratio", ""),
+    "wd": ("optimizer.weight_decay", ""),
+    "beta1": ("optimizer.betas", "a list of two numbers"),
+    "beta2": ("optimizer.betas", "a list of two numbers"),
+    "adam_beta1": ("optimizer.betas", "a list of two numbers"),
+    "adam_beta2": ("optimizer.betas", "a list of two numbers"),
+    "adam_epsilon": ("optimizer.eps", ""),
+    "epsilon": ("optimizer.eps", ""),
+    "optim": ("optimizer.name", ""),
+    "scheduler": ("schedule.name", ""),
+    "lr_scheduler": ("schedule.name", ""),
+    "lr_scheduler_type": ("schedule.name", ""),
+    "warmup": ("schedule.warmup_steps", ""),
+    "warmup_iters": ("schedule.warmup_steps", ""),
+    "lr_warmup_steps": ("schedule.warmup_steps", ""),
+    "warmup_fraction": ("schedule.warmup_ratio", ""),
+    "batch_size": ("train.global_batch_size", "sequences per optimizer step"),
+    "train_batch_size": ("train.global_batch_size", "sequences per optimizer step"),
+    "gbs": ("train.global_batch_size", "sequences per optimizer step"),
+    "mbs": ("train.micro_batch_size", "sequences per forward pass"),
+    "local_batch_size": ("train.micro_batch_size", "sequences per forward pass"),
+    "device_batch_size": ("train.micro_batch_size", "sequences per forward pass"),
+    "per_device_train_batch_size": ("train.micro_batch_size", "sequences per forward pass"),
+    "per_device_eval_batch_size": ("evaluate.batch_size", ""),
+    "gradient_accumulation_steps": (
+        "train.global_batch_size",
+        "accumulation follows from it: global_batch_size / micro_batch_size, per rank",
+    ),
+    "grad_accum_steps": (
+        "train.global_batch_size",
+        "accumulation follows from it: global_batch_size / micro_batch_size, per rank",
+    ),
+    "seq_len": ("data.sequence_length", ""),
+    "seq_length": ("data.sequence_length", ""),
+    "max_seq_length": ("data.sequence_length", ""),
+    "max_seq_len": ("data.sequence_length", ""),
+    "max_length": ("data.sequence_length", ""),
+    "cutoff_len": ("data.sequence_length", ""),
+    "block_size": ("data.sequence_length", ""),
+    "context_length": ("data.sequence_length", ""),
+    "max_steps": ("train.steps", ""),
+    "num_steps": ("train.steps", ""),
+    "max_iters": ("train.steps", ""),
+    "train_iters": ("train.steps", ""),
+    "total_steps": ("train.steps", ""),
+    "num_epochs": ("train.epochs", ""),
+    "max_epochs": ("train.epochs", ""),
+    "num_train_epochs": ("train.epochs", ""),
+    "max_tokens": ("train.tokens", ""),
+    "num_tokens": ("train.tokens", ""),
+    "max_train_tokens": ("train.tokens", ""),
+    "grad_clip": ("train.max_grad_norm", ""),
+    "clip_grad": ("train.max_grad_norm", ""),
+    "gradient_clipping": ("train.max_grad_norm", ""),
+    "gradient_clip_val": ("train.max_grad_norm", ""),
+    "dtype": ("train.precision", ""),
+    "torch_dtype": ("train.precision", ""),
+    "bf16": ("train.precision", "mixed_bf16 or bf16"),
+    "fp16": ("train.precision", "mixed_bf16, bf16 or fp32"),
+    "mixed_precision": ("train.precision", ""),
+    "torch_compile": ("train.compile", ""),
+    "gradient_checkpointing": ("train.activation_checkpointing", ""),
+    "activation_checkpoint": ("train.activation_checkpointing", ""),
+    "recompute": ("train.activation_checkpointing", ""),
+    "model_name_or_path": ("model.pretrained", ""),
+    "pretrained_model_name_or_path": ("model.pretrained", ""),
+    "model_name": ("model.pretrained", ""),
+    "init_from": ("model.pretrained", ""),
+    "attn_implementation": ("model.attention", ""),
+    "flash_attn": ("model.attention", ""),
+    "tokenizer_name_or_path": ("tokenizer.pretrained", ""),
+    "tokenizer_name": ("tokenizer.pretrained", ""),
+    "add_bos": ("tokenizer.prepend_bos", ""),
+    "add_eos": ("tokenizer.append_eos", ""),
+    "dataset": ("data.train", "a list of sources, each with a path"),
+    "datasets": ("data.train", "a list of sources, each with a path"),
+    "train_file": ("data.train", "a list of sources, each with a path"),
+    "validation_file": ("data.validation", "held-out texts by name, each with a path"),
+    "data_path": ("data.train", "a list of sources, each with a path"),
+    "val": ("data.validation", "held-out texts by name, each with a path"),
+    "valid": ("data.validation", "held-out texts by name, each with a path"),
+    "val_size": ("data.validation", "{domain: {share: 0.01}} holds out a hundredth"),
+    "files": ("data.train.0.path", ""),
+    "file": ("data.train.0.path", ""),
+    "text_column": ("data.train.0.text_key", ""),
+    "text_field": ("data.train.0.text_key", ""),
+    "packing_strategy": ("data.packing", ""),
+    "num_workers": ("data.prepare.workers", ""),
+    "num_proc": ("data.prepare.workers", ""),
+    "preprocessing_num_workers": ("data.prepare.workers", ""),
+    "save_steps": ("checkpoint.every_steps", ""),
+    "save_interval": ("checkpoint.every_steps", ""),
+    "save_every": ("checkpoint.every_steps", ""),
+    "ckpt_every_steps": ("checkpoint.every_steps", ""),
+    "save_total_limit": ("checkpoint.keep_last", ""),
+    "async_save": ("checkpoint.asynchronous", ""),
+    "eval_steps": ("evaluate.every_steps", ""),
+    "eval_interval": ("evaluate.every_steps", ""),
+    "eval_every": ("evaluate.every_steps", ""),
+    "val_every_steps": ("evaluate.every_steps", ""),
+    "eval_iters": ("evaluate.tokens", "counted in tokens"),
+    "eval_batch_size": ("evaluate.batch_size", ""),
+    "max_new_tokens": ("evaluate.sample_tokens", ""),
+    "logging_steps": ("console.log_every_steps", ""),
+    "log_interval": ("console.log_every_steps", ""),
+    "log_every": ("console.log_every_steps", ""),
+    "report_to": ("trackers", "a list, as in [{name: tensorboard}]"),
+    "logger": ("trackers", "a list, as in [{name: tensorboard}]"),
+    "wandb": ("trackers", "a list, as in [{name: wandb}]"),
+    "tensorboard": ("trackers", "a list, as in [{name: tensorboard}]"),
+    "output_dir": ("run.directory", "the run goes to <directory>/<name>"),
+    "out_dir": ("run.directory", "the run goes to <directory>/<name>"),
+    "run_name": ("run.name", ""),
+    "experiment_name": ("run.name", ""),
+    "eval": ("evaluate", ""),
+    "evaluation": ("evaluate", ""),
+    "training": ("train", ""),
+    "trainer": ("train", ""),
+    "logging": ("console", ""),
+    "checkpointing": ("checkpoint", ""),
+    "random_seed": ("run.seed", ""),
+    "rng": ("run.seed", ""),
+    "lr_schedule": ("schedule", ""),
+}
+
+EXAMPLES: dict[Location, str] = {
+    ("model",): "model: {pretrained: HuggingFaceTB/SmolLM2-135M}",
+    ("data",): "data: {train: [{path: corpus/*.jsonl}]}",
+    ("data", "train"): "train: [{path: corpus/*.jsonl}]",
+}
+
+
+def shown(value: Any, key: str = "", limit: int = 60) -> str:
+    """A value as the user wrote it, short, secrets masked."""
+    value = redact({key: value})[key]
+    try:
+        text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else repr(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= limit else text[: limit - 2] + "…" + text[-1]
+
+
+def kind_of(value: Any) -> str:
+    """What sort of value this is, in words."""
+    if value is None:
+        return "empty (null)"
+    kinds = (
+        (bool, "true or false"),
+        (int, "a number"),
+        (float, "a number"),
+        (str, "text"),
+        (list, "a list"),
+        (Mapping, "a mapping"),
+    )
+    return next((word for kind, word in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def list_of(names: Sequence[str]) -> str:
+    """Names for a message, in their own order."""
+    return ", ".join(names)
+
+
+# --- unknown keys ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The key that was probably meant, and a remark on it."""
+
+    location: Location
+    remark: str = ""
+
+
+def suggest_key(location: Location) -> Optional[Suggestion]:
+    """The known key nearest to the unknown one at `location`.
+
+    Tried in turn: the word other tools use; the same key in another section; a similar key of this section (a typing
+    error); a similar key elsewhere.
+    """
+    parent, key = location[:-1], str(location[-1])
+    plain = key.replace("-", "_").lower()
+    known = {dotted(found): found for found in all_keys()}
+    section = section_of(type_at(parent)) if parent else None
+    siblings = list(section.model_fields) if section else [name for name in known if "." not in name]
+    if plain in siblings:
+        return Suggestion((*parent, plain))
+    if plain in SYNONYMS and SYNONYMS[plain][0] in known:
+        target, remark = SYNONYMS[plain]
+        return Suggestion(_same_place(known[target], parent), remark)
+    elsewhere = [found for found in known.values() if found[-1] == plain]
+    if len(elsewhere) == 1 or (elsewhere and not get_close_matches(plain, siblings, n=1, cutoff=0.75)):
+        return Suggestion(_same_place(elsewhere[0], parent)) if len(elsewhere) <= 3 else None
+    if near := get_close_matches(plain, siblings, n=1, cutoff=0.65):
+        return Suggestion((*parent, near[0]))
+    names = {str(found[-1]): found for found in reversed(list(known.values()))}
+    if near := get_close_matches(plain, list(names), n=1, cutoff=0.8):
+        return Suggestion(_same_place(names[near[0]], parent))
+    return None
+
+
+def _same_place(found: Location, parent: Location) -> Location:
+    """`data.train.0.path` suggested inside `data.train.3` is `data.train.3.path`."""
+    if len(parent) >= len(found) - 1 and type_at(parent) is type_at(found[:-1]) and type_at(parent) is not None:
+        return (*parent, found[-1])
+    return found
+
+
+def unknown_key(location: Location, value: Any, written: str = "") -> Problem:
+    """The problem of a key that does not exist. written: its value as it stands in the file."""
+    key = str(location[-1])
+    given = (
+        f" (given {written or shown(value, key)})" if not isinstance(value, (dict, list)) and value is not None else ""
+    )
+    suggestion = suggest_key(location)
+    if suggestion is None:
+        return Problem(location, f"there is no such key{given}. {_keys_here(location[:-1])}")
+    remark = f" ({suggestion.remark})" if suggestion.remark else ""
+    return Problem(location, f"there is no such key{given}; did you mean {dotted(suggestion.location)}?{remark}")
+
+
+def _keys_here(parent: Location) -> str:
+    section = section_of(type_at(parent))
+    if section is None:
+        return ""
+    place = f"keys of {dotted(parent)}" if parent else "sections"
+    return f"The {place} are: {list_of(list(section.model_fields))}."
+
+
+# --- pydantic's errors in plain words -------------------------------------------------------------------------------
+
+
+def problems_of(errors: Sequence[Mapping[str, Any]], data: Any, written: Mapping[Location, str]) -> list[Problem]:
+    """pydantic's errors about `data` as problems; alternatives of one union become one problem.
+
+    written: numbers, booleans and nulls as they stand in the file (`1e-4`, `007`), where that is known.
+    """
+    found: dict[Location, Problem] = {}
+    cleaned = [(strip_tags(tuple(error["loc"])), error) for error in errors]
+    places = {location for location, _ in cleaned}
+    for location, error in cleaned:
+        inner = any(len(other) > len(location) and other[: len(location)] == location for other in places)
+        if inner and error["type"].endswith("_type"):
+            continue  # another alternative of the union came further: its errors say more
+        if location not in found:
+            found[location] = _translate(location, error, written.get(location, ""))
+    return [problem for problem in found.values() if not _is_misspelt(problem, found)]
+
+
+def _is_misspelt(problem: Problem, found: Mapping[Location, Problem]) -> bool:
+    """Whether a missing key is there under a wrong name, which has a problem of its own."""
+    if not problem.message.startswith(_IS_NEEDED):
+        return False
+    unknown = [location for location in found if field_at(location) is None and location[:-1] == problem.location[:-1]]
+    suggestions = [suggest_key(location) for location in unknown]
+    return any(suggestion and suggestion.location == problem.location for suggestion in suggestions)
+
+
+def _translate(location: Location, error: Mapping[str, Any], written: str) -> Problem:
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return unknown_key(location, value, written)
+    if kind == "missing":
+        return _missing(location)
+    if kind == "value_error":
+        return _value_error(location, error, value)
+    if kind == "literal_error":
+        return Problem(location, _bad_choice(location, value))
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"):
+        return Problem(location, f"{shown(value)} is out of range; {needed(location)} is needed")
+    if kind in ("too_short", "string_too_short") and not value:
+        return Problem(location, "is empty; at least one entry is needed" if kind == "too_short" else "is empty")
+    if kind == "string_pattern_mismatch":
+        return Problem(location, _bad_pattern(location, value, error["ctx"]["pattern"]))
+    if kind.endswith(("_type", "_parsing", "_from_float")) or kind in ("int_parsing_size", "too_long", "too_short"):
+        return wrong_type(location, value, written)
+    return Problem(location, f"{error['msg'][:1].lower()}{error['msg'][1:]} (given {shown(value, str(location[-1]))})")
+
+
+def needed(location: Location) -> str:
+    """The value that the key at `location` takes, in words, with its limits."""
+    field = field_at(location)
+    annotation = type_at(location)
+    if annotation is None:
+        return "another value"
+    limits = bounds(field)
+    kind = number_kind(field)
+    words = kind if kind is not None and not limits else in_words(annotation)
+    if kind is not None and limits in (" of at least 0", " of at least 1"):
+        return kind + (", at least 1" if limits.endswith("1") else "")
+    return words + limits
+
+
+def wrong_type(location: Location, value: Any, written: str = "") -> Problem:
+    """The problem of a value that is of another type than the key's."""
+    key = str(location[-1]) if location else ""
+    if value is None:
+        return Problem(location, f"is empty (null); {needed(location)} is needed, or leave the key out")
+    hint = _conversion(location, value, written)
+    what = f"{shown(value, key)} is {kind_of(value)}" if not isinstance(value, (bool, str)) else shown(value, key)
+    if isinstance(value, (bool, str)):
+        return Problem(location, f"{what} is not {needed(location)}{hint}")
+    return Problem(location, f"{what}; {needed(location)} is needed{hint}")
+
+
+def _conversion(location: Location, value: Any, written: str) -> str:
+    """A second half-sentence where the way to say it right is plain."""
+    takes = in_words(type_at(location))
+    if value in ("None", "none", "nil") and isinstance(value, str):
+        return "; for no value write null"
+    if isinstance(value, str) and "number" in takes:
+        try:
+            return f"; write {parse_count(value)}"
+        except ValueError:
+            return ""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and "text" in takes:
+        return f"; put it in quotes: '{written or value}'"
+    if "list" in takes and isinstance(value, (str, Mapping)):
+        entry = value if isinstance(value, str) else "{" + ", ".join(map(str, value)) + ": …}"
+        return f"; write [{entry[:60]}]"
+    return ""
+
+
+def _missing(location: Location) -> Problem:
+    field = field_at(location)
+    meaning = (field.description or "").split("\n")[0].split(". ")[0].rstrip(".:") if field else ""
+    message = _IS_NEEDED + (f" ({meaning[0].lower()}{meaning[1:]})" if meaning else "")
+    if example := EXAMPLES.get(location):
+        message += f", for example `{example}`"
+    return Problem(location, message)
+
+
+def _value_error(location: Location, error: Mapping[str, Any], value: Any) -> Problem:
+    message = str(error["ctx"]["error"]) if "ctx" in error and "error" in error["ctx"] else error["msg"]
+    section = section_of(type_at(location))
+    if section is None:
+        limits = bounds(field_at(location))
+        return Problem(
+            location, message + (f" ({needed(location)})" if number_kind(field_at(location)) is None and limits else "")
+        )
+    words = re.findall(r"[a-z_]+", message)
+    mentions = tuple(dict.fromkeys(word for word in words if word in section.model_fields))
+    return Problem(location, message, mentions)
+
+
+def _bad_choice(location: Location, value: Any) -> str:
+    names = choices(type_at(location))
+    near = get_close_matches(str(value).lower().replace("-", "_"), names, n=1, cutoff=0.55)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"{shown(value)} is not a choice{hint} It can be: {list_of(names)}"
+
+
+def _bad_pattern(location: Location, value: Any, pattern: str) -> str:
+    if location == ("run", "name"):
+        fits = re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)).strip("-._") or "my-run"
+        return (
+            f"{shown(value)} cannot be the name of a folder here: use letters, digits, `.`, `_` and `-`, and begin "
+            f"with a letter or digit, as in {fits!r}. The place of the folder is run.directory"
+        )
+    return f"{shown(value)} does not have the form {pattern}"
+
+
+# --- where each problem is ------------------------------------------------------------------------------------------
+
+
+def with_places(
+    problems: Sequence[Problem], place_of: Callable[[Location, bool], tuple[tuple[Any, ...], str]]
+) -> list[str]:
+    """One line per problem, `file:line: dotted.key: message`, in the order of the file.
+
+    place_of: gives (sort key, prefix) for a location.
+    """
+    lines = []
+    for problem in problems:
+        wanted = [(*problem.location, name) for name in problem.mentions]
+        places = [place_of(location, True) for location in wanted]
+        exact = [place for place in places if place[1]]
+        order, prefix = exact[0] if exact else place_of(problem.location, False)
+        name = f"{dotted(problem.location)}: " if problem.location else ""
+        lines.append((order, f"{prefix}{name}{problem.message}"))
+    return [line for _, line in sorted(lines, key=lambda pair: pair[0])]

@@ -1,0 +1,109 @@
+"""Secrets out of a configuration before it is written or shown.
+
+Masked are: values equal to or containing a secret of this process's environment (HF_TOKEN, WANDB_API_KEY, MLFLOW_*,
+AWS_* and every other variable whose name says so); values under keys that say so (api_key, password, token, but not
+tokenizer, tokens or eos_token); user and password in URLs; and texts of a well-known form (hf_…, sk-…, ghp_…, AKIA…).
+Weakness: a secret of unknown form under an innocent key that is not in the environment cannot be known to be one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+MINIMUM_LENGTH = 6
+"""Environment values shorter than this are not masked: replacing them would garble ordinary text."""
+
+_SECRET_WORDS = {"password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "apikey", "pat"}
+_SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("secret", "key"), ("account", "key"),
+                 ("encryption", "key"), ("signing", "key")}  # fmt: skip
+_TOKEN_OWNERS = {"", "hf", "hub", "huggingface", "auth", "access", "api", "session", "bearer", "refresh", "security",
+                 "github", "gitlab", "wandb", "mlflow", "user", "login", "write", "read", "id", "aws", "client",
+                 "tracking", "neptune", "comet", "job", "personal"}  # fmt: skip
+_HARMLESS = {"AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_DEFAULT_OUTPUT",
+             "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE", "AWS_PAGER", "AWS_EXECUTION_ENV",
+             "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_EXPERIMENT_NAME",
+             "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "MLFLOW_RUN_NAME", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}  # fmt: skip
+_PLACES = ("_FILE", "_PATH", "_DIR")
+_SWITCHES = {"true", "false", "disabled", "enabled", "online", "offline"}
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s?#]*@")
+_QUERY = re.compile(
+    r"([?&](?:[a-z_-]*token|api[_-]?key|password|secret|signature|sig|x-amz-[a-z-]+)=)[^&#\s]+", re.IGNORECASE
+)
+_KNOWN_FORMS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|glpat-[A-Za-z0-9_-]{16,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{30,}|wandb_v1_[A-Za-z0-9_-]{16,})"
+)
+
+
+def redact(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `mapping` with every secret replaced by `***`; keys, order and everything else unchanged."""
+    return _redact_mapping(mapping, _environment_secrets(os.environ))
+
+
+def redact_text(text: str) -> str:
+    """`text` with the environment's secrets, URL userinfo and texts of well-known form masked."""
+    return _redact_text(text, _environment_secrets(os.environ))
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether a key's name says that its value is a secret."""
+    words = _words(key)
+    if any(word in _SECRET_WORDS for word in words) or any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words)):
+        return True
+    return bool(words) and words[-1] in ("token", "auth") and (words[-2] if len(words) > 1 else "") in _TOKEN_OWNERS
+
+
+def _words(key: str) -> list[str]:
+    return [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()) if word]
+
+
+def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
+    """Values of the variables that hold secrets, the longest first."""
+    found = set()
+    for name, value in environment.items():
+        by_prefix = (
+            name.startswith(("MLFLOW_", "AWS_"))
+            and name not in _HARMLESS
+            and not name.endswith(("_FILE", "_PATH", "_DIR"))
+        )
+        named = by_prefix or (is_secret_key(name) and not name.endswith(_PLACES))
+        is_plain = value.isdigit() or value.lower() in _SWITCHES
+        if named and len(value) >= MINIMUM_LENGTH and not (by_prefix and is_plain and not is_secret_key(name)):
+            found.add(value)
+    return sorted(found, key=len, reverse=True)
+
+
+def _redact_mapping(mapping: Mapping[str, Any], secrets: list[str]) -> dict[str, Any]:
+    return {
+        key: _mask_all(value) if is_secret_key(str(key)) else _redact_value(value, secrets)
+        for key, value in mapping.items()
+    }
+
+
+def _redact_value(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return _redact_mapping(value, secrets)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_redact_value(item, secrets) for item in value)
+    return _redact_text(value, secrets) if isinstance(value, str) else value
+
+
+def _redact_text(text: str, secrets: list[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+    text = _USERINFO.sub(rf"\g<1>{MASK}@", text)
+    return _KNOWN_FORMS.sub(MASK, _QUERY.sub(rf"\g<1>{MASK}", text))
+
+
+def _mask_all(value: Any) -> Any:
+    """Everything under a secret's key; switches and the absence of a value are no secrets."""
+    if isinstance(value, Mapping):
+        return {key: _mask_all(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mask_all(item) for item in value)
+    return value if value is None or isinstance(value, bool) or value == "" else MASK
