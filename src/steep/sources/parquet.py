@@ -1,0 +1,82 @@
+"""Parquet: the text is a string column. Streamed in batches of rows.
+
+In: a file, or some of its row groups. Out: Documents and Rejected. Memory: one row group of the text column.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+from steep.core.errors import DataError
+from steep.sources.config import SourceConfig
+from steep.sources.document import Record, Span, check_text, decode_text
+from steep.sources.files import reading
+
+ENDINGS = (".parquet",)
+DEFAULT_KEYS = ("text", "content")
+BATCH_ROWS = 1024
+
+
+def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
+    """Yield the rows of `path`, or of its row groups `span`. Raises DataError for a file or column that is not there."""
+    with _open(path) as file:
+        column = _text_column(file, path, config.text_key)
+        first, last = span or (0, file.metadata.num_row_groups)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        row = sum(sizes[:first])
+        bytes_per_row = path.stat().st_size / max(1, sum(sizes))
+        start = row
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=list(range(first, last)), columns=[column]):
+            position = int((row - start + batch.num_rows) * bytes_per_row)
+            for value in _values(batch.column(0)):
+                row += 1
+                yield _record(value, str(path), row, position)
+
+
+def split(path: Path, part_bytes: int) -> list[Span]:
+    """Runs of row groups of about `part_bytes` on disk each."""
+    with _open(path) as file:
+        groups = file.metadata.num_row_groups
+    parts = max(1, min(groups, round(path.stat().st_size / part_bytes)))
+    edges = [groups * part // parts for part in range(parts + 1)]
+    return list(itertools.pairwise(edges))
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with reading(path), pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path}: is no whole Parquet file: {error}") from error
+
+
+def _text_column(file: Any, path: Path, text_key: Optional[str]) -> str:
+    names = file.schema_arrow.names
+    for name in DEFAULT_KEYS if text_key is None else (text_key,):
+        if name in names:
+            return name
+    wanted = repr(text_key) if text_key else "'text' or 'content'"
+    raise DataError(f"{path}: has no column {wanted}; set text_key to one of: {', '.join(map(repr, names))}.")
+
+
+def _values(column: Any) -> list[Any]:
+    """The cells as Python values; strings that are not UTF-8 stay bytes."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        import pyarrow
+
+        return column.cast(pyarrow.large_binary()).to_pylist()
+
+
+def _record(value: Any, file: str, row: int, position: int) -> Record:
+    check = decode_text if isinstance(value, bytes) else check_text
+    return check(value, file, row, position)

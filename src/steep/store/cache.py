@@ -1,0 +1,128 @@
+"""Text given straight to `train` is prepared once and kept, under a name made from its content.
+
+The key covers the content of every file (SHA-256), the tokenizer and the settings; paths, times and the number of workers
+do not matter. An interrupted entry is continued; of two processes that want the same entry one prepares, the other waits.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Optional, Union
+
+from steep.core.errors import DataError
+from steep.core.fingerprint import fingerprint
+from steep.sources.config import SourceConfig
+from steep.sources.inputs import expand_path, paths_of
+from steep.store.config import PrepareConfig
+from steep.store.manifest import has_manifest
+from steep.store.prepare import Progress, make_plan, prepare_inputs
+from steep.store.reader import TokenStore, is_store, join_stores, megatron_prefix, open_store
+from steep.store.work import gather_inputs
+from steep.tokenizer.encode import TextTokenizer
+
+
+def default_cache_directory() -> Path:
+    """$STEEP_CACHE, else ~/.cache/steep."""
+    return Path(os.environ.get("STEEP_CACHE") or "~/.cache/steep").expanduser()
+
+
+def cached_store(
+    source: SourceConfig,
+    tokenizer: TextTokenizer,
+    config: PrepareConfig,
+    cache_directory: Union[str, Path, None] = None,
+    progress: Optional[Progress] = None,
+) -> Path:
+    """The token store of a text source, prepared now if it is not in the cache. Raises DataError as `prepare` does."""
+    source = SourceConfig.model_validate(source.model_dump(include=set(SourceConfig.model_fields)))
+    directory = default_cache_directory() if cache_directory is None else Path(cache_directory).expanduser()
+    inputs = gather_inputs([source])
+    key = fingerprint(make_plan(inputs, [source], tokenizer, config))
+    out = directory / "prepared" / key
+    if not has_manifest(out):
+        prepare_inputs(inputs, [source], tokenizer, out, config, progress, wait=True)
+    return out
+
+
+def store_paths(source: SourceConfig) -> list[Path]:
+    """The token stores that a source names; empty for text. Raises DataError when it names both, or no store where one
+    is asked for."""
+    candidates = [path for given in paths_of(source) for path in _store_candidates(given)]
+    stores = [path for path in candidates if is_store(path)]
+    if source.format not in ("auto", "store"):
+        return []
+    if source.format == "store" and len(stores) < len(candidates):
+        wrong = next(path for path in candidates if path not in stores)
+        raise DataError(f"{wrong}: is no token store (a folder with manifest.json, or a Megatron .bin and .idx pair).")
+    if stores and len(stores) < len(candidates):
+        text = next(path for path in candidates if path not in stores)
+        raise DataError(f"{stores[0]} is a token store and {text} is not; give them as two sources.")
+    prefixes = [path if path.is_dir() else megatron_prefix(path) or path for path in stores]
+    return list(dict.fromkeys(prefixes))
+
+
+def describe_source(source: SourceConfig) -> str:
+    """What will happen with a source, for the plan: used as a token store, or prepared from so many files."""
+    stores = store_paths(source)
+    if stores:
+        return f"token store {', '.join(map(str, stores))}"
+    files = [file for path in paths_of(source) for file in expand_path(path)]
+    return f"{len(files):,} file(s) of text, {sum(file.stat().st_size for file in files):,} bytes"
+
+
+def open_sources(
+    sources: list[SourceConfig],
+    tokenizer: TextTokenizer,
+    config: PrepareConfig = PrepareConfig(),  # noqa: B008  (frozen)
+    cache_directory: Union[str, Path, None] = None,
+    progress: Optional[Progress] = None,
+) -> list[TokenStore]:
+    """One open token store per source: stores as they are, text through the cache.
+
+    Raises DataError for a store that was made with another tokenizer.
+    """
+    return [_open_source(source, tokenizer, config, cache_directory, progress) for source in sources]
+
+
+def check_tokenizer(store: TokenStore, tokenizer: TextTokenizer) -> None:
+    """Raise DataError unless `store` was made with `tokenizer`, as far as is known."""
+    known = store.tokenizer_fingerprint
+    if known is not None and known != tokenizer.fingerprint:
+        made_with = store.manifest["tokenizer"]
+        raise DataError(
+            f"{store.path}: was made with another tokenizer or BOS/EOS policy:\n"
+            f"  store: {made_with.get('description') or 'tokenizer'} {known[:12]}, "
+            f"append_eos {made_with['append_eos']}, prepend_bos {made_with['prepend_bos']}, {made_with['vocab_size']:,} ids\n"
+            f"  run:   {tokenizer.description or 'tokenizer'} {tokenizer.fingerprint[:12]}, "
+            f"append_eos {tokenizer.append_eos}, prepend_bos {tokenizer.prepend_bos}, {tokenizer.vocab_size:,} ids\n"
+            "  Prepare the text again with the run's tokenizer, or set tokenizer.pretrained to the store's."
+        )
+    if store.max_token_id >= tokenizer.vocab_size:
+        raise DataError(
+            f"{store.path}: holds token id {store.max_token_id:,}, but the tokenizer has only {tokenizer.vocab_size:,} ids."
+        )
+
+
+def _open_source(
+    source: SourceConfig,
+    tokenizer: TextTokenizer,
+    config: PrepareConfig,
+    cache_directory: Union[str, Path, None],
+    progress: Optional[Progress],
+) -> TokenStore:
+    paths = store_paths(source)
+    if not paths:
+        return open_store(cached_store(source, tokenizer, config, cache_directory, progress))
+    store = join_stores([open_store(path) for path in paths])
+    check_tokenizer(store, tokenizer)
+    return store
+
+
+def _store_candidates(given: str) -> list[Path]:
+    """A path that may be a store: itself, or what its glob stands for."""
+    if os.path.exists(given) or is_store(given):
+        return [Path(given)]
+    import glob
+
+    return [Path(match) for match in sorted(glob.glob(given, recursive=True))]

@@ -1,0 +1,86 @@
+"""manifest.json: what a token store holds, written last, so that a folder without it is no store.
+
+The ledger accounts for every record read: kept, or dropped with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from steep.core.errors import DataError
+from steep.core.files import read_json
+from steep.core.fingerprint import fingerprint
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = "steep token store"
+VERSION = 1
+TOKENIZER_FOLDER = "tokenizer"
+REJECTED_FILE = "rejected.jsonl"
+SIDECAR_SUFFIX = ".documents.npy"
+
+
+def empty_ledger() -> dict[str, Any]:
+    """A ledger in which nothing has been read."""
+    return {"records_read": 0, "documents_kept": 0, "dropped": {}, "text_bytes": 0, "tokens": 0}
+
+
+def add_ledgers(ledgers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of ledgers, reasons in alphabetical order."""
+    total = empty_ledger()
+    for ledger in ledgers:
+        for key in ("records_read", "documents_kept", "text_bytes", "tokens"):
+            total[key] += ledger[key]
+        for reason, count in ledger["dropped"].items():
+            total["dropped"][reason] = total["dropped"].get(reason, 0) + count
+    total["dropped"] = dict(sorted(total["dropped"].items()))
+    return total
+
+
+def make_manifest(
+    *, shards: list[dict[str, Any]], dtype: str, tokenizer: dict[str, Any], sources: list[dict[str, Any]],
+    settings: dict[str, Any], ledger: dict[str, Any], max_token_id: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The content of manifest.json; `fingerprint` names the store's content: counts, checksums and tokenizer."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": store_fingerprint(shards, tokenizer["fingerprint"]),
+        "documents": sum(shard["documents"] for shard in shards),
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "dtype": dtype,
+        "max_token_id": max_token_id,
+        "tokenizer": tokenizer,
+        "ledger": ledger,
+        "settings": settings,
+        "sources": sources,
+        "shards": shards,
+    }
+
+
+def store_fingerprint(shards: list[dict[str, Any]], tokenizer_fingerprint: str) -> str:
+    """32 hex digits of what the store holds: equal for equal tokens in equal documents from the same tokenizer."""
+    content = [[shard["documents"], shard["tokens"], shard["sha256_bin"], shard["sha256_idx"]] for shard in shards]
+    return fingerprint([content, tokenizer_fingerprint])
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether `folder` holds a finished token store (or claims to)."""
+    return (folder / MANIFEST_FILE).is_file()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check manifest.json. Raises DataError."""
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path}: is no manifest of a steep token store.")
+    if manifest["version"] > VERSION:
+        raise DataError(
+            f"{path}: version {manifest['version']} is newer than this steep reads ({VERSION}). Update steep."
+        )
+    return manifest

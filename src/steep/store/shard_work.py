@@ -1,0 +1,163 @@
+"""Turn one work item into one shard: read, encode, write, account for every record.
+
+Runs inside a worker process, or in the calling process when there is one worker. Memory: one batch of documents
+(1,000 or 4 MB of text, at least one document) and its encodings, and 20 bytes per document of the shard.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+
+from steep.core.errors import DataError
+from steep.core.files import atomic_writer, write_json
+from steep.sources.config import SourceConfig
+from steep.sources.document import NO_TOKENS, Document, Record, Rejected
+from steep.sources.inputs import load_format
+from steep.store.manifest import empty_ledger
+from steep.store.work import WorkItem
+from steep.store.writer import ShardWriter, describe_shard, disk_errors, open_shard
+from steep.tokenizer.encode import TextTokenizer
+
+BATCH_DOCUMENTS = 1000
+BATCH_CHARACTERS = 4_000_000
+PREPARE_FOLDER = ".prepare"
+
+Report = Callable[[int, int], None]
+"""Called with bytes on disk read and tokens written so far, both of this item."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all items of one `prepare` share."""
+
+    out: Path
+    sources: list[SourceConfig]
+    dtype: np.dtype
+    stop_on_bad_record: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """For the pipe to a worker."""
+        sources = [source.model_dump(include=set(SourceConfig.model_fields)) for source in self.sources]
+        stop = self.stop_on_bad_record
+        return {"out": str(self.out), "sources": sources, "dtype": self.dtype.name, "stop_on_bad_record": stop}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Job:
+        """The inverse of `to_json`."""
+        sources = [SourceConfig.model_validate(source) for source in value["sources"]]
+        return cls(Path(value["out"]), sources, np.dtype(value["dtype"]), value["stop_on_bad_record"])
+
+
+def record_path(out: Path, name: str) -> Path:
+    """Where a finished shard's entry is kept until the manifest is written; it is the last file of a shard."""
+    return out / PREPARE_FOLDER / f"{name}.json"
+
+
+def rejected_path(out: Path, name: str) -> Path:
+    """Where the rejected records of one shard are kept until all are joined."""
+    return out / PREPARE_FOLDER / f"{name}.rejected.jsonl"
+
+
+def process_item(job: Job, item: WorkItem, tokenizer: TextTokenizer, report: Report) -> None:
+    """Write the shard of one item and, last, its entry. Raises DataError for what cannot be read or written."""
+    with disk_errors(job.out):
+        with (
+            atomic_writer(rejected_path(job.out, item.name)) as rejected_file,
+            open_shard(job.out, item.name, job.dtype) as writer,
+        ):
+            sink = _Sink(writer, rejected_file, tokenizer, job.stop_on_bad_record)
+            for batch, position in _batches(_records(job, item)):
+                sink.take(batch)
+                report(min(position, item.bytes), writer.num_tokens)
+        entry = {
+            "shard": describe_shard(job.out, item.name, writer),
+            "ledger": sink.ledger(),
+            "max_token_id": writer.max_token_id,
+            "first_rejected": sink.first_rejected,
+        }
+        write_json(record_path(job.out, item.name), entry)
+    report(item.bytes, writer.num_tokens)
+
+
+class _Sink:
+    """Where the records of one shard go: tokens, or the list of the rejected; each is counted once."""
+
+    def __init__(self, writer: ShardWriter, rejected_file: IO[bytes], tokenizer: TextTokenizer, stop: bool):
+        self._writer, self._rejected_file, self._tokenizer, self._stop = writer, rejected_file, tokenizer, stop
+        self.dropped: Counter[str] = Counter()
+        self.records_read = 0
+        self.first_rejected: dict[str, str] = {}
+
+    def take(self, batch: list[Record]) -> None:
+        """Encode and write a batch of records, in order."""
+        self.records_read += len(batch)
+        documents = [record for record in batch if isinstance(record, Document)]
+        encoded = iter(self._tokenizer.encode_documents([document.text for document in documents]))
+        for record in batch:
+            if isinstance(record, Rejected):
+                self._reject(record)
+                continue
+            ids = next(encoded)
+            if len(ids) > self._tokenizer.num_extra_tokens:
+                self._writer.add(ids, record.text)
+            else:
+                file, line = _place(record)
+                self._reject(Rejected(file, line, NO_TOKENS, "the tokenizer's normalization leaves nothing of it"))
+
+    def ledger(self) -> dict[str, Any]:
+        """Every record that was read, kept or dropped."""
+        return empty_ledger() | {
+            "records_read": self.records_read,
+            "documents_kept": len(self._writer.lengths),
+            "dropped": dict(sorted(self.dropped.items())),
+            "text_bytes": sum(self._writer.text_bytes),
+            "tokens": self._writer.num_tokens,
+        }
+
+    def _reject(self, record: Rejected) -> None:
+        if self._stop:
+            raise DataError(
+                f"{record}\n  on_bad_record is `stop`; `skip` notes such records in rejected.jsonl and goes on."
+            )
+        self.dropped[record.reason] += 1
+        self.first_rejected.setdefault(record.reason, str(record))
+        content = {"file": record.file, "line": record.line, "reason": record.reason, "detail": record.detail}
+        self._rejected_file.write(orjson.dumps(content) + b"\n")
+
+
+def _place(document: Document) -> tuple[str, int]:
+    file, colon, line = document.id.rpartition(":")
+    return (file, int(line)) if colon and line.isdigit() else (document.id, 1)
+
+
+def _records(job: Job, item: WorkItem) -> Iterator[tuple[Record, int]]:
+    """Every record of an item, with the bytes of the item read so far."""
+    finished = 0
+    for part in item.parts:
+        read = load_format(part.format).read
+        for record in read(Path(part.path), job.sources[part.source], part.span):
+            yield record, finished + min(record.position, part.bytes)
+        finished += part.bytes
+
+
+def _batches(records: Iterator[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:
+    """Runs of records that are encoded together, with the position of the last."""
+    batch: list[Record] = []
+    characters = 0
+    position = 0
+    for record, at in records:
+        batch.append(record)
+        position = at
+        characters += len(record.text) if isinstance(record, Document) else 0
+        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch, position
+            batch, characters = [], 0
+    if batch:
+        yield batch, position

@@ -1,0 +1,134 @@
+"""Divide the input into work items, each of which becomes one shard.
+
+In: the files of all sources. Out: items fixed by the inputs and `shard_bytes` alone, so that the bytes of the store do not
+depend on how many processes write it, or in what order they finish.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from steep.core.files import sha256_file
+from steep.sources.config import SourceConfig
+from steep.sources.document import Span
+from steep.sources.files import reading
+from steep.sources.inputs import InputFile, expand_inputs, load_format, paths_of
+
+MOST_ITEMS_OF_SMALL_INPUT = 64
+LEAST_ITEM_BYTES = 4 * 2**20
+SOURCE_SETTINGS = ("format", "text_key", "document_separator")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file, or a span of one, that is read from start to end."""
+
+    source: int
+    path: str
+    format: str
+    bytes: int
+    """Size on disk, for progress."""
+    span: Optional[Span] = None
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """Consecutive parts that become shard `number`."""
+
+    number: int
+    parts: tuple[Part, ...]
+
+    @property
+    def name(self) -> str:
+        """The shard's name."""
+        return f"shard_{self.number:05d}"
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk of all parts."""
+        return sum(part.bytes for part in self.parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the pipe to a worker."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> WorkItem:
+        """The inverse of `to_json`."""
+        parts = [{**part, "span": tuple(part["span"]) if part["span"] else None} for part in value["parts"]]
+        return cls(value["number"], tuple(Part(**part) for part in parts))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All files of all sources, with what identifies their content."""
+
+    files: list[tuple[int, InputFile]]
+    """(source number, file) in reading order."""
+    sizes: list[int]
+    sha256: list[str]
+
+    @property
+    def total_bytes(self) -> int:
+        """Size on disk of all files."""
+        return sum(self.sizes)
+
+
+def gather_inputs(sources: list[SourceConfig]) -> Inputs:
+    """Find and hash every file. Reads everything once, at the speed of SHA-256 on all cores. Raises DataError."""
+    files = [(number, file) for number, source in enumerate(sources) for file in expand_inputs(source)]
+    paths = [file.path for _, file in files]
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_hash_file, paths))
+    return Inputs(files, [path.stat().st_size for path in paths], digests)
+
+
+def plan_items(inputs: Inputs, shard_bytes: int) -> list[WorkItem]:
+    """Group consecutive files into items of about `shard_bytes`; smaller ones when there is little input, so that all
+    cores have work; large files are cut where their format allows."""
+    small = max(LEAST_ITEM_BYTES, inputs.total_bytes // MOST_ITEMS_OF_SMALL_INPUT)
+    item_bytes = max(1, min(shard_bytes, small))
+    parts = [
+        part
+        for (source, file), size in zip(inputs.files, inputs.sizes, strict=True)
+        for part in _split_file(source, file, size, item_bytes)
+    ]
+    groups: list[list[Part]] = []
+    filled = item_bytes
+    for part in parts:
+        if filled >= item_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(part)
+        filled += part.bytes
+    return [WorkItem(number, tuple(group)) for number, group in enumerate(groups)]
+
+
+def source_name(source: SourceConfig) -> str:
+    """How a source is called: its name, else the last part of its first path."""
+    return source.name or Path(paths_of(source)[0].rstrip("/")).name
+
+
+def source_settings(source: SourceConfig) -> dict[str, Any]:
+    """What of a source's configuration decides its documents."""
+    return {key: getattr(source, key) for key in SOURCE_SETTINGS}
+
+
+def _split_file(source: int, file: InputFile, size: int, item_bytes: int) -> list[Part]:
+    split = getattr(load_format(file.format), "split", None)
+    spans: list[Span] = split(file.path, item_bytes) if split is not None and size > item_bytes else []
+    if len(spans) < 2:
+        return [Part(source, str(file.path), file.format, size)]
+    units = spans[-1][1]
+    return [
+        Part(source, str(file.path), file.format, size * span[1] // units - size * span[0] // units, span)
+        for span in spans
+    ]
+
+
+def _hash_file(path: Path) -> str:
+    with reading(path):
+        return sha256_file(path)

@@ -1,0 +1,113 @@
+"""Write one shard: .bin, .idx and the sidecar of documents, each whole or absent.
+
+In: ids and text, document by document. Out: three files and their counts and checksums. Tokens go to disk as they come;
+memory is 20 bytes per document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from steep.core.errors import DataError
+from steep.core.files import atomic_writer, sha256_file
+from steep.store.manifest import SIDECAR_SUFFIX
+from steep.store.megatron import write_index
+
+SIDECAR_DTYPE = np.dtype([("text_bytes", "<i8"), ("content_hash", "<u8")])
+_NO_SPACE = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up",
+             errno.EFBIG: "the file would be larger than this system allows"}  # fmt: skip
+
+
+def content_hash(text: bytes) -> int:
+    """The 64-bit name of a document: BLAKE2b-8 of its UTF-8 bytes, little-endian."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+class ShardWriter:
+    """Collects documents into the open .bin of one shard; `open_shard` makes it."""
+
+    def __init__(self, bin_file: IO[bytes], dtype: np.dtype):
+        self._file = bin_file
+        self._digest = hashlib.sha256()
+        self.dtype = dtype
+        self.lengths = array("q")
+        self.text_bytes = array("q")
+        self.content_hashes = array("Q")
+        self.num_tokens = 0
+        self.max_token_id = -1
+
+    def add(self, ids: np.ndarray, text: str) -> None:
+        """Append one document. ids: (tokens,) integers that fit the dtype; an id that does not raises DataError."""
+        if len(ids):
+            largest = int(ids.max())
+            if largest > np.iinfo(self.dtype).max or int(ids.min()) < 0:
+                raise DataError(f"token id {largest} does not fit {self.dtype}: the tokenizer has ids beyond its size")
+            self.max_token_id = max(self.max_token_id, largest)
+        raw = ids.astype(self.dtype).tobytes()
+        self._file.write(raw)
+        self._digest.update(raw)
+        encoded = text.encode("utf-8")
+        self.lengths.append(len(ids))
+        self.text_bytes.append(len(encoded))
+        self.content_hashes.append(content_hash(encoded))
+        self.num_tokens += len(ids)
+
+    def sidecar(self) -> np.ndarray:
+        """(documents,) structured array of text bytes and content hashes."""
+        table = np.empty(len(self.lengths), dtype=SIDECAR_DTYPE)
+        table["text_bytes"] = np.frombuffer(self.text_bytes, dtype=np.int64)
+        table["content_hash"] = np.frombuffer(self.content_hashes, dtype=np.uint64)
+        return table
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of what was written to .bin so far."""
+        return self._digest.hexdigest()
+
+
+@contextlib.contextmanager
+def open_shard(folder: Path, name: str, dtype: np.dtype) -> Iterator[ShardWriter]:
+    """Write shard `name` in `folder`: all three files appear when the block ends, .bin first; none after an exception."""
+    with disk_errors(folder):
+        with atomic_writer(folder / f"{name}.bin") as bin_file:
+            writer = ShardWriter(bin_file, dtype)
+            yield writer
+        with atomic_writer(folder / f"{name}.idx") as index_file:
+            write_index(index_file, np.frombuffer(writer.lengths, dtype=np.int64), dtype)
+        with atomic_writer(folder / f"{name}{SIDECAR_SUFFIX}") as sidecar_file:
+            np.lib.format.write_array(sidecar_file, writer.sidecar(), allow_pickle=False)
+
+
+def describe_shard(folder: Path, name: str, writer: ShardWriter) -> dict[str, Any]:
+    """A finished shard's entry in the manifest."""
+    return {
+        "name": name,
+        "documents": len(writer.lengths),
+        "tokens": writer.num_tokens,
+        "bytes": writer.num_tokens * writer.dtype.itemsize,
+        "sha256_bin": writer.sha256,
+        "sha256_idx": sha256_file(folder / f"{name}.idx"),
+        "sha256_documents": sha256_file(folder / f"{name}{SIDECAR_SUFFIX}"),
+    }
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk into a DataError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise DataError(
+            f"{folder}: {_NO_SPACE[error.errno]} while writing tokens. Free some space (the tokens take about half the "
+            "size of the text) and run the same command again: it continues with what is finished."
+        ) from error

@@ -1,0 +1,127 @@
+"""Text to ids with the `tokenizers` library alone: no torch, no transformers, so that worker processes start fast.
+
+In: a `tokenizers.Tokenizer` and what to put around a document. Out: ids. Special tokens that stand literally in a text are
+encoded as text. Nothing is ever truncated or padded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+import numpy as np
+
+from steep.core.errors import ModelError
+from steep.core.files import read_json, write_json, write_text
+from steep.core.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BACKEND_FILE = "tokenizer.json"
+POLICY_FILE = "steep_tokenizer.json"
+_PARTS_THAT_MAKE_IDS = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer and its policy: which tokens stand before and after a document."""
+
+    backend: Tokenizer
+    bos_id: Optional[int]
+    eos_id: Optional[int]
+    append_eos: bool
+    prepend_bos: bool
+    vocab_size: int
+    """Largest id + 1, over the vocabulary and the added tokens."""
+    description: str = ""
+    """Where it came from, for messages."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits of all that decides ids: vocabulary, merges, normalization, splitting, BOS/EOS policy."""
+        backend = json.loads(self.backend.to_str())
+        return fingerprint([{part: backend.get(part) for part in _PARTS_THAT_MAKE_IDS}, self.policy])
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """What stands around a document, as JSON."""
+        return {
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+            "append_eos": self.append_eos,
+            "prepend_bos": self.prepend_bos,
+        }
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """Tokens around each document: 0, 1 or 2."""
+        return int(self.append_eos) + int(self.prepend_bos)
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text with BOS and EOS as configured: one (tokens,) int64 array per text."""
+        first = [self.bos_id] if self.prepend_bos else []
+        last = [self.eos_id] if self.append_eos else []
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array([*first, *encoding.ids, *last], dtype=np.int64) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ids, special tokens shown."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json and steep_tokenizer.json into `directory`, which is made if need be."""
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(directory / BACKEND_FILE, self.backend.to_str())
+        write_json(directory / POLICY_FILE, {**self.policy, "description": self.description})
+
+    @classmethod
+    def load(cls, directory: Path) -> TextTokenizer:
+        """Read what `save` wrote. Raises ModelError when it is not there or not whole."""
+        from tokenizers import Tokenizer
+
+        try:
+            policy = read_json(directory / POLICY_FILE)
+            # the library raises a bare Exception for a file that is no tokenizer, so it is read as JSON first
+            backend = Tokenizer.from_str(json.dumps(read_json(directory / BACKEND_FILE), ensure_ascii=False))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{directory}: holds no tokenizer that steep saved: {error}") from error
+        return make_text_tokenizer(backend, **policy)
+
+
+def make_text_tokenizer(
+    backend: Tokenizer,
+    *,
+    bos_id: Optional[int],
+    eos_id: Optional[int],
+    append_eos: bool,
+    prepend_bos: bool,
+    description: str = "",
+) -> TextTokenizer:
+    """A TextTokenizer over its own copy of `backend`, without truncation and padding, special tokens in text as text.
+
+    Raises ModelError when EOS or BOS is asked for and the tokenizer has none.
+    """
+    from tokenizers import Tokenizer
+
+    if append_eos and eos_id is None:
+        raise ModelError(
+            f"the tokenizer {description or 'given'} has no end-of-sequence token, and append_eos is on. "
+            "Use a tokenizer folder whose tokenizer_config.json names eos_token, or set tokenizer.append_eos: false "
+            "(the model then never learns to stop)."
+        )
+    if prepend_bos and bos_id is None:
+        raise ModelError(
+            f"the tokenizer {description or 'given'} has no beginning-of-sequence token, and prepend_bos is on. "
+            "Set tokenizer.prepend_bos: false, or use a tokenizer whose tokenizer_config.json names bos_token."
+        )
+    own = Tokenizer.from_str(backend.to_str())
+    own.no_truncation()
+    own.no_padding()
+    own.encode_special_tokens = True
+    vocab_size = 1 + max(own.get_vocab(with_added_tokens=True).values(), default=-1)
+    return TextTokenizer(own, bos_id, eos_id, append_eos, prepend_bos, vocab_size, description)
