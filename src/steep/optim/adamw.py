@@ -1,0 +1,25 @@
+"""AdamW (Loshchilov & Hutter, arXiv:1711.05101), torch's fused kernel where there is one.
+
+The fused kernel is 2.6 to 3 times faster than the loop on a CPU (performance reference, A2 #8) and one launch per
+dtype on CUDA. State: two tensors per parameter, of its shape and dtype (8 bytes per fp32 parameter).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from steep.optim.config import OptimizerConfig
+
+FUSED_DEVICES = ("cpu", "cuda")
+
+
+def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over groups as `build_param_groups` makes them. Each group carries its own lr and weight_decay."""
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=_can_fuse(groups))
+
+
+def _can_fuse(groups: list[dict[str, Any]]) -> bool:
+    tensors = [entry[1] if isinstance(entry, tuple) else entry for group in groups for entry in group["params"]]
+    return all(tensor.device.type in FUSED_DEVICES and tensor.is_floating_point() for tensor in tensors)

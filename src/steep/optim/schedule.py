@@ -1,0 +1,94 @@
+"""The learning rate over a run, as a pure function of the step. No torch.
+
+In: a step (0 is the first update), the number of steps, a ScheduleConfig. Out: the factor on the peak learning rate.
+With W warmup steps of S: step t < W has (t + 1) / (W + 1), so that no update has rate 0 and step W has the peak;
+from there the shape falls from 1 at step W to `final_ratio` at step S - 1, the last one.
+"""
+
+from __future__ import annotations
+
+import math
+
+from steep.core.errors import ConfigError
+from steep.optim.config import ScheduleConfig
+
+DEFAULT_WARMUP_RATIO = 0.01
+
+
+def multiplier(step: int, total_steps: int, config: ScheduleConfig) -> float:
+    """The factor on the learning rate at `step` in [0, total_steps). Steps past the end keep the last value.
+
+    A warmup that fills the whole run never reaches the peak; where only one step is left after it, that step has the
+    peak. Raises ConfigError for inverse_sqrt with final_ratio 0, which that shape never reaches.
+    """
+    step = min(step, total_steps - 1)
+    warmup = warmup_steps(total_steps, config)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.name == "constant":
+        return 1.0
+    if config.name == "wsd":
+        return _wsd(step, total_steps, warmup, config)
+    progress = _progress(step, warmup, total_steps - 1)
+    if config.name == "inverse_sqrt":
+        return _inverse_sqrt(progress, config.final_ratio)
+    return _between(_SHAPES[config.name](progress), config.final_ratio)
+
+
+def warmup_steps(total_steps: int, config: ScheduleConfig) -> int:
+    """Steps of the linear warmup: as given, or the ratio of the run rounded to whole steps, never more than the run."""
+    if config.warmup_steps is not None:
+        return min(config.warmup_steps, total_steps)
+    ratio = DEFAULT_WARMUP_RATIO if config.warmup_ratio is None else config.warmup_ratio
+    return min(round(ratio * total_steps), total_steps)
+
+
+def cooldown_start(total_steps: int, config: ScheduleConfig) -> int:
+    """`wsd`: the first step of the cooldown. The cooldown takes at least one step and never cuts into the warmup."""
+    steps = max(1, round(config.decay_ratio * total_steps))
+    return max(warmup_steps(total_steps, config), total_steps - steps)
+
+
+def linear(progress: float) -> float:
+    """1 at progress 0, 0 at progress 1, straight."""
+    return 1.0 - progress
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine wave from 1 to 0. Source: Loshchilov & Hutter, arXiv:1608.03983."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def one_minus_sqrt(progress: float) -> float:
+    """1 - sqrt(progress): the cooldown that ends lowest in Hägele et al., arXiv:2405.18392."""
+    return 1.0 - math.sqrt(progress)
+
+
+_SHAPES = {"linear": linear, "cosine": cosine, "one_minus_sqrt": one_minus_sqrt}
+
+
+def _progress(step: int, first: int, last: int) -> float:
+    return (step - first) / (last - first) if last > first else 0.0
+
+
+def _between(shape: float, final_ratio: float) -> float:
+    return final_ratio + (1.0 - final_ratio) * shape
+
+
+def _inverse_sqrt(progress: float, final_ratio: float) -> float:
+    """1 / sqrt(1 + t / tau), with tau chosen so that the last step has `final_ratio`."""
+    if final_ratio == 0:
+        raise ConfigError(
+            "schedule.final_ratio=0 with schedule.name=inverse_sqrt: an inverse square root never reaches 0. "
+            "Give a final_ratio above 0 (e.g. 0.1), or use name: linear, cosine or wsd."
+        )
+    return 1.0 / math.sqrt(1.0 + progress * (final_ratio**-2 - 1.0))
+
+
+def _wsd(step: int, total_steps: int, warmup: int, config: ScheduleConfig) -> float:
+    """Warmup, stable, decay: constant until the cooldown, whose last step has `final_ratio`. Source: arXiv:2404.06395."""
+    start = cooldown_start(total_steps, config)
+    if step < start or total_steps - 1 == warmup:
+        return 1.0
+    progress = (step - start + 1) / (total_steps - start)
+    return _between(_SHAPES[config.decay_shape](progress), config.final_ratio)
