@@ -206,14 +206,8 @@ def kind_of(value: Any) -> str:
     """What sort of value this is, in words."""
     if value is None:
         return "empty (null)"
-    kinds = (
-        (bool, "true or false"),
-        (int, "a number"),
-        (float, "a number"),
-        (str, "text"),
-        (list, "a list"),
-        (Mapping, "a mapping"),
-    )
+    kinds: list[tuple[type, str]] = [(bool, "true or false"), (int, "a number"), (float, "a number"), (str, "text")]
+    kinds += [(list, "a list"), (Mapping, "a mapping")]
     return next((word for kind, word in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
@@ -395,10 +389,7 @@ def _value_error(location: Location, error: Mapping[str, Any], value: Any) -> Pr
     message = str(error["ctx"]["error"]) if "ctx" in error and "error" in error["ctx"] else error["msg"]
     section = section_of(type_at(location))
     if section is None:
-        limits = bounds(field_at(location))
-        return Problem(
-            location, message + (f" ({needed(location)})" if number_kind(field_at(location)) is None and limits else "")
-        )
+        return Problem(location, message)
     words = re.findall(r"[a-z_]+", message)
     mentions = tuple(dict.fromkeys(word for word in words if word in section.model_fields))
     return Problem(location, message, mentions)

@@ -32,13 +32,15 @@ _PREFIX = "tag:yaml.org,2002:"
 class Loader(yaml.SafeLoader):
     """PyYAML's parser with this module's reading of plain scalars."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - PyYAML's own attribute
 
 
 class Dumper(yaml.SafeDumper):
     """Writes what `Loader` reads: quotes every text that either this module or stock YAML 1.1 would misread."""
 
-    yaml_implicit_resolvers = {first: list(pairs) for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+    yaml_implicit_resolvers: dict[Any, Any] = {  # noqa: RUF012 - PyYAML's own attribute
+        first: list(pairs) for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -209,7 +211,7 @@ _HINTS = (
     ("while scanning an alias", "a text that starts with * needs quotes: '*.jsonl'"),
     ("found undefined alias", "a text that starts with * needs quotes, as in '*.jsonl'"),
     ("while scanning an anchor", "a text that starts with & needs quotes"),
-    ("mapping values are not allowed here", "a text with ': ' in it needs quotes, and a key must be indented like its neighbours"),
+    ("mapping values are not allowed here", "a text with ': ' in it needs quotes; keys of one mapping start in one column"),
     ("could not find expected ':'", "a key needs a colon and a space after it: `key: value`"),
     ("found unexpected end of stream", "a quote is opened and not closed"),
     ("expected ',' or '}'", "a mapping in braces needs commas between its entries and a } at its end"),

@@ -1,0 +1,175 @@
+"""The configuration for editors (JSON Schema) and for people (a reference page), both from the section models.
+
+The schema describes what a person may write, so a count is a number or a text such as "2B", a component may be a mapping with
+`_target_`, and `null` stands for an empty section. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import PydanticUndefined, core_schema
+
+from steep.config.run import RunConfig
+from steep.config.structure import (
+    NUMBERS_AS_WRITTEN,
+    allows_null,
+    bounds,
+    choices,
+    in_words,
+    is_component,
+    item_type,
+    members,
+    number_kind,
+    section_of,
+)
+from steep.core.section import Section
+from steep.core.units import BYTE_UNITS, COUNT_UNITS, SECOND_UNITS, parse_bytes, parse_count, parse_seconds
+
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_UNITS = {parse_count: COUNT_UNITS, parse_seconds: SECOND_UNITS, parse_bytes: BYTE_UNITS}
+_NUMBER_PATTERN = r"[0-9][0-9_,]*(\.[0-9]+)?([eE][+-]?[0-9]+)?|\.[0-9]+"
+
+
+class _Schema(GenerateJsonSchema):
+    """pydantic's generator, except that numbers as people write them may be text."""
+
+    schema_dialect = SCHEMA_DIALECT
+
+    def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
+        number = super().function_before_schema(schema)
+        function = schema["function"]["function"]
+        return _number_or_text(number, function) if function in _UNITS else number
+
+
+def _number_or_text(number: JsonSchemaValue, function: Any) -> JsonSchemaValue:
+    words = NUMBERS_AS_WRITTEN[function]
+    units = "|".join(sorted({unit for unit in _UNITS[function] if unit}, key=lambda unit: (-len(unit), unit)))
+    either_case = "".join(f"[{letter.upper()}{letter}]" if letter.isalpha() else letter for letter in units)
+    text = {"type": "string", "pattern": rf"^\s*({_NUMBER_PATTERN})\s*({either_case})?\s*$", "description": words}
+    return {"anyOf": [number, text]}
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a run's configuration, with every field's documentation and default."""
+    schema = RunConfig.model_json_schema(by_alias=True, schema_generator=_Schema)
+    schema = {"$schema": SCHEMA_DIALECT, "$id": "https://steep.invalid/run.schema.json", **schema, "title": "steep run"}
+    for name, field in RunConfig.model_fields.items():
+        if section_of(field.annotation) is not None:
+            schema["properties"][name] = _describe_section(schema["properties"][name], field)
+    return schema
+
+
+def _describe_section(found: dict[str, Any], field: FieldInfo) -> dict[str, Any]:
+    """A section's own words where the field has none, and null for a section left empty."""
+    section = section_of(field.annotation)
+    found = {"description": _paragraph(section.__doc__), **found} if section else found
+    if field.is_required() or allows_null(field.annotation):
+        return found
+    kept = {key: value for key, value in found.items() if key in ("description", "default", "title")}
+    choice = {key: value for key, value in found.items() if key not in kept}
+    return {**kept, "anyOf": [*(choice.get("oneOf") or choice.get("anyOf") or [choice]), {"type": "null"}]}
+
+
+def _paragraph(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+# --- the reference page -----------------------------------------------------------------------------------------------
+
+_HEAD = """\
+# Configuration
+
+<!-- Written by `python -m steep.config.schema`, from the section models. Do not edit. -->
+
+A run is described by a YAML file with the sections below; only `model` and `data` are needed. Any key can be given on
+the command line as `--section.key value`, which goes before the file, which goes before the default. A number in a key
+is a position in a list: `--data.train.0.path corpus/`. An unknown key is an error that names the nearest one.
+
+Numbers may be written as `1e-4` or `1_000`; counts as `500M` or `2B`, durations as `90s`, `30min` or `2h`, sizes as
+`500MB` or `8GiB`. Only `true` and `false` are booleans, `null` is no value. Relative paths are relative to the directory in which steep is
+started. Where a section is marked *or `_target_`*, any callable can stand in its place:
+
+```yaml
+model:
+  _target_: ./my_model.py:build      # or my_pkg.models.build, or transformers.AutoModelForCausalLM.from_config
+  vocab_size: 32000                  # the other keys are its arguments; nested _target_ mappings are built first
+```
+"""
+
+
+def reference_markdown() -> str:
+    """The page docs/reference/configuration.md: one table of keys per section."""
+    parts = [_HEAD]
+    for name, field in RunConfig.model_fields.items():
+        parts += _section_page(name, field, level=2)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _section_page(name: str, field: FieldInfo, level: int) -> Iterator[str]:
+    annotation, title = field.annotation, name
+    if section_of(annotation) is None:
+        is_mapping = any(typing.get_origin(part) is dict for part in members(annotation))
+        annotation = item_type(annotation)
+        title = f"{name}.<name>" if is_mapping else f"{name}.<number>"
+    section = section_of(annotation)
+    assert section is not None, f"{name} holds no section"
+    remark = " *or `_target_`*" if is_component(annotation) else ""
+    yield f"{'#' * level} `{title}`{remark}\n"
+    yield f"{_paragraph(section.__doc__)}\n"
+    yield "| Key | Type | Default | Meaning |\n|---|---|---|---|"
+    yield from (_row(key, inner) for key, inner in section.model_fields.items())
+    if section.model_config.get("extra") == "allow":
+        yield "| any other key | | | passed on as an argument |"
+    yield ""
+    for key, inner in section.model_fields.items():
+        if _holds_section(inner.annotation):
+            yield from _section_page(f"{name}.{key}", inner, level + 1)
+
+
+def _holds_section(annotation: Any) -> bool:
+    return section_of(annotation) is not None or section_of(item_type(annotation)) is not None
+
+
+def _row(key: str, field: FieldInfo) -> str:
+    cells = [f"`{key}`", type_cell(field), _default_cell(field), _paragraph(field.description)]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def type_cell(field: FieldInfo) -> str:
+    """A field's type for the table, in words, with its limits."""
+    if names := choices(field.annotation):
+        return ", ".join(f"`{name}`" for name in names)
+    if section_of(field.annotation) is not None:
+        return "section"
+    kind, limits = number_kind(field), bounds(field)
+    if kind is not None:
+        words = kind.split(" such as ")[0].removeprefix("a ")
+        return words + (limits.replace(" of", "") if limits not in ("", " of at least 0") else "")
+    words = in_words(field.annotation)
+    return words.removeprefix("a ") + limits.replace(" of", "")
+
+
+def _default_cell(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**needed**"
+    default = field.default_factory() if field.default_factory is not None else field.default  # type: ignore[call-arg]
+    if isinstance(default, Section):
+        return "see below"
+    if default is None or default is PydanticUndefined:
+        return "–"
+    kind = number_kind(field)
+    if isinstance(default, str):
+        return f"`{default}`"
+    if isinstance(default, int) and not isinstance(default, bool) and kind == NUMBERS_AS_WRITTEN[parse_bytes]:
+        return f"`{default // 2**20}MiB`" if default % 2**20 == 0 else f"`{default}`"
+    return f"`{json.dumps(list(default) if isinstance(default, tuple) else default)}`"
+
+
+if __name__ == "__main__":
+    print(reference_markdown(), end="")
