@@ -1,1 +1,1 @@
-"""Plots and the HTML page."""
+"""The page about a run, and its figures."""

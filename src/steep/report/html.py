@@ -1,0 +1,45 @@
+"""Text as HTML: everything that comes from a run passes through `escape`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+
+def escape(text: object) -> str:
+    """The text with markup escaped and the characters that HTML forbids (NUL, surrogates) made visible."""
+    return html.escape("".join(char if _is_allowed(char) else "\N{REPLACEMENT CHARACTER}" for char in str(text)))
+
+
+def _is_allowed(char: str) -> bool:
+    code = ord(char)
+    if code < 0x20:
+        return char in "\n\t"
+    return not (0x7F <= code <= 0x9F or 0xD800 <= code <= 0xDFFF or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", numbers_from: int = 1) -> str:
+    """A table of plain values in a frame that scrolls sideways by itself. Columns from `numbers_from` on are numbers."""
+    head_row = "".join(
+        f'<th scope="col"{_number_class(i, numbers_from)}>{escape(name)}</th>' for i, name in enumerate(head)
+    )
+    body = "".join(f"<tr>{_row(row, numbers_from)}</tr>\n" for row in rows)
+    caption = f"<caption>{escape(caption)}</caption>" if caption else ""
+    inner = f"{caption}<thead><tr>{head_row}</tr></thead>\n<tbody>\n{body}</tbody>"
+    return f'<div class="scroll" tabindex="0"><table>{inner}</table></div>\n'
+
+
+def _row(row: Sequence[object], numbers_from: int) -> str:
+    first = f'<th scope="row">{escape(row[0])}</th>'
+    return first + "".join(
+        f"<td{_number_class(index, numbers_from)}>{escape(value)}</td>" for index, value in enumerate(row[1:], start=1)
+    )
+
+
+def _number_class(index: int, numbers_from: int) -> str:
+    return ' class="number"' if index >= numbers_from else ""
+
+
+def details(summary: str, content: str) -> str:
+    """A part that is closed until the reader opens it."""
+    return f"<details><summary>{escape(summary)}</summary>\n{content}</details>\n"

@@ -1,0 +1,356 @@
+"""report.html: one page about one run that needs nothing but itself.
+
+Comes in: a run directory, whole or not. Goes out: HTML with its style and its pictures inside, no script, nothing from a
+network. The same run directory always gives the same bytes. What is missing is named where it would have been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from steep.core.files import write_text
+from steep.core.units import format_bytes, format_count, format_seconds
+from steep.metrics import METRICS, MISSING
+from steep.report.curves import curve, downsample
+from steep.report.html import details, escape, table
+from steep.report.palette import css_variables
+from steep.report.plots import held_out_curve, loss_plot, memory_parts, memory_plot, metric_plot
+from steep.report.run_data import Record, RunData, read_run
+from steep.report.svg import inline_svg
+from steep.report.verdict import TextChange, judge, text_changes
+
+FILE_NAME = "report.html"
+
+STATUS = {"done": "finished", "interrupted": "interrupted, can be resumed", "failed": "failed"}
+
+
+def write_report(run_directory: str | Path) -> Path:
+    """Write report.html into a run directory and return its path. Raises OSError where it cannot be written."""
+    path = Path(run_directory) / FILE_NAME
+    write_text(path, report_page(read_run(run_directory)))
+    return path
+
+
+def report_page(run: RunData) -> str:
+    """The page as text."""
+    style = files("steep.report").joinpath("page.css").read_text(encoding="utf-8")
+    body = "".join(
+        [
+            _header(run),
+            "<main>\n",
+            *(_section(title, content(run)) for title, content in SECTIONS.items()),
+            "</main>\n",
+            f"<footer><p>Written by steep from the run directory {escape(run.name)}.</p></footer>\n",
+        ]
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(run.name)} – steep</title>\n"
+        f"<style>\n{css_variables()}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    )
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{content}</section>\n"
+
+
+def _missing(run: RunData, file_name: str, what: str) -> str:
+    """The sentence that stands where something would have been."""
+    reason = run.problems.get(file_name, f"does not hold {what}")
+    return f'<p class="missing">No {escape(what)}: {escape(file_name)} {escape(reason)}.</p>\n'
+
+
+# ── the top of the page ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _header(run: RunData) -> str:
+    verdict = judge(text_changes(run.scores()))
+    sentences = f'<p class="lead">{escape(" ".join(verdict.sentences))}</p>\n' if verdict.sentences else ""
+    return (
+        f'<header>\n<p class="kind">steep run report</p>\n'
+        f"<h1><b>{escape(run.name)}</b> {escape(verdict.headline)}</h1>\n{sentences}"
+        f'<p class="facts">{escape(" · ".join(_facts(run)))}</p>\n{_key_figures(run)}</header>\n'
+    )
+
+
+def _facts(run: RunData) -> list[str]:
+    """Status, model, length and date in a few words each."""
+    status, model = run.summary.get("status"), run.plan.get("model") or {}
+    facts = [STATUS.get(str(status), str(status)) if status else "no summary yet: still running, or killed"]
+    if run.summary.get("reason"):
+        facts[0] += f" ({run.summary['reason']})"
+    if model.get("name"):
+        facts.append(str(model["name"]))
+    if isinstance(model.get("parameters"), (int, float)):
+        facts.append(f"{format_count(model['parameters'])} parameters")
+    started = next((record["time"] for record in run.train if isinstance(record.get("time"), (int, float))), None)
+    if started is not None:
+        facts.append(f"started {datetime.fromtimestamp(started, timezone.utc):%Y-%m-%d %H:%M} UTC")
+    return facts
+
+
+def _key_figures(run: RunData) -> str:
+    """The numbers that people look for first, as a list of terms; those that are unknown are left out."""
+    figures = [(f"{change.text}, {change.unit}", _arrow(change)) for change in text_changes(run.scores())[:3]]
+    last = run.train[-1] if run.train else {}
+    steps_planned = run.plan.get("steps")
+    if last:
+        done = int(last["step"]) + 1
+        figures.append(("steps", f"{done:,}" + (f" of {steps_planned:,}" if steps_planned else "")))
+    figures += [
+        (label, show(value))
+        for label, value, show in (
+            ("tokens trained", last.get("tokens"), format_count),
+            ("time", run.summary.get("seconds"), format_seconds),
+            ("tokens per second", run.summary.get("tokens_per_second"), METRICS["tokens_per_second"].number),
+            ("peak memory", measured_memory(run), format_bytes),
+        )
+        if isinstance(value, (int, float))
+    ]
+    items = "".join(f"<div><dt>{escape(term)}</dt><dd>{escape(value)}</dd></div>\n" for term, value in figures)
+    return f'<dl class="figures">\n{items}</dl>\n' if figures else ""
+
+
+def _arrow(change: TextChange) -> str:
+    return f"{change.before:.3f} → {change.after:.3f}"
+
+
+def measured_memory(run: RunData) -> float | None:
+    """Peak memory in bytes: of the summary, else of the plan, else the highest of the training lines."""
+    for value in (run.summary.get("peak_memory_bytes"), run.plan.get("measured_peak_bytes")):
+        if isinstance(value, (int, float)):
+            return value
+    return max(curve(run.train, "memory_bytes").values, default=None)
+
+
+# ── sections ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _scores(run: RunData) -> str:
+    """Before and after of every held-out text."""
+    rows = [_score_row(text, score) for text, score in run.scores().items()]
+    if not rows:
+        return _missing(run, "metrics.jsonl", "held-out scores")
+    head = ["Text", "Bits/byte before", "after", "Change", "Perplexity before", "after"]
+    note = "Bits per byte count the text's UTF-8 bytes, so they compare across tokenizers; lower is better."
+    return table(head, rows) + f'<p class="note">{note}</p>\n'
+
+
+def _score_row(text: str, score: dict[str, Any]) -> list[str]:
+    before, after = score.get("before") or {}, score.get("after") or {}
+    change = next(iter(text_changes({text: score})), None)
+    return [
+        text,
+        *(_shown("bits_per_byte", side) for side in (before, after)),
+        MISSING if change is None else f"{100 * change.ratio:+.1f} %",
+        *(_shown("perplexity", _with_perplexity(side)) for side in (before, after)),
+    ]
+
+
+def _with_perplexity(score: Record) -> Record:
+    import math
+
+    nats = score.get("nats_per_token")
+    known = "perplexity" in score or not isinstance(nats, (int, float)) or nats > 700
+    return score if known else {**score, "perplexity": math.exp(nats)}  # type: ignore[arg-type]
+
+
+def _shown(name: str, record: Record) -> str:
+    value = record.get(name)
+    return METRICS[name].number(value) if isinstance(value, (int, float)) else MISSING
+
+
+def _loss(run: RunData) -> str:
+    """The loss curves, for wide and narrow screens, and their numbers as a table."""
+    if not run.train and not run.evaluate:
+        return _missing(run, "metrics.jsonl", "loss curve")
+    description = _describe_loss(run)
+    wide = inline_svg(loss_plot(run), "loss", "Loss over the steps", description, "wide")
+    narrow_figure = loss_plot(run, width=400, height=360, max_points=400)
+    narrow = inline_svg(narrow_figure, "loss-narrow", "Loss over the steps", description, "narrow")
+    lost = sum(record.get("loss") is None for record in run.train)
+    note = f'<p class="note">{lost:,} training lines have no finite loss and are not drawn.</p>\n' if lost else ""
+    return f"<figure>\n{wide}{narrow}</figure>\n{note}{details('Numbers of this figure', _loss_table(run))}"
+
+
+def _describe_loss(run: RunData) -> str:
+    """What the picture shows, in a sentence per curve."""
+    curves = [("Training loss", curve(run.train, "loss"))]
+    curves += [(f"Loss on held-out {text}", held_out_curve(run, text)) for text in run.text_names()]
+    return " ".join(
+        f"{name}: {points.values[0]:.3f} at step {points.steps[0]:,}, {points.values[-1]:.3f} at step {points.steps[-1]:,}."
+        for name, points in curves
+        if points
+    )
+
+
+def _loss_table(run: RunData, rows: int = 24) -> str:
+    """About `rows` steps with the training loss, and every held-out score nearest to them."""
+    columns = [curve(run.train, "loss"), *(held_out_curve(run, text) for text in run.text_names())]
+    scored = downsample(columns[1], rows).steps if len(columns) > 1 else []
+    train = columns[0].steps
+    spread = [train[index * (len(train) - 1) // max(1, rows - 1)] for index in range(rows)] if train else []
+    values = [dict(zip(points.steps, points.values, strict=True)) for points in columns]
+    body = [
+        [f"{step:,}", *(f"{column[step]:.4f}" if step in column else MISSING for column in values)]
+        for step in sorted({*scored, *spread})
+    ]
+    return table(["Step", "Training", *run.text_names()], body, "Nats per token; a selection of steps", numbers_from=0)
+
+
+def _speed(run: RunData) -> str:
+    """Learning rate and throughput, side by side where there is room."""
+    parts = []
+    for name, title in (("learning_rate", "Learning rate"), ("tokens_per_second", "Tokens per second")):
+        points = curve(run.train, name)
+        if points:
+            show = METRICS[name].number
+            description = (
+                f"From {show(points.values[0])} to {show(points.values[-1])}, at most {show(max(points.values))}."
+            )
+            svg = inline_svg(metric_plot(run, name, title.lower()), name.replace("_", "-"), title, description)
+            parts.append(f"<figure>\n{svg}</figure>\n")
+        else:
+            parts.append(_missing(run, "metrics.jsonl", title.lower()))
+    return f'<div class="pair">\n{"".join(parts)}</div>\n'
+
+
+def _memory(run: RunData) -> str:
+    """Predicted parts against the measured peak."""
+    memory, measured = run.plan.get("memory") or {}, measured_memory(run)
+    parts = memory_parts(memory)
+    if not parts:
+        return _missing(run, "plan.json", "memory plan")
+    total = sum(size for _, size in parts)
+    description = f"Predicted {format_bytes(total)}: " + ", ".join(
+        f"{name} {format_bytes(size)}" for name, size in parts
+    )
+    if measured:
+        description += (
+            f". Measured {format_bytes(measured)}, {100 * (total / measured - 1):+.1f} % predicted against measured"
+        )
+    svgs = (
+        inline_svg(memory_plot(memory, measured, width), f"memory-{css}", "Memory by part", f"{description}.", css)
+        for width, css in ((900, "wide"), (400, "narrow"))
+    )
+    rows = [[name, format_bytes(size), f"{100 * size / total:.0f} %"] for name, size in parts]
+    rows.append(["predicted in all", format_bytes(total), "100 %"])
+    rows += [["measured peak", format_bytes(measured), f"{100 * measured / total:.0f} %"]] if measured else []
+    return f"<figure>\n{''.join(svgs)}</figure>\n{table(['Part', 'Memory', 'Share'], rows)}"
+
+
+LEDGER_COLUMNS = {
+    "records_read": "Records read",
+    "documents_kept": "Documents kept",
+    "tokens": "Tokens",
+    "tokens_trained": "Trained",
+    "tokens_held_out": "Held out",
+    "padding_tokens": "Padding",
+}
+
+
+def _ledger(run: RunData) -> str:
+    """Where every record and token of every source went."""
+    sources = run.ledger.get("sources") or []
+    if not sources:
+        return _missing(run, "ledger.json", "token ledger")
+    rows = [_ledger_row(str(source.get("name")), source) for source in sources]
+    if len(sources) > 1:
+        sums = {key: sum(source.get(key) or 0 for source in sources) for key in LEDGER_COLUMNS}
+        rows.append(_ledger_row("all sources", sums))
+    dropped = [
+        [source.get("name"), reason, f"{number:,}"]
+        for source in sources
+        for reason, number in (source.get("dropped") or {}).items()
+    ]
+    lost = table(["Source", "Dropped because", "Records"], dropped, numbers_from=2) if dropped else ""
+    note = "" if dropped else '<p class="note">No record was dropped.</p>\n'
+    return table(["Source", *LEDGER_COLUMNS.values()], rows) + lost + note + _plan_sources(run)
+
+
+def _ledger_row(name: str, source: dict[str, Any]) -> list[str]:
+    values = (source.get(key) for key in LEDGER_COLUMNS)
+    return [name, *(f"{value:,}" if isinstance(value, (int, float)) else MISSING for value in values)]
+
+
+def _plan_sources(run: RunData) -> str:
+    """Epochs and sequences of each source, as planned."""
+    data = run.plan.get("data") or {}
+    rows = [
+        [source.get("name"), *(_plain(source.get(key)) for key in ("documents", "tokens", "sequences", "epochs"))]
+        for source in data.get("sources") or []
+    ]
+    if not rows:
+        return ""
+    caption = f"Planned, in sequences of {_plain(data.get('sequence_length'))} tokens"
+    return table(["Source", "Documents", "Tokens", "Sequences", "Epochs"], rows, caption)
+
+
+def _plain(value: Any) -> str:
+    """A number with separators and at most three decimals; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return MISSING if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
+def _samples(run: RunData) -> str:
+    """Each prompt continued by the model before and after."""
+    if not run.samples:
+        return _missing(run, "metrics.jsonl", "samples")
+    by_prompt: dict[str, list[Record]] = {}
+    for record in run.samples:
+        by_prompt.setdefault(str(record.get("prompt", "")), []).append(record)
+    return "".join(_sample_pair(prompt, records) for prompt, records in by_prompt.items())
+
+
+def _sample_pair(prompt: str, records: list[Record]) -> str:
+    shown = records if len(records) == 1 else [records[0], records[-1]]
+    sides = "".join(
+        f'<div class="sample"><h3>Step {_plain(record["step"])}</h3>\n'
+        f'<p dir="auto"><b>{escape(prompt)}</b>{escape(record.get("text", ""))}</p></div>\n'
+        for record in shown
+    )
+    hidden = len(records) - len(shown)
+    note = f'<p class="note">{hidden:,} samples between these are in metrics.jsonl.</p>\n' if hidden else ""
+    return f'<div class="pair">\n{sides}</div>\n{note}'
+
+
+def _configuration(run: RunData) -> str:
+    if not run.config_text:
+        return _missing(run, "config.yaml", "configuration")
+    return details("config.yaml, every key resolved", f"<pre>{escape(run.config_text)}</pre>\n")
+
+
+def _environment(run: RunData) -> str:
+    if not run.environment:
+        return _missing(run, "environment.json", "environment")
+    rows = [[key, value] for key, value in flatten(run.environment)]
+    return details("Hardware and versions", table(["What", "Value"], rows, numbers_from=99))
+
+
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested value as dotted keys and plain values."""
+    if isinstance(value, dict) and value:
+        return [row for key, item in value.items() for row in flatten(item, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(value, list):
+        return [(prefix, ", ".join(str(item) for item in value))]
+    return [(prefix, str(value))]
+
+
+SECTIONS: dict[str, Callable[[RunData], str]] = {
+    "What the model gained and lost": _scores,
+    "Loss": _loss,
+    "Learning rate and throughput": _speed,
+    "Memory": _memory,
+    "Where the tokens went": _ledger,
+    "Samples before and after": _samples,
+    "Configuration": _configuration,
+    "Environment": _environment,
+}

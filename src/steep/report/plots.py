@@ -1,0 +1,174 @@
+"""The figures of a run, drawn by matplotlib without a display and without its global state.
+
+Sizes are in CSS pixels (72 per inch here, so that a font size of 12 is 12 pixels of the page).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steep.core.files import atomic_writer
+from steep.core.units import format_bytes, format_count
+from steep.report.curves import Curve, curve, downsample, smooth, smoothing_window
+from steep.report.palette import LIGHT, PART_COLOURS, TEXT_STYLES
+from steep.report.run_data import RunData, read_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": 72, "savefig.dpi": 72, "font.size": 12, "font.family": "DejaVu Sans",
+    "figure.facecolor": LIGHT["paper"], "axes.facecolor": "none", "axes.edgecolor": LIGHT["faint"],
+    "axes.labelcolor": LIGHT["faint"], "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": LIGHT["rule"],
+    "grid.linewidth": 0.8, "text.color": LIGHT["ink"], "text.parse_math": False, "xtick.color": LIGHT["faint"],
+    "ytick.color": LIGHT["faint"], "ytick.major.size": 0, "legend.frameon": False, "legend.fontsize": 12,
+    "svg.fonttype": "none", "svg.hashsalt": "steep", "lines.linewidth": 1.8, "lines.markersize": 5, "path.simplify": False,
+}  # fmt: skip
+
+
+@contextmanager
+def report_style() -> Iterator[None]:
+    """The report's style whatever the user's matplotlibrc says, for drawing and for saving, which lays the figure out."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+@contextmanager
+def drawing(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of so many pixels with one pair of axes."""
+    from matplotlib.figure import Figure
+
+    with report_style():
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def loss_plot(run: RunData, width: int = 900, height: int = 380, max_points: int = 2000) -> Figure:
+    """Training loss, raw and smoothed, and the loss on each held-out text, all in nats per token."""
+    with drawing(width, height) as (figure, axes):
+        _draw_raw_and_smooth(axes, curve(run.train, "loss"), "training", max_points)
+        for number, name in enumerate(run.text_names()):
+            colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]
+            scores = downsample(held_out_curve(run, name), max_points // 4)
+            every = max(
+                1, len(scores.steps) // 24
+            )  # markers tell the lines apart; one on each of 500 points hides them
+            axes.plot(scores.steps, scores.values, dash, marker=marker, markevery=every, color=LIGHT[colour],
+                      label=f"held-out {name}")  # fmt: skip
+        _label(axes, "step", "nats per token")
+        if not axes.lines:
+            axes.text(0.5, 0.5, "no losses yet", transform=axes.transAxes, ha="center", color=LIGHT["faint"])
+        elif width < 600:
+            figure.legend(loc="outside lower left", ncols=1)
+        else:
+            figure.legend(loc="outside upper left", ncols=6)
+    return figure
+
+
+def held_out_curve(run: RunData, text: str) -> Curve:
+    """Nats per token of one held-out text over the steps."""
+    return curve((record for record in run.evaluate if str(record.get("text")) == text), "nats_per_token")
+
+
+def _draw_raw_and_smooth(axes: Axes, points: Curve, label: str, max_points: int) -> None:
+    if not points:
+        return
+    raw, window = downsample(points, max_points), smoothing_window(len(points.steps))
+    lone = {"marker": "o"} if len(points.steps) == 1 else {}
+    axes.plot(raw.steps, raw.values, color=LIGHT["raw"], linewidth=1.0, label=label, **lone)  # type: ignore[arg-type]
+    if len(points.steps) > window:
+        soft = downsample(smooth(points, window), max_points)
+        axes.plot(soft.steps, soft.values, color=LIGHT["train"], label=f"mean of {window:,} steps")
+
+
+def metric_plot(run: RunData, name: str, label: str, width: int = 440, height: int = 240) -> Figure:
+    """One metric of the training lines over the steps, from zero up; noisy ones also smoothed."""
+    points = curve(run.train, name)
+    with drawing(width, height) as (figure, axes):
+        if name == "learning_rate":
+            line = downsample(points)
+            axes.plot(line.steps, line.values, color=LIGHT["train"])
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        else:
+            _draw_raw_and_smooth(axes, points, "each step", 1000)
+            axes.yaxis.set_major_formatter(lambda value, _: format_count(value))
+        axes.set_ylim(bottom=0)
+        _label(axes, "step", label)
+    return figure
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    """Axis names: below, and above the axis at its left end, where it reads without turning the head."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(x)
+    axes.set_title(y, loc="left", fontsize=12, color=LIGHT["faint"])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
+
+
+def memory_parts(memory: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The parts of a memory plan in the order of the bar, without the total and without empty parts."""
+    names = [*MEMORY_PARTS, *(name for name in memory if name not in MEMORY_PARTS and name != "total")]
+    return [(name, memory[name]) for name in names if isinstance(memory.get(name), (int, float)) and memory[name] > 0]
+
+
+def memory_plot(parts: Mapping[str, float], measured_bytes: float | None = None, width: int = 900) -> Figure:
+    """The predicted memory as one bar of its parts, and below it what was measured.
+
+    parts: bytes by name (weights, gradients, optimizer, activations, logits; any others follow; `total` is the sum).
+    """
+    listed = memory_parts(parts)
+    narrow = width < 600
+    height = 110 + (40 if measured_bytes else 0) + (20 * len(listed) if narrow else 24)
+    with drawing(width, height) as (figure, axes):
+        left = 0.0
+        for number, (name, size) in enumerate(listed):
+            colour = LIGHT[PART_COLOURS[number % len(PART_COLOURS)]]
+            axes.barh(0, size, left=left, height=0.6, color=colour, edgecolor=LIGHT["paper"], label=name, linewidth=2)
+            left += size
+        _name_bar(axes, 0, left)
+        if measured_bytes:
+            axes.barh(1, measured_bytes, height=0.6, color="none", edgecolor=LIGHT["ink"], linewidth=1.5)
+            _name_bar(axes, 1, measured_bytes)
+        _style_bars(
+            axes, ["predicted", "measured"] if measured_bytes else ["predicted"], max(left, measured_bytes or 0)
+        )
+        if listed:
+            figure.legend(loc="outside lower left", ncols=1 if narrow else 6)
+    return figure
+
+
+def _name_bar(axes: Axes, row: int, size: float) -> None:
+    """Write the size of a bar to its right."""
+    axes.annotate(format_bytes(size), (size, row), xytext=(7, 0), textcoords="offset points", va="center")
+
+
+def _style_bars(axes: Axes, names: Sequence[str], longest: float) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlim(0, (longest or 1) * 1.18)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.xaxis.set_visible(False)
+    axes.grid(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def write_training_loss(run_directory: str | Path) -> Path:
+    """Draw the loss curves of a run into training_loss.png (1,800 x 800 pixels) and return its path."""
+    path = Path(run_directory) / "training_loss.png"
+    figure = loss_plot(read_run(run_directory), width=900, height=400)
+    with atomic_writer(path) as file, report_style():
+        figure.savefig(file, format="png", dpi=144, metadata={"Software": None})
+    return path

@@ -1,0 +1,103 @@
+"""What a run directory says about its run, read without judging: files that are missing or unreadable are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steep.core.files import read_json
+
+Record = dict[str, Any]
+
+FILES = ("config.yaml", "environment.json", "metrics.jsonl", "plan.json", "ledger.json", "summary.json")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The contents of a run directory. Mappings are empty and lists are empty where their file is not there."""
+
+    name: str
+    config_text: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    ledger: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    train: list[Record] = field(default_factory=list)
+    evaluate: list[Record] = field(default_factory=list)
+    samples: list[Record] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    """File name -> why nothing was read from it."""
+
+    def text_names(self) -> list[str]:
+        """The held-out texts, in the order in which they were first scored."""
+        names = [*self.scores(), *(str(record.get("text")) for record in self.evaluate)]
+        return list(dict.fromkeys(names))
+
+    def scores(self) -> dict[str, dict[str, dict[str, float]]]:
+        """{text: {"before": {...}, "after": {...}}} from the summary, else the first and last lines of each text."""
+        if isinstance(self.summary.get("scores"), dict):
+            return self.summary["scores"]
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for record in self.evaluate:
+            text = found.setdefault(str(record.get("text")), {"before": record})
+            text["after"] = record
+        return found
+
+
+def read_run(run_directory: str | Path) -> RunData:
+    """Read everything that the report shows."""
+    directory, problems = Path(run_directory), dict[str, str]()
+    read = {name: _read(directory / name, problems) for name in FILES}
+    records: list[Record] = read["metrics.jsonl"] or []
+    return RunData(
+        name=directory.resolve().name,
+        config_text=read["config.yaml"] or "",
+        environment=_mapping(read["environment.json"]),
+        plan=_mapping(read["plan.json"]),
+        ledger=_mapping(read["ledger.json"]),
+        summary=_mapping(read["summary.json"]),
+        train=latest(records, "train", ("step",)),
+        evaluate=latest(records, "evaluate", ("text", "step")),
+        samples=latest(records, "sample", ("prompt", "step")),
+        problems=problems,
+    )
+
+
+def latest(records: list[Record], kind: str, key: tuple[str, ...]) -> list[Record]:
+    """The records of one kind sorted by step; of those with the same key (a resumed run) the last one written."""
+    chosen = {
+        tuple(str(record.get(name)) for name in key): record
+        for record in records
+        if record.get("kind") == kind and isinstance(record.get("step"), (int, float))
+    }
+    return sorted(chosen.values(), key=lambda record: record["step"])
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _read(path: Path, problems: dict[str, str]) -> Any:
+    """The content of one file, or None and a line in `problems`."""
+    try:
+        return READERS.get(path.suffix, _read_text)(path)
+    except FileNotFoundError:
+        problems[path.name] = "is not in the run directory"
+    except (OSError, ValueError) as error:
+        problems[path.name] = f"cannot be read ({error})"
+    return None
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _read_lines(path: Path) -> list[Record]:
+    from steep.trackers.jsonl import read_records
+
+    return list(read_records(path))
+
+
+READERS: dict[str, Callable[[Path], Any]] = {".json": read_json, ".jsonl": _read_lines}
