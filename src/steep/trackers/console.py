@@ -38,9 +38,10 @@ TEXT_WIDTH = 16
 class Output:
     """Lines to a stream, above a live bar where there is one, and the same lines to a log file."""
 
-    def __init__(self, stream: TextIO, live: bool):
+    def __init__(self, stream: TextIO, bar: bool):
         self.stream = stream
-        self.live = live
+        self.terminal = is_terminal(stream)
+        self.live = bar and self.terminal
         self._log: TextIO | None = None
         self._bar: Any = None
         self._task: Any = None
@@ -85,14 +86,19 @@ class Output:
 class ConsoleTracker:
     """Prints records for people. `line` prints anything else through the same output."""
 
-    def __init__(self, output: Output, width: int, log_every_steps: int):
+    def __init__(self, output: Output, width: int | None, log_every_steps: int):
         self.output = output
-        self.width = width
+        self._width = width
         self.log_every_steps = log_every_steps
         self.total_steps: int | None = None
         self._first_step: int | None = None
         self._start_scores: dict[str, float] = {}
         self._table_step: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Columns of a line: as configured, else of the terminal as it is now, which its owner may have resized."""
+        return self._width or shutil.get_terminal_size((80 if self.output.terminal else WIDTH_OF_A_FILE, 24)).columns
 
     def start(self, run_directory: Path, config: Mapping[str, Any]) -> None:
         """Open console.log; a resumed run takes the scores of its start from the metrics.jsonl that is there."""
@@ -159,19 +165,13 @@ def build(
 
     `bar` on something that is no terminal prints plain lines all the same: control codes would spoil a file.
     """
-    stream = stream or sys.stdout
-    terminal = is_terminal(stream)
-    return ConsoleTracker(Output(stream, live=terminal and progress != "plain"),
-                          width or _columns(terminal), log_every_steps)  # fmt: skip
+    output = Output(stream or sys.stdout, bar=progress != "plain")
+    return ConsoleTracker(output, width, log_every_steps)
 
 
 def is_terminal(stream: TextIO) -> bool:
     """Whether `stream` is a terminal that understands control codes."""
     return stream.isatty() and os.environ.get("TERM", "") != "dumb"
-
-
-def _columns(terminal: bool) -> int:
-    return shutil.get_terminal_size((80 if terminal else WIDTH_OF_A_FILE, 24)).columns
 
 
 def train_line(record: Record, total_steps: int | None, width: int) -> str:

@@ -16,7 +16,7 @@ from steep.core.errors import ConfigError
 from steep.core.plugins import load_plugin, plugin_names
 
 PACKAGE = "steep.trackers"
-NOT_TRACKERS = ("config", "tracker")
+NOT_TRACKERS = ("config", "sinks", "tracker")
 ALWAYS_USED = ("console", "jsonl")
 
 Record = Mapping[str, Any]

@@ -1,0 +1,72 @@
+"""All trackers of a run as one: console and metrics.jsonl always, others as configured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from steep.core.section import Target
+from steep.trackers import console, jsonl
+from steep.trackers.config import ConsoleConfig, TrackerConfig
+from steep.trackers.tracker import Record, Tracker, build_tracker
+
+
+class Sinks:
+    """A context that opens every tracker of a run and closes every one, whatever happens in between.
+
+    build_target: builds a tracker that is configured as a `_target_`.
+    """
+
+    def __init__(
+        self,
+        run_directory: Path,
+        resolved: dict[str, Any],
+        trackers: Iterable[TrackerConfig | Target],
+        console_config: ConsoleConfig,
+        *,
+        stream: TextIO | None = None,
+        build_target: Callable[[Target], Tracker],
+    ):
+        self._run_directory, self._resolved = run_directory, resolved
+        self._console = console.build(**console_config.model_dump(), stream=stream)
+        self._jsonl = jsonl.build()
+        self._others = [
+            build_target(tracker)
+            if isinstance(tracker, Target)
+            else build_tracker(tracker.name, **(tracker.model_extra or {}))
+            for tracker in trackers
+        ]
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Sinks:
+        for tracker in (self._console, self._jsonl, *self._others):
+            self._stack.callback(tracker.close)
+            tracker.start(self._run_directory, self._resolved)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def line(self, text: str = "") -> None:
+        """Print a line for people, on the console and into console.log."""
+        self._console.line(text)
+
+    def log(self, record: Record) -> None:
+        """Give a record to every tracker."""
+        for tracker in (self._jsonl, self._console, *self._others):
+            tracker.log(record)
+
+    def log_all(self, records: Iterable[Record]) -> None:
+        """Give records to every tracker, in order."""
+        for record in records:
+            self.log(record)
+
+    def flush(self) -> None:
+        """Make metrics.jsonl durable, as at every checkpoint."""
+        self._jsonl.flush(fsync=True)
+
+    def expect_steps(self, total_steps: int, completed_steps: int) -> None:
+        """Tell the console how long the run is."""
+        self._console.expect_steps(total_steps, completed_steps)
