@@ -1,0 +1,300 @@
+"""Attention inside documents that are packed into one sequence, through transformers' AttentionInterface.
+
+In: queries, keys and values of all tokens of a batch, flattened, and the documents' boundaries. Out: each token's
+attention over its own document. On CUDA one varlen kernel (torch's, else flash-attn's); elsewhere the tokens are split
+into documents and each goes through scaled_dot_product_attention, which is also less work than a masked S x S.
+Nothing here changes when imported: `register_document_attention` adds the name to transformers' registry when called.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steep.core.errors import ModelError
+
+ATTENTION_NAME = "steep_document"
+
+CUDA_VARLEN_MAX_HEAD = 256
+"""Largest head size of the varlen kernels."""
+
+
+def attend_documents(
+    query_LNH: Tensor,
+    key_LKH: Tensor,
+    value_LKH: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    max_seqlen: int,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal attention of each token over its own document. Returns (L, N, H).
+
+    query_LNH: (L, N, H); key_LKH, value_LKH: (L, K, H), N a multiple of K. cu_seqlens: (documents + 1,) int32, from 0
+    to L. max_seqlen: no document is longer; used on CUDA only, where an upper bound does. scale: default H ** -0.5.
+    sliding_window: a token sees itself and the sliding_window - 1 before it. softcap: scores become
+    softcap * tanh(score / softcap), computed explicitly (Gemma 2).
+    """
+    query, key, value = _in_autocast_dtype(query_LNH, key_LKH, value_LKH)
+    if _varlen_fits(query, value, dropout, softcap):
+        return _varlen(query, key, value, cu_seqlens, max_seqlen, scale, sliding_window)
+    return _split_attention(query, key, value, cu_seqlens, scale, dropout, sliding_window, softcap)
+
+
+def _in_autocast_dtype(*tensors: Tensor) -> list[Tensor]:
+    """As autocast does for scaled_dot_product_attention: rotary embeddings leave queries fp32 beside bf16 values."""
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(device_type)) for tensor in tensors]
+
+
+# ---- document by document ----
+
+
+@torch.compiler.disable
+def _split_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    scale: float | None,
+    dropout: float,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Runs of documents of equal length go as one batch; the others one by one.
+
+    torch.split's backward is one concatenation; indexing each document would write a whole zero tensor per document.
+    """
+    bounds = cu_seqlens.tolist()
+    lengths = [stop - start for start, stop in itertools.pairwise(bounds) if stop > start]
+    runs = [(length, len(list(group))) for length, group in itertools.groupby(lengths)]
+    sizes = [length * count for length, count in runs]
+    parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), runs, strict=True)
+    outputs = []
+    for q, k, v, (length, count) in parts:
+        shaped = [x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
+        out_BNTH = _attend_equal(shaped[0], shaped[1], shaped[2], scale, dropout, sliding_window, softcap)
+        outputs.append(out_BNTH.transpose(1, 2).reshape(count * length, *out_BNTH.shape[1:2], out_BNTH.shape[3]))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_equal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None,
+    dropout: float,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Causal attention over documents of one length: (B, N, T, H), (B, K, T, H) -> (B, N, T, H)."""
+    length = query.shape[2]
+    banded = sliding_window is not None and sliding_window < length
+    mask = _band(length, sliding_window if banded else None, query.device) if banded or softcap is not None else None
+    if softcap is not None:
+        assert mask is not None
+        return _softcapped(query, key, value, mask, scale, dropout, softcap)
+    is_gqa = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=is_gqa
+    )
+
+
+def _band(length: int, window: int | None, device: torch.device) -> Tensor:
+    """(T, T) bool, True where query t may see key s: s <= t and, with a window, t - s < window."""
+    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+    return mask if window is None else mask.triu_(1 - window)
+
+
+def _softcapped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, dropout: float, softcap: float
+) -> Tensor:
+    """Attention with soft-capped scores, as transformers' eager Gemma 2: cap, mask, softmax in fp32. T*T memory."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.matmul(query, key.transpose(2, 3)) * factor
+    scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, float("-inf"))
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(F.dropout(weights, p=dropout), value)
+
+
+# ---- one varlen kernel (CUDA) ----
+
+
+def _find_varlen_kernel() -> str | None:
+    if importlib.util.find_spec("torch.nn.attention.varlen") is not None:
+        return "torch"
+    return "flash_attn" if importlib.util.find_spec("flash_attn") is not None else None
+
+
+VARLEN_KERNEL = _find_varlen_kernel()
+"""Which varlen kernel this installation has: "torch", "flash_attn" or None. A constant, so that torch.compile sees one."""
+
+
+def _varlen_fits(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> bool:
+    if query.device.type != "cuda" or VARLEN_KERNEL is None or dropout > 0 or softcap is not None:
+        return False
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    heads_fit = query.shape[-1] == value.shape[-1] <= CUDA_VARLEN_MAX_HEAD
+    return half and heads_fit and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scale: float | None, window: int | None
+) -> Tensor:
+    """The whole batch in one launch. Both kernels count a window as the tokens BEFORE the query, hence window - 1."""
+    left = -1 if window is None else window - 1
+    if VARLEN_KERNEL == "torch":
+        from torch.nn.attention.varlen import varlen_attn
+
+        is_gqa = query.shape[1] != key.shape[1]
+        extra: dict[str, Any] = {"enable_gqa": True} if is_gqa else {}
+        out = varlen_attn(
+            query, key, value, cu_seqlens, cu_seqlens, longest, longest, scale=scale, window_size=(left, 0), **extra
+        )
+        assert isinstance(out, Tensor)
+        return out
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+
+    flash: Tensor = flash_attn_varlen_func(
+        query, key, value, cu_seqlens, cu_seqlens, longest, longest,
+        softmax_scale=scale, causal=True, window_size=(left, 0),
+    )  # fmt: skip
+    return flash
+
+
+# ---- transformers ----
+
+
+def register_document_attention() -> None:
+    """Add `steep_document` to transformers' attention functions and its mask functions. Calling it again changes nothing."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(ATTENTION_NAME, document_attention_forward)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)  # for batches without cu_seqlens, e.g. generation
+
+
+def document_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | str | None = "not given",
+    softcap: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: (1, N, L, H), (1, K, L, H) -> (1, L, N, H).
+
+    With `cu_seqlens` the batch is one flattened row of documents and `attention_mask` is not read; without it
+    (generation, scoring a plain batch) this is transformers' own sdpa. Raises ModelError for what it cannot compute.
+    """
+    if cu_seqlens is None:
+        return _plain_attention(module, query, key, value, attention_mask, scaling, dropout, softcap, kwargs)
+    _check_computable(module, query, sliding_window, kwargs)
+    window = sliding_window if isinstance(sliding_window, int) else None
+    out_LNH = attend_documents(
+        query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), cu_seqlens,
+        max_seqlen=query.shape[2] if max_seqlen is None else max_seqlen,
+        scale=scaling, dropout=dropout, sliding_window=window, softcap=softcap,
+    )  # fmt: skip
+    return out_LNH.unsqueeze(0), None
+
+
+def _plain_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, None]:
+    """transformers' sdpa under the mask that transformers made for it; soft-capped scores, which it lacks, explicitly."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if softcap is None:
+        output: Tensor = sdpa_attention_forward(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
+        )[0]
+        return output, None
+    if mask is None:  # causal; a single query after cached keys sees them all
+        offset = key.shape[2] - query.shape[2]
+        mask = _band(key.shape[2], None, key.device)[offset:]
+    return _softcapped(query, key, value, mask, scaling, dropout, softcap).transpose(1, 2), None
+
+
+def _check_computable(module: nn.Module, query: Tensor, window: int | str | None, kwargs: dict[str, Any]) -> None:
+    if query.shape[0] != 1:
+        raise ModelError(f"document attention takes one flattened row of tokens, not {query.shape[0]}")
+    for name, what in (("s_aux", "attention sinks"), ("position_bias", "a position bias")):
+        if kwargs.get(name) is not None:
+            raise ModelError(f"document attention does not compute {what}")
+    config = getattr(module, "config", None)
+    has_window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if window == "not given" and has_window:
+        raise ModelError("document attention is not told this model's sliding window, which is only in its mask")
+    if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise ModelError("document attention is causal, this layer is not")
+
+
+def placeholder_mask(device: torch.device) -> Tensor:
+    """What to pass as attention_mask together with cu_seqlens: nothing reads it.
+
+    transformers takes a 4D mask as it is, so it neither builds an S x S mask over all tokens of the batch nor waits for
+    the device to look for padding and packed positions.
+    """
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
+def enable_document_attention(model: nn.Module) -> bool:
+    """Make `model` take cu_seqlens. True: it does now; False: it cannot, pass restarting position_ids instead.
+
+    A True is a claim about the interface only; `steep.models.forward.prepare_forward` compares numbers.
+    """
+    from steep.models.gpt2 import GPT2LMHeadModel
+
+    if isinstance(model, GPT2LMHeadModel):
+        return True
+    if obstacle(model) is not None:
+        return False
+    register_document_attention()
+    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+    return bool(model.config._attn_implementation == ATTENTION_NAME)  # type: ignore[union-attr]
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Why a model cannot take document attention, or None."""
+    config = getattr(model, "config", None)
+    if not getattr(model, "_supports_attention_backend", False) or not hasattr(model, "set_attn_implementation"):
+        return f"{type(model).__name__} does not use transformers' AttentionInterface"
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(text, "is_encoder_decoder", False) or getattr(text, "is_causal", True) is False:
+        return "its attention is not causal"
+    if getattr(text, "attention_chunk_size", None):
+        return "it attends in chunks"
+    layer_types = set(getattr(text, "layer_types", None) or [])
+    foreign = sorted(layer_types - {"full_attention", "sliding_attention"})
+    if foreign:
+        return f"it has layers of type {', '.join(foreign)}, which carry state across documents"
+    return None
