@@ -79,8 +79,8 @@ def write_run(directory: Path, steps: int = 40, sample: str = " is used to wrap 
         "memory": {**parts, "total": sum(parts.values())}})  # fmt: skip
     write_json(directory / "ledger.json", {"sources": [
         {"name": name, "records_read": 82, "documents_kept": 78, "dropped": {"empty": 4}, "tokens": 182331,
-         "tokens_held_out": 9120, "tokens_trained": 65000, "padding_tokens": 0}
-        for name in ("topics", "docstrings")]})  # fmt: skip
+         "tokens_held_out": 9120, "tokens_per_epoch": 173211, "tokens_trained": 65000, "epochs": 0.375}
+        for name in ("topics", "docstrings")], "padding_tokens": 1234})  # fmt: skip
     write_json(directory / "summary.json", {"status": "done", "seconds": 131.2, "tokens_per_second": 811.3,
                                             "peak_memory_bytes": 2.41 * 2**30})  # fmt: skip
     write_json(directory / "environment.json", {"python": "3.11", "packages": {"torch": "2.13.0+cpu"}})
@@ -112,7 +112,7 @@ def test_the_page_says_what_the_run_did(page: Page) -> None:
         "On general it is 1.0 % worse (from 0.9500 to 0.9595 bits per byte).",
         "40 of 40", "81.9k", "2 min 11 s", "2.4 GiB", "SmolLM2-135M", "135M parameters", "started 2026-09-21",
         "Training loss: 3.000 at step 0", "The with statement before", "is used to wrap a block.",
-        "a <b> & c", "packages.torch", "2.13.0+cpu", "all sources", "364,662", "empty",
+        "a <b> & c", "packages.torch", "2.13.0+cpu", "all sources", "364,662", "empty", "Padding: 1,234 tokens.",
     ):  # fmt: skip
         assert words in page.words
 
@@ -180,7 +180,7 @@ def test_an_empty_directory_and_broken_files_still_make_a_page(tmp_path: Path) -
     words = Page(write_report(tmp_path).read_text(encoding="utf-8")).words
     assert "plan.json cannot be read" in words
     assert "config.yaml cannot be read" in words
-    assert "ledger.json does not hold token ledger" in words
+    assert "No token ledger: ledger.json holds none." in words
     assert write_training_loss(tmp_path).read_bytes()[:4] == b"\x89PNG"
 
 
@@ -190,10 +190,21 @@ def test_a_run_that_stopped_at_once_has_a_page(tmp_path: Path) -> None:
     tracker.log({"kind": "evaluate", "step": 0, "text": "wiki", "nats_per_token": 3.0, "bits_per_byte": None})
     tracker.log({"kind": "train", "step": 0, "loss": math.nan})
     tracker.close()
-    write_json(tmp_path / "summary.json", {"status": "failed", "reason": "the loss is nan"})
+    write_json(tmp_path / "summary.json", {"status": "failed", "error": "the loss is nan\nat <step> 0"})
     words = Page(write_report(tmp_path).read_text(encoding="utf-8")).words
-    assert "failed (the loss is nan)" in words
+    assert "failed the loss is nan at <step> 0" in words
     assert "1 training lines have no finite loss" in words
+
+
+def test_scores_of_the_summary_come_before_those_of_the_lines(run_directory: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run_directory, tmp_path / "copy"))
+    scores = {"domain": {"before": {"bits_per_byte": 2.0, "nats_per_token": 5.0}, "after": {"bits_per_byte": 1.5}},
+              "general": {"before": None, "after": {"bits_per_byte": 1.0}}}  # fmt: skip
+    write_json(copy / "summary.json", {"status": "interrupted", "texts": scores})
+    words = Page(report_page(read_run(copy))).words
+    assert "copy learned the domain text On domain it is 25.0 % better (from 2.0000 to 1.5000 bits per byte)." in words
+    assert "interrupted, can be resumed" in words
+    assert "general–1.0000–––" in words
 
 
 def test_the_same_run_gives_the_same_bytes(run_directory: Path) -> None:

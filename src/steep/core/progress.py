@@ -136,6 +136,7 @@ def live_progress(stream: TextIO, unit: str) -> Any:
     """A rich Progress on `stream` with amount, rate and time left; start and stop it yourself."""
     from rich import progress as bars
     from rich.console import Console
+    from rich.table import Column
     from rich.text import Text
 
     class AmountColumn(bars.ProgressColumn):
@@ -156,9 +157,9 @@ def live_progress(stream: TextIO, unit: str) -> Any:
 
     return bars.Progress(
         bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(bar_width=None),
-        AmountColumn(),
-        TimeColumn(),
+        bars.BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
+        AmountColumn(table_column=Column(no_wrap=True, justify="right")),
+        TimeColumn(table_column=Column(no_wrap=True, justify="right")),
         console=Console(file=stream, highlight=False),
         refresh_per_second=4,
         expand=True,

@@ -63,7 +63,7 @@ def _section(title: str, content: str) -> str:
 
 def _missing(run: RunData, file_name: str, what: str) -> str:
     """The sentence that stands where something would have been."""
-    reason = run.problems.get(file_name, f"does not hold {what}")
+    reason = run.problems.get(file_name, "holds none")
     return f'<p class="missing">No {escape(what)}: {escape(file_name)} {escape(reason)}.</p>\n'
 
 
@@ -76,16 +76,20 @@ def _header(run: RunData) -> str:
     return (
         f'<header>\n<p class="kind">steep run report</p>\n'
         f"<h1><b>{escape(run.name)}</b> {escape(verdict.headline)}</h1>\n{sentences}"
-        f'<p class="facts">{escape(" · ".join(_facts(run)))}</p>\n{_key_figures(run)}</header>\n'
+        f'<p class="facts">{escape(" · ".join(_facts(run)))}</p>\n{_error(run)}{_key_figures(run)}</header>\n'
     )
+
+
+def _error(run: RunData) -> str:
+    """What the run died of."""
+    error = run.summary.get("error")
+    return f'<p class="error">{escape(error)}</p>\n' if error else ""
 
 
 def _facts(run: RunData) -> list[str]:
     """Status, model, length and date in a few words each."""
     status, model = run.summary.get("status"), run.plan.get("model") or {}
     facts = [STATUS.get(str(status), str(status)) if status else "no summary yet: still running, or killed"]
-    if run.summary.get("reason"):
-        facts[0] += f" ({run.summary['reason']})"
     if model.get("name"):
         facts.append(str(model["name"]))
     if isinstance(model.get("parameters"), (int, float)):
@@ -202,7 +206,7 @@ def _loss_table(run: RunData, rows: int = 24) -> str:
         [f"{step:,}", *(f"{column[step]:.4f}" if step in column else MISSING for column in values)]
         for step in sorted({*scored, *spread})
     ]
-    return table(["Step", "Training", *run.text_names()], body, "Nats per token; a selection of steps", numbers_from=0)
+    return table(["Step", "Training", *run.text_names()], body, "Nats per token; a selection of steps")
 
 
 def _speed(run: RunData) -> str:
@@ -250,9 +254,10 @@ LEDGER_COLUMNS = {
     "records_read": "Records read",
     "documents_kept": "Documents kept",
     "tokens": "Tokens",
-    "tokens_trained": "Trained",
     "tokens_held_out": "Held out",
-    "padding_tokens": "Padding",
+    "tokens_per_epoch": "For training",
+    "tokens_trained": "Trained",
+    "epochs": "Epochs",
 }
 
 
@@ -261,23 +266,34 @@ def _ledger(run: RunData) -> str:
     sources = run.ledger.get("sources") or []
     if not sources:
         return _missing(run, "ledger.json", "token ledger")
-    rows = [_ledger_row(str(source.get("name")), source) for source in sources]
+    columns = {key: name for key, name in LEDGER_COLUMNS.items() if any(key in source for source in sources)}
+    rows = [[source.get("name"), *(_plain(source.get(key)) for key in columns)] for source in sources]
     if len(sources) > 1:
-        sums = {key: sum(source.get(key) or 0 for source in sources) for key in LEDGER_COLUMNS}
-        rows.append(_ledger_row("all sources", sums))
+        rows.append(["all sources", *(_plain(_ledger_sum(sources, key)) for key in columns)])
     dropped = [
-        [source.get("name"), reason, f"{number:,}"]
+        [source.get("name"), reason, _plain(number)]
         for source in sources
         for reason, number in (source.get("dropped") or {}).items()
     ]
     lost = table(["Source", "Dropped because", "Records"], dropped, numbers_from=2) if dropped else ""
-    note = "" if dropped else '<p class="note">No record was dropped.</p>\n'
-    return table(["Source", *LEDGER_COLUMNS.values()], rows) + lost + note + _plan_sources(run)
+    notes = [] if dropped else ["No record was dropped."]
+    notes += [f"Trained counts every epoch. Padding: {_plain(_padding(run))} tokens."]
+    return (
+        f"{table(['Source', *columns.values()], rows)}{lost}"
+        f'<p class="note">{escape(" ".join(notes))}</p>\n{_plan_sources(run)}'
+    )
 
 
-def _ledger_row(name: str, source: dict[str, Any]) -> list[str]:
-    values = (source.get(key) for key in LEDGER_COLUMNS)
-    return [name, *(f"{value:,}" if isinstance(value, (int, float)) else MISSING for value in values)]
+def _ledger_sum(sources: list[dict[str, Any]], key: str) -> float | None:
+    """The sum over all sources; None where a source does not know, and for epochs, which do not add up."""
+    values = [source.get(key) for source in sources]
+    return None if key == "epochs" or None in values else sum(values)  # type: ignore[arg-type]
+
+
+def _padding(run: RunData) -> float:
+    """Positions that were computed and held no token."""
+    parts = [run.ledger, *(run.ledger.get("sources") or [])]
+    return sum(part.get("padding_tokens") or 0 for part in parts)
 
 
 def _plan_sources(run: RunData) -> str:

@@ -37,8 +37,8 @@ class RunData:
 
     def scores(self) -> dict[str, dict[str, dict[str, float]]]:
         """{text: {"before": {...}, "after": {...}}} from the summary, else the first and last lines of each text."""
-        if isinstance(self.summary.get("scores"), dict):
-            return self.summary["scores"]
+        if isinstance(self.summary.get("texts"), dict) and self.summary["texts"]:
+            return self.summary["texts"]
         found: dict[str, dict[str, dict[str, float]]] = {}
         for record in self.evaluate:
             text = found.setdefault(str(record.get("text")), {"before": record})
