@@ -148,7 +148,7 @@ def _what_is_there(pattern: str) -> str:
     parts = Path(pattern).parts
     fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
     if not fixed.is_dir():
-        return f": the folder {str(fixed)!r} does not exist{nearest_path(str(fixed))}"
+        return f": there is no folder {str(fixed)!r}{nearest_path(str(fixed))}"
     names = _entries(fixed)
     kinds = Counter(Path(name).suffix or "entries without a suffix" for name in names)
     if not kinds:
@@ -169,8 +169,9 @@ def nearest_path(path: str) -> str:
         return f"; did you mean {str(parent / near[0] / Path(*rest)) if rest else str(parent / near[0])!r}?"
     if "$" in path:
         return "; environment variables are not expanded in a configuration"
-    place = "the current directory " + os.getcwd() if str(parent) == "." else repr(str(parent))
-    return f"; there is no {wanted.name!r} in {place}"
+    if str(parent) == ".":
+        return f" in the current directory {os.getcwd()}"
+    return f"; there is no {wanted.name!r} in {str(parent)!r}" if wanted != Path(path) else ""
 
 
 def _entries(folder: Path, limit: int = 20_000) -> list[str]:

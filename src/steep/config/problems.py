@@ -17,11 +17,13 @@ from steep.config.redact import redact
 from steep.config.structure import (
     Location,
     all_keys,
+    allows_null,
     bounds,
     choices,
     dotted,
     field_at,
     in_words,
+    item_type,
     number_kind,
     section_of,
     strip_tags,
@@ -315,6 +317,8 @@ def _translate(location: Location, error: Mapping[str, Any], written: str) -> Pr
     kind, value = error["type"], error["input"]
     if kind == "extra_forbidden":
         return unknown_key(location, value, written)
+    if kind == "missing" and isinstance(location[-1], int):
+        return Problem(location[:-1], f"{shown(value)} is too short; {needed(location[:-1])} is needed")
     if kind == "missing":
         return _missing(location)
     if kind == "value_error":
@@ -361,7 +365,7 @@ def wrong_type(location: Location, value: Any, written: str = "") -> Problem:
 def _conversion(location: Location, value: Any, written: str) -> str:
     """A second half-sentence where the way to say it right is plain."""
     takes = in_words(type_at(location))
-    if value in ("None", "none", "nil") and isinstance(value, str):
+    if isinstance(value, str) and value in ("None", "none", "nil") and allows_null(type_at(location)):
         return "; for no value write null"
     if isinstance(value, str) and "number" in takes:
         try:
@@ -370,9 +374,20 @@ def _conversion(location: Location, value: Any, written: str) -> str:
             return ""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and "text" in takes:
         return f"; put it in quotes: '{written or value}'"
-    if "list" in takes and isinstance(value, (str, Mapping)):
-        entry = value if isinstance(value, str) else "{" + ", ".join(map(str, value)) + ": …}"
-        return f"; write [{entry[:60]}]"
+    return _wrapped(type_at(location), value)
+
+
+def _wrapped(annotation: Any, value: Any) -> str:
+    """The brackets or braces that a value lacks: a list's one entry, a mapping's name."""
+    item = section_of(item_type(annotation))
+    first = (
+        next((name for name, field in item.model_fields.items() if field.annotation is not None), "") if item else ""
+    )
+    if "list" in in_words(annotation) and isinstance(value, (str, Mapping)):
+        entry = "{" + ", ".join(f"{key}: …" for key in value) + "}" if isinstance(value, Mapping) else str(value)
+        return f"; write [{{{first}: {entry[:60]}}}]" if item and isinstance(value, str) else f"; write [{entry[:60]}]"
+    if item and isinstance(value, (str, list)):
+        return f"; give each a name, as in {{domain: {{{first}: …}}}}"
     return ""
 
 

@@ -32,7 +32,7 @@ from steep.core.section import Section
 from steep.core.units import BYTE_UNITS, COUNT_UNITS, SECOND_UNITS, parse_bytes, parse_count, parse_seconds
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_UNITS = {parse_count: COUNT_UNITS, parse_seconds: SECOND_UNITS, parse_bytes: BYTE_UNITS}
+_UNITS: dict[Any, dict[str, Any]] = {parse_count: COUNT_UNITS, parse_seconds: SECOND_UNITS, parse_bytes: BYTE_UNITS}
 _NUMBER_PATTERN = r"[0-9][0-9_,]*(\.[0-9]+)?([eE][+-]?[0-9]+)?|\.[0-9]+"
 
 
@@ -43,7 +43,7 @@ class _Schema(GenerateJsonSchema):
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         number = super().function_before_schema(schema)
-        function = schema["function"]["function"]
+        function: Any = schema["function"]["function"]
         return _number_or_text(number, function) if function in _UNITS else number
 
 
@@ -58,11 +58,28 @@ def _number_or_text(number: JsonSchemaValue, function: Any) -> JsonSchemaValue:
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a run's configuration, with every field's documentation and default."""
     schema = RunConfig.model_json_schema(by_alias=True, schema_generator=_Schema)
-    schema = {"$schema": SCHEMA_DIALECT, "$id": "https://steep.invalid/run.schema.json", **schema, "title": "steep run"}
+    schema = {"$schema": SCHEMA_DIALECT, **_with_limits(schema), "title": "steep run"}
     for name, field in RunConfig.model_fields.items():
         if section_of(field.annotation) is not None:
             schema["properties"][name] = _describe_section(schema["properties"][name], field)
     return schema
+
+
+_LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def _with_limits(schema: Any) -> Any:
+    """`schema` with the limits that pydantic leaves beside `anyOf` under its own names moved to the numbers in it."""
+    if isinstance(schema, list):
+        return [_with_limits(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    limits = {_LIMITS[key]: value for key, value in schema.items() if key in _LIMITS and "anyOf" in schema}
+    kept = {key: _with_limits(value) for key, value in schema.items() if not limits or key not in _LIMITS}
+    if limits:
+        numbers = ("integer", "number")
+        kept["anyOf"] = [{**item, **limits} if item.get("type") in numbers else item for item in kept["anyOf"]]
+    return kept
 
 
 def _describe_section(found: dict[str, Any], field: FieldInfo) -> dict[str, Any]:
@@ -92,8 +109,8 @@ the command line as `--section.key value`, which goes before the file, which goe
 is a position in a list: `--data.train.0.path corpus/`. An unknown key is an error that names the nearest one.
 
 Numbers may be written as `1e-4` or `1_000`; counts as `500M` or `2B`, durations as `90s`, `30min` or `2h`, sizes as
-`500MB` or `8GiB`. Only `true` and `false` are booleans, `null` is no value. Relative paths are relative to the directory in which steep is
-started. Where a section is marked *or `_target_`*, any callable can stand in its place:
+`500MB` or `8GiB`. Only `true` and `false` are booleans, `null` is no value. Relative paths are relative to the current
+directory. Where a section is marked *or `_target_`*, any callable can stand in its place:
 
 ```yaml
 model:
@@ -121,7 +138,7 @@ def _section_page(name: str, field: FieldInfo, level: int) -> Iterator[str]:
     assert section is not None, f"{name} holds no section"
     remark = " *or `_target_`*" if is_component(annotation) else ""
     yield f"{'#' * level} `{title}`{remark}\n"
-    yield f"{_paragraph(section.__doc__)}\n"
+    yield f"{_escaped(_paragraph(section.__doc__))}\n"
     yield "| Key | Type | Default | Meaning |\n|---|---|---|---|"
     yield from (_row(key, inner) for key, inner in section.model_fields.items())
     if section.model_config.get("extra") == "allow":
@@ -137,8 +154,14 @@ def _holds_section(annotation: Any) -> bool:
 
 
 def _row(key: str, field: FieldInfo) -> str:
-    cells = [f"`{key}`", type_cell(field), _default_cell(field), _paragraph(field.description)]
+    cells = [f"`{key}`", type_cell(field), _default_cell(field), _escaped(_paragraph(field.description))]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    """Angle brackets outside of code spans, which Markdown would take for HTML."""
+    spans = text.split("`")
+    return "`".join(span.replace("<", "&lt;") if position % 2 == 0 else span for position, span in enumerate(spans))
 
 
 def type_cell(field: FieldInfo) -> str:

@@ -188,13 +188,21 @@ def _code_arguments(value: Any, location: Location) -> Iterator[str]:
     if isinstance(value, dict):
         for key, item in value.items():
             here = (*location, key)
-            is_repository = str(key).endswith("_implementation") and isinstance(item, str) and "/" in item
+            is_repository = str(key).endswith("_implementation") and any("/" in text for text in _texts(item))
             if (key in _CODE_SWITCHES and item) or is_repository:
                 yield f"{_dotted(here)}: {item!r} runs code of a hub repository, which --no-code refuses"
             yield from _code_arguments(item, here)
     elif isinstance(value, list):
         for position, item in enumerate(value):
             yield from _code_arguments(item, (*location, position))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 # --- resolving --------------------------------------------------------------------------------------------------------
@@ -277,6 +285,8 @@ def _attribute(found: Any, names: list[str], written: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError as error:
+            if name in _submodules(found):
+                raise ConfigError(f"{written} is a module; name a function or class in it") from error
             owner = getattr(found, "__name__", type(found).__name__)
             public = [other for other in dir(found) if not other.startswith("_")]
             near = _nearest(name, [*public, *_submodules(found)])
