@@ -193,6 +193,9 @@ def test_a_run_that_stopped_at_once_has_a_page(tmp_path: Path) -> None:
     write_json(tmp_path / "summary.json", {"status": "failed", "error": "the loss is nan\nat <step> 0"})
     words = Page(write_report(tmp_path).read_text(encoding="utf-8")).words
     assert "failed the loss is nan at <step> 0" in words
+    assert "learned" not in words, "one score is no change"
+    (tmp_path / "summary.json").unlink()
+    assert "has no verdict" in Page(report_page(read_run(tmp_path))).words
     assert "1 training lines have no finite loss" in words
 
 

@@ -72,10 +72,11 @@ def _missing(run: RunData, file_name: str, what: str) -> str:
 
 def _header(run: RunData) -> str:
     verdict = judge(text_changes(run.scores()))
+    headline = "failed" if run.summary.get("status") == "failed" else verdict.headline
     sentences = f'<p class="lead">{escape(" ".join(verdict.sentences))}</p>\n' if verdict.sentences else ""
     return (
         f'<header>\n<p class="kind">steep run report</p>\n'
-        f"<h1><b>{escape(run.name)}</b> {escape(verdict.headline)}</h1>\n{sentences}"
+        f"<h1><b>{escape(run.name)}</b> {escape(headline)}</h1>\n{sentences}"
         f'<p class="facts">{escape(" · ".join(_facts(run)))}</p>\n{_error(run)}{_key_figures(run)}</header>\n'
     )
 

@@ -36,13 +36,19 @@ class RunData:
         return list(dict.fromkeys(names))
 
     def scores(self) -> dict[str, dict[str, dict[str, float]]]:
-        """{text: {"before": {...}, "after": {...}}} from the summary, else the first and last lines of each text."""
+        """{text: {"before": {...}, "after": {...}}} from the summary, else the first and last lines of each text.
+
+        A text that was scored once has no "after".
+        """
         if isinstance(self.summary.get("texts"), dict) and self.summary["texts"]:
             return self.summary["texts"]
         found: dict[str, dict[str, dict[str, float]]] = {}
         for record in self.evaluate:
-            text = found.setdefault(str(record.get("text")), {"before": record})
-            text["after"] = record
+            name = str(record.get("text"))
+            if name in found:
+                found[name]["after"] = record
+            else:
+                found[name] = {"before": record}
         return found
 
 
