@@ -71,7 +71,7 @@ def prepare_forward(
     """
     vocab_size = vocab_size or _vocab_size(model)
     chosen, messages = _choose_attention(model, attention, vocab_size)
-    messages += _training_settings(model)
+    messages += _left_out(model)
     problem = check_decomposition(model, vocab_size, chosen)
     if problem is not None:
         messages.append(f"loss: whole logits of the model's own forward, because {problem}")
@@ -285,13 +285,8 @@ def _logits_one_by_one(model: nn.Module, ids_L: Tensor, bounds: list[int]) -> Te
     return torch.cat(parts)
 
 
-def _training_settings(model: nn.Module) -> list[str]:
-    """Switch off the key-value cache, which has no use in training, and name what the loss leaves out."""
-    config = getattr(model, "config", None)
-    if config is None or isinstance(model, GPT2LMHeadModel):
-        return []
-    if getattr(config, "use_cache", None):
-        config.use_cache = False
+def _left_out(model: nn.Module) -> list[str]:
+    """What the model's own training loss has and ours has not."""
     if getattr(_text_config(model), "output_router_logits", False):
         return ["loss: cross-entropy only; the load-balancing loss of this mixture of experts is not added"]
     return []

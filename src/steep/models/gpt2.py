@@ -8,7 +8,7 @@ translated between training and export. Source: Radford et al. 2019; initialisat
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,18 @@ class GPT2Config:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     use_cache: bool = True
+    activation_function: str = "gelu_new"
     model_type: str = "gpt2"
+    architectures: list[str] = field(default_factory=lambda: ["GPT2LMHeadModel"])
+    dtype: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a config.json that transformers reads."""
-        fixed = {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new", "n_ctx": self.n_positions}
-        return {**fixed, **asdict(self), "dtype": "float32"}
+        return asdict(self)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json into `directory`, which must exist."""
+        write_json(Path(directory) / "config.json", self.to_dict())
 
     # The names that transformers' code and ours ask any configuration for.
     @property
@@ -286,4 +292,4 @@ class GPT2LMHeadModel(nn.Module):
         if self.config.tie_word_embeddings:
             del tensors["lm_head.weight"]  # the same tensor as transformer.wte.weight
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-        write_json(directory / "config.json", self.config.to_dict())
+        self.config.save_pretrained(directory)

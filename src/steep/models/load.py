@@ -1,0 +1,404 @@
+"""Loads a model to train: pretrained weights, or an architecture with fresh ones.
+
+In: the model section of a configuration (or a `_target_`). Out: a causal language model in the asked dtype on the asked
+device. Main choice: a downloaded model is data, not code: no remote code, safetensors only, and a config.json that asks
+for either is refused by name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steep.core.errors import ConfigError, MissingExtraError, ModelError
+from steep.core.section import Target
+from steep.models.config import ModelConfig
+
+HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset")
+"""Underscore keys that transformers itself used to write into config.json; they are dropped."""
+
+REQUIRED_SIZES = ("model_type", "vocab_size")
+"""Keys that a configuration mapping must give: a default vocabulary would fit no tokenizer of the user's."""
+
+
+def load_model(
+    config: ModelConfig | Target,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> nn.Module:
+    """The model that the configuration names, in training mode, floating-point weights in `dtype`, on `device`.
+
+    seed: fresh weights are a function of it alone, drawn in fp32 on the CPU; torch's generators are left as they were.
+    Raises ModelError for a model that cannot be found, loaded or trained, MissingExtraError for .gguf without gguf.
+    """
+    if isinstance(config, Target):
+        model = _build_target(config, seed)
+    elif config.pretrained is not None:
+        model = _load_pretrained(config.pretrained, config.revision, dtype)
+    else:
+        assert config.config is not None
+        model = _build_fresh(config.config, config.revision, seed)
+    return model.to(device=device, dtype=dtype).train()
+
+
+# ---- pretrained weights ----
+
+
+def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype) -> nn.Module:
+    path = resolve_reference(reference)
+    if path is not None and path.suffix == ".gguf":
+        return _load_gguf(path, dtype)
+    source = reference if path is None else str(path)
+    config = read_config(source, revision)
+    try:
+        return _from_pretrained(source, revision=revision, config=config, dtype=dtype, use_safetensors=True)
+    except OSError as error:
+        raise ModelError(_no_weights(source, path, error)) from error
+
+
+def resolve_reference(reference: str) -> Path | None:
+    """The folder or .gguf file that `reference` means: itself, or a run's or checkpoint's consolidated model.
+
+    None if it is a hub id. Raises ModelError if it is a local path that holds no model.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return _model_folder(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if path.is_file():
+        raise ModelError(f"{reference} is a file; needed is a folder with config.json and *.safetensors, or a .gguf file")
+    if path.suffix == ".gguf" or reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+        raise ModelError(f"{reference} does not exist")
+    return None
+
+
+def _model_folder(folder: Path) -> Path:
+    """`folder` if it has a config.json; the consolidated model of a checkpoint; or that of a run's last checkpoint."""
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "model" / "consolidated" / "config.json").is_file():
+        return folder / "model" / "consolidated"
+    latest = folder / "checkpoints" / "LATEST"
+    if latest.is_file():
+        checkpoint = folder / "checkpoints" / latest.read_text(encoding="utf-8").strip()
+        if (checkpoint / "model" / "consolidated" / "config.json").is_file():
+            return checkpoint / "model" / "consolidated"
+        raise ModelError(f"{latest} names {checkpoint.name}, which holds no model/consolidated/config.json")
+    if (folder / "checkpoints").is_dir():
+        raise ModelError(f"{folder} is a run without a complete checkpoint (checkpoints/LATEST is missing)")
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ggufs[0]
+    found = f"; it holds {len(ggufs)} .gguf files, name one of them" if ggufs else ""
+    raise ModelError(f"{folder} holds no config.json, no checkpoint and no run of steep{found}")
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> nn.Module:
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf", f"reading {path.name}")
+    try:
+        return _from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} could not be read as a GGUF model that transformers knows: {error}") from error
+
+
+def _from_pretrained(source: str, **arguments: Any) -> nn.Module:
+    """transformers' loading, without remote code, refusing to make up weights that the files do not hold."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        )
+    missing = sorted(info["missing_keys"])
+    mismatched = sorted(str(entry[0]) for entry in info["mismatched_keys"])
+    if missing or mismatched:
+        names = ", ".join((missing + mismatched)[:3])
+        raise ModelError(
+            f"{source}: {len(missing + mismatched)} tensors of {type(model).__name__} are not in its weights or have "
+            f"another shape, e.g. {names}. Is it a causal language model, and complete?"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _no_weights(source: str, path: Path | None, error: OSError) -> str:
+    if path is None:
+        return f"model {source!r}: its weights could not be loaded from the hub ({_first_line(error)})"
+    pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
+    if pickles:
+        return (
+            f"{source} holds its weights as a pickle ({pickles[0].name}), which can run code when it is read; "
+            "steep reads *.safetensors only. Convert it once where you trust it: load it with transformers, save_pretrained."
+        )
+    return f"{source} holds no *.safetensors that transformers can load ({_first_line(error)})"
+
+
+# ---- configurations ----
+
+
+def read_config(source: str, revision: str | None = None) -> Any:
+    """transformers' configuration of a hub id, folder or config.json, checked. Raises ModelError."""
+    return make_config(_read_config_dict(source, revision), source)
+
+
+def make_config(content: dict[str, Any], source: str) -> Any:
+    """A transformers configuration from the content of a config.json, refusing what would run code or cannot train."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    _refuse_code(content, source)
+    if content.get("quantization_config"):
+        method = content["quantization_config"].get("quant_method", "unknown")
+        raise ModelError(f"{source} is quantized ({method}); training needs its unquantized weights")
+    model_type = content.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError(f"{source}: its configuration has no model_type")
+    known = _known_types()
+    if model_type not in known:
+        near = get_close_matches(model_type, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelError(f"{source}: this version of transformers has no model_type {model_type!r}.{hint}")
+    cleaned = _without_underscores({key: value for key, value in content.items() if key != "model_type"})
+    try:
+        with quiet_transformers():
+            config = AutoConfig.for_model(model_type, **cleaned)
+    except (StrictDataclassError, TypeError, ValueError) as error:  # transformers checks types and sizes
+        raise ModelError(f"{source}: transformers refuses the configuration: {error}") from error
+    _require_causal(config, source)
+    return config
+
+
+def _read_config_dict(source: str, revision: str | None) -> dict[str, Any]:
+    path = Path(source).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        return _download_config(source, revision)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} holds no mapping")
+    return content
+
+
+def _download_config(source: str, revision: str | None) -> dict[str, Any]:
+    from huggingface_hub.errors import HFValidationError
+    from transformers import PretrainedConfig
+
+    try:
+        with quiet_transformers():
+            content, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, HFValidationError) as error:
+        offline = " The hub is switched off here (HF_HUB_OFFLINE)." if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise ModelError(
+            f"model {source!r} is neither a local folder nor found on the hub or in its cache.{offline} "
+            f"Give a local folder, a .gguf file, or a hub id that is reachable or cached. ({_first_line(error)})"
+        ) from error
+    if not content:
+        raise ModelError(f"model {source!r} has no config.json")
+    return dict(content)
+
+
+def _refuse_code(content: dict[str, Any], source: str) -> None:
+    if "auto_map" in content:
+        known = content.get("model_type") in _known_types()
+        what = "transformers has this family itself: remove auto_map from a local copy of config.json" if known else (
+            "choose a model whose family is part of transformers"
+        )  # fmt: skip
+        raise ModelError(f"{source}: its config.json names code to run (auto_map), which steep never does; {what}")
+    hidden = sorted(key for key in _all_keys(content) if key.startswith("_") and key not in HARMLESS_KEYS)
+    if hidden:
+        raise ModelError(
+            f"{source}: its configuration sets {', '.join(hidden)}; keys with an underscore steer transformers' "
+            "internals (they can name kernels to download) and are refused. Remove them from a local copy."
+        )
+
+
+def _all_keys(content: Any) -> Iterator[str]:
+    """The keys of nested configurations."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield str(key)
+            yield from _all_keys(value)
+
+
+def _without_underscores(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {key: _without_underscores(value) for key, value in content.items() if not str(key).startswith("_")}
+
+
+def _known_types() -> list[str]:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return list(CONFIG_MAPPING_NAMES)
+
+
+def _require_causal(config: Any, source: str) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind = type(config)
+    needed = "needed is a causal language model such as Llama, Qwen, Gemma, SmolLM or GPT-2"
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{source} is an encoder-decoder ({config.model_type}); {needed}")
+    if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise ModelError(f"{source} is an encoder ({config.model_type}), trained to fill gaps, not to continue; {needed}")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{source}: {config.model_type} is not a causal language model in transformers; {needed}")
+
+
+# ---- fresh weights ----
+
+
+def _build_fresh(description: str | dict[str, Any], revision: str | None, seed: int) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    if isinstance(description, str):
+        config = read_config(_config_source(description), revision)
+    else:
+        config = _config_from_mapping(description)
+    with _seeded(seed), quiet_transformers():
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    return model
+
+
+def _config_source(description: str) -> str:
+    """A config.json as it is; folders, runs and checkpoints resolved; hub ids unchanged."""
+    if Path(description).expanduser().is_file() and not description.endswith(".gguf"):
+        return description
+    path = resolve_reference(description)
+    if path is not None and path.suffix == ".gguf":
+        raise ModelError(f"model.config={description}: a .gguf file holds weights; use model.pretrained")
+    return description if path is None else str(path)
+
+
+def _config_from_mapping(mapping: dict[str, Any]) -> Any:
+    """A configuration from the user's mapping: required sizes, no unknown keys, no end-of-text id out of range."""
+    missing = [key for key in REQUIRED_SIZES if key not in mapping]
+    if missing:
+        raise ModelError(f"model.config needs {' and '.join(missing)}; given are: {', '.join(mapping) or 'no keys'}")
+    config = make_config(mapping, "model.config")
+    _refuse_unknown_keys(mapping, config)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        if name not in mapping and isinstance(value, int) and value >= config.vocab_size:
+            setattr(config, name, None)  # the family's default belongs to another vocabulary
+    return config
+
+
+def _refuse_unknown_keys(mapping: dict[str, Any], config: Any) -> None:
+    known = set(type(config)().to_dict()) | set(type(config).attribute_map) | {"model_type"}
+    unknown = [key for key in mapping if key not in known]
+    if unknown:
+        near = get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelError(f"model.config: {config.model_type} has no setting {', '.join(map(repr, unknown))}.{hint}")
+
+
+def _build_target(target: Target, seed: int) -> nn.Module:
+    from steep.config.targets import build
+
+    with _seeded(seed):
+        model = build(target, location="model")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: {target.target} returned {type(model).__name__}; needed is a torch.nn.Module")
+    return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's CPU generator starts at `seed` inside and is put back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+# ---- what a run shows of its model ----
+
+
+def max_positions(model_or_config: Any) -> int | None:
+    """Tokens of the longest sequence that the model was made for; None if it has no such limit."""
+    config = getattr(model_or_config, "config", model_or_config)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(text, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def check_sequence_length(model_or_config: Any, sequence_length: int) -> None:
+    """Raises ModelError if `sequence_length` tokens are more than the model has positions."""
+    limit = max_positions(model_or_config)
+    if limit is not None and sequence_length > limit:
+        raise ModelError(
+            f"data.sequence_length={sequence_length:,} is more than the {limit:,} positions of the model; "
+            f"at most {limit:,} works"
+        )
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Facts for the start of a run: family, sizes, dropout. Parameters shared by two names count once."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    parameters = list(model.parameters())
+    return {
+        "family": getattr(text, "model_type", type(model).__name__),
+        "class": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "layers": getattr(text, "num_hidden_layers", None),
+        "hidden_size": getattr(text, "hidden_size", None),
+        "vocab_size": getattr(text, "vocab_size", None),
+        "max_positions": max_positions(model),
+        "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else None,
+        "tied_embeddings": is_tied(model),
+        "dropout": largest_dropout(model),
+    }
+
+
+def is_tied(model: nn.Module) -> bool:
+    """Whether the output head is the token embedding."""
+    if not hasattr(model, "get_output_embeddings") or not hasattr(model, "get_input_embeddings"):
+        return False
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
+    weights = [getattr(layer, "weight", None) for layer in ends]
+    return weights[0] is not None and weights[0] is weights[1]
+
+
+def largest_dropout(model: nn.Module) -> float:
+    """The highest dropout rate that training would apply, from the modules and the `*dropout*`/`*pdrop` settings."""
+    rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    rates += [float(getattr(module, name)) for module in model.modules() for name in ("attention_dropout", "dropout")
+              if isinstance(getattr(module, name, None), float)]  # fmt: skip
+    return max(rates, default=0.0)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers' own switches for progress bars and warnings, put back after: errors still show."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
