@@ -222,6 +222,13 @@ def test_a_misspelt_key_does_not_hide_its_wrong_value_nor_ask_for_the_key() -> N
         ("trackers: [{}]", "trackers.0.name: is needed and not given (the tracker"),
         ("tokenizer: {pretrained: ./tok}", "tokenizer.pretrained: './tok' does not exist"),
         ("optimizer: {_target_: ./opt.py:build}", "optimizer._target_: the file './opt.py' does not exist"),
+        ("train: {device: gpu}", "train.device: 'gpu' is not a device; did you mean 'cuda'?"),
+        (
+            "checkpoint: {every: 5}",
+            "checkpoint.every: there is no such key (given 5); did you mean checkpoint.every_steps?",
+        ),
+        ("optimizer: adamw", "optimizer: 'adamw' is not a mapping of keys to values; write {name: adamw}"),
+        ("schedule: cosine", "write {name: cosine}"),
         ("trainer: {}", "trainer: there is no such key; did you mean train?"),
     ],
 )
@@ -262,6 +269,13 @@ def test_one_mistake_in_data(data: str, words: str) -> None:
     body = data if data.startswith("{") else f"{{{data}}}"
     lines = problems(f"model: {{pretrained: a/b}}\ndata: {body}\n")
     assert any(words in line and line.startswith("run.yaml:2: ") for line in lines), lines
+
+
+def test_a_source_given_in_the_wrong_place_is_not_also_missing() -> None:
+    lines = problems("model: {pretrained: a/b}\ndata: {path: corpus/a.txt}\n")
+    assert lines == [
+        "run.yaml:2: data.path: there is no such key (given 'corpus/a.txt'); did you mean data.train.0.path?"
+    ]
 
 
 def test_what_is_missing_is_named_with_an_example() -> None:
@@ -396,6 +410,34 @@ def test_a_mapping_is_not_changed() -> None:
     load_run_config(mapping=mapping, overrides=["--data.train.0.path=corpus/b.txt"])
     assert mapping["train"] is None
     assert MINIMAL["data"]["train"][0]["path"] == "corpus/a.txt"
+
+
+def test_another_tools_flat_configuration_is_told_key_by_key_where_things_go() -> None:
+    lines = problems("""
+        model_name_or_path: a/b
+        stage: pt
+        dataset: demo
+        cutoff_len: 2048
+        learning_rate: 1.0e-4
+        num_train_epochs: 3.0
+        plot_loss: true
+    """)
+    suggested = [line.partition("did you mean ")[2].partition("?")[0] for line in lines]
+    assert suggested == [
+        "model.pretrained",
+        "",
+        "data.train",
+        "data.sequence_length",
+        "optimizer.learning_rate",
+        "train.epochs",
+        "",
+    ]
+    assert sum("The sections are:" in line for line in lines) == 1
+
+
+def test_a_wrong_section_in_an_override_names_the_override() -> None:
+    lines = problems(minimal_with(), "--optimiser.learning_rate", "1e-4")
+    assert lines == ["--optimiser.learning_rate 1e-4: optimiser: there is no such key; did you mean optimizer?"]
 
 
 def test_every_synonym_leads_to_a_key_that_exists() -> None:

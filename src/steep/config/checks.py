@@ -59,6 +59,16 @@ def evaluation_has_text(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def device_is_known(config: RunConfig) -> Iterator[Problem]:
+    """`gpu`, `cuda0` and the like are not torch's names of devices."""
+    device = config.train.device
+    if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d+)?", device):
+        digits = re.search(r"\d+$", device)
+        guess = f"cuda:{digits[0]}" if digits else "cuda"
+        hint = f"; did you mean {guess!r}?" if re.match(r"gpu|cuda|nvidia|\d", device.lower()) else "."
+        yield Problem(("train", "device"), f"{shown(device)} is not a device{hint} It can be: auto, cpu, cuda, cuda:1")
+
+
 def source_names_differ(config: RunConfig) -> Iterator[Problem]:
     """Reports tell sources apart by name."""
     named = Counter(source.name for source in config.data.train if source.name is not None)
@@ -101,6 +111,7 @@ CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     warmup_fits,
     samples_have_prompts,
     evaluation_has_text,
+    device_is_known,
     source_names_differ,
     plugins_exist,
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from steep.config.structure import (
     allows_null,
     field_at,
     is_component,
+    item_type,
     members,
     section_of,
     type_at,
@@ -137,6 +139,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)  # numpy's integers too
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -219,7 +223,12 @@ class _Draft:
         """(sort key, prefix) of the nearest place that gave `location`; no prefix if nothing gave it exactly."""
         for size in range(len(location), -1, -1):
             for position in reversed(range(len(self.applied))):
-                if self.applied[position].location == location[:size] and size:
+                made_by = self.applied[position].location
+                exact, on_its_way = (
+                    made_by == location[:size],
+                    made_by[:size] == location and location not in self.text.lines,
+                )
+                if size and (exact or on_its_way):
                     return (1, position), f"{_short(self.applied[position].text)}: "
             if location[:size] in self.text.lines:
                 line = self.text.lines[location[:size]]
@@ -239,8 +248,9 @@ def _is_consequence(problem: Problem, changed: set[Location]) -> bool:
         return True
     if problem.mentions:
         return any((*problem.location, name) in changed for name in problem.mentions)
-    is_section = section_of(type_at(problem.location)) is not None
-    return is_section and any(location[: len(problem.location)] == problem.location for location in changed)
+    annotation = type_at(problem.location)
+    holds_keys = section_of(annotation) is not None or section_of(item_type(annotation)) is not None
+    return holds_keys and any(location[: len(problem.location)] == problem.location for location in changed)
 
 
 def _mend(data: Any, locations: list[Location]) -> set[Location]:

@@ -24,6 +24,7 @@ from steep.config.structure import (
     field_at,
     in_words,
     item_type,
+    members,
     number_kind,
     section_of,
     strip_tags,
@@ -43,6 +44,8 @@ class Problem:
     message: str
     mentions: tuple[str, ...] = ()
     """Keys inside `location` that the message is about: the first that was given decides the line."""
+    note: str = ""
+    """A sentence that several problems may share; it is shown with the first of them."""
 
 
 class ConfigProblems(ConfigError):
@@ -250,6 +253,8 @@ def suggest_key(location: Location) -> Optional[Suggestion]:
         return Suggestion(_same_place(elsewhere[0], parent)) if len(elsewhere) <= 3 else None
     if near := get_close_matches(plain, siblings, n=1, cutoff=0.65):
         return Suggestion((*parent, near[0]))
+    if len(plain) >= 4 and (longer := [name for name in siblings if name.startswith(plain)]):
+        return Suggestion((*parent, longer[0]))
     names = {str(found[-1]): found for found in reversed(list(known.values()))}
     if near := get_close_matches(plain, list(names), n=1, cutoff=0.8):
         return Suggestion(_same_place(names[near[0]], parent))
@@ -271,7 +276,7 @@ def unknown_key(location: Location, value: Any, written: str = "") -> Problem:
     )
     suggestion = suggest_key(location)
     if suggestion is None:
-        return Problem(location, f"there is no such key{given}. {_keys_here(location[:-1])}")
+        return Problem(location, f"there is no such key{given}", note=_keys_here(location[:-1]))
     remark = f" ({suggestion.remark})" if suggestion.remark else ""
     return Problem(location, f"there is no such key{given}; did you mean {dotted(suggestion.location)}?{remark}")
 
@@ -310,7 +315,8 @@ def _is_misspelt(problem: Problem, found: Mapping[Location, Problem]) -> bool:
         return False
     unknown = [location for location in found if field_at(location) is None and location[:-1] == problem.location[:-1]]
     suggestions = [suggest_key(location) for location in unknown]
-    return any(suggestion and suggestion.location == problem.location for suggestion in suggestions)
+    size = len(problem.location)
+    return any(suggestion and suggestion.location[:size] == problem.location for suggestion in suggestions)
 
 
 def _translate(location: Location, error: Mapping[str, Any], written: str) -> Problem:
@@ -374,7 +380,7 @@ def _conversion(location: Location, value: Any, written: str) -> str:
             return ""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and "text" in takes:
         return f"; put it in quotes: '{written or value}'"
-    return _wrapped(type_at(location), value)
+    return _wrapped(type_at(location), value) or _as_section(location, value)
 
 
 def _wrapped(annotation: Any, value: Any) -> str:
@@ -389,6 +395,18 @@ def _wrapped(annotation: Any, value: Any) -> str:
     if item and isinstance(value, (str, list)):
         return f"; give each a name, as in {{domain: {{{first}: …}}}}"
     return ""
+
+
+def _as_section(location: Location, value: Any) -> str:
+    """A section given as its first key's value alone: `model: some/model`, `schedule: cosine`."""
+    section = section_of(type_at(location))
+    if section is None or not isinstance(value, str):
+        return ""
+    if location in EXAMPLES and location != ("model",):
+        return f"; write it like `{EXAMPLES[location]}`"
+    first, field = next(iter(section.model_fields.items()))
+    takes_text = str in members(field.annotation) or bool(choices(field.annotation))
+    return f"; write {{{first}: {value[:60]}}}" if takes_text else ""
 
 
 def _missing(location: Location) -> Problem:
@@ -444,5 +462,14 @@ def with_places(
         exact = [place for place in places if place[1]]
         order, prefix = exact[0] if exact else place_of(problem.location, False)
         name = f"{dotted(problem.location)}: " if problem.location else ""
-        lines.append((order, f"{prefix}{name}{problem.message}"))
-    return [line for _, line in sorted(lines, key=lambda pair: pair[0])]
+        lines.append((order, f"{prefix}{name}{problem.message}", problem.note))
+    return _with_notes(sorted(lines, key=lambda line: line[0]))
+
+
+def _with_notes(lines: Sequence[tuple[tuple[Any, ...], str, str]]) -> list[str]:
+    shown_notes: set[str] = set()
+    texts = []
+    for _, text, note in lines:
+        texts.append(f"{text}. {note}" if note and note not in shown_notes else text)
+        shown_notes.add(note)
+    return texts
