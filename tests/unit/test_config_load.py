@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -458,11 +459,12 @@ def test_a_bad_file_is_reported_fast_and_without_torch() -> None:
         "try:\n    load_run_config('run.yaml')\nexcept ConfigError as error:\n    print(error)\n"
         "print([name for name in ('torch', 'transformers', 'numpy', 'pyarrow') if name in sys.modules])\n"
     )
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
+    cpu_seconds = []  # of the whole process: what the clock shows on a machine that does nothing else
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "did you mean optimizer.learning_rate?" in done.stdout
-    assert min(seconds) < 0.5, seconds
+    assert min(cpu_seconds) < 0.5, cpu_seconds
