@@ -67,6 +67,14 @@ def test_saving_copies_before_it_returns(tmp_path):
         assert torch.equal(saved, torch.full_like(saved, step))
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_memory_may_be_reserved_before_the_first_save(tmp_path, asynchronous):
+    with CheckpointWriter(tmp_path, asynchronous) as writer:
+        writer.reserve(state(1))
+        writer.save("epoch_0_step_2", state(2))
+    assert torch.equal(load_tensors(find_checkpoint(tmp_path)[0], "model")["w"], torch.full((4, 6), 2.0))
+
+
 def test_consolidated_weights_are_the_same_bytes_on_disk(tmp_path):
     save_steps(tmp_path, 1)
     folder = tmp_path / "epoch_0_step_1" / "model"

@@ -90,6 +90,15 @@ class CheckpointWriter:
         self._in_flight: Future[None] | None = None
         self._prepare_directory()
 
+    def reserve(self, state: CheckpointState) -> None:
+        """Take host memory for states like `state` now, in the background, so that the first save is as short as others.
+
+        To be called once, after the first step, when the optimizer has its state. Does nothing for a synchronous writer.
+        """
+        self.wait()
+        if self.asynchronous:
+            self._in_flight = self._pool.submit(self._staging.reserve, _by_part(state))
+
     def save(self, name: str, state: CheckpointState) -> None:
         """Save `state` as checkpoint `name` (see `checkpoint_name`); returns when it may be changed again.
 
@@ -104,9 +113,7 @@ class CheckpointWriter:
         self._on_event(f"saving {name}")
         state = replace(state, train_state=copy.deepcopy(dict(state.train_state)))  # the loop goes on changing it
         if self.asynchronous:
-            tensors = {("model", n): t for n, t in state.model_tensors.items()}
-            tensors.update({("optim", n): t for n, t in state.optimizer_tensors.items()})
-            staged = self._staging.copy(tensors)
+            staged = self._staging.copy(_by_part(state))
             state = replace(
                 state,
                 model_tensors={n: staged["model", n] for n in state.model_tensors},
@@ -189,6 +196,12 @@ class CheckpointWriter:
         if error.errno in _NO_SPACE:
             return self._disk_full(state.size() + SMALL_FILES_BYTES, available, f" ({error.strerror})")
         return CheckpointError(f"saving {name} failed: {error}. Earlier checkpoints are untouched.")
+
+
+def _by_part(state: CheckpointState) -> dict[tuple[str, str], Tensor]:
+    """All tensors under one roof: ("model" or "optim", name)."""
+    model = {("model", name): tensor for name, tensor in state.model_tensors.items()}
+    return model | {("optim", name): tensor for name, tensor in state.optimizer_tensors.items()}
 
 
 def _remove(temporary: Path) -> None:

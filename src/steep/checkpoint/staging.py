@@ -26,12 +26,21 @@ class HostStaging(Generic[Key]):
         self._views: dict[Key, Tensor] = {}
         self._events: list[torch.cuda.Event] = []
 
-    def copy(self, tensors: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-        """Copies of `tensors` in host memory, valid until the next call. Call `wait` before reading them."""
+    def reserve(self, tensors: Mapping[Key, Tensor]) -> None:
+        """Take the memory for `tensors` and touch every page of it, so that the first copy costs no page faults."""
+        self._fit(tensors)
+        for view in self._views.values():
+            view.zero_()
+
+    def _fit(self, tensors: Mapping[Key, Tensor]) -> None:
         layout = tuple((name, tensor.dtype, tensor.shape, tensor.device) for name, tensor in tensors.items())
         if layout != self._layout:
             self._views = {}  # the old block is freed before the new one is taken
             self._views, self._layout = _allocate(tensors), layout
+
+    def copy(self, tensors: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+        """Copies of `tensors` in host memory, valid until the next call. Call `wait` before reading them."""
+        self._fit(tensors)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self._views[name].copy_(tensor, non_blocking=tensor.is_cuda)
