@@ -79,7 +79,7 @@ def expand_path(path: str) -> list[Path]:
     if os.path.lexists(path):
         raise DataError(f"{path}: is neither a file nor a folder (a broken link or a device?).")
     if glob.has_magic(path):
-        matches = sorted(glob.glob(path, recursive=True))
+        matches = sorted(glob.glob(path, recursive=True), key=lambda match: Path(match).parts)
         files = [file for match in matches for file in _matched(match)]
         if not files:
             raise DataError(

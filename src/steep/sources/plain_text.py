@@ -37,20 +37,22 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
 
 def _pieces(stream: IO[bytes], separator: bytes) -> Iterator[tuple[bytes, int]]:
     """Split a stream at `separator`: (bytes, 1-based line at which they start)."""
-    pending = skip_byte_order_mark(stream)
+    pending = bytearray()
+    block = skip_byte_order_mark(stream) or stream.read(BLOCK_BYTES)
     line, searched = 1, 0
-    while block := stream.read(BLOCK_BYTES):
+    while block:
         pending += block
         begin = 0
         while (found := pending.find(separator, max(begin, searched))) >= 0:
-            piece = pending[begin:found]
+            piece = bytes(pending[begin:found])
             yield piece, line
             line += piece.count(b"\n") + separator.count(b"\n")
             begin, searched = found + len(separator), 0
-        pending = pending[begin:]
+        del pending[:begin]
         searched = max(0, len(pending) - len(separator) + 1)  # a document of many blocks is searched once
+        block = stream.read(BLOCK_BYTES)
     if pending and not pending.isspace():
-        yield pending, line
+        yield bytes(pending), line
 
 
 def _paragraphs(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:

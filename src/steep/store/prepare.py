@@ -254,10 +254,12 @@ def _continue_or_start(
 ) -> list[WorkItem]:
     """Make the folder ready and return the items that still have to be done."""
     plan_path = out / PREPARE_FOLDER / PLAN_FILE
-    remove_leftovers(out)
-    remove_leftovers(out / PREPARE_FOLDER)
+    for folder in (out, plan_path.parent, out / TOKENIZER_FOLDER):
+        remove_leftovers(folder)
     if plan_path.is_file() and list(plan_path.parent.glob("shard_*.json")):
         _refuse_other(out, read_json(plan_path), plan, "holds an unfinished token store")
+    else:
+        _remove_store(out)  # nothing is lost: no shard was finished
     write_json(plan_path, plan)
     tokenizer.save(out / TOKENIZER_FOLDER)
     return [item for item in items if not _is_finished(out, item)]

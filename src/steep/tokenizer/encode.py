@@ -69,6 +69,11 @@ class TextTokenizer:
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([*first, *encoding.ids, *last], dtype=np.int64) for encoding in encodings]
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without BOS and EOS."""
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, special tokens shown."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -82,15 +87,21 @@ class TextTokenizer:
     @classmethod
     def load(cls, directory: Path) -> TextTokenizer:
         """Read what `save` wrote. Raises ModelError when it is not there or not whole."""
-        from tokenizers import Tokenizer
-
         try:
             policy = read_json(directory / POLICY_FILE)
-            # the library raises a bare Exception for a file that is no tokenizer, so it is read as JSON first
-            backend = Tokenizer.from_str(json.dumps(read_json(directory / BACKEND_FILE), ensure_ascii=False))
         except (OSError, ValueError) as error:
             raise ModelError(f"{directory}: holds no tokenizer that steep saved: {error}") from error
-        return make_text_tokenizer(backend, **policy)
+        return make_text_tokenizer(backend_from_file(directory / BACKEND_FILE), **policy)
+
+
+def backend_from_file(path: Path) -> Tokenizer:
+    """Read a tokenizer.json. Raises ModelError."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:
+        raise ModelError(f"{path}: is no tokenizer.json of the tokenizers library: {error}") from error
 
 
 def make_text_tokenizer(

@@ -6,22 +6,27 @@ for training and preparing is a TextTokenizer, which needs neither transformers 
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from steep.core.errors import ConfigError, ModelError
+from steep.core.files import read_json
 from steep.core.section import Target
 from steep.tokenizer.config import TokenizerConfig
-from steep.tokenizer.encode import BACKEND_FILE, POLICY_FILE, TextTokenizer, make_text_tokenizer
+from steep.tokenizer.encode import BACKEND_FILE, POLICY_FILE, TextTokenizer, backend_from_file, make_text_tokenizer
+from steep.tokenizer.gguf import restore_digit_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from steep.models.config import ModelConfig
 
+USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["TextTokenizer", "load_hf_tokenizer", "load_tokenizer", "text_tokenizer", "tokenizer_reference"]
 
@@ -145,7 +150,9 @@ def _from_folder(path: Path) -> PreTrainedTokenizerBase:
 
 def _from_file(path: Path) -> PreTrainedTokenizerBase:
     if path.suffix == ".gguf":
-        return _auto(str(path.parent), gguf_file=path.name)
+        tokenizer = _auto(str(path.parent), gguf_file=path.name)
+        restore_digit_split(tokenizer, path)
+        return tokenizer
     if path.name == BACKEND_FILE and (path.parent / "tokenizer_config.json").is_file():
         return _auto(str(path.parent))
     if path.suffix == ".json":
@@ -155,26 +162,25 @@ def _from_file(path: Path) -> PreTrainedTokenizerBase:
 
 def _from_backend_file(path: Path) -> PreTrainedTokenizerBase:
     """A tokenizer.json alone; which token is which comes from steep_tokenizer.json beside it, if that is there."""
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or "model" not in content:
-            raise ValueError("it has no 'model'")
-        backend = Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: is no tokenizer.json of the tokenizers library: {error}") from error
+    backend = backend_from_file(path)
     return PreTrainedTokenizerFast(tokenizer_object=backend, **_tokens_beside(path, backend))
 
 
 def _tokens_beside(path: Path, backend: Any) -> dict[str, str]:
+    """BOS and EOS of a tokenizer.json: from the policy beside it, else EOS if just one token has an end's usual name."""
     policy_file = path.parent / POLICY_FILE
-    if not policy_file.is_file():
+    if policy_file.is_file():
+        policy = read_json(policy_file)
+        ids = {"bos_token": policy.get("bos_id"), "eos_token": policy.get("eos_id")}
+        return {name: backend.id_to_token(number) for name, number in ids.items() if number is not None}
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    ends = sorted(special & set(USUAL_ENDS))
+    if len(ends) != 1:
         return {}
-    policy = json.loads(policy_file.read_text(encoding="utf-8"))
-    ids = {"bos_token": policy.get("bos_id"), "eos_token": policy.get("eos_id")}
-    return {name: backend.id_to_token(number) for name, number in ids.items() if number is not None}
+    logger.warning("%s does not name its end-of-sequence token; taking %r by its name", path, ends[0])
+    return {"eos_token": ends[0]}
 
 
 def _auto(reference: str, **arguments: Any) -> PreTrainedTokenizerBase:
@@ -184,7 +190,7 @@ def _auto(reference: str, **arguments: Any) -> PreTrainedTokenizerBase:
     where = f"{reference}/{arguments['gguf_file']}" if "gguf_file" in arguments else reference
     try:
         return AutoTokenizer.from_pretrained(reference, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+    except Exception as error:
         # the library's own messages are many lines long; the first one says what happened
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(f"{where}: the tokenizer cannot be loaded: {first_line}") from error

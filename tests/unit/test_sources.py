@@ -1,0 +1,218 @@
+"""Finding files, and each format's own edges: what is a document, what is rejected and why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steep.core.errors import ConfigError, DataError
+from steep.sources import jsonl, parquet, plain_text
+from steep.sources.config import SourceConfig
+from steep.sources.document import EMPTY, NO_FIELD, NOT_JSON, NOT_UTF8, WRONG_TYPE, Document, Rejected
+from steep.sources.inputs import expand_inputs, load_format
+
+
+def read_jsonl(path: Path, content: bytes, text_key: str | None = None) -> list[Document | Rejected]:
+    path.write_bytes(content)
+    return list(jsonl.read(path, SourceConfig(path=str(path), text_key=text_key)))
+
+
+def read_text(path: Path, content: bytes, separator: str | None = None) -> list[Document | Rejected]:
+    path.write_bytes(content)
+    return list(plain_text.read(path, SourceConfig(path=str(path), document_separator=separator)))
+
+
+def outcome(records: list[Document | Rejected]) -> list[str | tuple[int, str]]:
+    return [record.text if isinstance(record, Document) else (record.line, record.reason) for record in records]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"text": "\xff"}', NOT_UTF8),
+        (b"{bad", NOT_JSON),
+        (b'{"text": NaN}', NOT_JSON),
+        (b'{"text": "\\ud800"}', NOT_JSON),
+        (b"[1, 2]", NO_FIELD),
+        (b'"text"', NO_FIELD),
+        (b"null", NO_FIELD),
+        (b'{"body": "x"}', NO_FIELD),
+        (b'{"text": null}', WRONG_TYPE),
+        (b'{"text": ["x"]}', WRONG_TYPE),
+        (b'{"text": 3}', WRONG_TYPE),
+        (b'{"text": ""}', EMPTY),
+        (b'{"text": " \\n\\t"}', EMPTY),
+    ],
+)
+def test_jsonl_rejects_with_reason_and_line(tmp_path: Path, line: bytes, reason: str) -> None:
+    records = read_jsonl(tmp_path / "a.jsonl", b'{"text": "one"}\n\n' + line + b'\n{"text": "two"}')
+    assert outcome(records) == ["one", (3, reason), "two"]
+    assert str(records[1]).startswith(f"{tmp_path}/a.jsonl:3: {reason}")
+
+
+def test_jsonl_takes_text_else_content_else_the_named_field(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    assert outcome(read_jsonl(path, b'{"content": "c", "text": "t"}\n{"content": "c"}')) == ["t", "c"]
+    assert outcome(read_jsonl(path, b'{"content": "c", "text": "t", "body": "b"}', "body")) == ["b"]
+    (rejected,) = read_jsonl(path, b'{"content": "c"}', "body")
+    assert isinstance(rejected, Rejected)
+    assert "'body'" in rejected.detail
+    assert "'content'" in rejected.detail
+
+
+def test_jsonl_removes_the_byte_order_mark_and_keeps_crlf_out_of_the_text(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf{"text": "one\\r\\n"}\r\n{"text": "two"}\r\n'
+    assert outcome(read_jsonl(tmp_path / "a.jsonl", content)) == ["one\r\n", "two"]
+
+
+def test_plain_text_is_one_document_exactly_as_it_stands(tmp_path: Path) -> None:
+    (record,) = read_text(tmp_path / "a.txt", b"\xef\xbb\xbf one\r\n\r\ntwo \n")
+    assert isinstance(record, Document)
+    assert record.text == " one\r\n\r\ntwo \n"
+    assert record.id == str(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b" \n"])
+def test_an_empty_text_file_is_rejected(tmp_path: Path, content: bytes) -> None:
+    assert outcome(read_text(tmp_path / "a.txt", content)) == [(1, EMPTY)]
+
+
+def test_utf16_is_rejected_with_what_to_do(tmp_path: Path) -> None:
+    (record,) = read_text(tmp_path / "a.txt", "text".encode("utf-16"))
+    assert isinstance(record, Rejected)
+    assert record.reason == NOT_UTF8
+    assert "iconv" in record.detail
+
+
+def test_separator_splits_keeps_everything_else_and_counts_lines(tmp_path: Path) -> None:
+    content = b"one\n<|s|>two\nlines<|s|><|s|>\xff\n<|s|>last<|s|>\n"
+    assert outcome(read_text(tmp_path / "a.txt", content, "<|s|>")) == [
+        "one\n",
+        "two\nlines",
+        (3, EMPTY),
+        (3, NOT_UTF8),
+        "last",
+    ]
+
+
+def test_blank_lines_split_paragraphs(tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbf\n\none\ntwo\n \t\n\nthree\r\n\r\nfour"
+    records = read_text(tmp_path / "a.txt", content, "blank_lines")
+    assert outcome(records) == ["one\ntwo\n", "three\r\n", "four"]
+    assert [record.id.rpartition(":")[2] for record in records if isinstance(record, Document)] == ["3", "7", "9"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text("ab=\n", max_size=6), max_size=6), st.integers(1, 9), st.sampled_from(["=", "==", "=\n="]))
+def test_separator_splitting_equals_str_split_for_any_block_size(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[str], block: int, separator: str
+) -> None:
+    path = tmp_path_factory.mktemp("split") / "a.txt"
+    text = separator.join(pieces)
+    path.write_text(text, encoding="utf-8", newline="")
+    expected = text.split(separator)
+    if not expected[-1].strip():
+        expected.pop()  # white space after the last separator is no record
+    with path.open("rb") as stream:
+        found = [piece.decode() for piece, _ in plain_text._pieces(SmallBlocks(stream, block), separator.encode())]  # type: ignore[arg-type]
+    assert found == expected
+
+
+class SmallBlocks:
+    """A stream that gives at most `size` bytes at a time, so that separators straddle blocks."""
+
+    def __init__(self, stream, size: int):
+        self.stream, self.size = stream, size
+
+    def read(self, count: int) -> bytes:
+        return self.stream.read(min(count, self.size) if count > 3 else count)
+
+
+def test_parquet_rejects_by_row_and_reads_bytes_that_are_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    values = pyarrow.array([b"one", b"\xff", None, b"", "ü".encode()], pyarrow.binary())
+    pyarrow.parquet.write_table(pyarrow.table({"content": values}), path)
+    expected = ["one", (2, NOT_UTF8), (3, WRONG_TYPE), (4, EMPTY), "ü"]
+    assert outcome(list(parquet.read(path, SourceConfig(path="x")))) == expected
+
+
+def test_parquet_string_column_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    raw = pyarrow.array([b"one", b"\xff"], pyarrow.binary())
+    strings = pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": strings}), path)
+    assert outcome(list(parquet.read(path, SourceConfig(path="x")))) == ["one", (2, NOT_UTF8)]
+
+
+def test_parquet_names_the_columns_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), path)
+    with pytest.raises(DataError, match="'body', 'n'"):
+        list(parquet.read(path, SourceConfig(path="x")))
+    assert outcome(list(parquet.read(path, SourceConfig(path="x", text_key="n")))) == [(1, WRONG_TYPE)]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("b.txt", "a/z.txt", "a/c.jsonl.gz", ".hidden.txt", ".git/x.txt", "a-b.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    return tmp_path
+
+
+def names(folder: Path, *paths: str, **options: str) -> list[str]:
+    config = SourceConfig(path=[str(folder / path) for path in paths], **options)
+    return [str(file.path.relative_to(folder)) for file in expand_inputs(config)]
+
+
+def test_folders_are_recursive_sorted_and_without_hidden_files(tree: Path) -> None:
+    assert names(tree, ".") == ["a/c.jsonl.gz", "a/z.txt", "a-b.txt", "b.txt"]
+    assert names(tree, "*.txt") == ["a-b.txt", "b.txt"]
+    assert names(tree, "**/*.txt") == ["a/z.txt", "a-b.txt", "b.txt"]
+    assert names(tree, "b.txt", ".") == ["b.txt", "a/c.jsonl.gz", "a/z.txt", "a-b.txt"]
+
+
+def test_format_follows_the_ending_unless_it_is_given(tree: Path) -> None:
+    formats = {file.path.name: file.format for file in expand_inputs(SourceConfig(path=str(tree)))}
+    assert formats == {"b.txt": "plain_text", "z.txt": "plain_text", "c.jsonl.gz": "jsonl", "a-b.txt": "plain_text"}
+    (tree / "code.py").write_text("x")
+    with pytest.raises(DataError, match=r"\.py, for example .*code\.py(?s:.*)\.jsonl(?s:.*)plain_text"):
+        expand_inputs(SourceConfig(path=str(tree)))
+    assert names(tree, "code.py", format="plain_text") == ["code.py"]
+
+
+def test_a_loop_of_links_ends_and_linked_files_are_taken_once(tree: Path) -> None:
+    (tree / "a" / "up").symlink_to(tree, target_is_directory=True)
+    (tree / "copy.txt").symlink_to(tree / "b.txt")
+    found = names(tree, ".")
+    assert len(found) == 4
+    assert {os.path.basename(name) for name in found} >= {"z.txt", "c.jsonl.gz", "a-b.txt"}
+
+
+def test_a_link_to_itself_is_named(tree: Path) -> None:
+    (tree / "self.txt").symlink_to(tree / "self.txt")
+    with pytest.raises(DataError, match=r"self\.txt"):
+        expand_inputs(SourceConfig(path=str(tree / "self.txt")))
+    with pytest.raises(DataError, match=r"self\.txt: cannot be read"):
+        list(plain_text.read(tree / "self.txt", SourceConfig(path="x")))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("none.txt", "no such file"), ("*.none", "matches no file"), ("empty", "no files")]
+)
+def test_nothing_there_is_an_error_that_says_so(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=message):
+        expand_inputs(SourceConfig(path=str(tmp_path / path)))
+
+
+def test_an_unknown_format_suggests_the_near_one() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'parquet'"):
+        load_format("parqet")

