@@ -27,10 +27,12 @@ class Batch:
     """Tokens of the longest segment."""
     source_ids: Tensor
     """(B,) int32: the source of each sequence."""
+    num_tokens: Tensor
+    """(B,) int32: tokens of each sequence, padding not counted."""
     num_label_tokens: int
     """Labels that are not IGNORE_INDEX."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`; copies from pinned memory do not wait."""
-        names = ("input_ids", "labels", "position_ids", "cu_seqlens", "source_ids")
+        """The batch on `device`; copies from pinned memory do not wait. What is counted on the host stays there."""
+        names = ("input_ids", "labels", "position_ids", "cu_seqlens")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})

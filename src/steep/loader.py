@@ -9,6 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -63,6 +65,7 @@ def make_batch(
         cu_seqlens=torch.from_numpy(cu_seqlens),
         max_seqlen=int(np.diff(cu_seqlens).max(initial=0)),
         source_ids=torch.tensor([sequence.source for sequence in sequences], dtype=torch.int32),
+        num_tokens=torch.tensor([sequence.num_tokens for sequence in sequences], dtype=torch.int32),
         num_label_tokens=int((labels != IGNORE_INDEX).sum()),
     )
 
@@ -129,10 +132,8 @@ class Loader:
         return _pinned(batch) if self._pin_memory else batch
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        return _read_ahead(
-            (lambda step=step: self.step_batches(step) for step in range(self._start_step, self._sizes.steps)),
-            self._read_ahead_steps,
-        )
+        steps = range(self._start_step, self._sizes.steps)
+        return _read_ahead((partial(self.step_batches, step) for step in steps), self._read_ahead_steps)
 
 
 def _pinned(batch: Batch) -> Batch:
@@ -152,7 +153,8 @@ def _read_ahead(jobs: Iterator[Callable[[], list[Batch]]], depth: int) -> Iterat
     def put(item: list[Batch] | BaseException | None) -> None:
         while not stop.is_set():
             try:
-                return results.put(item, timeout=0.1)
+                results.put(item, timeout=0.1)
+                return
             except queue.Full:
                 continue
 

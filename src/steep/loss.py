@@ -207,9 +207,7 @@ def _softmax_block(plan: _Plan, block_NV: Tensor, labels_N: Tensor) -> Tensor:
     return losses
 
 
-def _chunk_gradients(
-    result: _Result, logits_grad: Tensor, hidden: Tensor, weight: Tensor, rows: slice
-) -> None:
+def _chunk_gradients(result: _Result, logits_grad: Tensor, hidden: Tensor, weight: Tensor, rows: slice) -> None:
     """Add one chunk's share of the gradients: products in the compute dtype, sums over chunks in fp32."""
     if result.hidden_grad is not None:
         result.hidden_grad[rows] = torch.mm(logits_grad, weight)

@@ -197,6 +197,19 @@ def test_killed_before_every_single_rename_it_ends_with_the_same_bytes(
     assert kill_at == RENAMES_BEFORE_SHARDS + RENAMES_PER_SHARD + 2 + 1  # rejected.jsonl, manifest; then none is left
 
 
+def test_killed_right_after_the_manifest_the_store_is_whole_and_tidied(
+    corpus: Path, tokenizer: TextTokenizer, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    out, config = tmp_path / "out", PrepareConfig(workers=1, shard_bytes=SHARD_BYTES)
+    prepare([SourceConfig(path=str(corpus))], tokenizer, out, config)
+    (out / ".prepare").mkdir()
+    for name in ("plan.json", "lock", "shard_00000.json"):
+        (out / ".prepare" / name).write_text("{}")
+    open_store(out).verify()
+    assert prepare([SourceConfig(path=str(corpus))], tokenizer, out, config).already_there
+    assert folder_hashes(out) == undisturbed
+
+
 def test_finished_shards_are_kept(
     corpus: Path, tokenizer_folder: Path, tokenizer: TextTokenizer, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import random
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from steep.core.errors import DataError
 from steep.sources.config import SourceConfig
 from steep.store.cache import cached_store, open_sources
 from steep.store.config import PrepareConfig
+from steep.store.file_hashes import hash_files
 from steep.store.prepare import prepare
 from steep.store.reader import open_store
 from steep.store.work import gather_inputs, plan_items
@@ -260,3 +263,24 @@ def test_the_cache_is_keyed_by_content_tokenizer_and_settings(
     assert len({first, *others}) == 5
     (store,) = open_sources([split], tokenizer, cache_directory=cache)
     assert store.num_documents == 2
+
+
+def test_remembered_hashes_are_used_only_for_files_that_did_not_change(tmp_path: Path) -> None:
+    path, memory = tmp_path / "a.txt", tmp_path / "cache" / "hashes.json"
+    path.write_text("one")
+    an_hour_ago = time.time() - 3600
+    os.utime(path, (an_hour_ago, an_hour_ago))
+    first = hash_files([path], memory)
+    assert first == [hashlib.sha256(b"one").hexdigest()]
+    poisoned = json.loads(memory.read_text())
+    next(iter(poisoned.values()))["sha256"] = "remembered"
+    memory.write_text(json.dumps(poisoned))
+    assert hash_files([path], memory) == ["remembered"]  # so the file was not read again
+    assert hash_files([path]) == first
+    path.write_text("two")  # same size, another time
+    second = hash_files([path], memory)
+    assert second == [hashlib.sha256(b"two").hexdigest()]
+    memory.write_text(memory.read_text().replace(second[0], "remembered"))
+    assert hash_files([path], memory) == second  # modified just before it was hashed: read again
+    memory.write_text("{")
+    assert hash_files([path], memory) == second

@@ -1,1 +1,5 @@
-"""Turn a checkpoint into what other programs serve."""
+"""Turn a checkpoint into what other programs serve. Called, it is `steep.api.export`."""
+
+from steep.core.callable_module import make_callable
+
+make_callable(__name__)

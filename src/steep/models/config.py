@@ -26,5 +26,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
         if (self.pretrained is None) == (self.config is None):
-            raise ValueError("give either pretrained (weights to start from) or config (an architecture with fresh weights)")
+            raise ValueError(
+                "give either pretrained (weights to start from) or config (an architecture with fresh weights)"
+            )
         return self

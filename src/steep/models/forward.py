@@ -146,7 +146,9 @@ def check_decomposition(model: nn.Module, vocab_size: int, attention: str = "sdp
             return f"the hidden states of {type(model).__name__} do not fit its output layer"
         difference = _difference(head.logits(hidden), own)
     if difference > _tolerance(own):
-        return f"{type(model).__name__}'s logits are not its output layer applied to its hidden states ({difference:.1e})"
+        return (
+            f"{type(model).__name__}'s logits are not its output layer applied to its hidden states ({difference:.1e})"
+        )
     return None
 
 

@@ -115,14 +115,22 @@ def build_gpt2_model(
 
 
 def _check_sizes(vocab_size: int, n_positions: int, n_embd: int, n_layer: int, n_head: int, dropout: float) -> None:
-    sizes = {"vocab_size": vocab_size, "n_positions": n_positions, "n_embd": n_embd, "n_layer": n_layer, "n_head": n_head}
+    sizes = {
+        "vocab_size": vocab_size,
+        "n_positions": n_positions,
+        "n_embd": n_embd,
+        "n_layer": n_layer,
+        "n_head": n_head,
+    }
     for name, size in sizes.items():
         if size < 1:
             raise ModelError(f"{name}={size}: needs to be at least 1")
     if n_embd % n_head:
         fits = [heads for heads in range(1, n_embd + 1) if n_embd % heads == 0]
         nearest = sorted(sorted(fits, key=lambda heads: abs(heads - n_head))[:3])
-        raise ModelError(f"n_embd={n_embd} is not a multiple of n_head={n_head}; these fit: {', '.join(map(str, nearest))}")
+        raise ModelError(
+            f"n_embd={n_embd} is not a multiple of n_head={n_head}; these fit: {', '.join(map(str, nearest))}"
+        )
     if not 0 <= dropout < 1:
         raise ModelError(f"dropout={dropout}: needs to be at least 0 and below 1")
 
@@ -213,7 +221,9 @@ class GPT2Model(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.activation_checkpointing = False
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> Tensor:
         """(B, T) token ids -> (B, T, D) hidden states after the final norm. See GPT2LMHeadModel.forward."""
         length = input_ids.shape[1]
         if position_ids is None:

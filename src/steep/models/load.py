@@ -43,12 +43,12 @@ def load_model(
     Raises ModelError for a model that cannot be found, loaded or trained, MissingExtraError for .gguf without gguf.
     """
     if isinstance(config, Target):
-        model = _build_target(config, seed)
+        model = build_target(config, seed)
     elif config.pretrained is not None:
         model = _load_pretrained(config.pretrained, config.revision, dtype)
     else:
         assert config.config is not None
-        model = _build_fresh(config.config, config.revision, seed)
+        model = build_fresh(config.config, config.revision, seed)
     return model.to(device=device, dtype=dtype).train()
 
 
@@ -78,7 +78,9 @@ def resolve_reference(reference: str) -> Path | None:
     if path.suffix == ".gguf" and path.is_file():
         return path
     if path.is_file():
-        raise ModelError(f"{reference} is a file; needed is a folder with config.json and *.safetensors, or a .gguf file")
+        raise ModelError(
+            f"{reference} is a file; needed is a folder with config.json and *.safetensors, or a .gguf file"
+        )
     if path.suffix == ".gguf" or reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         raise ModelError(f"{reference} does not exist")
     return None
@@ -255,7 +257,9 @@ def _require_causal(config: Any, source: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source} is an encoder-decoder ({config.model_type}); {needed}")
     if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        raise ModelError(f"{source} is an encoder ({config.model_type}), trained to fill gaps, not to continue; {needed}")
+        raise ModelError(
+            f"{source} is an encoder ({config.model_type}), trained to fill gaps, not to continue; {needed}"
+        )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{source}: {config.model_type} is not a causal language model in transformers; {needed}")
 
@@ -263,7 +267,10 @@ def _require_causal(config: Any, source: str) -> None:
 # ---- fresh weights ----
 
 
-def _build_fresh(description: str | dict[str, Any], revision: str | None, seed: int) -> nn.Module:
+def build_fresh(
+    description: str | dict[str, Any], revision: str | None, seed: int, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """A transformers model of this architecture with weights drawn from `seed`."""
     from transformers import AutoModelForCausalLM
 
     if isinstance(description, str):
@@ -271,7 +278,7 @@ def _build_fresh(description: str | dict[str, Any], revision: str | None, seed: 
     else:
         config = _config_from_mapping(description)
     with _seeded(seed), quiet_transformers():
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
     return model
 
 
@@ -308,7 +315,8 @@ def _refuse_unknown_keys(mapping: dict[str, Any], config: Any) -> None:
         raise ModelError(f"model.config: {config.model_type} has no setting {', '.join(map(repr, unknown))}.{hint}")
 
 
-def _build_target(target: Target, seed: int) -> nn.Module:
+def build_target(target: Target, seed: int) -> nn.Module:
+    """What a `_target_` returns, its fresh weights drawn from `seed`. Raises ConfigError if that is no module."""
     from steep.config.targets import build
 
     with _seeded(seed):

@@ -17,7 +17,9 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over groups as `build_param_groups` makes them. Each group carries its own lr and weight_decay."""
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=_can_fuse(groups))
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=_can_fuse(groups)
+    )
 
 
 def _can_fuse(groups: list[dict[str, Any]]) -> bool:

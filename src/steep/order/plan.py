@@ -51,6 +51,11 @@ class PlannedSequence:
     source: int
     ranges: list[TokenRange]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the sequence; less than the sequence length only at the end of a source's epoch."""
+        return sum(token_range.count for token_range in self.ranges)
+
 
 class DataPlan:
     """The order of a run over its sources. Raises DataError if there is nothing to train on."""

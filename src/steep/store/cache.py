@@ -21,6 +21,8 @@ from steep.store.reader import TokenStore, is_store, join_stores, megatron_prefi
 from steep.store.work import gather_inputs
 from steep.tokenizer.encode import TextTokenizer
 
+HASH_MEMORY = "file_hashes.json"
+
 
 def default_cache_directory() -> Path:
     """$STEEP_CACHE, else ~/.cache/steep."""
@@ -37,7 +39,7 @@ def cached_store(
     """The token store of a text source, prepared now if it is not in the cache. Raises DataError as `prepare` does."""
     source = SourceConfig.model_validate(source.model_dump(include=set(SourceConfig.model_fields)))
     directory = default_cache_directory() if cache_directory is None else Path(cache_directory).expanduser()
-    inputs = gather_inputs([source])
+    inputs = gather_inputs([source], directory / HASH_MEMORY)
     key = fingerprint(make_plan(inputs, [source], tokenizer, config))
     out = directory / "prepared" / key
     if not has_manifest(out):

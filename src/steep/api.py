@@ -1,0 +1,186 @@
+"""steep for notebooks: what the commands do, as functions that take plain values and return plain objects.
+
+Available as `steep.prepare`, `steep.plan`, `steep.train`, `steep.evaluate`, `steep.generate` and `steep.export`.
+Everything heavy is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+if TYPE_CHECKING:
+    from steep.config.run import RunConfig
+    from steep.evaluate.evaluation import Evaluation
+    from steep.export.result import ExportResult
+    from steep.store.prepare import PrepareResult
+    from steep.train.finish import TrainResult
+    from steep.train.plan import RunPlan
+
+ConfigLike = Union["RunConfig", Mapping[str, Any], str, "os.PathLike[str]"]
+"""A RunConfig, its values as a mapping, or the path of a YAML file."""
+
+
+def as_config(config: ConfigLike, overrides: Sequence[str] = ()) -> RunConfig:
+    """A checked RunConfig. Raises ConfigError listing every mistake."""
+    from steep.config.load import load_run_config
+    from steep.config.run import RunConfig
+
+    if isinstance(config, RunConfig):
+        return config
+    if isinstance(config, Mapping):
+        return load_run_config(mapping=config, overrides=overrides)
+    return load_run_config(config, overrides)
+
+
+def prepare(
+    inputs: Union[str, Sequence[str]],
+    *,
+    tokenizer: str,
+    out: Union[str, os.PathLike[str]],
+    format: str = "auto",
+    text_key: Optional[str] = None,
+    document_separator: Optional[str] = None,
+    append_eos: bool = True,
+    prepend_bos: Optional[bool] = None,
+    workers: Optional[int] = None,
+    shard_bytes: Union[int, str] = "256MiB",
+    on_bad_record: str = "skip",
+    overwrite: bool = False,
+    progress: Optional[Callable[[int, int, int], None]] = None,
+) -> PrepareResult:
+    """Turn text into a token store (Megatron .bin/.idx with a manifest).
+
+    inputs: files, folders or globs. tokenizer: hub id, folder, tokenizer.json or .gguf file. out: the store's folder.
+    progress: called with bytes done, bytes in all, tokens written. The other arguments are the keys of `tokenizer`,
+    `data.train` and `data.prepare` in the configuration.
+    Raises ConfigError for arguments and DataError for inputs that cannot be used. Interrupted, the same call continues.
+    """
+    from steep.config.sections import checked_section
+    from steep.sources.config import SourceConfig
+    from steep.store.config import PrepareConfig
+    from steep.store.prepare import prepare as prepare_store
+    from steep.tokenizer.config import TokenizerConfig
+    from steep.tokenizer.load import load_tokenizer
+
+    paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    source = checked_section(
+        SourceConfig,
+        {"path": [str(p) for p in paths], "format": format, "text_key": text_key, "document_separator": document_separator},
+    )
+    config = checked_section(
+        PrepareConfig, {"workers": workers, "shard_bytes": shard_bytes, "on_bad_record": on_bad_record}
+    )
+    policy = TokenizerConfig(pretrained=tokenizer, append_eos=append_eos, prepend_bos=prepend_bos)
+    return prepare_store([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
+
+
+def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
+    """What a run would do: sizes, tokens, steps, memory by part, time. Loads no weights.
+
+    device: `auto`, `cpu`, or a GPU's name such as `h100`. Raises a SteepError for what cannot work.
+    """
+    from steep.train.plan import plan_run
+
+    return plan_run(as_config(config), device=device, allow_code=allow_code)
+
+
+def train(config: ConfigLike, *, resume: Optional[bool] = None, allow_code: bool = True) -> TrainResult:
+    """Train as configured; continues from the run's newest checkpoint if it has one.
+
+    resume: True demands a checkpoint, False refuses one. allow_code: whether `_target_` may run code outside steep, torch and
+    transformers. Raises a SteepError.
+    """
+    checked = as_config(config)
+
+    from steep.runtime.allocator import tune_allocator
+
+    tune_allocator()
+
+    from steep.train.loop import train as run
+
+    return run(checked, resume=resume, allow_code=allow_code)
+
+
+def evaluate(
+    model: str,
+    texts: Union[Mapping[str, str], Sequence[str], None] = None,
+    *,
+    against: Optional[str] = None,
+    tokens: Union[int, str] = "200k",
+    batch_size: int = 8,
+    sequence_length: Optional[int] = None,
+    device: str = "auto",
+    precision: str = "auto",
+    text_key: Optional[str] = None,
+) -> Evaluation:
+    """Score a model on texts: nats per token, perplexity, bits per byte.
+
+    model: a run, checkpoint, folder, hub id or .gguf file. texts: paths, or a mapping from names to paths; default: the
+    validation texts of the run. against: another model, or `base`: the one that the run started from. tokens: at most so many
+    of each text. sequence_length: default the run's, else 1,024 or what the model can take.
+    """
+    from steep.evaluate.evaluation import evaluate_model
+
+    return evaluate_model(
+        model,
+        texts,
+        against=against,
+        tokens=tokens,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        device=device,
+        precision=precision,
+        text_key=text_key,
+    )
+
+
+def generate(
+    model: str,
+    prompt: str,
+    *,
+    max_new_tokens: int = 128,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: Optional[int] = None,
+    emit: Callable[[str], None] = lambda text: None,
+    **sampling: Any,
+) -> str:
+    """The continuation of a prompt, without the prompt.
+
+    model: as for `evaluate`. emit: called with each new piece of text. sampling: options of transformers' `generate`
+    (temperature, top_k, top_p, do_sample, ...); without any, greedy.
+    """
+    from steep.evaluate.generate import generate_text
+    from steep.evaluate.subject import load_subject
+    from steep.runtime.device import autocast
+    from steep.runtime.seed import seed_everything
+
+    subject = load_subject(model, device=device, precision=precision)
+    if seed is not None:
+        seed_everything(seed)
+    with autocast(subject.device, subject.precision):
+        return generate_text(
+            subject.model, subject.tokenizer, prompt, max_new_tokens=max_new_tokens, emit=emit, **sampling
+        )
+
+
+def export(
+    run: str,
+    *,
+    to: str = "hf",
+    out: Union[str, os.PathLike[str], None] = None,
+    dtype: str = "bfloat16",
+    max_shard_size: Union[int, str] = "5GB",
+    overwrite: bool = False,
+) -> ExportResult:
+    """Write a trained model in the form that another program serves, and verify it with that program.
+
+    run: a run, checkpoint or model. to: `hf`, a folder for transformers and vLLM. out: default `<run>/export/<to>`.
+    dtype: float32, bfloat16 or float16. Raises ModelError if the export does not give the trained model's logits.
+    """
+    from steep.export.run import export_model
+
+    return export_model(run, to=to, out=out, dtype=dtype, max_shard_size=max_shard_size, overwrite=overwrite)

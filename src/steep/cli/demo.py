@@ -1,0 +1,48 @@
+"""`steep demo`: the whole way on this machine, without a model hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from steep.cli.options import refuse_overrides
+
+
+def command(
+    context: typer.Context,
+    short: bool = typer.Option(False, "--short", help="A few steps, under a minute."),
+    directory: Path = typer.Option(Path("runs"), help="Where the run goes."),
+    fresh: bool = typer.Option(True, help="Start over; --no-fresh continues a demo that was interrupted."),
+) -> int:
+    """Continue pretraining a small model on Python's own documentation: a few minutes on a CPU, no model hub needed."""
+    refuse_overrides(context)
+    import shutil
+
+    from steep.config.load import load_run_config
+    from steep.demo import choose_model, demo_config, train_tokenizer, write_domain_text, write_general_text
+    from steep.runtime.allocator import tune_allocator
+
+    tune_allocator()
+    texts = directory / "demo-texts"
+    domain, general = write_domain_text(texts), write_general_text(texts)
+    typer.echo(f"domain text: {domain.description}\ngeneral text: {general.description}")
+    model = choose_model(typer.echo, ask_hub=not short)
+    tokenizer = train_tokenizer([domain.path], texts / "tokenizer") if "config" in model else None
+    config = load_run_config(
+        mapping=demo_config(model, domain, general, directory, tokenizer, short=short)
+    )
+    run = directory / config.run.name
+    if fresh and run.exists():
+        shutil.rmtree(run)
+
+    from steep.api import plan
+    from steep.train.loop import train
+
+    typer.echo(plan(config).to_text())
+    result = train(config)
+    if result.status == "done":
+        checkpoint = (run / "checkpoints" / "LATEST").read_text().strip()
+        folder = run / "checkpoints" / checkpoint / "model" / "consolidated"
+        typer.echo(f'load it: AutoModelForCausalLM.from_pretrained("{folder}")')
+    return result.exit_code

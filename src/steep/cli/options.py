@@ -1,0 +1,35 @@
+"""Options that several commands share, and the checks that come with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import typer
+
+from steep.core.errors import ConfigError
+
+CONFIG = typer.Argument(help="YAML configuration of the run.", show_default=False)
+MODEL = typer.Argument(help="A run, checkpoint, model folder, hub id or .gguf file.", show_default=False)
+JSON = typer.Option(False, "--json", help="Print JSON for programs.")
+NO_CODE = typer.Option(False, "--no-code", help="Refuse every _target_ outside steep, torch and transformers.")
+DEVICE = typer.Option("auto", help="auto, cpu, cuda or cuda:1.")
+THREADS = typer.Option(None, min=1, help="CPU threads. Default: one per core.", show_default=False)
+
+
+def refuse_overrides(context: typer.Context) -> None:
+    """For commands without a configuration: an override would be lost in silence. Raises ConfigError."""
+    if context.obj:
+        raise ConfigError(f"steep {context.info_name} takes no configuration overrides, but was given {' '.join(context.obj)}")
+
+
+def existing_path(path: Path, what: str) -> Path:
+    """The path, if it is there. Raises ConfigError naming the nearest that is."""
+    if path.exists():
+        return path
+    from difflib import get_close_matches
+
+    folder = path.parent if path.parent.is_dir() else Path()
+    near: Optional[list[str]] = get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
+    hint = f" Did you mean {folder / near[0]}?" if near else ""
+    raise ConfigError(f"{path}: there is no such {what}.{hint}")

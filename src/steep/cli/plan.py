@@ -1,0 +1,32 @@
+"""`steep plan`: what a run would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from steep.cli.options import CONFIG, JSON, NO_CODE
+
+
+def command(
+    context: typer.Context,
+    config: Path = CONFIG,
+    device: str = typer.Option("auto", help="Plan for: auto, cpu, cuda, or a GPU such as h100, a100, rtx4090."),
+    no_code: bool = NO_CODE,
+    json: bool = JSON,
+) -> None:
+    """Print sizes, tokens, steps, memory by part and time of a run. Loads no weights; refuses what cannot work."""
+    from steep.config.load import load_run_config
+
+    run_config = load_run_config(config, context.obj or [])
+
+    from steep.api import plan
+
+    result = plan(run_config, device=device, allow_code=not no_code)
+    if json:
+        import json as json_module
+
+        typer.echo(json_module.dumps(result.to_mapping(), indent=2))
+    else:
+        typer.echo(result.to_text())

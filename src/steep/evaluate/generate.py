@@ -1,0 +1,154 @@
+"""A prompt continued by a model, streamed as it is made. In: a model, a tokenizer, a prompt. Out: the continuation.
+
+Models with transformers' `generate` use it, with every sampling option it has; any other model that maps input ids to logits is
+sampled here without a key-value cache, which costs a whole forward pass per token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+
+class TextCodec(Protocol):
+    """What generating needs of a tokenizer."""
+
+    bos_id: int | None
+    eos_id: int | None
+    prepend_bos: bool
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without BOS and EOS."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+
+
+class TextStream:
+    """Ids in, text out as soon as it is certain: a character is held back until all its bytes are there."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], emit: Callable[[str], None]):
+        self._decode, self._emit = decode, emit
+        self._ids: list[int] = []
+        self._shown = 0
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take ids; the first call, as transformers makes it, brings the prompt and is passed over."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self.add(value.reshape(-1).tolist())
+
+    def add(self, ids: Iterable[int]) -> None:
+        """Take new ids and emit what has become certain."""
+        self._ids.extend(ids)
+        text = self._decode(self._ids)
+        certain = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        if len(certain) > self._shown:
+            self._emit(certain[self._shown :])
+            self._shown = len(certain)
+
+    def end(self) -> None:
+        """Emit the rest."""
+        text = self._decode(self._ids)
+        if len(text) > self._shown:
+            self._emit(text[self._shown :])
+
+
+def generate_text(
+    model: torch.nn.Module,
+    tokenizer: TextCodec,
+    prompt: str,
+    *,
+    max_new_tokens: int = 128,
+    emit: Callable[[str], None] = lambda text: None,
+    **sampling: Any,
+) -> str:
+    """The continuation of `prompt`, without the prompt and without the end-of-text token.
+
+    sampling: options of transformers' `generate` (do_sample, temperature, top_k, top_p, repetition_penalty, ...).
+    emit: called with each new piece of text. The model is left in the mode it was in.
+    """
+    ids = tokenizer.encode(prompt)
+    if tokenizer.prepend_bos and tokenizer.bos_id is not None:
+        ids = [tokenizer.bos_id, *ids]
+    if not ids:  # a model needs something to stand on
+        start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+        ids = [start if start is not None else 0]
+    eos_ids = end_of_text_ids(model, tokenizer.eos_id)
+    device = next(model.parameters()).device
+    input_ids = torch.tensor([ids], device=device)
+    stream = TextStream(lambda new: tokenizer.decode([i for i in new if i not in eos_ids]), emit)
+    with torch.no_grad(), evaluation_mode(model):
+        if hasattr(model, "generate"):
+            output = model.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=max_new_tokens,
+                eos_token_id=sorted(eos_ids) or None,
+                pad_token_id=min(eos_ids, default=0),
+                streamer=stream,
+                use_cache=True,
+                **{"do_sample": False, **sampling},
+            )
+            new_ids = output[0, len(ids) :].tolist()
+        else:
+            new_ids = _generate_without_cache(model, input_ids, max_new_tokens, eos_ids, stream, **sampling)
+    return tokenizer.decode([i for i in new_ids if i not in eos_ids])
+
+
+def end_of_text_ids(model: torch.nn.Module, tokenizer_eos_id: int | None) -> set[int]:
+    """Every id that ends a text: the tokenizer's and those of the model's generation_config."""
+    ids = set() if tokenizer_eos_id is None else {tokenizer_eos_id}
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if configured is not None:
+        ids |= set(configured) if isinstance(configured, (list, tuple)) else {configured}
+    return ids
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout off inside the block; the mode of before afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _generate_without_cache(
+    model: torch.nn.Module,
+    input_ids: torch.Tensor,
+    max_new_tokens: int,
+    eos_ids: set[int],
+    stream: TextStream,
+    *,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> list[int]:
+    """Greedy or sampled continuation by whole forward passes over the newest tokens that the model has room for."""
+    room = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    new_ids: list[int] = []
+    while len(new_ids) < max_new_tokens:
+        output = model(input_ids[:, -room:] if room else input_ids)
+        logits_V = (output.logits if hasattr(output, "logits") else output)[0, -1].float()
+        if do_sample:
+            logits_V = logits_V / temperature
+            if top_k is not None:
+                logits_V[logits_V < logits_V.topk(min(top_k, len(logits_V))).values[-1]] = -torch.inf
+            token = int(torch.multinomial(logits_V.softmax(-1), 1))
+        else:
+            token = int(logits_V.argmax())
+        new_ids.append(token)
+        if token in eos_ids:
+            break
+        stream.add([token])
+        input_ids = torch.cat([input_ids, input_ids.new_tensor([[token]])], dim=1)
+    stream.end()
+    return new_ids

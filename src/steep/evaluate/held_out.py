@@ -1,0 +1,169 @@
+"""How well a model predicts a held-out text. In: documents, and a function from batches to token losses. Out: a Score.
+
+Documents are scored alone, in windows of the run's sequence length; every token but the first of a document is predicted once
+(the first too where documents begin with BOS). Sums are taken per token in float64, so the score does not depend on the batch
+size beyond the rounding of the model itself. Weakness: a window starts without the context before it, so scores of long
+documents at short sequence lengths are higher than a sliding window would give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steep.batch import IGNORE_INDEX, Batch
+from steep.core.errors import DataError
+from steep.loader import make_batch
+from steep.metrics import bits_per_byte
+from steep.order.packing import ConcatPacking
+from steep.order.plan import PlannedSequence
+
+TokenLosses = Callable[[Batch], torch.Tensor]
+"""From a batch of B x T to the (B*T,) fp32 losses of its labels in nats, 0 where there is no label."""
+
+
+class ScoredStore(Protocol):
+    """What scoring needs of a token store."""
+
+    document_lengths: NDArray[np.int64]
+    text_bytes: NDArray[np.int64] | None
+
+    def read(self, document: int, start: int, count: int, out: NDArray[np.int64]) -> None:
+        """Tokens [start, start+count) of `document` into `out`."""
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """A named text that is not trained on: some documents of some stores."""
+
+    name: str
+    parts: Sequence[tuple[ScoredStore, NDArray[np.int64]]]
+
+    @property
+    def num_tokens(self) -> int:
+        """All its tokens, of which a score may take only the first ones."""
+        return sum(int(store.document_lengths[documents].sum()) for store, documents in self.parts)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model makes of a text."""
+
+    text: str
+    nats_per_token: float
+    """Mean over every predicted token, the end-of-text tokens included: what training minimizes."""
+    perplexity: float
+    """exp(nats_per_token)."""
+    bits_per_byte: float | None
+    """Over the UTF-8 bytes of the documents; end-of-text tokens, which are no text, are left out. None where the store
+    does not know the bytes and no tokenizer was there to decode them."""
+    tokens: int
+    """Predicted tokens."""
+    documents: int
+    text_bytes: int | None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The score as JSON values."""
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        bits = "" if self.bits_per_byte is None else f"{self.bits_per_byte:.4f} bits/byte, "
+        size = f"{self.tokens:,} tokens of {self.documents:,} documents"
+        return f"Score({self.text}: {bits}perplexity {self.perplexity:.3f}, {size})"
+
+
+def first_documents(text: HeldOutText, tokens: int) -> list[NDArray[np.int64]]:
+    """The first whole documents of each part that together have at most `tokens` tokens; always at least one document."""
+    chosen, left = [], tokens
+    for store, documents in text.parts:
+        ends = np.cumsum(store.document_lengths[documents])
+        count = int(np.searchsorted(ends, left, side="right"))
+        if not chosen and count == 0:
+            count = 1
+        chosen.append(documents[:count])
+        left = max(0, left - int(ends[count - 1])) if count else 0
+    return chosen
+
+
+def score_text(
+    token_losses: TokenLosses,
+    text: HeldOutText,
+    *,
+    tokens: int,
+    batch_size: int,
+    sequence_length: int,
+    eos_id: int | None,
+    decode: Callable[[Sequence[int]], str] | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Score:
+    """Score the first documents of `text`. Raises DataError where there is nothing to predict.
+
+    decode: counts the bytes of stores that do not know them. advance: told the number of tokens after every batch.
+    """
+    chosen = first_documents(text, tokens)
+    nats_all = nats_text = 0.0
+    predicted = 0
+    for batch in _batches(text, chosen, sequence_length, batch_size):
+        losses = token_losses(batch).detach().double().cpu().reshape(-1)
+        labels = batch.labels.reshape(-1)
+        is_label = labels != IGNORE_INDEX
+        nats_all += float(losses.sum())
+        nats_text += float(losses[is_label & (labels != eos_id)].sum()) if eos_id is not None else float(losses.sum())
+        predicted += int(is_label.sum())
+        advance(batch.input_ids.numel())
+    if predicted == 0:
+        raise DataError(f"held-out text {text.name!r}: no token to predict in its {sum(map(len, chosen))} documents")
+    text_bytes = _text_bytes(text, chosen, decode)
+    nats_per_token = nats_all / predicted
+    return Score(
+        text=text.name,
+        nats_per_token=nats_per_token,
+        perplexity=math.exp(nats_per_token) if nats_per_token < 700 else math.inf,
+        bits_per_byte=bits_per_byte(nats_text, text_bytes) if text_bytes else None,
+        tokens=predicted,
+        documents=sum(map(len, chosen)),
+        text_bytes=text_bytes,
+    )
+
+
+def _batches(
+    text: HeldOutText, chosen: list[NDArray[np.int64]], sequence_length: int, batch_size: int
+) -> Iterator[Batch]:
+    """Every chosen document in the order it is stored, `batch_size` sequences at a time."""
+    stores = [store for store, _ in text.parts]
+    waiting: list[PlannedSequence] = []
+    for part, documents in enumerate(chosen):
+        packing = ConcatPacking(documents, stores[part].document_lengths[documents], sequence_length)
+        for k in range(packing.num_sequences):
+            waiting.append(PlannedSequence(part, packing.sequence(k)))
+            if len(waiting) == batch_size:
+                yield make_batch(waiting, stores, sequence_length)
+                waiting = []
+    if waiting:
+        yield make_batch(waiting, stores, sequence_length)
+
+
+def _text_bytes(
+    text: HeldOutText, chosen: list[NDArray[np.int64]], decode: Callable[[Sequence[int]], str] | None
+) -> int | None:
+    total = 0
+    for (store, _), documents in zip(text.parts, chosen, strict=True):
+        if store.text_bytes is not None:
+            total += int(store.text_bytes[documents].sum())
+        elif decode is not None:
+            total += sum(len(decode(_tokens(store, int(document))).encode()) for document in documents)
+        else:
+            return None
+    return total
+
+
+def _tokens(store: ScoredStore, document: int) -> list[int]:
+    out = np.empty(int(store.document_lengths[document]), dtype=np.int64)
+    store.read(document, 0, len(out), out)
+    return out.tolist()

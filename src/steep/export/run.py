@@ -1,0 +1,97 @@
+"""`steep export`: a trained model in the form that another program serves, verified by loading it there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steep.core.errors import ConfigError, ModelError
+from steep.core.files import sync_directory, temporary_path
+from steep.core.plugins import load_plugin
+from steep.evaluate.subject import Subject, load_subject
+from steep.export.model_card import model_card
+from steep.export.result import ExportResult
+from steep.export.verify import TOLERANCE, nats_per_token, verify_export
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+NOT_FORMS = ("model_card", "result", "run", "verify")
+VERIFICATION_TEXT = (
+    "In the beginning of every verification there is a text that both programs read. It has words, numbers such as "
+    "3.14159 and 2,048, code like `for i in range(10): print(i)`, a little français, and a question: is it the same model?"
+)
+
+
+def export_model(
+    reference: str,
+    *,
+    to: str = "hf",
+    out: str | os.PathLike[str] | None = None,
+    dtype: str = "bfloat16",
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+) -> ExportResult:
+    """Export `reference`. See `steep.export`."""
+    form: Any = load_plugin("steep.export", to, NOT_FORMS)
+    if dtype not in TOLERANCE:
+        raise ConfigError(f"--dtype {dtype}: use one of {', '.join(TOLERANCE)}")
+    subject = load_subject(reference, device="cpu", precision="fp32")
+    if not hasattr(subject.model, "save_pretrained") or not hasattr(subject.model, "generation_config"):
+        raise ModelError(f"{reference}: {type(subject.model).__name__} is no transformers model, so there is no hf form of it")
+    folder = Path(out) if out is not None else _default_folder(subject, to)
+    if folder.exists() and not overwrite:
+        raise ConfigError(f"{folder} already exists; choose another --out, or give --overwrite")
+    input_ids = verification_ids(subject)
+    trained_loss = nats_per_token(logits_of(subject.model, input_ids), input_ids)
+    model = subject.model.to(_torch_dtype(dtype))
+    expected_TV = logits_of(model, input_ids)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    form.write(subject, model, temporary, max_shard_size, model_card(reference, subject.run, dtype))
+    found = verify_export(temporary, input_ids, expected_TV, dtype)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(temporary, folder)
+    sync_directory(folder.parent)
+    return ExportResult(
+        path=folder,
+        dtype=dtype,
+        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        verified_with=found.program,
+        largest_logit_difference=found.largest_logit_difference,
+        loss_change=found.nats_per_token - trained_loss,
+    )
+
+
+def _default_folder(subject: Subject, to: str) -> Path:
+    if subject.run is None:
+        raise ConfigError(f"{subject.reference} is in no run directory; say where the export goes with --out")
+    return subject.run / "export" / to
+
+
+def verification_ids(subject: Subject) -> list[int]:
+    """The ids of the verification text, as many as the model has room for."""
+    room = getattr(subject.model.config, "max_position_embeddings", None) or 2048
+    return subject.tokenizer.encode(VERIFICATION_TEXT)[:room]
+
+
+def logits_of(model: torch.nn.Module, input_ids: list[int]) -> NDArray[np.float32]:
+    """(tokens, vocabulary) fp32: the model's own logits."""
+    import torch
+
+    with torch.no_grad():
+        logits_TV: NDArray[np.float32] = model(input_ids=torch.tensor([input_ids]), use_cache=False).logits[0].float().numpy()
+        return logits_TV
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

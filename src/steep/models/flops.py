@@ -1,0 +1,85 @@
+"""Arithmetic of a model: operations per token, and what share of the device's peak a rate is. No torch.
+
+In: sizes or a loaded model. Out: FLOPs per token by the convention of PaLM and nanoGPT: 6 per parameter that takes part
+in a matrix product (2 forward, 4 backward; a tied head counts once, embeddings that are only looked up not at all),
+plus 12 * layers * attention width * sequence length for full attention. Weakness: causal attention and short documents
+do about half or less of the second term, and a mixture of experts counts all its experts, so its MFU reads too high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+PEAK_BF16_FLOPS = (
+    ("gb200", 2.5e15), ("b200", 2.25e15), ("b100", 1.75e15),
+    ("h100 pcie", 756e12), ("h100 nvl", 835e12), ("h100", 989e12), ("h200", 989e12), ("gh200", 989e12),
+    ("h800", 989e12), ("h20", 148e12), ("a100", 312e12), ("a800", 312e12), ("a40", 149.7e12), ("a30", 165e12),
+    ("a10g", 70e12), ("a10", 125e12), ("l40s", 362e12), ("l40", 181e12), ("l4", 121e12),
+    ("rtx a6000", 154.8e12), ("rtx 6000 ada", 364e12), ("rtx 5090", 209.5e12), ("rtx 4090", 165.2e12),
+    ("rtx 3090", 71e12), ("mi325x", 1307e12), ("mi300x", 1307e12), ("mi250x", 191.5e12),
+)  # fmt: skip
+"""Dense bf16 peak of GPUs by a part of the name that the driver reports, in FLOP/s, from the makers' data sheets. Longer
+names come before the ones they contain."""
+
+
+class _Model(Protocol):
+    def named_parameters(self) -> Iterable[tuple[str, Any]]: ...
+
+    def modules(self) -> Iterable[Any]: ...
+
+
+def flops_per_token(matmul_parameters: int, num_layers: int, attention_width: int, sequence_length: int) -> int:
+    """FLOPs of one token's forward and backward pass.
+
+    attention_width: heads * head size (the hidden size in most models). GPT-2 124M at 1,024 tokens: 0.855e9.
+    """
+    return 6 * matmul_parameters + 12 * num_layers * attention_width * sequence_length
+
+
+def model_flops_per_token(model: _Model, sequence_length: int) -> int | None:
+    """FLOPs per token of a loaded model (on any device, meta included); None without a config that names its sizes."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    layers, width = getattr(text, "num_hidden_layers", None), attention_width(text)
+    if layers is None or width is None:
+        return None
+    return flops_per_token(count_matmul_parameters(model), layers, width, sequence_length)
+
+
+def attention_width(config: Any) -> int | None:
+    """heads * head size, from a configuration's attributes; None where it names neither."""
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    head_size = getattr(config, "head_dim", None)
+    if isinstance(heads, int) and isinstance(head_size, int):
+        return heads * head_size
+    return hidden if isinstance(hidden, int) else None
+
+
+def count_matmul_parameters(model: _Model) -> int:
+    """Parameters that multiply activations: two or more dimensions, and not only looked up as an embedding."""
+    looked_up = {id(module.weight) for module in model.modules() if _is_embedding(module)}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is not None:
+        looked_up.discard(id(head.weight))  # a tied head multiplies with the embedding
+    return sum(
+        parameter.numel()
+        for _, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and id(parameter) not in looked_up
+    )
+
+
+def _is_embedding(module: Any) -> bool:
+    return any(base.__name__ == "Embedding" for base in type(module).__mro__) and hasattr(module, "weight")
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The dense bf16 peak of a GPU in FLOP/s by its name; None for a device that is not in the table, every CPU included."""
+    name = " ".join(device_name.lower().replace("-", " ").split())
+    return next((peak for part, peak in PEAK_BF16_FLOPS if part in name), None)
+
+
+def mfu(tokens_per_second: float, flops_of_token: int | None, device_name: str) -> float | None:
+    """Model FLOPs utilisation, 0 to 1, of one device; None where its peak or the model's FLOPs are not known."""
+    peak = peak_flops(device_name)
+    return None if peak is None or flops_of_token is None else tokens_per_second * flops_of_token / peak

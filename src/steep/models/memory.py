@@ -1,0 +1,112 @@
+"""How much memory training a model takes, by part, before any weight exists.
+
+The model is built and run forward on fake tensors (shapes and dtypes without data), and what autograd would keep for the
+backward pass is counted; so the figure holds for every architecture, precision and checkpointing setting, without a formula per
+family. Weakness: kernels' own scratch memory and the allocator's unused remainders are not seen; documents inside a sequence are
+not split, which costs nothing where attention is computed by a flash kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes at the moment of the step that needs most."""
+
+    weights: int
+    gradients: int
+    """Those that exist at that moment: all of them under accumulation, else those the backward pass has made."""
+    optimizer: int
+    activations: int
+    """What the forward pass keeps for the backward pass, bf16 copies of the weights under autocast included."""
+    logits: int
+    """The piece of logits that exists at a time, and the gradient of the output head."""
+    checkpoint: int
+    """The copy of the state that asynchronous saving writes from; held in host memory."""
+
+    def total(self, device_type: str) -> int:
+        """Of the device: on a GPU the checkpoint's copy lies elsewhere."""
+        parts = self.parts(device_type)
+        return sum(parts.values())
+
+    def parts(self, device_type: str) -> dict[str, int]:
+        """Bytes by part on the device."""
+        parts = {name: getattr(self, name) for name in ("weights", "gradients", "optimizer", "activations", "logits")}
+        return parts | ({"checkpoint copy": self.checkpoint} if device_type == "cpu" else {})
+
+
+def plan_memory(
+    model: nn.Module,
+    hidden_states: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    micro_batch_size: int,
+    sequence_length: int,
+    head_shape: tuple[int, int],
+    autocast: AbstractContextManager[object],
+    autocast_bytes: int | None,
+    accumulates: bool,
+    optimizer_bytes_per_parameter: int,
+    loss_chunk_bytes: int,
+    asynchronous_checkpoint: bool,
+) -> MemoryPlan:
+    """The memory of training `model`, which was built on fake tensors, inside their mode.
+
+    hidden_states: from (B, T) ids to what the head reads. head_shape: (V, D). autocast_bytes: bytes per number of the
+    autocast dtype, None without autocast.
+    """
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    weights = sum(_nbytes(tensor) for tensor in [*parameters, *model.buffers()])
+    gradients = sum(_nbytes(parameter) for parameter in trained)
+    optimizer = sum(parameter.numel() for parameter in trained) * optimizer_bytes_per_parameter
+    ids = torch.zeros(micro_batch_size, sequence_length, dtype=torch.long)
+    with autocast:
+        activations = saved_bytes(model, lambda: hidden_states(ids))
+    rows, (vocabulary, width) = micro_batch_size * sequence_length, head_shape
+    compute_bytes = autocast_bytes or parameters[0].element_size()
+    chunk = min(max(loss_chunk_bytes, vocabulary * compute_bytes), rows * vocabulary * compute_bytes)
+    head_copy = vocabulary * width * compute_bytes if autocast_bytes else 0
+    head_gradient = vocabulary * width * 4
+    hidden = rows * width * (4 + compute_bytes)
+    # Two moments compete: the loss, when all activations and the head's gradient exist, and the end of the backward pass,
+    # when all gradients exist and the activations are gone. Under accumulation gradients exist at both.
+    at_loss = activations + chunk + head_copy + head_gradient + hidden + (gradients if accumulates else 0)
+    if at_loss >= gradients + head_gradient:
+        kept = gradients if accumulates else 0
+        parts = (kept, activations, chunk + head_copy + head_gradient + hidden)
+    else:
+        parts = (gradients, 0, head_gradient)
+    return MemoryPlan(
+        weights=weights,
+        gradients=parts[0],
+        optimizer=optimizer,
+        activations=parts[1],
+        logits=parts[2],
+        checkpoint=weights + optimizer if asynchronous_checkpoint else 0,
+    )
+
+
+def saved_bytes(model: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes that autograd keeps after `forward`, each storage once, the model's own weights left out."""
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: list[torch.Tensor] = []  # held until counted: a freed storage's address may be used again
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = forward()
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in [*kept, output]}
+    return sum(size for storage, size in storages.items() if storage not in own)
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

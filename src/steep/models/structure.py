@@ -1,0 +1,144 @@
+"""A model's shapes without its weights. In: a RunConfig's model section. Out: facts, memory by part, work per token.
+
+The module is built on fake tensors: real code, real shapes, no data. A .gguf file gives its configuration from its header.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steep.config.run import RunConfig
+from steep.core.section import Target
+from steep.models.config import ModelConfig
+from steep.models.flops import count_matmul_parameters, model_flops_per_token
+from steep.models.forward import output_head
+from steep.models.gpt2 import GPT2LMHeadModel
+from steep.models.load import (
+    build_fresh,
+    build_target,
+    check_sequence_length,
+    describe_model,
+    read_config,
+    resolve_reference,
+)
+from steep.models.memory import MemoryPlan, plan_memory
+
+ADAM_STATES = 2
+"""Moments that AdamW keeps per parameter, each in the parameter's dtype."""
+
+
+@dataclass(frozen=True)
+class StructureFacts:
+    """What is known of a model before it is loaded."""
+
+    name: str
+    family: str
+    parameters: int
+    trainable: int
+    vocab_size: int
+    flops_per_token: float
+    memory: MemoryPlan
+
+
+def plan_structure(
+    config: RunConfig, micro_batch_size: int, accumulates: bool, precision: str, allow_code: bool = True
+) -> StructureFacts:
+    """Build the model's structure and measure it. Raises ModelError, ConfigError for what cannot work."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    if not allow_code:
+        from steep.config import targets
+
+        targets.check(config.model, allow_code=False, location="model")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build_structure(config.model, torch.bfloat16 if precision == "bf16" else torch.float32)
+        check_sequence_length(model, config.data.sequence_length)
+        if config.train.activation_checkpointing:
+            from steep.parallelize.activation_checkpoint import checkpoint_layers
+
+            checkpoint_layers(model)
+        facts = describe_model(model)
+        head = tuple(output_head(model).weight.shape)
+        mixed = precision == "mixed_bf16"
+        memory = plan_memory(
+            model,
+            lambda ids: _hidden_states(model, ids),
+            micro_batch_size=micro_batch_size,
+            sequence_length=config.data.sequence_length,
+            head_shape=(head[0], head[1]),
+            autocast=torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext(),
+            autocast_bytes=2 if mixed else None,
+            accumulates=accumulates,
+            optimizer_bytes_per_parameter=ADAM_STATES * (2 if precision == "bf16" else 4),
+            loss_chunk_bytes=config.train.loss_chunk_bytes,
+            asynchronous_checkpoint=config.checkpoint.asynchronous,
+        )
+        return StructureFacts(
+            name=model_name(config.model),
+            family=facts["family"],
+            parameters=facts["parameters"],
+            trainable=facts["trainable_parameters"],
+            vocab_size=head[0],
+            # a model that names no sizes has no attention term
+            flops_per_token=model_flops_per_token(model, config.data.sequence_length)
+            or 6 * count_matmul_parameters(model),
+            memory=memory,
+        )
+
+
+def build_structure(config: ModelConfig | Target, dtype: torch.dtype) -> nn.Module:
+    """The model with weights that have a shape and no content. Call it inside a FakeTensorMode."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # a module of fake tensors cannot be converted once it is built
+    try:
+        if isinstance(config, Target):
+            return build_target(config, seed=0).train()
+        if config.config is not None:
+            return build_fresh(config.config, config.revision, seed=0, dtype=dtype).train()
+        assert config.pretrained is not None
+        return _structure_of_pretrained(config.pretrained, config.revision, dtype).train()
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def _structure_of_pretrained(reference: str, revision: str | None, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    path = resolve_reference(reference)
+    if path is not None and path.suffix == ".gguf":
+        hf_config = _gguf_config(path)
+    else:
+        hf_config = read_config(reference if path is None else str(path), revision)
+    model: nn.Module = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, dtype=dtype)
+    return model
+
+
+def _gguf_config(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+
+
+def _hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """(B, T, D) with one document per row: what attention keeps does not depend on where documents end."""
+    if isinstance(model, GPT2LMHeadModel):
+        hidden: torch.Tensor = model.hidden_states(ids)
+        return hidden
+    base: Any = getattr(model, "base_model", model)
+    output = base(input_ids=ids, use_cache=False) if base is not model else model(ids)
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def model_name(config: ModelConfig | Target) -> str:
+    """How people know the model: its reference, or where its architecture comes from."""
+    if isinstance(config, Target):
+        return config.target
+    if config.pretrained is not None:
+        return config.pretrained
+    return config.config if isinstance(config.config, str) else f"{(config.config or {}).get('model_type')} from config"

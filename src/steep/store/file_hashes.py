@@ -1,0 +1,55 @@
+"""SHA-256 of input files, remembered, so that a run that starts again does not read its whole corpus first.
+
+A remembered hash is used only while path, inode, size and modification time are the same, and only if the file was not
+modified within two seconds before it was hashed (file systems with coarse times could hide a later change).
+Weakness: a file rewritten in place with its size and modification time restored on purpose is not noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Optional
+
+from steep.core.files import read_json, sha256_file, write_json
+from steep.sources.files import reading
+
+SETTLED_NANOSECONDS = 2 * 10**9
+
+
+def hash_files(paths: list[Path], memory: Optional[Path] = None) -> list[str]:
+    """SHA-256 of each file as hex, on all cores. memory: a JSON file of hashes to use and to extend.
+
+    Raises DataError naming a file that cannot be read.
+    """
+    known = _read_memory(memory)
+    with ThreadPoolExecutor() as pool:
+        entries = list(pool.map(lambda path: _entry(path, known), paths))
+    found = {os.path.realpath(path): entry for path, entry in zip(paths, entries, strict=True)}
+    if memory is not None and any(known.get(path) != entry for path, entry in found.items()):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, {**known, **found})
+    return [entry["sha256"] for entry in entries]
+
+
+def _entry(path: Path, known: dict[str, Any]) -> dict[str, Any]:
+    with reading(path):
+        state = os.stat(path)
+        identity = {"inode": state.st_ino, "size": state.st_size, "modified": state.st_mtime_ns}
+        before = known.get(os.path.realpath(path), {})
+        settled = before.get("hashed", 0) - state.st_mtime_ns > SETTLED_NANOSECONDS
+        if settled and all(before.get(key) == value for key, value in identity.items()):
+            return before
+        hashed = time.time_ns()
+        return {**identity, "hashed": hashed, "sha256": sha256_file(path)}
+
+
+def _read_memory(memory: Optional[Path]) -> dict[str, Any]:
+    if memory is None or not memory.is_file():
+        return {}
+    try:
+        return read_json(memory)
+    except ValueError:
+        return {}  # damaged: everything is hashed again, and it is rewritten

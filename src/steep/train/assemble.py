@@ -1,0 +1,166 @@
+"""Everything a run needs before its first step, built from its configuration and checked together.
+
+In: a RunConfig. Out: a Job. Order matters: what is cheap and often wrong comes first, weights come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steep.batch import Batch
+from steep.checkpoint.consolidated import huggingface_files
+from steep.config import targets
+from steep.config.run import RunConfig
+from steep.core.errors import ConfigError
+from steep.core.section import Target
+from steep.models.flops import model_flops_per_token, peak_flops
+from steep.models.forward import ModelForward, forward_loss, forward_token_losses, leak_test, prepare_forward
+from steep.models.config import ModelConfig
+from steep.models.load import check_sequence_length, describe_model, load_model
+from steep.optim.load import build_optimizer
+from steep.optim.param_groups import describe_param_groups
+from steep.parallelize.activation_checkpoint import checkpoint_layers
+from steep.parallelize.compile import compile_layers
+from steep.runtime.device import autocast, available_cores, choose_device, choose_precision, device_name, parameter_dtype
+from steep.runtime.seed import seed_everything, set_determinism
+from steep.tokenizer.encode import TextTokenizer
+from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer, tokenizer_reference
+from steep.train.data import RunData, open_run_data
+from steep.train.engine import TorchEngine
+from steep.train.sizes import Sizes, run_sizes
+
+Say = Callable[[str], None]
+"""Prints a line for the person at the terminal."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to start."""
+
+    tokenizer: TextTokenizer
+    data: RunData
+    sizes: Sizes
+    model: torch.nn.Module
+    forward: ModelForward
+    engine: TorchEngine
+    device: torch.device
+    precision: str
+    hf_files: dict[str, bytes]
+    flops_per_token: float | None
+    peak_flops: float | None
+
+    def token_losses(self, batch: Batch) -> torch.Tensor:
+        """(B*T,) fp32 losses of a batch in evaluation, in the precision of training."""
+        with torch.no_grad(), autocast(self.device, self.precision):
+            return forward_token_losses(self.forward, batch.to(self.device))
+
+
+def assemble(config: RunConfig, say: Say, *, allow_code: bool = True, weights: Path | None = None) -> Job:
+    """Build and check everything before step 0. Raises a SteepError for what cannot work.
+
+    weights: a transformers folder to take the place of `model.pretrained`, for a run that is resumed.
+    """
+    set_determinism(config.train.deterministic)
+    device = choose_device(config.train.device)
+    torch.set_num_threads(config.train.threads or available_cores())
+    precision = choose_precision(config.train.precision, device.type)
+    say(f"device {device}, {torch.get_num_threads()} threads, precision {precision}")
+    check_targets(config, say, allow_code)
+
+    reference = tokenizer_reference(config.tokenizer, config.model)
+    hf_tokenizer = load_hf_tokenizer(reference)
+    tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
+    data = open_run_data(config.data, tokenizer, config.run.seed)
+    sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
+
+    model_config = config.model
+    if weights is not None and isinstance(model_config, ModelConfig):
+        model_config = ModelConfig(pretrained=str(weights), attention=model_config.attention)
+    model = load_model(model_config, dtype=parameter_dtype(precision), device=device, seed=config.run.seed)
+    facts = describe_model(model)
+    check_sequence_length(model, config.data.sequence_length)
+    check_vocabulary(data.largest_token_id, facts["vocab_size"], tokenizer)
+    fresh = getattr(config.model, "pretrained", None) is None
+    align_special_tokens(model, tokenizer, fresh, say)
+    if config.train.activation_checkpointing:
+        say(f"activation checkpointing of {checkpoint_layers(model)} layers")
+    attention = "auto" if isinstance(config.model, Target) else config.model.attention
+    forward, messages = prepare_forward(model, attention)
+    for message in messages:
+        say(message)
+    if config.data.document_mask:
+        leak_test(forward)
+        say("leak test passed: changing one document changes no prediction in its neighbour")
+    if config.train.compile:
+        say(f"compiling {compile_layers(model)} layers; the first steps are slow")
+    optimizer = build_optimizer(model, config.optimizer)
+    for row in describe_param_groups(optimizer.param_groups):
+        say(f"  {row}")
+
+    def loss_sum(batch: Batch) -> torch.Tensor:
+        with autocast(device, precision):
+            return forward_loss(forward, batch, config.train.loss_chunk_bytes)
+
+    engine = TorchEngine(model, loss_sum, optimizer, device=device, max_grad_norm=config.train.max_grad_norm)
+    seed_everything(config.run.seed)
+    return Job(
+        tokenizer=tokenizer,
+        data=data,
+        sizes=sizes,
+        model=model,
+        forward=forward,
+        engine=engine,
+        device=device,
+        precision=precision,
+        hf_files=huggingface_files(model, hf_tokenizer),
+        flops_per_token=model_flops_per_token(model, config.data.sequence_length),
+        peak_flops=peak_flops(device_name(device)),
+    )
+
+
+def check_targets(config: RunConfig, say: Say, allow_code: bool) -> None:
+    """Print every foreign `_target_` before it is imported, then check all signatures. Raises ConfigError with every problem."""
+    for line in targets.announce(config):
+        say(line)
+    problems = []
+    for name, given in (("model", ()), ("optimizer", ("params",)), ("trackers", ())):
+        try:
+            targets.check(getattr(config, name), given=given, allow_code=allow_code, location=name)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def check_vocabulary(largest_token_id: int, vocab_size: int, tokenizer: TextTokenizer) -> None:
+    """Every id must have an embedding. Raises ConfigError."""
+    if largest_token_id >= vocab_size:
+        raise ConfigError(
+            f"the data holds token id {largest_token_id}, but the model has {vocab_size} embeddings. The tokenizer "
+            f"({tokenizer.description}, {tokenizer.vocab_size} ids) is not this model's: use the model's own, or build the "
+            f"model with vocab_size of at least {tokenizer.vocab_size}."
+        )
+
+
+def align_special_tokens(model: torch.nn.Module, tokenizer: TextTokenizer, fresh: bool, say: Say) -> None:
+    """Make generation_config stop at the token that training puts after documents, and say so where that is news.
+
+    fresh: the model has no past, so the family's default ids, which belong to another vocabulary, are replaced.
+    """
+    generation = getattr(model, "generation_config", None)
+    if generation is None or tokenizer.eos_id is None or not tokenizer.append_eos:
+        return
+    if fresh:
+        for config in (generation, model.config):
+            config.eos_token_id, config.bos_token_id, config.pad_token_id = tokenizer.eos_id, tokenizer.bos_id, None
+        return
+    known = generation.eos_token_id
+    ids = known if isinstance(known, list) else [] if known is None else [known]
+    if tokenizer.eos_id not in ids:
+        generation.eos_token_id = [tokenizer.eos_id, *ids] if ids else tokenizer.eos_id
+        say(f"generation_config: end of text is now {generation.eos_token_id} (training ends documents with {tokenizer.eos_id})")

@@ -1,0 +1,122 @@
+"""The data section made real. In: configuration and tokenizer. Out: stores, plan, held-out texts, ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steep.core.errors import DataError
+from steep.evaluate.held_out import HeldOutText
+from steep.order.config import DataConfig, ValidationConfig
+from steep.order.plan import DataPlan, SourcePlan, held_out
+from steep.sources.config import SourceConfig
+from steep.store.cache import open_sources
+from steep.store.reader import TokenStore
+from steep.tokenizer.encode import TextTokenizer
+from steep.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains on and what it holds out."""
+
+    names: list[str]
+    """Of the training sources."""
+    stores: list[TokenStore]
+    """Of the training sources, in the same order."""
+    plan: DataPlan
+    held_out_texts: list[HeldOutText]
+
+    @property
+    def largest_token_id(self) -> int:
+        """Over all training stores."""
+        return max(store.max_token_id for store in self.stores)
+
+    def ledger(self, state: TrainState) -> dict[str, Any]:
+        """What became of every record and token of each source up to `state`, as JSON."""
+        trained = state.tokens_by_source or [0] * len(self.stores)
+        sources = [
+            source_ledger(name, store, plan, count)
+            for name, store, plan, count in zip(self.names, self.stores, self.plan.sources, trained, strict=True)
+        ]
+        return {"sources": sources, "padding_tokens": state.padding_tokens}
+
+
+def source_ledger(name: str, store: TokenStore, plan: SourcePlan, tokens_trained: int) -> dict[str, Any]:
+    """One source: records read = kept + dropped by reason; tokens = held out + available to training."""
+    recorded = store.manifest.get("ledger", {})
+    return {
+        "name": name,
+        "records_read": recorded.get("records_read"),
+        "documents_kept": store.num_documents,
+        "dropped": recorded.get("dropped", {}),
+        "tokens": store.num_tokens,
+        "tokens_held_out": store.num_tokens - plan.num_tokens,
+        "tokens_per_epoch": plan.num_tokens,
+        "tokens_trained": tokens_trained,
+        "epochs": tokens_trained / plan.num_tokens if plan.num_tokens else 0.0,
+    }
+
+
+def open_run_data(
+    config: DataConfig, tokenizer: TextTokenizer, seed: int, progress: Callable[[int, int, int], None] | None = None
+) -> RunData:
+    """Open or prepare every source and lay out the order. Raises DataError."""
+    def stores_of(sources: list[SourceConfig]) -> list[TokenStore]:
+        return open_sources(sources, tokenizer, config.prepare, config.cache_directory, progress)
+
+    stores = stores_of(config.train)
+    share = next((validation.share for validation in config.validation.values() if validation.share), None)
+    kept = [_split(store, share) for store in stores]
+    names = source_names(config.train)
+    sources = [
+        SourcePlan(name, training, store.document_lengths, store.fingerprint)
+        for name, store, (training, _) in zip(names, stores, kept, strict=True)
+    ]
+    plan = DataPlan(sources, config.sequence_length, seed)
+    texts = [
+        _held_out_text(name, validation, list(zip(stores, (out for _, out in kept), strict=True)), stores_of)
+        for name, validation in config.validation.items()
+    ]
+    return RunData(names, stores, plan, texts)
+
+
+def _split(store: TokenStore, share: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Document numbers to train on and to hold out."""
+    if share is None:
+        return np.arange(store.num_documents), np.arange(0)
+    out = held_out(store.content_hashes, share)
+    return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def _held_out_text(
+    name: str,
+    config: ValidationConfig,
+    shared_parts: list[tuple[TokenStore, np.ndarray]],
+    stores_of: Callable[[list[SourceConfig]], list[TokenStore]],
+) -> HeldOutText:
+    if config.path is None:
+        text = HeldOutText(name, [(store, out) for store, out in shared_parts if len(out)])
+        if not text.num_tokens:
+            documents = sum(store.num_documents for store, _ in shared_parts)
+            raise DataError(
+                f"data.validation.{name}: a share of {config.share} of {documents} documents holds out none. "
+                "Give a larger share, or a path with held-out documents."
+            )
+        return text
+    source = SourceConfig(**config.model_dump(exclude={"share"}))
+    return HeldOutText(name, [(store, np.arange(store.num_documents)) for store in stores_of([source])])
+
+
+def source_names(sources: list[SourceConfig]) -> list[str]:
+    """A name for each source: its own, else the last part of its path; made different by numbers where equal."""
+    names: list[str] = []
+    for source in sources:
+        path = source.path if isinstance(source.path, str) else source.path[0]
+        name = source.name or Path(path).name or path
+        names.append(name if name not in names else f"{name} ({len(names) + 1})")
+    return names

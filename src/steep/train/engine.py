@@ -1,0 +1,83 @@
+"""Who owns model and optimizer. An engine takes the micro-batches of a step and makes one update.
+
+`TorchEngine` is the native one, for a single process. What it promises to the loop: the loss is the sum over all label
+tokens of the global batch divided by their number, so micro-batches do not change it; nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from steep.batch import Batch
+
+LossSum = Callable[[Batch], torch.Tensor]
+"""From a batch to the fp32 scalar sum of its label losses, with gradients."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The outcome of a step, still on the device."""
+
+    loss: torch.Tensor
+    """() fp32, nats per label token over the global batch."""
+    grad_norm: torch.Tensor
+    """() fp32, before clipping."""
+
+
+class Engine(Protocol):
+    """What the loop needs of an engine."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the newest update, in the first parameter group."""
+
+    def train_step(self, batches: list[Batch], multiplier: float) -> StepResult:
+        """One update on the micro-batches of a step, every learning rate times `multiplier`."""
+
+
+class TorchEngine:
+    """One process, torch's own optimizer."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss_sum: LossSum,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        max_grad_norm: float | None,
+    ):
+        self.model = model
+        self.optimizer = optimizer
+        self._loss_sum = loss_sum
+        self._device = device
+        self._max_grad_norm = max_grad_norm if max_grad_norm is not None else float("inf")
+        self._peak_rates = [group["lr"] for group in optimizer.param_groups]
+        self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the newest update, in the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def train_step(self, batches: list[Batch], multiplier: float) -> StepResult:
+        """One update on the micro-batches of a step, every learning rate times `multiplier`."""
+        num_label_tokens = max(1, sum(batch.num_label_tokens for batch in batches))
+        loss = torch.zeros((), device=self._device)
+        for batch in batches:
+            part = self._loss_sum(batch.to(self._device)) / num_label_tokens
+            part.backward()
+            loss += part.detach()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * multiplier
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss, grad_norm.detach())

@@ -1,0 +1,99 @@
+"""The small files that describe a run, at its start and at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steep.config.load import write_config
+from steep.config.run import RunConfig
+from steep.core.units import format_count, format_seconds
+from steep.report.page import write_report
+from steep.report.plots import write_training_loss
+from steep.runtime.device import peak_memory_bytes
+from steep.runtime.environment import describe_environment
+from steep.train.hardware import find_hardware
+from steep.trackers.sinks import Sinks
+from steep.train.assemble import Job
+from steep.train.plan import plan_opened
+from steep.train.run_directory import RunDirectory
+from steep.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    run_directory: Path
+    status: str
+    """done, or interrupted by a signal or a time limit."""
+    exit_code: int
+    """0, 130 after SIGINT, 143 after SIGTERM."""
+    step: int
+    tokens: int
+    seconds: float
+    before: dict[str, Any] = field(repr=False)
+    """Scores of the model before step 0, by text."""
+    after: dict[str, Any] = field(repr=False)
+    """Scores at the end, by text."""
+
+    def __repr__(self) -> str:
+        head = f"TrainResult({self.run_directory}: {self.status} at step {self.step}, {format_count(self.tokens)} tokens"
+        changes = [
+            f"{text} {self.before[text]['bits_per_byte']:.4f} -> {score['bits_per_byte']:.4f} bits/byte"
+            for text, score in self.after.items()
+            if score.get("bits_per_byte") is not None and text in self.before
+        ]
+        return ", ".join([head, *changes]) + ")"
+
+
+def describe_start(run: RunDirectory, config: RunConfig, job: Job) -> None:
+    """Write config.yaml, environment.json and, once per run, plan.json."""
+    write_config(config, run.config)
+    run.write("environment.json", describe_environment())
+    if run.read("plan.json") is None:
+        hardware = find_hardware(str(job.device))
+        run.write("plan.json", plan_opened(config, job.data, job.sizes, hardware).to_mapping())
+
+
+def describe_end(
+    run: RunDirectory, config: RunConfig, job: Job, state: TrainState, sinks: Sinks, exit_code: int
+) -> TrainResult:
+    """Write ledger.json, summary.json and the report, and say where things are."""
+    done = state.step == job.sizes.steps
+    seconds = state.elapsed_seconds
+    texts = {
+        name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()
+    }
+    run.write("ledger.json", job.data.ledger(state))
+    run.write(
+        "summary.json",
+        {
+            "status": "done" if done else "interrupted",
+            "step": state.step,
+            "steps": job.sizes.steps,
+            "tokens": state.tokens_seen,
+            "seconds": seconds,
+            "tokens_per_second": state.tokens_seen / seconds if seconds else None,
+            "peak_memory_bytes": peak_memory_bytes(job.device),
+            "texts": texts,
+        },
+    )
+    spent = f"{format_count(state.tokens_seen)} tokens in {format_seconds(seconds)}"
+    sinks.line(f"{'done' if done else 'interrupted'} at step {state.step} of {job.sizes.steps}: {spent}")
+    if config.report.enabled:
+        write_training_loss(run.path)
+        sinks.line(f"report: {write_report(run.path)}")
+    if not done:
+        sinks.line("run the same command again to continue")
+    return TrainResult(
+        run_directory=run.path,
+        status="done" if done else "interrupted",
+        exit_code=exit_code,
+        step=state.step,
+        tokens=state.tokens_seen,
+        seconds=seconds,
+        before=state.base_scores,
+        after=state.scores,
+    )

@@ -1,0 +1,129 @@
+"""The run, top to bottom: what happens, and when. Everything that varies comes in as a value."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TextIO
+
+from steep.checkpoint.lock import RunLock
+from steep.checkpoint.save import CheckpointWriter
+from steep.config import targets
+from steep.config.run import RunConfig
+from steep.core.errors import SteepError
+from steep.loader import Loader
+from steep.optim.schedule import multiplier
+from steep.runtime.device import peak_memory_bytes
+from steep.runtime.preemption import StopSignals
+from steep.trackers.sinks import Sinks
+from steep.train.assemble import assemble
+from steep.train.finish import TrainResult, describe_end, describe_start
+from steep.train.meter import Meter
+from steep.train.progress import evaluate, write_samples
+from steep.train.resume import Beginning, begin_state, checkpoint_name, checkpoint_state, find_beginning, restore_job
+from steep.train.run_directory import RunDirectory
+
+
+def train(
+    config: RunConfig, *, resume: bool | None = None, allow_code: bool = True, stream: TextIO | None = None
+) -> TrainResult:
+    """Train as configured, from the run's newest checkpoint if it has one. Raises SteepError.
+
+    resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
+    stream: where the console writes; standard output by default.
+    """
+    run = RunDirectory(Path(config.run.directory) / config.run.name)
+    run.create()
+    with ExitStack() as stack:
+        stack.enter_context(RunLock(run.path))
+        beginning = find_beginning(run, config, resume)
+        sinks = stack.enter_context(
+            Sinks(
+                run.path,
+                config.to_mapping(),
+                config.trackers,
+                config.console,
+                stream=stream,
+                build_target=lambda target: targets.build(target, allow_code=allow_code),
+            )
+        )
+        stop = stack.enter_context(StopSignals(sinks.line))
+        try:
+            return _run(config, run, beginning, sinks, stop, allow_code)
+        except SteepError as error:
+            run.write("summary.json", {"status": "failed", "error": str(error)})
+            raise
+
+
+def _run(
+    config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sinks, stop: StopSignals, allow_code: bool
+) -> TrainResult:
+    job = assemble(config, sinks.line, allow_code=allow_code, weights=beginning.weights)
+    sizes, engine = job.sizes, job.engine
+    state = begin_state(beginning, job, sinks.line)
+    describe_start(run, config, job)
+    sinks.expect_steps(sizes.steps, state.step)
+    if beginning.checkpoint is None:
+        evaluate(config, job, state, sinks)
+        write_samples(config, job, state, sinks, run)
+    job.model.train()
+    restore_job(beginning, job)  # last of all: nothing draws a random number between here and the first step
+
+    started, elapsed_before = time.monotonic(), state.elapsed_seconds
+    saved_step, saved_at = state.step, started
+    on_gpu = job.device.type == "cuda"
+    meter = Meter(
+        sizes,
+        flops_per_token=job.flops_per_token,
+        peak_flops=job.peak_flops,
+        memory_bytes=lambda: peak_memory_bytes(job.device),
+        lag_steps=1 if on_gpu else 0,
+    )
+    loader = Loader(
+        job.data.plan,
+        job.data.stores,
+        sizes,
+        start_step=state.step,
+        document_mask=config.data.document_mask,
+        pin_memory=on_gpu,
+    )
+    writer = CheckpointWriter(
+        run.checkpoints,
+        config.checkpoint.asynchronous,
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        on_event=sinks.line,
+    )
+    with writer:
+        for batches in loader:
+            meter.batch_arrived()
+            result = engine.train_step(batches, multiplier(state.step, sizes.steps, config.schedule))
+            state.advance(batches)
+            sinks.log_all(meter.finish_step(state, batches, result, engine.learning_rate))
+
+            last = state.step == sizes.steps
+            leaving = last or stop.received is not None or _past(config.train.max_seconds, started)
+            if last or (_due(config.evaluate.every_steps, state.step) and not leaving):
+                evaluate(config, job, state, sinks)
+            if last or (_due(config.evaluate.sample_every_steps, state.step) and not leaving):
+                write_samples(config, job, state, sinks, run)
+            wanted = _due(config.checkpoint.every_steps, state.step) or _past(config.checkpoint.every_seconds, saved_at)
+            if (leaving or wanted) and state.step > saved_step:
+                sinks.log_all(meter.flush())  # a NaN of the newest step is seen before anything is written
+                sinks.flush()
+                state.elapsed_seconds = elapsed_before + time.monotonic() - started
+                writer.save(checkpoint_name(job, state), checkpoint_state(config, job, state))
+                saved_step, saved_at = state.step, time.monotonic()
+            if leaving:
+                break
+            meter.start_step()
+    return describe_end(run, config, job, state, sinks, stop.exit_code)
+
+
+def _due(every_steps: int | None, step: int) -> bool:
+    return every_steps is not None and step % every_steps == 0
+
+
+def _past(seconds: float | None, since: float) -> bool:
+    return seconds is not None and time.monotonic() - since >= seconds

@@ -1,0 +1,129 @@
+"""From step results to the numbers of a training line. In: what a step took and gave. Out: records for the trackers.
+
+Results of a CUDA device are read one step late, so that nothing in a step waits for the device; those of a CPU at once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from steep.batch import Batch
+from steep.core.errors import TrainingError
+from steep.train.engine import StepResult
+from steep.train.sizes import Sizes
+from steep.train.state import TrainState
+
+ETA_WINDOW_STEPS = 20
+"""The time left is judged by so many of the newest steps."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    record: dict[str, Any]
+    result: StepResult
+    sequences: range
+
+
+class Meter:
+    """Times steps and turns their results into records.
+
+    flops_per_token, peak_flops: for the MFU; None where unknown. memory_bytes: called at every step.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        flops_per_token: float | None,
+        peak_flops: float | None,
+        memory_bytes: Callable[[], int],
+        lag_steps: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._sizes = sizes
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._memory_bytes = memory_bytes
+        self._lag_steps = lag_steps
+        self._clock = clock
+        self._pending: deque[_Pending] = deque()
+        self._step_seconds: deque[float] = deque(maxlen=ETA_WINDOW_STEPS)
+        self._started = clock()
+        self._data_wait_seconds = 0.0
+
+    def start_step(self) -> None:
+        """The loop asks for the next batch. Also called after an evaluation or save, whose time is no step's."""
+        self._started = self._clock()
+
+    def batch_arrived(self) -> None:
+        """The batch is there."""
+        self._data_wait_seconds = self._clock() - self._started
+
+    def finish_step(
+        self, state: TrainState, batches: list[Batch], result: StepResult, learning_rate: float
+    ) -> list[dict[str, Any]]:
+        """Take a step's result and return the records that have become known. Raises TrainingError for NaN or infinity.
+
+        state: after the step.
+        """
+        step = state.step - 1
+        seconds = self._clock() - self._started
+        self._step_seconds.append(seconds)
+        rate = sum(int(batch.num_tokens.sum()) for batch in batches) / seconds
+        record: dict[str, Any] = {
+            "kind": "train",
+            "step": step,
+            "learning_rate": learning_rate,
+            "tokens_per_second": rate,
+            "tokens": state.tokens_seen,
+            "sequences": state.sequences_seen,
+            "mfu": self._mfu(rate),
+            "memory_bytes": self._memory_bytes(),
+            "data_wait_seconds": self._data_wait_seconds,
+            "step_seconds": seconds,
+            "eta_seconds": self._eta_seconds(step),
+            "time": time.time(),
+        }
+        self._pending.append(_Pending(record, result, self._sizes.sequences_of_step(step)))
+        self.start_step()
+        # The first step's line does not wait: whoever started the run is looking.
+        return self._read(until=0 if step == 0 else self._lag_steps)
+
+    def flush(self) -> list[dict[str, Any]]:
+        """The records of every step so far. Called before a save, so that no checkpoint follows an unseen NaN."""
+        return self._read(until=0)
+
+    def _read(self, until: int) -> list[dict[str, Any]]:
+        records = []
+        while len(self._pending) > until:
+            pending = self._pending.popleft()
+            loss, grad_norm = float(pending.result.loss), float(pending.result.grad_norm)
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise TrainingError(not_finite_message(pending.record["step"], loss, grad_norm, pending.sequences))
+            first = {"kind": "train", "step": pending.record["step"], "loss": loss, "grad_norm": grad_norm}
+            records.append(first | pending.record)
+        return records
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        if self._flops_per_token is None or self._peak_flops is None:
+            return None
+        return tokens_per_second * self._flops_per_token / self._peak_flops
+
+    def _eta_seconds(self, step: int) -> float:
+        mean = sum(self._step_seconds) / len(self._step_seconds)
+        return mean * (self._sizes.steps - step - 1)
+
+
+def not_finite_message(step: int, loss: float, grad_norm: float, sequences: range) -> str:
+    """What went wrong at which step on which data, and what to try."""
+    return (
+        f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. The run stops here and saves nothing more; the "
+        f"newest checkpoint is from before this step.\n  The step trained on sequences {sequences.start} to "
+        f"{sequences.stop - 1} of the plan (steep inspect RUN --sequence {sequences.start} shows one).\n"
+        "  What helps most often: a lower optimizer.learning_rate, more schedule.warmup_steps, train.precision fp32 to see "
+        "whether bf16 is the cause."
+    )

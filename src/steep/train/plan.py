@@ -1,0 +1,186 @@
+"""`steep plan`: what a run would do, from shapes alone. In: a RunConfig. Out: a RunPlan. No weight is loaded.
+
+Text that is not yet a token store is prepared (and cached for the run), since tokens cannot be counted otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from steep.config.run import RunConfig
+from steep.core.errors import ConfigError
+from steep.core.section import Target
+from steep.core.units import format_bytes, format_count, format_seconds
+from steep.models.structure import StructureFacts, plan_structure
+from steep.runtime.device import choose_precision
+from steep.train.hardware import Hardware, find_hardware
+from steep.train.data import RunData, open_run_data
+from steep.train.sizes import Sizes, run_sizes
+
+BAR_COLUMNS = 40
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything about a run that is known before it starts."""
+
+    config: RunConfig
+    structure: StructureFacts
+    hardware: Hardware
+    precision: str
+    sizes: Sizes
+    data: RunData
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run, padding included."""
+        return self.sizes.total_sequences * self.sizes.sequence_length
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training data."""
+        return self.sizes.total_sequences / self.data.plan.sequences_per_epoch
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes by part on the device, at the moment that needs most."""
+        return self.structure.memory.parts(self.hardware.device_type)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Sum of the parts."""
+        return sum(self.memory.values())
+
+    @property
+    def seconds(self) -> float:
+        """Expected time of training."""
+        return self.tokens * self.structure.flops_per_token / self.hardware.expected_flops(self.precision)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The plan as JSON values: plan.json."""
+        optimizer, schedule = self.config.optimizer, self.config.schedule
+        return {
+            "model": {
+                "name": self.structure.name,
+                "family": self.structure.family,
+                "parameters": self.structure.parameters,
+                "trainable": self.structure.trainable,
+            },
+            "data": {
+                "sequence_length": self.sizes.sequence_length,
+                "fingerprint": self.data.plan.fingerprint,
+                "sources": self._sources(),
+                "held_out": [{"name": text.name, "tokens": text.num_tokens} for text in self.data.held_out_texts],
+            },
+            "device": self.hardware.name,
+            "precision": self.precision,
+            "seed": self.config.run.seed,
+            "optimizer": optimizer.target if isinstance(optimizer, Target) else optimizer.name,
+            "learning_rate": None if isinstance(optimizer, Target) else optimizer.learning_rate,
+            "schedule": schedule.name,
+            "global_batch_size": self.sizes.global_batch_size,
+            "micro_batch_size": self.sizes.micro_batch_size,
+            "grad_accum_steps": self.sizes.grad_accum_steps,
+            "steps": self.sizes.steps,
+            "tokens": self.tokens,
+            "epochs": self.epochs,
+            "memory": {**self.memory, "total": self.peak_bytes},
+            "memory_available_bytes": self.hardware.memory_bytes,
+            "seconds": self.seconds,
+        }
+
+    def _sources(self) -> list[dict[str, Any]]:
+        plan = self.data.plan
+        return [
+            {
+                "name": source.name,
+                "documents": len(source.documents),
+                "tokens": source.num_tokens,
+                "sequences": sequences,
+                "epochs": self.epochs,
+                "share": sequences / plan.sequences_per_epoch,
+            }
+            for source, sequences in zip(plan.sources, plan.sequences_of_source, strict=True)
+        ]
+
+    def to_text(self) -> str:
+        """The plan for people."""
+        facts, sizes = self.structure, self.sizes
+        accumulation = f", {sizes.grad_accum_steps} x {sizes.micro_batch_size}" if sizes.grad_accum_steps > 1 else ""
+        trained = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trained"
+        lines = [
+            f"plan of {self.config.run.name}",
+            f"  model     {facts.name}: {facts.family}, {format_count(facts.parameters)} parameters{trained}",
+            f"  device    {self.hardware.name}, precision {self.precision}",
+            *(
+                f"  data      {source['name']}: {source['documents']:,} documents, {format_count(source['tokens'])} tokens, "
+                f"{source['epochs']:.2f} epochs, {source['share']:.0%} of the sequences"
+                for source in self._sources()
+            ),
+            *(f"  held out  {text.name}: {format_count(text.num_tokens)} tokens" for text in self.data.held_out_texts),
+            f"  run       {sizes.steps:,} steps of {sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation} = "
+            f"{format_count(self.tokens)} tokens",
+            f"  time      about {format_seconds(self.seconds)} of training ({self.hardware.basis})",
+            f"  memory    {format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}",
+            *memory_bar(self.memory, self.hardware.memory_bytes),
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+
+def memory_bar(parts: dict[str, int], available_bytes: int) -> list[str]:
+    """One line per part, drawn to a common scale, each beginning where the one before ended."""
+    scale = BAR_COLUMNS / max(1, sum(parts.values()))
+    lines, start = [], 0.0
+    for name, size in parts.items():
+        stop = start + size * scale
+        columns = round(stop) - round(start)
+        lines.append(f"    {name:<16}{format_bytes(size):>10}  {' ' * round(start)}{'█' * columns}")
+        start = stop
+    return lines
+
+
+def plan_run(config: RunConfig, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
+    """Plan a run. Raises a SteepError for what cannot work, all before a weight is loaded."""
+    from steep.tokenizer.load import load_tokenizer
+
+    hardware = find_hardware(config.train.device if device == "auto" else device)
+    tokenizer = load_tokenizer(config.tokenizer, config.model)
+    data = open_run_data(config.data, tokenizer, config.run.seed)
+    sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
+    plan = plan_opened(config, data, sizes, hardware, allow_code=allow_code)
+    check_fits(plan)
+    return plan
+
+
+def plan_opened(
+    config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardware, *, allow_code: bool = True
+) -> RunPlan:
+    """The plan of a run whose data is open."""
+    wanted = config.train.precision
+    if wanted == "auto" and not hardware.is_here:
+        precision = "mixed_bf16"  # every GPU of the table but the T4 has it, and the T4 emulates it
+    else:
+        precision = choose_precision(wanted, hardware.device_type)
+    structure = plan_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, allow_code)
+    return RunPlan(config, structure, hardware, precision, sizes, data)
+
+
+def check_fits(plan: RunPlan) -> None:
+    """Refuse a run that the device has no room for. Raises ConfigError with what would help."""
+    vocabulary = plan.structure.vocab_size
+    if plan.data.largest_token_id >= vocabulary:
+        raise ConfigError(
+            f"the data holds token id {plan.data.largest_token_id}, but the model has {vocabulary} embeddings. "
+            "The tokenizer is not this model's."
+        )
+    if plan.peak_bytes > plan.hardware.memory_bytes:
+        raise ConfigError(
+            f"the run needs about {format_bytes(plan.peak_bytes)}, and {plan.hardware.name} has "
+            f"{format_bytes(plan.hardware.memory_bytes)}.\n" + "\n".join(memory_bar(plan.memory, plan.hardware.memory_bytes))
+            + "\n  What helps: a smaller train.micro_batch_size (same result), train.activation_checkpointing true, "
+            "train.precision bf16, checkpoint.asynchronous false on a CPU."
+        )

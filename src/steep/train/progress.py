@@ -1,0 +1,44 @@
+"""What a run shows of its model while it trains: held-out scores and samples."""
+
+from __future__ import annotations
+
+from steep.config.run import RunConfig
+from steep.evaluate.generate import evaluation_mode, generate_text
+from steep.evaluate.held_out import HeldOutText, Score, score_text
+from steep.trackers.sinks import Sinks
+from steep.train.assemble import Job
+from steep.train.run_directory import RunDirectory
+from steep.train.state import TrainState
+
+
+def evaluate(config: RunConfig, job: Job, state: TrainState, sinks: Sinks) -> None:
+    """Score every held-out text, note the scores in the state and log them."""
+    scores = [score(config, job, text) for text in job.data.held_out_texts]
+    state.note_scores(scores)
+    for result in scores:
+        sinks.log({"kind": "evaluate", "step": state.step, **result.to_mapping()})
+
+
+def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
+    """The score of one held-out text, dropout off."""
+    with evaluation_mode(job.model):
+        return score_text(
+            job.token_losses,
+            text,
+            tokens=config.evaluate.tokens,
+            batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
+            sequence_length=job.sizes.sequence_length,
+            eos_id=job.tokenizer.eos_id if job.tokenizer.append_eos else None,
+            decode=job.tokenizer.decode,
+        )
+
+
+def write_samples(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run: RunDirectory) -> None:
+    """Continue every prompt greedily (so that no random number is drawn), log it and write it to samples/."""
+    samples = []
+    for prompt in config.evaluate.prompts:
+        text = generate_text(job.model, job.tokenizer, prompt, max_new_tokens=config.evaluate.sample_tokens)
+        sinks.log({"kind": "sample", "step": state.step, "prompt": prompt, "text": text})
+        samples.append((prompt, text))
+    if samples:
+        run.write_sample(state.step, samples)

@@ -1,0 +1,62 @@
+"""The folder of a run: where everything is, and the small files that describe it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steep.core.errors import CheckpointError
+from steep.core.files import read_json, write_json, write_text
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run below `<run.directory>/<run.name>`."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Holds LATEST and one folder per checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    def create(self) -> None:
+        """Make the folders. Raises CheckpointError where that is not possible."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            (self.path / "samples").mkdir(exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot create the run directory {self.path}: {error.strerror}. "
+                "Choose another with --run.directory, or make it writable."
+            ) from error
+
+    def write(self, name: str, value: Any) -> None:
+        """Write one of the run's JSON files."""
+        write_json(self.path / name, value)
+
+    def read(self, name: str) -> Any:
+        """Read one of the run's JSON files; None if it is not there."""
+        path = self.path / name
+        return read_json(path) if path.exists() else None
+
+    def write_sample(self, step: int, samples: list[tuple[str, str]]) -> None:
+        """Write the samples of a step as text a person can read."""
+        parts = [f"## prompt\n\n{prompt}\n\n## continued\n\n{text}\n" for prompt, text in samples]
+        write_text(self.path / "samples" / f"step_{step}.md", "\n".join(parts))
+
+
+def is_run_directory(path: Path) -> bool:
+    """Whether `path` looks like the folder of a run."""
+    return (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()

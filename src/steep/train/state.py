@@ -1,0 +1,69 @@
+"""What a run remembers besides weights, optimizer and random state: one small JSON mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from steep.batch import Batch
+from steep.core.errors import CheckpointError
+from steep.evaluate.held_out import Score
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. Its data state is `sequences_seen`, which the step fixes, and the plan's fingerprint."""
+
+    step: int = 0
+    """Optimizer updates made."""
+    sequences_seen: int = 0
+    tokens_seen: int = 0
+    """Tokens trained on; padding is not counted."""
+    tokens_by_source: list[int] = field(default_factory=list)
+    """The same for each training source, in the order of the configuration."""
+    padding_tokens: int = 0
+    """Places of trained sequences that held no token."""
+    elapsed_seconds: float = 0.0
+    """Time spent in training, over all restarts."""
+    plan_fingerprint: str = ""
+    base_scores: dict[str, Any] = field(default_factory=dict)
+    """The scores of the model before step 0, by text."""
+    scores: dict[str, Any] = field(default_factory=dict)
+    """The newest scores, by text."""
+    scores_step: int = -1
+    """The step at which `scores` were taken."""
+    best_loss: float | None = None
+    """Lowest nats per token on the first validation text."""
+    best_step: int | None = None
+
+    def advance(self, batches: list[Batch]) -> None:
+        """Count the batches of one step as trained."""
+        self.step += 1
+        for batch in batches:
+            self.sequences_seen += len(batch.num_tokens)
+            self.tokens_seen += int(batch.num_tokens.sum())
+            self.padding_tokens += batch.input_ids.numel() - int(batch.num_tokens.sum())
+            for source, count in zip(batch.source_ids.tolist(), batch.num_tokens.tolist(), strict=True):
+                self.tokens_by_source[source] += count
+
+    def note_scores(self, scores: Sequence[Score]) -> None:
+        """Take the scores of the weights as they are now; the first of a run are the base's."""
+        self.scores = {score.text: score.to_mapping() for score in scores}
+        self.scores_step = self.step
+        if self.step == 0:
+            self.base_scores = self.scores
+        if scores and (self.best_loss is None or scores[0].nats_per_token < self.best_loss):
+            self.best_loss, self.best_step = scores[0].nats_per_token, self.step
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The state as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, mapping: dict[str, Any]) -> TrainState:
+        """The state that `to_mapping` wrote. Raises CheckpointError for other keys."""
+        try:
+            return cls(**mapping)
+        except TypeError as error:
+            raise CheckpointError(f"train_state.json is not of this version of steep: {error}") from None

