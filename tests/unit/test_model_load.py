@@ -87,8 +87,8 @@ def test_a_target_is_seeded_and_must_give_a_module():
     }
     first, second = (load_model(Target.model_validate(target), seed=5) for _ in range(2))
     assert equal(first, second)
-    with pytest.raises(ConfigError, match=r"returned int; needed is a torch\.nn\.Module"):
-        load_model(Target.model_validate({"_target_": "math.comb", "n": 3, "k": 2}))
+    with pytest.raises(ConfigError, match=r"returned GPT2Config; needed is a torch\.nn\.Module"):
+        load_model(Target.model_validate({"_target_": "steep.models.gpt2.GPT2Config", "vocab_size": 3}))
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ def enable_document_attention(model: nn.Module) -> bool:
 
 def obstacle(model: nn.Module) -> str | None:
     """Why a model cannot take document attention, or None."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not getattr(model, "_supports_attention_backend", False) or not hasattr(model, "set_attn_implementation"):
         return f"{type(model).__name__} does not use transformers' AttentionInterface"
     text = config.get_text_config() if hasattr(config, "get_text_config") else config

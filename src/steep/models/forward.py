@@ -9,6 +9,7 @@ message says so: nothing here trusts a family's name.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -279,7 +280,7 @@ def _document_problem(model: nn.Module, vocab_size: int) -> str | None:
 
 def _logits_one_by_one(model: nn.Module, ids_L: Tensor, bounds: list[int]) -> Tensor:
     parts = []
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         ids = ids_L[start:stop].unsqueeze(0)
         positions = torch.arange(stop - start, device=ids.device).unsqueeze(0)
         single = torch.tensor([0, stop - start], dtype=torch.int32, device=ids.device)
@@ -333,7 +334,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _text_config(model: nn.Module) -> Any:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 

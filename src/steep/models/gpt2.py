@@ -172,8 +172,8 @@ class CausalSelfAttention(nn.Module):
         else:
             from steep.models.document_attention import attend_documents
 
-            flat = [part.reshape(batch * length, self.n_head, width // self.n_head) for part in (q, k, v)]
-            out_BTNH = attend_documents(*flat, cu_seqlens, max_seqlen=length, dropout=dropout)
+            q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+            out_BTNH = attend_documents(q, k, v, cu_seqlens, max_seqlen=length, dropout=dropout)
         return self.resid_dropout(self.c_proj(out_BTNH.reshape(batch, length, width)))
 
 

@@ -6,6 +6,8 @@ when a layer is recomputed.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from steep.core.errors import ModelError
@@ -17,9 +19,18 @@ def checkpoint_layers(model: nn.Module) -> None:
     if isinstance(model, GPT2LMHeadModel):
         model.transformer.activation_checkpointing = True
     elif getattr(model, "supports_gradient_checkpointing", False):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        _enable_in_transformers(model)
     else:
         raise ModelError(
             f"train.activation_checkpointing: {type(model).__name__} does not support it. "
             "Set it to false and take a smaller train.micro_batch_size."
         )
+
+
+def _enable_in_transformers(model: Any) -> None:
+    """Under the name of transformers 5.23, else under the older one that it deprecates."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
