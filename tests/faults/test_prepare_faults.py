@@ -156,7 +156,7 @@ def test_killed_at_random_instants_it_ends_with_the_same_bytes(
     random_delay = random.Random(workers)
     out = tmp_path / "out"
     unfinished = 0
-    for _ in range(4):
+    for _ in range(3):
         process = start(corpus, tokenizer_folder, out, workers)
         wait_for(process, "started")
         time.sleep(random_delay.uniform(0, 0.6))

@@ -44,7 +44,7 @@ def main() -> None:
             send(finished=item.number)
     except SteepError as error:
         send(error=type(error).__name__, message=str(error))
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (sent to the parent, which raises it)
         send(error="defect", message=traceback.format_exc())
         os._exit(1)  # the parent raises it; printed here too it would stand twice on the terminal
 
