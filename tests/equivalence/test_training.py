@@ -53,7 +53,9 @@ def reference_losses(mapping: dict) -> list[float]:
     return found
 
 
-def test_losses_equal_transformers_and_torch(tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path) -> None:
+def test_losses_equal_transformers_and_torch(
+    tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
     mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, train={"steps": 12})
     result = train(load_run_config(mapping=mapping), stream=io.StringIO())
     ours = [loss for _, loss, _ in losses(result.run_directory)]
@@ -61,7 +63,9 @@ def test_losses_equal_transformers_and_torch(tmp_path: Path, corpus_directory: P
     assert result.after["heldout"]["bits_per_byte"] < result.before["heldout"]["bits_per_byte"]
 
 
-def test_micro_batches_do_not_change_the_loss(tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path) -> None:
+def test_micro_batches_do_not_change_the_loss(
+    tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
     found = []
     for micro_batch_size in (4, 2, 1):
         mapping = run_mapping(
@@ -75,10 +79,16 @@ def test_micro_batches_do_not_change_the_loss(tmp_path: Path, corpus_directory: 
 
 
 @pytest.mark.parametrize("precision", ["mixed_bf16", "bf16"])
-def test_other_precisions_train(precision: str, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path) -> None:
-    mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, train={"precision": precision, "steps": 3})
+def test_other_precisions_train(
+    precision: str, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
+    mapping = run_mapping(
+        tmp_path, corpus_directory, tiny_tokenizer_directory, train={"precision": precision, "steps": 3}
+    )
     exact = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, run={"name": "exact"}, train={"steps": 3})
-    ours, truth = (losses(train(load_run_config(mapping=m), stream=io.StringIO()).run_directory) for m in (mapping, exact))
+    ours, truth = (
+        losses(train(load_run_config(mapping=m), stream=io.StringIO()).run_directory) for m in (mapping, exact)
+    )
     # bf16 has 8 bits of mantissa: the first loss, before any update, is right to a few of its last places.
     assert ours[0][1] == pytest.approx(truth[0][1], rel=1e-2)
 
@@ -87,7 +97,11 @@ def test_nan_stops_the_run_and_poisons_no_checkpoint(
     tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
 ) -> None:
     mapping = run_mapping(
-        tmp_path, corpus_directory, tiny_tokenizer_directory, optimizer={"learning_rate": 1e30}, checkpoint={"every_steps": 1}
+        tmp_path,
+        corpus_directory,
+        tiny_tokenizer_directory,
+        optimizer={"learning_rate": 1e30},
+        checkpoint={"every_steps": 1},
     )
     with pytest.raises(TrainingError, match=r"(?s)step \d: the loss is .* gradient norm nan.*sequences \d+ to \d+"):
         train(load_run_config(mapping=mapping), stream=io.StringIO())

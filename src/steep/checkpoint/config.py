@@ -21,4 +21,10 @@ class CheckpointConfig(Section):
     keep_best: bool = True
     """Also keep the checkpoint with the lowest loss on the first validation text."""
     asynchronous: bool = True
-    """Write in the background: training stops only while the state is copied in memory. Costs one copy of the state."""
+    """Write in the background: training stops only while the state is copied in memory. Costs one copy of the state. A run
+    that is saved at its end only is written without a copy, since nothing waits for it."""
+
+    @property
+    def copies_state(self) -> bool:
+        """Whether saves go through a copy of the state."""
+        return self.asynchronous and (self.every_steps is not None or self.every_seconds is not None)

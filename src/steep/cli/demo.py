@@ -20,7 +20,16 @@ def command(
     import shutil
 
     from steep.config.load import load_run_config
-    from steep.demo import choose_model, demo_config, train_tokenizer, write_domain_text, write_general_text
+    from steep.demo import (
+        SHORT,
+        choose_model,
+        demo_config,
+        demo_size,
+        sized,
+        train_tokenizer,
+        write_domain_text,
+        write_general_text,
+    )
     from steep.runtime.allocator import tune_allocator
 
     tune_allocator()
@@ -29,17 +38,17 @@ def command(
     typer.echo(f"domain text: {domain.description}\ngeneral text: {general.description}")
     model = choose_model(typer.echo, ask_hub=not short)
     tokenizer = train_tokenizer([domain.path], texts / "tokenizer") if "config" in model else None
-    config = load_run_config(
-        mapping=demo_config(model, domain, general, directory, tokenizer, short=short)
-    )
-    run = directory / config.run.name
-    if fresh and run.exists():
-        shutil.rmtree(run)
+    mapping = demo_config(model, domain, general, directory, tokenizer, "demo-short" if short else "demo")
 
     from steep.api import plan
     from steep.train.loop import train
 
-    typer.echo(plan(config).to_text())
+    probe = plan(sized(mapping, SHORT))
+    config = load_run_config(mapping=sized(mapping, demo_size(probe.seconds / probe.tokens, typer.echo, short=short)))
+    run = directory / config.run.name
+    if fresh and run.exists():
+        shutil.rmtree(run)
+    typer.echo((probe if short else plan(config)).to_text())
     result = train(config)
     if result.status == "done":
         checkpoint = (run / "checkpoints" / "LATEST").read_text().strip()

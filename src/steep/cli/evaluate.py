@@ -18,7 +18,9 @@ def command(
     against: Optional[str] = typer.Option(None, help="Another model, or: base.", show_default=False),
     tokens: str = typer.Option("200k", help="At most so many tokens of each text."),
     batch_size: int = typer.Option(8, min=1, help="Sequences per forward pass. Does not change the score."),
-    sequence_length: Optional[int] = typer.Option(None, min=2, help="Default: the run's, else 1024.", show_default=False),
+    sequence_length: Optional[int] = typer.Option(
+        None, min=2, help="Default: the run's, else 1024.", show_default=False
+    ),
     text_key: Optional[str] = typer.Option(None, help="JSONL field or Parquet column.", show_default=False),
     device: str = DEVICE,
     precision: str = typer.Option("auto", help="auto, fp32, mixed_bf16 or bf16."),

@@ -6,6 +6,7 @@ an exit code: 0 done, 1 failed, 2 usage or configuration, 130 interrupted, 143 t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -78,4 +79,6 @@ def usage_message(error: Exception) -> str | None:
 
 def main() -> None:
     """Entry point of the console script."""
+    if not sys.stderr.isatty():  # other libraries' bars (tqdm's own switch): control codes would spoil a log
+        os.environ.setdefault("TQDM_DISABLE", "1")
     sys.exit(run(sys.argv[1:]))

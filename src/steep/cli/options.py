@@ -20,7 +20,9 @@ THREADS = typer.Option(None, min=1, help="CPU threads. Default: one per core.", 
 def refuse_overrides(context: typer.Context) -> None:
     """For commands without a configuration: an override would be lost in silence. Raises ConfigError."""
     if context.obj:
-        raise ConfigError(f"steep {context.info_name} takes no configuration overrides, but was given {' '.join(context.obj)}")
+        raise ConfigError(
+            f"steep {context.info_name} takes no configuration overrides, but was given {' '.join(context.obj)}"
+        )
 
 
 def existing_path(path: Path, what: str) -> Path:

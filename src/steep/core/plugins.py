@@ -14,7 +14,8 @@ from steep.core.errors import ConfigError
 def plugin_names(package: str, exclude: tuple[str, ...] = ()) -> list[str]:
     """The names of the plug-ins in `package` (dotted), read from its folder without importing any of them."""
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations is not None, f"{package} is not a package"
+    assert spec is not None, f"{package} does not exist"
+    assert spec.submodule_search_locations is not None, f"{package} is not a package"
     found = (module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
     return sorted(name for name in found if name not in exclude and not name.startswith("_"))
 

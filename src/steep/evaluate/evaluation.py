@@ -39,7 +39,7 @@ class Evaluation:
     def to_text(self) -> str:
         """A table for people."""
         rows = [("text", "nats/token", "perplexity", "bits/byte", *(["against", "change"] if self.against else []))]
-        others = self.against_scores or [None] * len(self.scores)
+        others: Sequence[Score | None] = self.against_scores or [None] * len(self.scores)
         for score, other in zip(self.scores, others, strict=True):
             row = (score.text, f"{score.nats_per_token:.4f}", f"{score.perplexity:.3f}", _bits(score))
             rows.append(row + ((_bits(other), _change(score, other)) if other else ()))

@@ -16,9 +16,17 @@ import torch
 class TextCodec(Protocol):
     """What generating needs of a tokenizer."""
 
-    bos_id: int | None
-    eos_id: int | None
-    prepend_bos: bool
+    @property
+    def bos_id(self) -> int | None:
+        """The beginning-of-text token."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """The end-of-text token."""
+
+    @property
+    def prepend_bos(self) -> bool:
+        """Whether documents begin with BOS."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without BOS and EOS."""
@@ -60,7 +68,7 @@ class TextStream:
 
 
 def generate_text(
-    model: torch.nn.Module,
+    model: Any,
     tokenizer: TextCodec,
     prompt: str,
     *,

@@ -31,10 +31,13 @@ TokenLosses = Callable[[Batch], torch.Tensor]
 class ScoredStore(Protocol):
     """What scoring needs of a token store."""
 
-    document_lengths: NDArray[np.int64]
-    text_bytes: NDArray[np.int64] | None
+    document_lengths: NDArray[Any]
 
-    def read(self, document: int, start: int, count: int, out: NDArray[np.int64]) -> None:
+    @property
+    def text_bytes(self) -> NDArray[Any] | None:
+        """(num_documents,) UTF-8 bytes of each document's text, if they are known."""
+
+    def read(self, document: int, start: int, count: int, out: NDArray[Any]) -> None:
         """Tokens [start, start+count) of `document` into `out`."""
 
 
@@ -43,7 +46,7 @@ class HeldOutText:
     """A named text that is not trained on: some documents of some stores."""
 
     name: str
-    parts: Sequence[tuple[ScoredStore, NDArray[np.int64]]]
+    parts: Sequence[tuple[ScoredStore, NDArray[Any]]]
 
     @property
     def num_tokens(self) -> int:
@@ -80,7 +83,8 @@ class Score:
 
 def first_documents(text: HeldOutText, tokens: int) -> list[NDArray[np.int64]]:
     """The first whole documents of each part that together have at most `tokens` tokens; always at least one document."""
-    chosen, left = [], tokens
+    chosen: list[NDArray[Any]] = []
+    left = tokens
     for store, documents in text.parts:
         ends = np.cumsum(store.document_lengths[documents])
         count = int(np.searchsorted(ends, left, side="right"))

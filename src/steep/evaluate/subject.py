@@ -91,7 +91,9 @@ def base_of(reference: str) -> str:
     """The model that a run started from. Raises ConfigError where there is none, or none to compare with."""
     run = run_of(reference)
     if run is None:
-        raise ConfigError(f"--against base: {reference} is not in a run directory, so its base is not known; name a model")
+        raise ConfigError(
+            f"--against base: {reference} is not in a run directory, so its base is not known; name a model"
+        )
     model = config_of_run(run).model
     if getattr(model, "pretrained", None) is None:
         raise ModelError(f"--against base: the run {run} started from fresh weights; name a model to compare with")

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steep.core.files import write_text
 from steep.evaluate.generate import end_of_text_ids
 
 if TYPE_CHECKING:
-    import torch
-
     from steep.evaluate.subject import Subject
 
 
-def write(subject: Subject, model: torch.nn.Module, folder: Path, max_shard_size: int | str, card: str) -> None:
+def write(subject: Subject, model: Any, folder: Path, max_shard_size: int | str, card: str) -> None:
     """Write `model`, which is the subject's in the dtype of the export, into `folder`."""
+    from steep.models.load import quiet_transformers
     from steep.tokenizer.load import load_hf_tokenizer
 
     eos_ids = sorted(end_of_text_ids(model, subject.tokenizer.eos_id))
@@ -26,6 +25,7 @@ def write(subject: Subject, model: torch.nn.Module, folder: Path, max_shard_size
     generation.use_cache = True
     model.generation_config = generation
     model.config.use_cache = True  # off in training, but whoever serves the model wants it
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    with quiet_transformers():
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
     load_hf_tokenizer(subject.reference).save_pretrained(folder)
     write_text(folder / "README.md", card)

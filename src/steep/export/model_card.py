@@ -14,13 +14,21 @@ def model_card(reference: str, run: Path | None, dtype: str) -> str:
     """The card as Markdown with the metadata block that model hubs read."""
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [steep]"]
     if run is None:
-        return "\n".join([*lines, "---", "", f"# {Path(reference).name}", "", f"Exported from {reference} in {dtype}.", ""])
+        return "\n".join(
+            [*lines, "---", "", f"# {Path(reference).name}", "", f"Exported from {reference} in {dtype}.", ""]
+        )
     directory = RunDirectory(run)
     plan, summary, ledger = (directory.read(name) or {} for name in ("plan.json", "summary.json", "ledger.json"))
-    base = plan.get("model", {}).get("name")
-    head = [*lines, *([f"base_model: {base}"] if base else []), "---", "", f"# {run.name}", ""]
-    parameters = format_count(plan.get("model", {}).get("parameters", 0))
-    origin = f"`{base}`, trained further" if base else "a model trained from fresh weights"
+    model = plan.get("model", {})
+    base = model.get("pretrained")
+    is_hub_id = base is not None and not Path(base).exists()
+    head = [*lines, *([f"base_model: {base}"] if is_hub_id else []), "---", "", f"# {run.name}", ""]
+    parameters = format_count(model.get("parameters", 0))
+    origin = (
+        f"`{model['name']}`, trained further"
+        if base
+        else f"a {model.get('family', 'model')} trained from fresh weights"
+    )
     trained = f"This is {origin} ({parameters} parameters, {dtype}), with steep {__version__}."
     return "\n".join([*head, trained, "", *_data(ledger), *_settings(plan, summary), *_scores(summary)])
 
@@ -57,7 +65,14 @@ def _scores(summary: dict[str, Any]) -> list[str]:
     ]
     if not rows:
         return []
-    return ["## Held-out scores, bits per byte (lower is better)", "", "| Text | Before | After |", "|---|---|---|", *rows, ""]
+    return [
+        "## Held-out scores, bits per byte (lower is better)",
+        "",
+        "| Text | Before | After |",
+        "|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def _bits(score: dict[str, Any] | None) -> str:

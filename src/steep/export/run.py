@@ -42,7 +42,9 @@ def export_model(
         raise ConfigError(f"--dtype {dtype}: use one of {', '.join(TOLERANCE)}")
     subject = load_subject(reference, device="cpu", precision="fp32")
     if not hasattr(subject.model, "save_pretrained") or not hasattr(subject.model, "generation_config"):
-        raise ModelError(f"{reference}: {type(subject.model).__name__} is no transformers model, so there is no hf form of it")
+        raise ModelError(
+            f"{reference}: {type(subject.model).__name__} is no transformers model, so there is no hf form of it"
+        )
     folder = Path(out) if out is not None else _default_folder(subject, to)
     if folder.exists() and not overwrite:
         raise ConfigError(f"{folder} already exists; choose another --out, or give --overwrite")
@@ -86,7 +88,9 @@ def logits_of(model: torch.nn.Module, input_ids: list[int]) -> NDArray[np.float3
     import torch
 
     with torch.no_grad():
-        logits_TV: NDArray[np.float32] = model(input_ids=torch.tensor([input_ids]), use_cache=False).logits[0].float().numpy()
+        logits_TV: NDArray[np.float32] = (
+            model(input_ids=torch.tensor([input_ids]), use_cache=False).logits[0].float().numpy()
+        )
         return logits_TV
 
 

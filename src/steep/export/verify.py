@@ -55,7 +55,9 @@ def verify_export(folder: Path, input_ids: list[int], expected_TV: NDArray[np.fl
         logits_TV = np.load(result, allow_pickle=False)
         program = done.stdout.strip().splitlines()[-1]
     if logits_TV.shape != expected_TV.shape:
-        raise ModelError(f"the export {folder} gives logits of shape {logits_TV.shape}, the trained model {expected_TV.shape}")
+        raise ModelError(
+            f"the export {folder} gives logits of shape {logits_TV.shape}, the trained model {expected_TV.shape}"
+        )
     difference = float(np.abs(logits_TV - expected_TV).max())
     allowed = TOLERANCE[dtype] * float(expected_TV.std())
     if not difference <= allowed:

@@ -77,7 +77,7 @@ def plan_structure(
             accumulates=accumulates,
             optimizer_bytes_per_parameter=ADAM_STATES * (2 if precision == "bf16" else 4),
             loss_chunk_bytes=config.train.loss_chunk_bytes,
-            asynchronous_checkpoint=config.checkpoint.asynchronous,
+            asynchronous_checkpoint=config.checkpoint.copies_state,
         )
         return StructureFacts(
             name=model_name(config.model),
@@ -140,5 +140,6 @@ def model_name(config: ModelConfig | Target) -> str:
     if isinstance(config, Target):
         return config.target
     if config.pretrained is not None:
-        return config.pretrained
+        path = Path(config.pretrained)
+        return path.name if path.exists() else config.pretrained
     return config.config if isinstance(config.config, str) else f"{(config.config or {}).get('model_type')} from config"

@@ -76,7 +76,7 @@ def describe_source(source: SourceConfig) -> str:
 def open_sources(
     sources: list[SourceConfig],
     tokenizer: TextTokenizer,
-    config: PrepareConfig = PrepareConfig(),  # noqa: B008  (frozen)
+    config: PrepareConfig = PrepareConfig(),
     cache_directory: Union[str, Path, None] = None,
     progress: Optional[Progress] = None,
 ) -> list[TokenStore]:

@@ -76,7 +76,7 @@ def prepare(
     sources: list[SourceConfig],
     tokenizer: TextTokenizer,
     out: Path,
-    config: PrepareConfig = PrepareConfig(),  # noqa: B008  (frozen)
+    config: PrepareConfig = PrepareConfig(),
     progress: Optional[Progress] = None,
     *,
     overwrite: bool = False,

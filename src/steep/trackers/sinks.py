@@ -38,10 +38,11 @@ class Sinks:
             else build_tracker(tracker.name, **(tracker.model_extra or {}))
             for tracker in trackers
         ]
+        self._all: list[Tracker] = [self._jsonl, self._console, *self._others]
         self._stack = ExitStack()
 
     def __enter__(self) -> Sinks:
-        for tracker in (self._console, self._jsonl, *self._others):
+        for tracker in self._all:
             self._stack.callback(tracker.close)
             tracker.start(self._run_directory, self._resolved)
         return self
@@ -55,7 +56,7 @@ class Sinks:
 
     def log(self, record: Record) -> None:
         """Give a record to every tracker."""
-        for tracker in (self._jsonl, self._console, *self._others):
+        for tracker in self._all:
             tracker.log(record)
 
     def log_all(self, records: Iterable[Record]) -> None:

@@ -18,15 +18,22 @@ from steep.config import targets
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.section import Target
+from steep.models.config import ModelConfig
 from steep.models.flops import model_flops_per_token, peak_flops
 from steep.models.forward import ModelForward, forward_loss, forward_token_losses, leak_test, prepare_forward
-from steep.models.config import ModelConfig
 from steep.models.load import check_sequence_length, describe_model, load_model
 from steep.optim.load import build_optimizer
 from steep.optim.param_groups import describe_param_groups
 from steep.parallelize.activation_checkpoint import checkpoint_layers
 from steep.parallelize.compile import compile_layers
-from steep.runtime.device import autocast, available_cores, choose_device, choose_precision, device_name, parameter_dtype
+from steep.runtime.device import (
+    autocast,
+    available_cores,
+    choose_device,
+    choose_precision,
+    device_name,
+    parameter_dtype,
+)
 from steep.runtime.seed import seed_everything, set_determinism
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer, tokenizer_reference
@@ -88,7 +95,8 @@ def assemble(config: RunConfig, say: Say, *, allow_code: bool = True, weights: P
     fresh = getattr(config.model, "pretrained", None) is None
     align_special_tokens(model, tokenizer, fresh, say)
     if config.train.activation_checkpointing:
-        say(f"activation checkpointing of {checkpoint_layers(model)} layers")
+        checkpoint_layers(model)
+        say("activation checkpointing: every layer is recomputed in the backward pass")
     attention = "auto" if isinstance(config.model, Target) else config.model.attention
     forward, messages = prepare_forward(model, attention)
     for message in messages:
@@ -147,7 +155,7 @@ def check_vocabulary(largest_token_id: int, vocab_size: int, tokenizer: TextToke
         )
 
 
-def align_special_tokens(model: torch.nn.Module, tokenizer: TextTokenizer, fresh: bool, say: Say) -> None:
+def align_special_tokens(model: Any, tokenizer: TextTokenizer, fresh: bool, say: Say) -> None:
     """Make generation_config stop at the token that training puts after documents, and say so where that is news.
 
     fresh: the model has no past, so the family's default ids, which belong to another vocabulary, are replaced.
@@ -163,4 +171,6 @@ def align_special_tokens(model: torch.nn.Module, tokenizer: TextTokenizer, fresh
     ids = known if isinstance(known, list) else [] if known is None else [known]
     if tokenizer.eos_id not in ids:
         generation.eos_token_id = [tokenizer.eos_id, *ids] if ids else tokenizer.eos_id
-        say(f"generation_config: end of text is now {generation.eos_token_id} (training ends documents with {tokenizer.eos_id})")
+        say(
+            f"generation_config: end of text is now {generation.eos_token_id} (training ends documents with {tokenizer.eos_id})"
+        )

@@ -66,6 +66,7 @@ def open_run_data(
     config: DataConfig, tokenizer: TextTokenizer, seed: int, progress: Callable[[int, int, int], None] | None = None
 ) -> RunData:
     """Open or prepare every source and lay out the order. Raises DataError."""
+
     def stores_of(sources: list[SourceConfig]) -> list[TokenStore]:
         return open_sources(sources, tokenizer, config.prepare, config.cache_directory, progress)
 

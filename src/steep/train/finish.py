@@ -13,9 +13,9 @@ from steep.report.page import write_report
 from steep.report.plots import write_training_loss
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.environment import describe_environment
-from steep.train.hardware import find_hardware
 from steep.trackers.sinks import Sinks
 from steep.train.assemble import Job
+from steep.train.hardware import find_hardware
 from steep.train.plan import plan_opened
 from steep.train.run_directory import RunDirectory
 from steep.train.state import TrainState
@@ -39,7 +39,9 @@ class TrainResult:
     """Scores at the end, by text."""
 
     def __repr__(self) -> str:
-        head = f"TrainResult({self.run_directory}: {self.status} at step {self.step}, {format_count(self.tokens)} tokens"
+        head = (
+            f"TrainResult({self.run_directory}: {self.status} at step {self.step}, {format_count(self.tokens)} tokens"
+        )
         changes = [
             f"{text} {self.before[text]['bits_per_byte']:.4f} -> {score['bits_per_byte']:.4f} bits/byte"
             for text, score in self.after.items()
@@ -63,9 +65,7 @@ def describe_end(
     """Write ledger.json, summary.json and the report, and say where things are."""
     done = state.step == job.sizes.steps
     seconds = state.elapsed_seconds
-    texts = {
-        name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()
-    }
+    texts = {name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()}
     run.write("ledger.json", job.data.ledger(state))
     run.write(
         "summary.json",

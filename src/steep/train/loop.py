@@ -90,7 +90,7 @@ def _run(
     )
     writer = CheckpointWriter(
         run.checkpoints,
-        config.checkpoint.asynchronous,
+        config.checkpoint.copies_state,
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
         on_event=sinks.line,
@@ -101,6 +101,8 @@ def _run(
             result = engine.train_step(batches, multiplier(state.step, sizes.steps, config.schedule))
             state.advance(batches)
             sinks.log_all(meter.finish_step(state, batches, result, engine.learning_rate))
+            if state.step == saved_step + 1 and saved_step == beginning.step:
+                writer.reserve(checkpoint_state(config, job, state))  # the optimizer has its state now
 
             last = state.step == sizes.steps
             leaving = last or stop.received is not None or _past(config.train.max_seconds, started)

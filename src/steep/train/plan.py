@@ -14,8 +14,8 @@ from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.models.structure import StructureFacts, plan_structure
 from steep.runtime.device import choose_precision
-from steep.train.hardware import Hardware, find_hardware
 from steep.train.data import RunData, open_run_data
+from steep.train.hardware import Hardware, find_hardware
 from steep.train.sizes import Sizes, run_sizes
 
 BAR_COLUMNS = 40
@@ -63,6 +63,7 @@ class RunPlan:
         return {
             "model": {
                 "name": self.structure.name,
+                "pretrained": getattr(self.config.model, "pretrained", None),
                 "family": self.structure.family,
                 "parameters": self.structure.parameters,
                 "trainable": self.structure.trainable,
@@ -180,7 +181,8 @@ def check_fits(plan: RunPlan) -> None:
     if plan.peak_bytes > plan.hardware.memory_bytes:
         raise ConfigError(
             f"the run needs about {format_bytes(plan.peak_bytes)}, and {plan.hardware.name} has "
-            f"{format_bytes(plan.hardware.memory_bytes)}.\n" + "\n".join(memory_bar(plan.memory, plan.hardware.memory_bytes))
+            f"{format_bytes(plan.hardware.memory_bytes)}.\n"
+            + "\n".join(memory_bar(plan.memory, plan.hardware.memory_bytes))
             + "\n  What helps: a smaller train.micro_batch_size (same result), train.activation_checkpointing true, "
             "train.precision bf16, checkpoint.asynchronous false on a CPU."
         )

@@ -15,10 +15,10 @@ from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
+from steep.trackers.jsonl import truncate_after
 from steep.train.assemble import Job, Say
 from steep.train.run_directory import RunDirectory
 from steep.train.state import TrainState
-from steep.trackers.jsonl import truncate_after
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def _refuse_another_run(run: RunDirectory, config: RunConfig) -> None:
     if not run.config.exists():
         return
     saved = parse_yaml(run.config.read_text(encoding="utf-8")).data
-    _refuse(run, saved, redact(config.to_mapping()), "belongs to a different run, which stopped before its first checkpoint")
+    _refuse(
+        run, saved, redact(config.to_mapping()), "belongs to a different run, which stopped before its first checkpoint"
+    )
     truncate_after(run.metrics, -1)
 
 
