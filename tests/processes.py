@@ -81,9 +81,9 @@ class Steep:
         """Send a signal, if the process is still there."""
         self.process.send_signal(number)
 
-    def finish(self) -> int:
+    def finish(self, patience_seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for the end, take the rest of the output and return the exit code."""
-        code = self.process.wait(timeout=PATIENCE_SECONDS)
+        code = self.process.wait(timeout=patience_seconds)
         for reader in self._readers:
             reader.join(timeout=PATIENCE_SECONDS)
         while not self._queue.empty():
@@ -129,18 +129,25 @@ class Kills:
     """Half-written folders that were on disk after a kill."""
 
 
-def kill_once(command: list[str | Path], run: Path, aim: str, pace: Pace, generator: random.Random, kills: Kills) -> None:
-    """Start the run and SIGKILL it at a random instant: inside a save, while starting, or anywhere between steps."""
+def kill_once(
+    command: list[str | Path], run: Path, aim: str, pace: Pace, generator: random.Random, kills: Kills, most: int = 2
+) -> None:
+    """Start the run and SIGKILL it at a random instant: inside a save, while starting, or anywhere between steps.
+
+    most: the kill comes after 1 to so many saves or steps of the new process.
+    """
     with Steep(*command) as process:
-        if aim == "save" and process.wait_for("saving ", generator.randrange(1, 3)):
+        if aim == "save" and process.wait_for("saving ", generator.randint(1, most)):
             time.sleep(generator.uniform(0, 0.9) * pace.save)
         elif aim == "start":
             time.sleep(generator.uniform(0, 1) * pace.start)
-        elif process.wait_for("step ", generator.randrange(1, 3)):
+        elif process.wait_for("step ", generator.randint(1, most)):
             time.sleep(generator.uniform(0, 1) * pace.step)
         process.send(signal.SIGKILL)
         code = process.finish()
-        assert code == -signal.SIGKILL, f"{aim}: ended with {code} before it was killed\n{process.output}\n{process.errors}"
+        assert code == -signal.SIGKILL, (
+            f"{aim}: ended with {code} before it was killed\n{process.output}\n{process.errors}"
+        )
     words = [line.split()[:2] for line in process.output.split("\n") if line.startswith(("saving ", "saved "))]
     kills.sent += 1
     kills.inside_saves += bool(words) and words[-1][0] == "saving"

@@ -130,6 +130,11 @@ class CheckpointWriter:
         if in_flight is not None:
             in_flight.result()
 
+    def raise_failure(self) -> None:
+        """Raise the CheckpointError of a save that has failed by now; does not wait for one that is still in flight."""
+        if self._in_flight is not None and self._in_flight.done():
+            self.wait()
+
     def close(self) -> None:
         """Finish the save in flight and end the thread. Raises CheckpointError if the save failed."""
         try:

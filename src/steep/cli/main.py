@@ -43,16 +43,15 @@ def run(arguments: Sequence[str]) -> int:
     plain, overrides = split_overrides(arguments)
     try:
         result = app(args=plain, standalone_mode=False, obj=overrides)
-    except typer.Exit as stop:
-        return int(stop.exit_code)
-    except typer.Abort:
-        return 130
+    except (typer.Exit, typer.Abort) as stop:
+        if isinstance(stop.__cause__, KeyboardInterrupt):  # which one of the two typer makes of it depends on its version
+            return interrupted(stop.__cause__)
+        return int(getattr(stop, "exit_code", 1))
     except SteepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return interrupted(error)
     except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
         sys.stderr.close()
         return 0
@@ -63,6 +62,12 @@ def run(arguments: Sequence[str]) -> int:
         print(usage, file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0
+
+
+def interrupted(error: KeyboardInterrupt) -> int:
+    """Say so, and return the exit code: a run knows by which signal it was stopped, all else is Ctrl-C."""
+    print("interrupted", file=sys.stderr)
+    return int(getattr(error, "exit_code", 130))
 
 
 def usage_message(error: Exception) -> str | None:

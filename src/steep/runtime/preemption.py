@@ -4,31 +4,69 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
-class StopSignals:
-    """While open, SIGTERM and SIGINT are noted in `received` instead of raised; a second SIGINT leaves at once.
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came while there was nothing to save. No Exception, so that nothing takes it for a mistake."""
 
-    on_first: called in the handler with a line for the terminal. Outside the main thread nothing is installed, since only the
+    def __init__(self, number: signal.Signals):
+        super().__init__(number.name)
+        self.exit_code = 128 + number
+
+
+def tell_terminal(text: str) -> None:
+    """Write a line to standard error from a signal handler, past Python's streams, which may be in the middle of a line."""
+    start = "\r\n" if os.isatty(2) else ""
+    os.write(2, f"{start}{text}\n".encode())
+
+
+class StopSignals:
+    """While open, SIGTERM and SIGINT are noted in `received`; a second SIGINT leaves at once.
+
+    Until `may_save` is called there is nothing to save, and a signal raises Interrupted; so it does inside `prompt`.
+    tell: called in the handler with a line for the terminal. Outside the main thread nothing is installed, since only the
     main thread can handle signals (a notebook's background thread, say).
     """
 
-    def __init__(self, on_first: Callable[[str], None]):
+    def __init__(self, tell: Callable[[str], None] = tell_terminal):
         self.received: signal.Signals | None = None
-        self._on_first = on_first
+        self._tell = tell
+        self._raises = True
         self._previous: dict[signal.Signals, object] = {}
 
+    def may_save(self) -> None:
+        """From now on a signal waits for the end of the step. Raises Interrupted if one has come already."""
+        self._check()
+        self._raises = False
+
+    @contextmanager
+    def prompt(self) -> Iterator[None]:
+        """A block that can be done again and so need not be waited for: a signal in it, or before it, raises Interrupted."""
+        self._raises = True
+        try:
+            self._check()
+            yield
+        finally:
+            self._raises = False
+
+    def _check(self) -> None:
+        if self.received is not None:
+            raise Interrupted(self.received)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            os._exit(130)  # at once: the newest complete checkpoint on disk stands
-        if self.received is None:
-            self.received = signal.Signals(number)
-            self._on_first(
-                f"{self.received.name} received: saving after this step, then leaving (Ctrl-C again leaves at once)"
-            )
+        if self.received is not None:
+            if number == signal.SIGINT:
+                leave_at_once()
+            return
+        self.received = signal.Signals(number)
+        if self._raises:
+            raise Interrupted(self.received)
+        self._tell(f"{self.received.name} received: saving after this step, then leaving (Ctrl-C again leaves at once)")
 
     @property
     def exit_code(self) -> int:
@@ -46,3 +84,10 @@ class StopSignals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def leave_at_once() -> None:
+    """End the process now, with 130: the newest complete checkpoint on disk stands. A bar has hidden the cursor."""
+    if sys.__stdout__ is not None and os.isatty(1):
+        os.write(1, b"\x1b[?25h\n")
+    os._exit(130)

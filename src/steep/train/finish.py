@@ -8,6 +8,7 @@ from typing import Any
 
 from steep.config.load import write_config
 from steep.config.run import RunConfig
+from steep.core.errors import ConfigError
 from steep.core.units import format_count, format_seconds
 from steep.report.page import write_report
 from steep.report.plots import write_training_loss
@@ -50,8 +51,30 @@ class TrainResult:
         return ", ".join([head, *changes]) + ")"
 
 
+def is_finished(run: RunDirectory, job: Job, state: TrainState) -> bool:
+    """Whether every step was made and everything was written at the end. Raises ConfigError for a run that is past its end."""
+    if state.step > job.sizes.steps:
+        raise ConfigError(
+            f"{run.path} has made {state.step} steps already, and the run is now to end after {job.sizes.steps}. Give a "
+            "length beyond that to continue it, or another --run.name to train a shorter run from the start."
+        )
+    summary = run.read("summary.json") or {}
+    return state.step == job.sizes.steps and summary.get("status") == "done" and summary.get("step") == state.step
+
+
+def already_finished(run: RunDirectory, job: Job, state: TrainState, sinks: Sinks) -> TrainResult:
+    """Say that there is nothing to do; every file stays as the run left it."""
+    sinks.line(
+        f"nothing left to train: the run is finished, at step {state.step} of {job.sizes.steps}. "
+        "A larger train.steps, train.epochs or train.tokens continues it."
+    )
+    scores = run.read("summary.json").get("texts", {})
+    return _result(run, state, "done", 0, {name: score["after"] for name, score in scores.items()})
+
+
 def describe_start(run: RunDirectory, config: RunConfig, job: Job) -> None:
-    """Write config.yaml, environment.json and, once per run, plan.json."""
+    """Write config.yaml, environment.json and, once per run, plan.json. What an earlier process said of its end goes."""
+    run.remove("summary.json")
     write_config(config, run.config)
     run.write("environment.json", describe_environment())
     if run.read("plan.json") is None:
@@ -63,7 +86,8 @@ def describe_end(
     run: RunDirectory, config: RunConfig, job: Job, state: TrainState, sinks: Sinks, exit_code: int
 ) -> TrainResult:
     """Write ledger.json, summary.json and the report, and say where things are."""
-    done = state.step == job.sizes.steps
+    done = state.step == state.scores_step == job.sizes.steps
+    exit_code = 0 if done else exit_code
     seconds = state.elapsed_seconds
     texts = {name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()}
     run.write("ledger.json", job.data.ledger(state))
@@ -87,13 +111,17 @@ def describe_end(
         sinks.line(f"report: {write_report(run.path)}")
     if not done:
         sinks.line("run the same command again to continue")
+    return _result(run, state, "done" if done else "interrupted", exit_code, state.scores)
+
+
+def _result(run: RunDirectory, state: TrainState, status: str, exit_code: int, after: dict[str, Any]) -> TrainResult:
     return TrainResult(
         run_directory=run.path,
-        status="done" if done else "interrupted",
+        status=status,
         exit_code=exit_code,
         step=state.step,
         tokens=state.tokens_seen,
-        seconds=seconds,
+        seconds=state.elapsed_seconds,
         before=state.base_scores,
-        after=state.scores,
+        after=after,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -11,16 +11,16 @@ from steep.checkpoint.lock import RunLock
 from steep.checkpoint.save import CheckpointWriter
 from steep.config import targets
 from steep.config.run import RunConfig
-from steep.core.errors import SteepError
 from steep.loader import Loader
 from steep.optim.schedule import multiplier
 from steep.runtime.device import peak_memory_bytes
-from steep.runtime.preemption import StopSignals
+from steep.runtime.preemption import Interrupted, StopSignals
 from steep.trackers.sinks import Sinks
 from steep.train.assemble import assemble
-from steep.train.finish import TrainResult, describe_end, describe_start
+from steep.train.failure import explained_errors
+from steep.train.finish import TrainResult, already_finished, describe_end, describe_start, is_finished
 from steep.train.meter import Meter
-from steep.train.progress import evaluate, write_samples
+from steep.train.progress import due, show_model
 from steep.train.resume import Beginning, begin_state, checkpoint_name, checkpoint_state, find_beginning, restore_job
 from steep.train.run_directory import RunDirectory
 
@@ -38,6 +38,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(RunLock(run.path))
         beginning = find_beginning(run, config, resume)
+        stack.enter_context(explained_errors(run))
         sinks = stack.enter_context(
             Sinks(
                 run.path,
@@ -48,12 +49,8 @@ def train(
                 build_target=lambda target: targets.build(target, allow_code=allow_code),
             )
         )
-        stop = stack.enter_context(StopSignals(sinks.line))
-        try:
-            return _run(config, run, beginning, sinks, stop, allow_code)
-        except SteepError as error:
-            run.write("summary.json", {"status": "failed", "error": str(error)})
-            raise
+        stop = stack.enter_context(StopSignals())
+        return _run(config, run, beginning, sinks, stop, allow_code)
 
 
 def _run(
@@ -62,13 +59,14 @@ def _run(
     job = assemble(config, sinks.line, allow_code=allow_code, weights=beginning.weights)
     sizes, engine = job.sizes, job.engine
     state = begin_state(beginning, job, sinks.line)
+    if is_finished(run, job, state):
+        return already_finished(run, job, state, sinks)
     describe_start(run, config, job)
     sinks.expect_steps(sizes.steps, state.step)
-    if beginning.checkpoint is None:
-        evaluate(config, job, state, sinks)
-        write_samples(config, job, state, sinks, run)
     job.model.train()
-    restore_job(beginning, job)  # last of all: nothing draws a random number between here and the first step
+    restore_job(beginning, job)  # after all that draws random numbers; evaluation and samples draw none
+    show_model(config, job, state, sinks, run)
+    stop.may_save()
 
     started, elapsed_before = time.monotonic(), state.elapsed_seconds
     saved_step, saved_at = state.step, started
@@ -104,27 +102,23 @@ def _run(
             if state.step == saved_step + 1 and saved_step == beginning.step:
                 writer.reserve(checkpoint_state(config, job, state))  # the optimizer has its state now
 
-            last = state.step == sizes.steps
-            leaving = last or stop.received is not None or _past(config.train.max_seconds, started)
-            if last or (_due(config.evaluate.every_steps, state.step) and not leaving):
-                evaluate(config, job, state, sinks)
-            if last or (_due(config.evaluate.sample_every_steps, state.step) and not leaving):
-                write_samples(config, job, state, sinks, run)
-            wanted = _due(config.checkpoint.every_steps, state.step) or _past(config.checkpoint.every_seconds, saved_at)
+            with suppress(Interrupted), stop.prompt():  # what is left out here is done when the run is resumed
+                show_model(config, job, state, sinks, run)
+            leaving = stop.received is not None or state.step == sizes.steps or _past(config.train.max_seconds, started)
+            wanted = due(config.checkpoint.every_steps, state.step) or _past(config.checkpoint.every_seconds, saved_at)
             if (leaving or wanted) and state.step > saved_step:
                 sinks.log_all(meter.flush())  # a NaN of the newest step is seen before anything is written
                 sinks.flush()
                 state.elapsed_seconds = elapsed_before + time.monotonic() - started
+                if stop.received is not None:
+                    sinks.line(f"{stop.received.name} received: saving, then leaving")
                 writer.save(checkpoint_name(job, state), checkpoint_state(config, job, state))
                 saved_step, saved_at = state.step, time.monotonic()
             if leaving:
                 break
+            writer.raise_failure()
             meter.start_step()
     return describe_end(run, config, job, state, sinks, stop.exit_code)
-
-
-def _due(every_steps: int | None, step: int) -> bool:
-    return every_steps is not None and step % every_steps == 0
 
 
 def _past(seconds: float | None, since: float) -> bool:

@@ -11,6 +11,23 @@ from steep.train.run_directory import RunDirectory
 from steep.train.state import TrainState
 
 
+def show_model(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run: RunDirectory) -> None:
+    """Score and sample the weights as they are, where that is due at this step and not done yet.
+
+    Not done is what an interrupted process left out; the resumed one makes up for it before its first step.
+    """
+    always = state.step in (0, job.sizes.steps)
+    if state.scores_step != state.step and (always or due(config.evaluate.every_steps, state.step)):
+        evaluate(config, job, state, sinks)
+    if state.samples_step != state.step and (always or due(config.evaluate.sample_every_steps, state.step)):
+        write_samples(config, job, state, sinks, run)
+
+
+def due(every_steps: int | None, step: int) -> bool:
+    """Whether something that happens every so many steps happens after `step` updates."""
+    return every_steps is not None and step % every_steps == 0
+
+
 def evaluate(config: RunConfig, job: Job, state: TrainState, sinks: Sinks) -> None:
     """Score every held-out text, note the scores in the state and log them."""
     scores = [score(config, job, text) for text in job.data.held_out_texts]
@@ -35,10 +52,12 @@ def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
 
 def write_samples(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run: RunDirectory) -> None:
     """Continue every prompt greedily (so that no random number is drawn), log it and write it to samples/."""
-    samples = []
-    for prompt in config.evaluate.prompts:
-        text = generate_text(job.model, job.tokenizer, prompt, max_new_tokens=config.evaluate.sample_tokens)
+    samples = [
+        (prompt, generate_text(job.model, job.tokenizer, prompt, max_new_tokens=config.evaluate.sample_tokens))
+        for prompt in config.evaluate.prompts
+    ]
+    state.samples_step = state.step
+    for prompt, text in samples:
         sinks.log({"kind": "sample", "step": state.step, "prompt": prompt, "text": text})
-        samples.append((prompt, text))
     if samples:
         run.write_sample(state.step, samples)

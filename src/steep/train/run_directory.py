@@ -51,6 +51,10 @@ class RunDirectory:
         path = self.path / name
         return read_json(path) if path.exists() else None
 
+    def remove(self, name: str) -> None:
+        """Remove one of the run's files, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
     def write_sample(self, step: int, samples: list[tuple[str, str]]) -> None:
         """Write the samples of a step as text a person can read."""
         parts = [f"## prompt\n\n{prompt}\n\n## continued\n\n{text}\n" for prompt, text in samples]

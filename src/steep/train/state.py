@@ -33,6 +33,8 @@ class TrainState:
     """The newest scores, by text."""
     scores_step: int = -1
     """The step at which `scores` were taken."""
+    samples_step: int = -1
+    """The step at which samples were last written."""
     best_loss: float | None = None
     """Lowest nats per token on the first validation text."""
     best_step: int | None = None

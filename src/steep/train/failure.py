@@ -1,0 +1,50 @@
+"""What a run leaves behind when it fails: a summary that says so, and an error that a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from steep.core.errors import CheckpointError, SteepError, TrainingError
+from steep.train.run_directory import RunDirectory
+
+
+@contextmanager
+def explained_errors(run: RunDirectory) -> Iterator[None]:
+    """Note a failure in summary.json and raise a file error of the run's own files as one that names the remedy.
+
+    A run that was finished or interrupted before keeps its summary until this process has begun to train (see
+    `describe_start`): what could not even start has not changed it.
+    """
+    try:
+        yield
+    except SteepError as error:
+        _note(run, str(error))
+        raise
+    except BrokenPipeError:  # the reader of standard output is gone; no file of the run
+        raise
+    except OSError as error:
+        explained = explain(run, error)
+        _note(run, str(explained))
+        raise explained from error
+
+
+def explain(run: RunDirectory, error: OSError) -> SteepError:
+    """The error with the run directory and what to do."""
+    if not run.path.exists():
+        return CheckpointError(
+            f"the run directory {run.path} was removed or renamed while the run was writing to it, and its checkpoints with "
+            "it. Put it back and run the same command again, or start anew."
+        )
+    reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    return TrainingError(
+        f"a file could not be read or written: {reason}. The run stops here; the checkpoints in {run.checkpoints} are whole. "
+        "Free some space or restore access, then run the same command again to continue."
+    )
+
+
+def _note(run: RunDirectory, message: str) -> None:
+    with suppress(OSError):  # the disk may be what failed; the error itself is on its way to the terminal
+        summary = run.read("summary.json")
+        if summary is None or summary.get("status") == "failed":
+            run.write("summary.json", {"status": "failed", "error": message})
