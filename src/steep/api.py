@@ -114,7 +114,7 @@ def evaluate(
     texts: Union[Mapping[str, str], Sequence[str], None] = None,
     *,
     against: Optional[str] = None,
-    tokens: Union[int, str] = "200k",
+    tokens: Union[int, str, None] = None,
     batch_size: int = 8,
     sequence_length: Optional[int] = None,
     device: str = "auto",
@@ -125,7 +125,7 @@ def evaluate(
 
     model: a run, checkpoint, folder, hub id or .gguf file. texts: paths, or a mapping from names to paths; default: the
     validation texts of the run. against: another model, or `base`: the one that the run started from. tokens: at most so many
-    of each text. sequence_length: default the run's, else 1,024 or what the model can take.
+    of each text; default the run's, else 200k. sequence_length: default the run's, else 1,024 or what the model can take.
     """
     from steep.evaluate.evaluation import evaluate_model
 

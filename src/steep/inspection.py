@@ -22,12 +22,12 @@ def inspect_path(path: str | os.PathLike[str], *, verify: bool = False) -> dict[
     from steep.store.reader import is_store
 
     folder = Path(path)
-    if is_store(folder):
-        return _inspect_store(folder, verify)
     if is_run_directory(folder):
         return _inspect_run(RunDirectory(folder), verify)
     if (folder / "train_state.json").is_file():
         return _inspect_checkpoint(folder, verify)
+    if is_store(folder):
+        return _inspect_store(folder, verify)
     if (folder / "config.json").is_file():
         return _inspect_model(folder)
     what = "there is nothing" if not folder.exists() else "this is none of them"

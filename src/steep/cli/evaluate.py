@@ -16,7 +16,9 @@ def command(
         None, help="Texts as PATH or NAME=PATH. Default: the run's validation texts.", show_default=False
     ),
     against: Optional[str] = typer.Option(None, help="Another model, or: base.", show_default=False),
-    tokens: str = typer.Option("200k", help="At most so many tokens of each text."),
+    tokens: Optional[str] = typer.Option(
+        None, help="At most so many tokens of each text. Default: the run's, else 200k.", show_default=False
+    ),
     batch_size: int = typer.Option(8, min=1, help="Sequences per forward pass. Does not change the score."),
     sequence_length: Optional[int] = typer.Option(
         None, min=2, help="Default: the run's, else 1024.", show_default=False

@@ -17,6 +17,7 @@ from steep.sources.config import SourceConfig
 from steep.store.cache import open_sources
 
 DEFAULT_SEQUENCE_LENGTH = 1024
+DEFAULT_TOKENS = 200_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def evaluate_model(
     texts: Mapping[str, str] | Sequence[str] | None = None,
     *,
     against: str | None = None,
-    tokens: int | str = "200k",
+    tokens: int | str | None = None,
     batch_size: int = 8,
     sequence_length: int | None = None,
     device: str = "auto",
@@ -77,11 +78,11 @@ def evaluate_model(
     text_key: str | None = None,
 ) -> Evaluation:
     """Score `model` on `texts`, and `against` (a reference, or `base`) on the same documents. See `steep.evaluate`."""
-    limit = _count(tokens)
     named = _named_texts(texts, text_key)
     run = run_of(model)
     if not named and run is None:
         raise ConfigError(f"evaluate {model}: it is no run, so it brings no validation texts; name at least one text")
+    limit = _count(tokens) if tokens is not None else config_of_run(run).evaluate.tokens if run else DEFAULT_TOKENS
     subject = load_subject(model, device=device, precision=precision)
     if sequence_length is None:
         sequence_length = _default_sequence_length(subject)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steep.core.errors import ConfigError, ModelError
+from steep.core.section import Target
 from steep.models.config import ModelConfig
 from steep.tokenizer.config import TokenizerConfig
 
@@ -53,21 +54,48 @@ def load_subject(
     import torch
 
     from steep.models.forward import prepare_forward
-    from steep.models.load import load_model
+    from steep.models.load import describe_model, load_model
     from steep.runtime.device import available_cores, choose_device, choose_precision, parameter_dtype
-    from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer
+    from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer, tokenizer_reference
 
     where = choose_device(device)
     torch.set_num_threads(available_cores())
     how = choose_precision(precision, where.type)
-    model = load_model(ModelConfig(pretrained=reference), dtype=parameter_dtype(how), device=where)
-    model.eval()
     run = run_of(reference)
-    hf_tokenizer = load_hf_tokenizer(reference)
-    policy = policy or _policy(run, hf_tokenizer.eos_token_id)
-    forward, _ = prepare_forward(model, "auto")
+    config = config_of_run(run) if run is not None else None
+    if config is not None and isinstance(config.model, Target) and not _is_consolidated(reference):
+        model = _load_target(reference, config, parameter_dtype(how), where)
+        hf_tokenizer = load_hf_tokenizer(tokenizer_reference(config.tokenizer, config.model))
+    else:
+        model = load_model(ModelConfig(pretrained=reference), dtype=parameter_dtype(how), device=where)
+        hf_tokenizer = load_hf_tokenizer(reference)
+    model.eval()
+    policy = policy or _policy(config, hf_tokenizer.eos_token_id)
     tokenizer = text_tokenizer(hf_tokenizer, policy, reference)
+    forward, _ = prepare_forward(model, "auto", describe_model(model)["vocab_size"] or tokenizer.vocab_size)
     return Subject(reference, model, tokenizer, forward, where, how, run)
+
+
+def _is_consolidated(reference: str) -> bool:
+    """Whether the newest checkpoint holds a folder that transformers loads."""
+    from steep.models.load import resolve_reference
+
+    try:
+        return resolve_reference(reference) is not None
+    except ModelError:
+        return False
+
+
+def _load_target(reference: str, config: RunConfig, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """A model that only its `_target_` can build, with the weights of the newest checkpoint."""
+    from steep.checkpoint.capture import restore
+    from steep.checkpoint.load import find_checkpoint, open_checkpoint
+    from steep.models.load import load_model
+
+    model = load_model(config.model, dtype=dtype, device=device)
+    checkpoint, _ = find_checkpoint(reference)
+    restore(model, None, open_checkpoint(checkpoint))
+    return model
 
 
 def run_of(reference: str) -> Path | None:
@@ -100,8 +128,8 @@ def base_of(reference: str) -> str:
     return str(model.pretrained)
 
 
-def _policy(run: Path | None, eos_id: int | None) -> TokenizerConfig:
-    if run is None:
+def _policy(config: RunConfig | None, eos_id: int | None) -> TokenizerConfig:
+    if config is None:
         return TokenizerConfig(append_eos=eos_id is not None)
-    used = config_of_run(run).tokenizer
+    used = config.tokenizer
     return TokenizerConfig(append_eos=used.append_eos, prepend_bos=used.prepend_bos)

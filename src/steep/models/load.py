@@ -367,12 +367,17 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "layers": getattr(text, "num_hidden_layers", None),
         "hidden_size": getattr(text, "hidden_size", None),
-        "vocab_size": getattr(text, "vocab_size", None),
+        "vocab_size": getattr(text, "vocab_size", None) or _embedding_rows(model),
         "max_positions": max_positions(model),
         "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else None,
         "tied_embeddings": is_tied(model),
         "dropout": largest_dropout(model),
     }
+
+
+def _embedding_rows(model: nn.Module) -> int | None:
+    """Rows of the first embedding of a module that has no configuration: its token embedding, as far as anyone can tell."""
+    return next((module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)), None)
 
 
 def is_tied(model: nn.Module) -> bool:

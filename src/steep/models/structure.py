@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from steep.config.run import RunConfig
+from steep.core.errors import ModelError
 from steep.core.section import Target
 from steep.models.config import ModelConfig
 from steep.models.flops import count_matmul_parameters, model_flops_per_token
@@ -64,14 +65,14 @@ def plan_structure(
 
             checkpoint_layers(model)
         facts = describe_model(model)
-        head = tuple(output_head(model).weight.shape)
+        head = _head_shape(model, facts["vocab_size"])
         mixed = precision == "mixed_bf16"
         memory = plan_memory(
             model,
             lambda ids: _hidden_states(model, ids),
             micro_batch_size=micro_batch_size,
             sequence_length=config.data.sequence_length,
-            head_shape=(head[0], head[1]),
+            head_shape=head,
             autocast=torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext(),
             autocast_bytes=2 if mixed else None,
             accumulates=accumulates,
@@ -132,7 +133,18 @@ def _hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         return hidden
     base: Any = getattr(model, "base_model", model)
     output = base(input_ids=ids, use_cache=False) if base is not model else model(ids)
-    return output if isinstance(output, torch.Tensor) else output[0]
+    hidden = output if isinstance(output, torch.Tensor) else output[0]
+    return hidden
+
+
+def _head_shape(model: nn.Module, vocab_size: int | None) -> tuple[int, int]:
+    """(V, D) of the output head; of a module that does not say which layer that is, its last linear layer."""
+    try:
+        rows, columns = output_head(model).weight.shape
+    except ModelError:
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        rows, columns = (linear[-1].out_features, linear[-1].in_features) if linear else (vocab_size or 0, 0)
+    return int(rows), int(columns)
 
 
 def model_name(config: ModelConfig | Target) -> str:
