@@ -40,6 +40,7 @@ class Steep:
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=prepare_child,
+            start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
         self.errors = ""
@@ -64,7 +65,8 @@ class Steep:
 
     def _read_err(self) -> None:
         assert self.process.stderr is not None
-        self.errors = self.process.stderr.read()
+        for line in self.process.stderr:
+            self.errors += line
 
     def wait_for(self, beginning: str, count: int = 1) -> bool:
         """Return when `count` more lines with this beginning have come; False if the process ended before."""
@@ -80,6 +82,18 @@ class Steep:
     def send(self, number: signal.Signals) -> None:
         """Send a signal, if the process is still there."""
         self.process.send_signal(number)
+
+    def press_ctrl_c(self) -> None:
+        """What a terminal does: SIGINT to the whole process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def wait_for_error(self, text: str) -> None:
+        """Return when standard error holds `text`."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while text not in self.errors:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.errors}"
+            assert time.monotonic() < end, f"no {text!r} in {self.errors!r}"
+            time.sleep(0.01)
 
     def finish(self, patience_seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for the end, take the rest of the output and return the exit code."""

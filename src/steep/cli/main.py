@@ -6,15 +6,37 @@ an exit code: 0 done, 1 failed, 2 usage or configuration, 130 interrupted, 143 t
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 
 from steep.cli import demo, evaluate, export, generate, inspect, plan, prepare, report, schema, train
 from steep.cli.overrides import split_overrides
 from steep.core.errors import SteepError
+
+
+def interrupted(error: KeyboardInterrupt) -> int:
+    """Say so, and return the exit code: a run knows by which signal it was stopped, all else is Ctrl-C."""
+    print("interrupted", file=sys.stderr)
+    return int(getattr(error, "exit_code", 130))
+
+
+def interruptible(command: Callable[..., int | None]) -> Callable[..., int | None]:
+    """The command, ending with `interrupted` on Ctrl-C: typer itself would make of it an exit code without a word."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, **options: Any) -> int | None:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            return interrupted(error)
+
+    return wrapped
+
 
 app = typer.Typer(
     name="steep",
@@ -25,7 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (prepare, plan, train, evaluate, generate, export, report, inspect, schema, demo):
-    app.command(name=command.__name__.rpartition(".")[2])(command.command)
+    app.command(name=command.__name__.rpartition(".")[2])(interruptible(command.command))
 
 
 @app.callback(invoke_without_command=True)
@@ -43,10 +65,10 @@ def run(arguments: Sequence[str]) -> int:
     plain, overrides = split_overrides(arguments)
     try:
         result = app(args=plain, standalone_mode=False, obj=overrides)
-    except (typer.Exit, typer.Abort) as stop:
-        if isinstance(stop.__cause__, KeyboardInterrupt):  # which one of the two typer makes of it depends on its version
-            return interrupted(stop.__cause__)
-        return int(getattr(stop, "exit_code", 1))
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except typer.Abort:
+        return 130
     except SteepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -62,12 +84,6 @@ def run(arguments: Sequence[str]) -> int:
         print(usage, file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0
-
-
-def interrupted(error: KeyboardInterrupt) -> int:
-    """Say so, and return the exit code: a run knows by which signal it was stopped, all else is Ctrl-C."""
-    print("interrupted", file=sys.stderr)
-    return int(getattr(error, "exit_code", 130))
 
 
 def usage_message(error: Exception) -> str | None:
