@@ -37,6 +37,8 @@ def export_model(
     overwrite: bool = False,
 ) -> ExportResult:
     """Export `reference`. See `steep.export`."""
+    from steep.models.load import cast_weights
+
     form: Any = load_plugin("steep.export", to, NOT_FORMS)
     if dtype not in TOLERANCE:
         raise ConfigError(f"--dtype {dtype}: use one of {', '.join(TOLERANCE)}")
@@ -50,7 +52,7 @@ def export_model(
         raise ConfigError(f"{folder} already exists; choose another --out, or give --overwrite")
     input_ids = verification_ids(subject)
     trained_loss = nats_per_token(logits_of(subject.model, input_ids), input_ids)
-    model = subject.model.to(_torch_dtype(dtype))
+    model = cast_weights(subject.model, _torch_dtype(dtype))
     expected_TV = logits_of(model, input_ids)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(folder)

@@ -49,7 +49,18 @@ def load_model(
     else:
         assert config.config is not None
         model = build_fresh(config.config, config.revision, seed)
-    return model.to(device=device, dtype=dtype).train()
+    return cast_weights(model.to(device=device), dtype).train()
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Floating-point parameters and saved buffers in `dtype`, in place. Buffers that are not saved keep theirs: rotary
+    frequencies rounded to bf16 give other logits than the model that transformers loads."""
+    saved = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for tensor in {id(tensor): tensor for tensor in saved.values()}.values():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+    return model
 
 
 # ---- pretrained weights ----

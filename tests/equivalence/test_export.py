@@ -1,0 +1,96 @@
+"""What is exported is what was trained: loaded in another process by transformers alone, logits compared."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import steep
+from steep.core.errors import ConfigError, ModelError
+from steep.export.verify import verify_export
+from support import run_mapping
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, corpus_directory: Path, tiny_tokenizer_directory: Path) -> Path:
+    from steep.config.load import load_run_config
+    from steep.train.loop import train
+
+    mapping = run_mapping(tmp_path_factory.mktemp("export"), corpus_directory, tiny_tokenizer_directory)
+    return train(load_run_config(mapping=mapping), stream=io.StringIO()).run_directory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_export_loads_in_transformers_with_equal_logits(run: Path, dtype: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result = steep.export(str(run), dtype=dtype, out=tmp_path / "hf", max_shard_size="20KB")
+    assert result.largest_logit_difference <= (1e-5 if dtype == "float32" else 1e-2)
+    assert abs(result.loss_change) < (1e-6 if dtype == "float32" else 1e-2)
+    model = AutoModelForCausalLM.from_pretrained(result.path, dtype="auto")
+    assert next(model.parameters()).dtype == getattr(torch, dtype)
+    assert model.generation_config.eos_token_id == AutoTokenizer.from_pretrained(result.path).eos_token_id == 0
+    assert len(list(result.path.glob("model-*.safetensors"))) > 1  # sharded, as asked
+    card = (result.path / "README.md").read_text()
+    for part in ("## Data", "## Training", "## Held-out scores", "heldout"):
+        assert part in card
+
+
+def test_export_refuses_to_replace_and_unknown_settings(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ConfigError, match="already exists"):
+        steep.export(str(run), out=tmp_path / "there")
+    with pytest.raises(ConfigError, match="float16"):
+        steep.export(str(run), out=tmp_path / "x", dtype="fp8")
+    with pytest.raises(ConfigError, match="there is no 'hff'.*Did you mean 'hf'"):
+        steep.export(str(run), out=tmp_path / "x", to="hff")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_changed_export_fails_the_verification(run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from steep.evaluate.subject import load_subject
+    from steep.export.run import logits_of, verification_ids
+
+    result = steep.export(str(run), dtype="float32", out=tmp_path / "hf")
+    subject = load_subject(str(run), device="cpu", precision="fp32")
+    ids = verification_ids(subject)
+    expected_TV = logits_of(subject.model, ids)
+    verify_export(result.path, ids, expected_TV, "float32")
+    weights = load_file(result.path / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] *= 1.5
+    save_file(weights, result.path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="is not the trained model"):
+        verify_export(result.path, ids, expected_TV, "float32")
+    (result.path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="does not load in a new process"):
+        verify_export(result.path, ids, expected_TV, "float32")
+
+
+def test_evaluate_repeats_the_runs_own_scores(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    [score] = steep.evaluate(str(run), precision="fp32").scores
+    after = summary["texts"]["heldout"]["after"]
+    assert score.nats_per_token == pytest.approx(after["nats_per_token"], rel=1e-6)
+    assert score.bits_per_byte == pytest.approx(after["bits_per_byte"], rel=1e-6)
+
+
+def test_evaluate_against_another_model_and_named_texts(run: Path, corpus_directory: Path) -> None:
+    text = sorted(corpus_directory.glob("*.txt"))[0]
+    result = steep.evaluate(str(run), {"page": str(text)}, against=str(run), precision="fp32")
+    assert result.against_scores is not None
+    assert result.scores[0].bits_per_byte == result.against_scores[0].bits_per_byte
+    assert "+0.00 %" in repr(result)
+    with pytest.raises(ModelError, match="fresh weights"):
+        steep.evaluate(str(run), against="base")
+
+
+def test_generate_of_a_run_and_of_its_export_are_equal(run: Path, tmp_path: Path) -> None:
+    result = steep.export(str(run), dtype="float32", out=tmp_path / "hf")
+    texts = [steep.generate(str(path), "The with", max_new_tokens=8, precision="fp32") for path in (run, result.path)]
+    assert texts[0] == texts[1]

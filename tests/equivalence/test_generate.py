@@ -1,0 +1,82 @@
+"""Generated text against transformers' own generate, and streaming against the finished text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from steep.evaluate.generate import TextStream, generate_text
+from steep.models.config import ModelConfig
+from steep.models.forward import prepare_forward
+from steep.models.gpt2 import build_gpt2_model
+from steep.models.load import load_model
+from steep.tokenizer.config import TokenizerConfig
+from steep.tokenizer.load import load_tokenizer
+from support import LLAMA
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer_directory: Path):
+    return load_tokenizer(TokenizerConfig(pretrained=str(tiny_tokenizer_directory)))
+
+
+def test_greedy_text_equals_transformers_generate(tokenizer) -> None:
+    model = load_model(ModelConfig(config={**LLAMA, "eos_token_id": 0}), seed=1).eval()
+    prompt = "The with statement"
+    ids = torch.tensor([tokenizer.encode(prompt)])
+    expected = model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=0, pad_token_id=0)[
+        0, ids.shape[1] :
+    ]
+    prepare_forward(model)  # the training attention must not change what is generated
+    pieces: list[str] = []
+    text = generate_text(model, tokenizer, prompt, max_new_tokens=24, emit=pieces.append)
+    assert text == tokenizer.decode([i for i in expected.tolist() if i != 0])
+    assert "".join(pieces) == text
+
+
+def test_sampling_is_repeatable_by_seed(tokenizer) -> None:
+    model = load_model(ModelConfig(config=LLAMA), seed=1).eval()
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(generate_text(model, tokenizer, "a", max_new_tokens=16, do_sample=True, temperature=1.0))
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_model_without_generate_is_continued_the_same_way(tokenizer) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    ours = build_gpt2_model(vocab_size=512, n_positions=32, n_embd=32, n_layer=2, n_head=4, seed=4).eval()
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_positions=32, n_embd=32, n_layer=2, n_head=4)).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    theirs.generation_config.eos_token_id = 0
+    assert generate_text(ours, tokenizer, "The with", max_new_tokens=12) == generate_text(
+        theirs, tokenizer, "The with", max_new_tokens=12
+    )
+
+
+def test_generation_stops_at_the_end_of_text_and_leaves_the_mode(tokenizer) -> None:
+    model = load_model(ModelConfig(config=LLAMA), seed=1).train()
+    with torch.no_grad():  # the head predicts end of text whatever came before
+        model.model.norm.weight.zero_()
+        model.lm_head.weight.zero_()
+    assert generate_text(model, tokenizer, "a", max_new_tokens=8) == ""
+    assert model.training
+
+
+def test_empty_prompts_start_from_the_end_of_text(tokenizer) -> None:
+    model = load_model(ModelConfig(config=LLAMA), seed=1)
+    assert generate_text(model, tokenizer, "", max_new_tokens=4)
+
+
+def test_a_character_is_held_back_until_its_bytes_are_there() -> None:
+    data = "aé😀b".encode()
+    shown: list[str] = []
+    stream = TextStream(lambda ids: bytes(ids).decode("utf-8", errors="replace"), shown.append)
+    for byte in data:
+        stream.add([byte])
+        assert "\N{REPLACEMENT CHARACTER}" not in "".join(shown)
+    stream.end()
+    assert "".join(shown) == "aé😀b"
