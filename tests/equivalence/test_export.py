@@ -81,7 +81,7 @@ def test_evaluate_repeats_the_runs_own_scores(run: Path) -> None:
 
 
 def test_evaluate_against_another_model_and_named_texts(run: Path, corpus_directory: Path) -> None:
-    text = sorted(corpus_directory.glob("*.txt"))[0]
+    text = min(corpus_directory.glob("*.txt"))
     result = steep.evaluate(str(run), {"page": str(text)}, against=str(run), precision="fp32")
     assert result.against_scores is not None
     assert result.scores[0].bits_per_byte == result.against_scores[0].bits_per_byte

@@ -133,8 +133,7 @@ def _hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         return hidden
     base: Any = getattr(model, "base_model", model)
     output = base(input_ids=ids, use_cache=False) if base is not model else model(ids)
-    hidden = output if isinstance(output, torch.Tensor) else output[0]
-    return hidden
+    return output if isinstance(output, torch.Tensor) else output[0]  # type: ignore[no-any-return]
 
 
 def _head_shape(model: nn.Module, vocab_size: int | None) -> tuple[int, int]:

@@ -98,11 +98,11 @@ def assemble(config: RunConfig, say: Say, *, allow_code: bool = True, weights: P
         checkpoint_layers(model)
         say("activation checkpointing: every layer is recomputed in the backward pass")
     attention = "auto" if isinstance(config.model, Target) else config.model.attention
-    forward, messages = prepare_forward(model, attention)
+    forward, messages = prepare_forward(model, attention, facts["vocab_size"] or tokenizer.vocab_size)
     for message in messages:
         say(message)
     if config.data.document_mask:
-        leak_test(forward)
+        leak_test(forward, facts["vocab_size"] or tokenizer.vocab_size)
         say("leak test passed: changing one document changes no prediction in its neighbour")
     if config.train.compile:
         say(f"compiling {compile_layers(model)} layers; the first steps are slow")
@@ -125,10 +125,17 @@ def assemble(config: RunConfig, say: Say, *, allow_code: bool = True, weights: P
         engine=engine,
         device=device,
         precision=precision,
-        hf_files=huggingface_files(model, hf_tokenizer),
+        hf_files=_hf_files(model, hf_tokenizer, say),
         flops_per_token=model_flops_per_token(model, config.data.sequence_length),
         peak_flops=peak_flops(device_name(device)),
     )
+
+
+def _hf_files(model: torch.nn.Module, hf_tokenizer: Any, say: Say) -> dict[str, bytes]:
+    if hasattr(getattr(model, "config", None), "save_pretrained"):
+        return huggingface_files(model, hf_tokenizer)
+    say(f"checkpoints hold no model/consolidated: {type(model).__name__} has no transformers configuration")
+    return {}
 
 
 def check_targets(config: RunConfig, say: Say, allow_code: bool) -> None:
@@ -145,9 +152,9 @@ def check_targets(config: RunConfig, say: Say, allow_code: bool) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def check_vocabulary(largest_token_id: int, vocab_size: int, tokenizer: TextTokenizer) -> None:
-    """Every id must have an embedding. Raises ConfigError."""
-    if largest_token_id >= vocab_size:
+def check_vocabulary(largest_token_id: int, vocab_size: int | None, tokenizer: TextTokenizer) -> None:
+    """Every id must have an embedding, if it is known how many there are. Raises ConfigError."""
+    if vocab_size is not None and largest_token_id >= vocab_size:
         raise ConfigError(
             f"the data holds token id {largest_token_id}, but the model has {vocab_size} embeddings. The tokenizer "
             f"({tokenizer.description}, {tokenizer.vocab_size} ids) is not this model's: use the model's own, or build the "
