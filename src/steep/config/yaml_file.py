@@ -43,6 +43,7 @@ class Dumper(yaml.SafeDumper):
     }
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Values that occur twice are written twice: a person reads the file."""
         return True
 
 
