@@ -152,7 +152,8 @@ def test_importing_steep_and_its_command_is_light() -> None:
 
 def test_reading_a_configuration_and_the_data_side_needs_no_torch() -> None:
     modules = ["config.load", "config.schema", "config.targets", "store.prepare", "store.cache", "order.plan", "tokenizer.load",
-               "sources.jsonl", "inspection", "train.sizes", "optim.schedule", "checkpoint.lock", "checkpoint.compare"]  # fmt: skip
+               "sources.jsonl", "inspection", "train.sizes",
+               "optim.schedule", "checkpoint.lock", "checkpoint.compare"]  # fmt: skip
     loaded = imported_by("import " + ", ".join(f"steep.{module}" for module in modules))
     assert not loaded & {"torch", "transformers"}
 

@@ -81,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
         usage = usage_message(error)
         if usage is None:
             raise
-        print(usage, file=sys.stderr)
+        print(usage, end="\n" if usage else "", file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0
 
@@ -95,7 +95,7 @@ def usage_message(error: Exception) -> str | None:
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "steep"
     message: str = error.format_message()  # type: ignore[attr-defined]
-    return f"{path}: {message}\nTry '{path} --help'."
+    return f"{path}: {message}\nTry '{path} --help'." if message else ""  # no message: it has shown the help already
 
 
 def main() -> None:

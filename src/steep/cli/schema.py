@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from steep.cli.options import refuse_overrides
 
-def command() -> None:
+
+def command(context: typer.Context) -> None:
     """Print the JSON Schema of the configuration, so that editors complete and check it."""
+    refuse_overrides(context)
     import json
 
     from steep.config.schema import json_schema

@@ -58,8 +58,18 @@ class Output:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, emoji=False, no_wrap=True, crop=False)
         else:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        try:
             self.stream.write(encodable(text, self.stream) + "\n")
             self.stream.flush()
+        except BrokenPipeError:
+            if self._log is None:
+                raise
+            # A run of days does not end because the reader of its lines (head, a dead tee) has.
+            discard(self.stream)
+            self._log.write("the reader of standard output is gone; the run goes on, and its lines are in this file\n")
 
     def show_bar(self, completed: int, total: int) -> None:
         """Draw or move the bar. Nothing happens where the stream is no terminal."""
@@ -167,6 +177,13 @@ def build(
     """
     output = Output(stream or sys.stdout, bar=progress != "plain")
     return ConsoleTracker(output, width, log_every_steps)
+
+
+def discard(stream: TextIO) -> None:
+    """Let everything that is still written to `stream`, a file or pipe, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def is_terminal(stream: TextIO) -> bool:
