@@ -144,18 +144,18 @@ class Kills:
 
 
 def kill_once(
-    command: list[str | Path], run: Path, aim: str, pace: Pace, generator: random.Random, kills: Kills, most: int = 2
+    command: list[str | Path], run: Path, aim: str, pace: Pace, generator: random.Random, kills: Kills
 ) -> None:
     """Start the run and SIGKILL it at a random instant: inside a save, while starting, or anywhere between steps.
 
-    most: the kill comes after 1 to so many saves or steps of the new process.
+    Half of the kills leave the run one step further, hardly one two: a run of as many steps as kills outlasts them.
     """
     with Steep(*command) as process:
-        if aim == "save" and process.wait_for("saving ", generator.randint(1, most)):
+        if aim == "save" and process.wait_for("saving ", generator.randint(1, 2)):
             time.sleep(generator.uniform(0, 0.9) * pace.save)
         elif aim == "start":
             time.sleep(generator.uniform(0, 1) * pace.start)
-        elif process.wait_for("step ", generator.randint(1, most)):
+        elif process.wait_for("step ", generator.randint(1, 2)):
             time.sleep(generator.uniform(0, 1) * pace.step)
         process.send(signal.SIGKILL)
         code = process.finish()

@@ -112,8 +112,10 @@ def test_ctrl_c_before_the_first_step(
     """Nothing to save: the command leaves without a step, a traceback or a wait."""
     mapping = small_run(
         tmp_path, corpus_directory, tiny_tokenizer_directory,
-        data={"sequence_length": 64, "validation": {"heldout": {"path": str(corpus_directory)}}, "train": [{"path": str(corpus_directory)}],
-              "cache_directory": str(tmp_path / "cache")},
+        data={
+            "sequence_length": 64, "train": [{"path": str(corpus_directory)}], "cache_directory": str(tmp_path / "cache"),
+            "validation": {"heldout": {"path": str(corpus_directory)}},
+        },
         evaluate={"tokens": "10M"},
     )  # fmt: skip
     with Steep("train", write_yaml(mapping, tmp_path / "run.yaml")) as process:

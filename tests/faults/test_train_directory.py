@@ -1,0 +1,170 @@
+"""One run per directory: a second process, another configuration, changed data and a finished run are each told apart."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes import Steep, final_weights, same_records
+from steep.config.load import load_run_config
+from steep.core.errors import CheckpointError, ConfigError, SteepError
+from steep.train.finish import TrainResult
+from steep.train.loop import train
+from support import losses, run_mapping, write_yaml
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, documents: list[str]) -> Path:
+    """A corpus that a test may change."""
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for number, text in enumerate(documents[:30]):
+        (directory / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+    return directory
+
+
+@pytest.fixture
+def mapping(tmp_path: Path, corpus: Path, tiny_tokenizer_directory: Path) -> dict[str, Any]:
+    return run_mapping(tmp_path, corpus, tiny_tokenizer_directory, train={"steps": 4})
+
+
+def start(mapping: dict[str, Any], *overrides: str, resume: bool | None = None) -> tuple[TrainResult, str]:
+    """Train in this process; the result and what was printed."""
+    stream = io.StringIO()
+    config = load_run_config(mapping=mapping, overrides=overrides)
+    return train(config, resume=resume, stream=stream), stream.getvalue()
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a run but what each start of the command writes."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.name not in ("run.lock", "console.log"))
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def test_the_second_of_two_runs_refuses(tmp_path: Path, mapping: dict[str, Any]) -> None:
+    mapping["train"]["steps"] = 100_000
+    with Steep("train", write_yaml(mapping, tmp_path / "run.yaml")) as process:
+        assert process.wait_for("step ")
+        with pytest.raises(CheckpointError, match="in use by process") as refused:
+            start(mapping)
+        assert f"process {process.process.pid} on {socket.gethostname()}" in str(refused.value)
+        assert process.process.poll() is None, "the first run goes on"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["--optimizer.learning_rate", "2e-3"], "optimizer.learning_rate: saved 0.001, now 0.002"),
+        (["--model.config.num_hidden_layers", "3"], "model.config.num_hidden_layers: saved 2, now 3"),
+        (["--train.global_batch_size", "8"], "train.global_batch_size: saved 4, now 8"),
+        (["--run.seed", "8"], "run.seed: saved 7, now 8"),
+        (["--data.sequence_length", "32"], "the sequence length"),
+    ],
+)
+def test_another_run_is_refused_by_what_differs(
+    overrides: list[str], named: str, mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    start(mapping)
+    run = tmp_path / "runs" / "small"
+    before = contents(run)
+    with pytest.raises(SteepError) as refused:
+        start(mapping, *overrides)
+    assert named in str(refused.value)
+    assert "run.name" in str(refused.value)
+    assert contents(run) == before, "a refusal changes nothing"
+
+
+def test_changed_data_is_refused(mapping: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
+    start(mapping)
+    before = contents(tmp_path / "runs" / "small")
+    with (corpus / "003.txt").open("a") as file:
+        file.write("one more sentence")
+    with pytest.raises(CheckpointError, match="the data has changed"):
+        start(mapping, "--train.steps", "6")
+    assert contents(tmp_path / "runs" / "small") == before, "a refusal changes nothing"
+
+
+def test_moved_data_is_the_same_data(mapping: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
+    start(mapping)
+    shutil.move(corpus, tmp_path / "elsewhere")
+    mapping["data"]["train"] = [{"path": str(tmp_path / "elsewhere")}]
+    result, _ = start(mapping, "--train.steps", "6")
+    assert result.step == 6
+
+
+def test_what_does_not_change_learning_may_change(mapping: dict[str, Any], tmp_path: Path) -> None:
+    mapping["train"]["max_seconds"] = 1e-6
+    first, _ = start(mapping)
+    assert first.status == "interrupted"
+    del mapping["train"]["max_seconds"]
+    overrides = ["--console.log_every_steps", "2", "--evaluate.tokens", "1000", "--checkpoint.every_steps", "1"]
+    result, printed = start(mapping, *overrides)
+    assert (result.status, result.step) == ("done", 4)
+    assert "resuming from epoch_0_step_1" in printed
+
+
+def test_resume_demands_and_no_resume_refuses_a_checkpoint(mapping: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        start(mapping, resume=True)
+    start(mapping, resume=False)
+    with pytest.raises(CheckpointError, match=r"already holds a run.*--run.name"):
+        start(mapping, resume=False)
+    result, _ = start(mapping, "--train.steps", "5", resume=True)
+    assert result.step == 5
+
+
+def test_a_finished_run_is_left_alone(mapping: dict[str, Any], tmp_path: Path) -> None:
+    first, _ = start(mapping)
+    before = contents(tmp_path / "runs" / "small")
+    again, printed = start(mapping)
+    assert "nothing left to train" in printed
+    assert (again.status, again.exit_code, again.step, again.after) == ("done", 0, 4, first.after)
+    assert contents(tmp_path / "runs" / "small") == before
+
+
+def test_a_finished_run_can_be_made_longer_but_not_shorter(mapping: dict[str, Any], tmp_path: Path) -> None:
+    start(mapping)
+    with pytest.raises(ConfigError, match=r"has made 4 steps already.*to end after 3"):
+        start(mapping, "--train.steps", "3")
+    result, printed = start(mapping, "--train.steps", "8")
+    assert (result.status, result.step) == ("done", 8)
+    assert "train.steps: saved 4, now 8: the learning-rate schedule follows the new length" in printed
+    assert [step for step, *_ in losses(tmp_path / "runs" / "small")] == list(range(8))
+
+
+def test_a_run_of_constant_rate_made_longer_equals_one_that_was_long(mapping: dict[str, Any], tmp_path: Path) -> None:
+    """Lengthening a run never changes its past; where the schedule does not look at the end, nor its future."""
+    mapping["schedule"] = {"name": "constant"}
+    start(mapping)
+    start(mapping, "--train.steps", "8")
+    start(mapping, "--train.steps", "8", "--run.name", "long")
+    longer, long = tmp_path / "runs" / "small", tmp_path / "runs" / "long"
+    assert losses(longer) == losses(long)
+    assert final_weights(longer) == final_weights(long)
+
+
+@pytest.mark.parametrize("micro_batch_size", ["1", "2"])
+def test_another_micro_batch_size_takes_the_same_sequences(
+    micro_batch_size: str, mapping: dict[str, Any], tmp_path: Path
+) -> None:
+    start(
+        mapping, "--train.steps", "8", "--run.name", "straight", "--train.threads", "1", "--schedule.name", "constant"
+    )
+    start(mapping, "--schedule.name", "constant")
+    _, printed = start(
+        mapping, "--schedule.name", "constant", "--train.steps", "8", "--train.micro_batch_size", micro_batch_size
+    )
+    assert f"train.micro_batch_size: saved None, now {micro_batch_size}: losses will equal" in printed
+    straight, resumed = (tmp_path / "runs" / name for name in ("straight", "small"))
+    expected, found = losses(straight), losses(resumed)
+    assert [loss for _, loss, _ in found] == pytest.approx([loss for _, loss, _ in expected], rel=1e-5)
+    counts = [
+        [(r["tokens"], r["sequences"]) for r in same_records(run) if r["kind"] == "train"]
+        for run in (straight, resumed)
+    ]
+    assert counts[0] == counts[1]
