@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-from steep.core.errors import ConfigError
 from steep.optim.config import ScheduleConfig
 
 DEFAULT_WARMUP_RATIO = 0.01
@@ -19,7 +18,7 @@ def multiplier(step: int, total_steps: int, config: ScheduleConfig) -> float:
     """The factor on the learning rate at `step` in [0, total_steps). Steps past the end keep the last value.
 
     A warmup that fills the whole run never reaches the peak; where only one step is left after it, that step has the
-    peak. Raises ConfigError for inverse_sqrt with final_ratio 0, which that shape never reaches.
+    peak.
     """
     step = min(step, total_steps - 1)
     warmup = warmup_steps(total_steps, config)
@@ -77,11 +76,6 @@ def _between(shape: float, final_ratio: float) -> float:
 
 def _inverse_sqrt(progress: float, final_ratio: float) -> float:
     """1 / sqrt(1 + t / tau), with tau chosen so that the last step has `final_ratio`."""
-    if final_ratio == 0:
-        raise ConfigError(
-            "schedule.final_ratio=0 with schedule.name=inverse_sqrt: an inverse square root never reaches 0. "
-            "Give a final_ratio above 0 (e.g. 0.1), or use name: linear, cosine or wsd."
-        )
     return 1.0 / math.sqrt(1.0 + progress * (final_ratio**-2 - 1.0))
 
 
