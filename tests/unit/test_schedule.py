@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from pydantic import ValidationError
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from steep.optim.config import ScheduleConfig
 from steep.optim.schedule import cooldown_start, multiplier, warmup_steps

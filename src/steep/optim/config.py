@@ -45,5 +45,8 @@ class ScheduleConfig(Section):
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise ValueError("give warmup_steps or warmup_ratio, not both")
         if self.name == "inverse_sqrt" and self.final_ratio == 0:
-            raise ValueError("inverse_sqrt never reaches final_ratio 0; give a final_ratio above 0 such as 0.1, or use linear, cosine or wsd")
+            raise ValueError(
+                "inverse_sqrt never reaches final_ratio 0; give a final_ratio above 0 such as 0.1, "
+                "or use linear, cosine or wsd"
+            )
         return self
