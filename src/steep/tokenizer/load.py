@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -150,14 +151,21 @@ def _from_folder(path: Path) -> PreTrainedTokenizerBase:
 
 def _from_file(path: Path) -> PreTrainedTokenizerBase:
     if path.suffix == ".gguf":
-        tokenizer = _auto(str(path.parent), gguf_file=path.name)
-        restore_digit_split(tokenizer, path)
-        return tokenizer
+        found = path.stat()
+        return copy.deepcopy(_from_gguf(path, found.st_mtime_ns, found.st_size))
     if path.name == BACKEND_FILE and (path.parent / "tokenizer_config.json").is_file():
         return _auto(str(path.parent))
     if path.suffix == ".json":
         return _from_backend_file(path)
     raise ModelError(f"{path}: is no tokenizer; a tokenizer.json or a .gguf file is needed.")
+
+
+@lru_cache(maxsize=1)
+def _from_gguf(path: Path, mtime_ns: int, size: int) -> PreTrainedTokenizerBase:
+    """Kept for the next caller, since transformers takes some ten seconds to read it; read anew if the file has changed."""
+    tokenizer = _auto(str(path.parent), gguf_file=path.name)
+    restore_digit_split(tokenizer, path)
+    return tokenizer
 
 
 def _from_backend_file(path: Path) -> PreTrainedTokenizerBase:
