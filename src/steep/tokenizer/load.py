@@ -6,6 +6,7 @@ for training and preparing is a TextTokenizer, which needs neither transformers 
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from functools import lru_cache
