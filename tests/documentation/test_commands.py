@@ -35,8 +35,8 @@ SMALLER = {
     (
         "README.md",
         "gpt2.yaml",
-    ): "--report.enabled false --model.vocab_size 512 --model.n_layer 2 --model.n_head 2 --model.n_embd 32"
-    " --data.sequence_length 128 --data.validation.held_out.share 0.4",
+    ): "--report.enabled false --model.vocab_size 512 --model.n_layer 2 --model.n_head 2"
+    " --model.n_embd 32 --data.sequence_length 128 --data.validation.held_out.share 0.4",
     ("docs/tutorials/your_own_text.md", "run.yaml"): SHARE,
     ("docs/tutorials/gpt2_from_scratch.md", "run.yaml"): "--model.vocab_size 512 --model.n_layer 2 --model.n_head 2"
     " --model.n_embd 32 --data.sequence_length 128 --data.validation.held_out.share 0.4",
