@@ -137,3 +137,18 @@ def test_the_module_prints_the_page_without_torch() -> None:
     program = "import sys, runpy; runpy.run_module('steep.config.schema', run_name='__main__'); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == reference_markdown()
+
+
+def test_every_field_is_documented() -> None:
+    from steep.config.documentation import document_sections, sections_below
+    from steep.config.run import RunConfig
+
+    document_sections(RunConfig)
+    silent = [
+        f"{section.__name__}.{name}"
+        for section in sections_below(RunConfig)
+        if section is not RunConfig
+        for name, field in section.model_fields.items()
+        if not field.description
+    ]
+    assert not silent

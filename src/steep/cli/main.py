@@ -44,6 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich's takes longer to import than everything else together
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (prepare, plan, train, evaluate, generate, export, report, inspect, schema, demo):
@@ -102,4 +103,5 @@ def main() -> None:
     """Entry point of the console script."""
     if not sys.stderr.isatty():  # other libraries' bars (tqdm's own switch): control codes would spoil a log
         os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them takes a fifth of the start
     sys.exit(run(sys.argv[1:]))

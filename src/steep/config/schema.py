@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticUndefined, core_schema
 
+from steep.config.documentation import document_sections
 from steep.config.run import RunConfig
 from steep.config.structure import (
     NUMBERS_AS_WRITTEN,
@@ -57,6 +58,7 @@ def _number_or_text(number: JsonSchemaValue, function: Any) -> JsonSchemaValue:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a run's configuration, with every field's documentation and default."""
+    document_sections(RunConfig)
     schema = RunConfig.model_json_schema(by_alias=True, schema_generator=_Schema)
     schema = {"$schema": SCHEMA_DIALECT, **_with_limits(schema), "title": "steep run"}
     for name, field in RunConfig.model_fields.items():
@@ -122,6 +124,7 @@ model:
 
 def reference_markdown() -> str:
     """The page docs/reference/configuration.md: one table of keys per section."""
+    document_sections(RunConfig)
     parts = [_HEAD]
     for name, field in RunConfig.model_fields.items():
         parts += _section_page(name, field, level=2)
