@@ -36,14 +36,9 @@ def command(
     """Turn text into a token store. Killed at any instant, the same command continues where it stopped."""
     refuse_overrides(context)
     from steep.api import prepare
-    from steep.core.progress import progress_bar
+    from steep.core.progress import progress_when_needed
 
-    with progress_bar("preparing", None, "bytes") as bar:
-
-        def show(done_bytes: int, total_bytes: int, tokens: int) -> None:
-            bar.total = total_bytes
-            bar.update(done_bytes)
-
+    with progress_when_needed("preparing", "bytes") as show:
         result = prepare(
             inputs,
             tokenizer=tokenizer,
@@ -57,6 +52,6 @@ def command(
             shard_bytes=shard_bytes,
             on_bad_record=on_bad_record,
             overwrite=overwrite,
-            progress=show,
+            progress=lambda done_bytes, total_bytes, tokens: show(done_bytes, total_bytes),
         )
     typer.echo(str(result))

@@ -132,6 +132,20 @@ def progress_bar(
         progress.finish()
 
 
+@contextlib.contextmanager
+def progress_when_needed(description: str, unit: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A function of (completed, total) that shows a progress bar from its first call on; nothing if it is never called."""
+    with contextlib.ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def show(completed: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(progress_bar(description, total, unit, stream=stream)))
+            bars[0].update(completed)
+
+        yield show
+
+
 def live_progress(stream: TextIO, unit: str) -> Any:
     """A rich Progress on `stream` with amount, rate and time left; start and stop it yourself."""
     from rich import progress as bars

@@ -17,6 +17,7 @@ from steep.checkpoint.consolidated import huggingface_files
 from steep.config import targets
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
+from steep.core.progress import progress_when_needed
 from steep.core.section import Target
 from steep.models.config import ModelConfig
 from steep.models.flops import model_flops_per_token, peak_flops
@@ -82,7 +83,8 @@ def assemble(config: RunConfig, say: Say, *, allow_code: bool = True, weights: P
     reference = tokenizer_reference(config.tokenizer, config.model)
     hf_tokenizer = load_hf_tokenizer(reference)
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
-    data = open_run_data(config.data, tokenizer, config.run.seed)
+    with progress_when_needed("preparing text", "bytes") as show:
+        data = open_run_data(config.data, tokenizer, config.run.seed, lambda done, total, tokens: show(done, total))
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
 
     model_config = config.model

@@ -10,6 +10,7 @@ from typing import Any
 
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
+from steep.core.progress import progress_when_needed
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.models.structure import StructureFacts, plan_structure
@@ -150,7 +151,8 @@ def plan_run(config: RunConfig, *, device: str = "auto", allow_code: bool = True
 
     hardware = find_hardware(config.train.device if device == "auto" else device)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
-    data = open_run_data(config.data, tokenizer, config.run.seed)
+    with progress_when_needed("preparing text", "bytes") as show:
+        data = open_run_data(config.data, tokenizer, config.run.seed, lambda done, total, tokens: show(done, total))
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
     plan = plan_opened(config, data, sizes, hardware, allow_code=allow_code)
     check_fits(plan)
