@@ -219,6 +219,7 @@ def _write_folder(root: Path, state: CheckpointState) -> None:
     """Write every file of a checkpoint into the new folder `root`, the manifest last, all fsynced."""
     if root.exists():
         shutil.rmtree(root)
+    root.mkdir()  # without its parents: a run directory that was removed meanwhile is not made again
     for folder in ("model/consolidated", "optim", "rng"):
         (root / folder).mkdir(parents=True)
     files = _write_tensors(root, "model", state.model_tensors) | _write_tensors(root, "optim", state.optimizer_tensors)

@@ -31,7 +31,18 @@ class JsonlTracker:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _cut_torn_line(path)
+        self._open(path)
+
+    def _open(self, path: Path) -> None:
+        self._path = path
         self._file = open(path, "a", encoding="utf-8", newline="\n", buffering=1)  # noqa: SIM115
+
+    def rewind(self, step: int) -> None:
+        """Drop what a run that goes on after `step` updates will write again: see `truncate_after`."""
+        if self._file is not None:
+            self.close()
+            truncate_after(self._path, step)
+            self._open(self._path)
 
     def log(self, record: Record) -> None:
         """Append one line. Numbers that are not finite become null, so that every line is standard JSON."""

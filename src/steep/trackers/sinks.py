@@ -64,6 +64,10 @@ class Sinks:
         for record in records:
             self.log(record)
 
+    def rewind(self, step: int) -> None:
+        """Take back from metrics.jsonl what a run that goes on after `step` updates will write again; -1: everything."""
+        self._jsonl.rewind(step)
+
     def flush(self) -> None:
         """Make metrics.jsonl durable, as at every checkpoint."""
         self._jsonl.flush(fsync=True)

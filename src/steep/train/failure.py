@@ -19,6 +19,8 @@ def explained_errors(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except SteepError as error:
+        if not run.path.exists():
+            raise removed(run) from error
         _note(run, str(error))
         raise
     except BrokenPipeError:  # the reader of standard output is gone; no file of the run
@@ -32,14 +34,19 @@ def explained_errors(run: RunDirectory) -> Iterator[None]:
 def explain(run: RunDirectory, error: OSError) -> SteepError:
     """The error with the run directory and what to do."""
     if not run.path.exists():
-        return CheckpointError(
-            f"the run directory {run.path} was removed or renamed while the run was writing to it, and its checkpoints with "
-            "it. Put it back and run the same command again, or start anew."
-        )
+        return removed(run)
     reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     return TrainingError(
         f"a file could not be read or written: {reason}. The run stops here; the checkpoints in {run.checkpoints} are whole. "
         "Free some space or restore access, then run the same command again to continue."
+    )
+
+
+def removed(run: RunDirectory) -> SteepError:
+    """The error for a run whose folder has gone."""
+    return CheckpointError(
+        f"the run directory {run.path} was removed or renamed while the run was writing to it, and its checkpoints with it. "
+        "Put it back and run the same command again, or start anew."
     )
 
 

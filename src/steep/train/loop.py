@@ -37,6 +37,7 @@ def train(
     run.create()
     with ExitStack() as stack:
         stack.enter_context(RunLock(run.path))
+        run.remove_leftovers()
         beginning = find_beginning(run, config, resume)
         stack.enter_context(explained_errors(run))
         sinks = stack.enter_context(
@@ -62,6 +63,7 @@ def _run(
     if is_finished(run, job, state):
         return already_finished(run, job, state, sinks)
     describe_start(run, config, job)
+    sinks.rewind(state.step if beginning.checkpoint else -1)
     sinks.expect_steps(sizes.steps, state.step)
     job.model.train()
     restore_job(beginning, job)  # after all that draws random numbers; evaluation and samples draw none

@@ -15,7 +15,6 @@ from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
-from steep.trackers.jsonl import truncate_after
 from steep.train.assemble import Job, Say
 from steep.train.run_directory import RunDirectory
 from steep.train.state import TrainState
@@ -59,7 +58,6 @@ def find_beginning(run: RunDirectory, config: RunConfig, resume: bool | None) ->
     checkpoint = open_checkpoint(path)
     saved, current = parse_yaml(checkpoint.config_yaml).data, redact(config.to_mapping())
     _refuse(run, saved, current, "holds a different run")
-    truncate_after(run.metrics, checkpoint.manifest.step)
     return Beginning(checkpoint, [*messages, *warnings(saved, current), f"resuming from {path.name}"])
 
 
@@ -69,9 +67,12 @@ def _refuse_another_run(run: RunDirectory, config: RunConfig) -> None:
         return
     saved = parse_yaml(run.config.read_text(encoding="utf-8")).data
     _refuse(
-        run, saved, redact(config.to_mapping()), "belongs to a different run, which stopped before its first checkpoint"
+        run,
+        saved,
+        redact(config.to_mapping()),
+        "belongs to a different run, which stopped before its first checkpoint (so "
+        "that the folder may as well be deleted)",
     )
-    truncate_after(run.metrics, -1)
 
 
 def _refuse(run: RunDirectory, saved: dict[str, Any], current: dict[str, Any], what: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import CheckpointError
-from steep.core.files import read_json, write_json, write_text
+from steep.core.files import read_json, remove_leftovers, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class RunDirectory:
         """Read one of the run's JSON files; None if it is not there."""
         path = self.path / name
         return read_json(path) if path.exists() else None
+
+    def remove_leftovers(self) -> None:
+        """Remove files that a killed process had half written. Needs the run's lock."""
+        for folder in (self.path, self.path / "samples"):
+            remove_leftovers(folder)
 
     def remove(self, name: str) -> None:
         """Remove one of the run's files, if it is there."""
