@@ -12,6 +12,9 @@ from steep.core.units import format_bytes
 from steep.train.run_directory import RunDirectory, is_run_directory
 
 SHOWN_CHARACTERS = 400
+SHOWN_ITEMS = 8
+SHOWN_NUMBERS = 24
+"""What the text form shows of long values; --json has them whole."""
 
 
 def inspect_path(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, Any]:
@@ -98,13 +101,13 @@ def _inspect_model(path: Path) -> dict[str, Any]:
 
 def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
     """Sequence `index` of a run's plan: which documents and tokens, and their text. Raises DataError, ConfigError."""
-    from steep.config.load import load_run_config
+    from steep.evaluate.subject import config_of_run
     from steep.tokenizer.load import load_tokenizer
     from steep.train.data import open_run_data
 
     if not is_run_directory(path):
         raise ConfigError(f"{path}: --sequence needs a run directory")
-    config = load_run_config(path / "config.yaml")
+    config = config_of_run(path)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     data = open_run_data(config.data, tokenizer, config.run.seed)
     planned = data.plan.sequence(index)
@@ -134,12 +137,16 @@ def as_text(value: Any, indent: int = 0) -> str:
     if isinstance(value, dict):
         return "\n".join(_entry(str(key), item, indent) for key, item in value.items())
     if isinstance(value, list):
-        return "\n".join(f"{pad}- {as_text(item, indent + 1).lstrip()}" for item in value) or f"{pad}none"
+        lines = [f"{pad}- {as_text(item, indent + 1).lstrip()}" for item in value[:SHOWN_ITEMS]]
+        more = [f"{pad}… and {len(value) - SHOWN_ITEMS:,} more"] if len(value) > SHOWN_ITEMS else []
+        return "\n".join([*lines, *more]) or f"{pad}none"
     return f"{pad}{_short(value)}"
 
 
 def _entry(key: str, value: Any, indent: int) -> str:
     pad = "  " * indent
+    if isinstance(value, list) and value and all(isinstance(item, (int, float)) for item in value):
+        return f"{pad}{key}: {' '.join(map(str, value[:SHOWN_NUMBERS]))}{' …' if len(value) > SHOWN_NUMBERS else ''}"
     if isinstance(value, (dict, list)) and value:
         return f"{pad}{key}:\n{as_text(value, indent + 1)}"
     return f"{pad}{key}: {'none' if value in (None, [], {}) else _short(value)}"

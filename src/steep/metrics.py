@@ -149,7 +149,8 @@ def reference_markdown() -> str:
             "|---|---|",
             f"| `train` | {', '.join(f'`{metric.name}`' for metric in TRAIN_METRICS[1:])} |",
             f"| `evaluate` | `text` (name of the held-out text), "
-            f"{', '.join(f'`{metric.name}`' for metric in EVALUATE_METRICS)} |",
+            f"{', '.join(f'`{metric.name}`' for metric in EVALUATE_METRICS)}, `tokens` (predicted ones), `documents`, "
+            "`text_bytes` |",
             "| `sample` | `prompt`, `text` (the continuation, without the prompt) |",
             "| `event` | `message` |",
             "",

@@ -72,9 +72,10 @@ def test_score_does_not_depend_on_the_batch_size(scored: tuple, batch_size: int)
 
 def test_whole_documents_are_taken_up_to_the_token_limit(scored: tuple) -> None:
     _, _, text = scored
-    assert [len(part) for part in first_documents(text, 25)] == [2]  # 4 + 21 tokens
-    assert [len(part) for part in first_documents(text, 24)] == [1]
-    assert [len(part) for part in first_documents(text, 1)] == [1]  # never none
+    chosen = {limit: [part.tolist() for part in first_documents(text, limit)] for limit in (25, 24, 1)}
+    assert chosen[25] == [[0, 1]]  # 4 + 21 tokens
+    assert chosen[24] == [[0, 3]]  # 21 and 48 do not fit after 4, 12 does
+    assert chosen[1] == [[0]]  # never none: the shortest
 
 
 def test_bytes_are_counted_by_decoding_where_the_store_does_not_know_them(scored: tuple) -> None:

@@ -100,5 +100,6 @@ def test_memory_bar_parts_follow_each_other() -> None:
 
 
 def test_python_api_is_light_until_used() -> None:
-    code = "import sys, steep; steep.plan; steep.train; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    heavy = ("torch", "transformers", "numpy")
+    code = f"import sys, steep; steep.plan; steep.train; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

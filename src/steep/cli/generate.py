@@ -45,8 +45,7 @@ def command(
     for title, reference in references:
         if title:
             typer.echo(title)
-        with Wrapped(sys.stdout) as out:
-            out.write(text)
+        with Wrapped(sys.stdout, first=text) as out:
             generate(
                 reference,
                 text,

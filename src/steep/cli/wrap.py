@@ -10,9 +10,13 @@ from steep.trackers.console import clean_text, encodable, is_terminal
 
 
 class Wrapped:
-    """Writes text as it comes. A word is held back until it is whole, so that it can move to the next line."""
+    """Writes text as it comes. A word is held back until it is whole, so that it can move to the next line.
 
-    def __init__(self, stream: TextIO, width: int | None = None):
+    first: written before the first piece, or at the end if there is none; not at all if the block raises before.
+    """
+
+    def __init__(self, stream: TextIO, width: int | None = None, first: str = ""):
+        self._first = first
         self._stream = stream
         self._wraps = width is not None or is_terminal(stream)
         self._width = width or shutil.get_terminal_size().columns
@@ -22,14 +26,18 @@ class Wrapped:
     def __enter__(self) -> Wrapped:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._first and kind is not None:
+            return
+        self.write("")
         self._put(self._held)
         self._put("\n")
         self._stream.flush()
 
     def write(self, text: str) -> None:
         """Write what is certain of `text`; control characters are made visible."""
-        text = self._held + clean_text(text)
+        text = self._held + clean_text(self._first + text)
+        self._first = ""
         self._held = ""
         if self._wraps:
             *pieces, self._held = re.split(r"(?<=[\s])", text)

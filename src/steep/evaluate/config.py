@@ -15,7 +15,7 @@ class EvaluateConfig(Section):
     every_steps: Optional[Count] = Field(default=None, ge=1)
     """Score every validation text after so many steps. The start and the end are always scored."""
     tokens: Count = Field(default=200_000, ge=1)
-    """At most this many tokens of each text: the first whole documents that fit, always the same ones."""
+    """At most this many tokens of each text: whole documents in their order, each that still fits; always the same ones."""
     batch_size: Optional[int] = Field(default=None, ge=1)
     """Sequences per forward pass. Default: the micro-batch size. Changes speed and memory, not the score."""
     prompts: list[str] = Field(default_factory=list)

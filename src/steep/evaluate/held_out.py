@@ -82,17 +82,28 @@ class Score:
 
 
 def first_documents(text: HeldOutText, tokens: int) -> list[NDArray[np.int64]]:
-    """The first whole documents of each part that together have at most `tokens` tokens; always at least one document."""
+    """Whole documents of each part in their order, each that still fits in `tokens`; where none fits, the shortest one.
+
+    A document too long for what is left is passed over, so that one long document does not end the choice.
+    """
     chosen: list[NDArray[Any]] = []
     left = tokens
     for store, documents in text.parts:
-        ends = np.cumsum(store.document_lengths[documents])
-        count = int(np.searchsorted(ends, left, side="right"))
-        if not chosen and count == 0:
-            count = 1
-        chosen.append(documents[:count])
-        left = max(0, left - int(ends[count - 1])) if count else 0
-    return chosen
+        taken = []
+        for document, length in zip(documents.tolist(), store.document_lengths[documents].tolist(), strict=True):
+            if length <= left:
+                taken.append(document)
+                left -= length
+                if left == 0:
+                    break
+        chosen.append(np.array(taken, dtype=np.int64))
+    if any(map(len, chosen)):
+        return chosen
+    return [_shortest(store, documents) for store, documents in text.parts[:1]] + chosen[1:]
+
+
+def _shortest(store: ScoredStore, documents: NDArray[Any]) -> NDArray[Any]:
+    return documents[[int(np.argmin(store.document_lengths[documents]))]]
 
 
 def score_text(

@@ -109,10 +109,17 @@ def run_of(reference: str) -> Path | None:
 
 
 def config_of_run(run: Path) -> RunConfig:
-    """The configuration that a run was made with. Raises ConfigError."""
-    from steep.config.load import load_run_config
+    """The configuration that a run was made with; its data need not be there any more. Raises ConfigError."""
+    from pydantic import ValidationError
 
-    return load_run_config(run / "config.yaml")
+    from steep.config.run import RunConfig
+    from steep.config.yaml_file import parse_yaml
+
+    path = run / "config.yaml"
+    try:
+        return RunConfig.model_validate(parse_yaml(path.read_text(encoding="utf-8")).data)
+    except (OSError, ValidationError) as error:
+        raise ConfigError(f"{path} is no configuration of this version of steep: {error}") from None
 
 
 def base_of(reference: str) -> str:

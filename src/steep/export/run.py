@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steep.core.errors import ConfigError, ModelError
-from steep.core.files import sync_directory, temporary_path
+from steep.core.files import remove_leftovers, sync_directory, temporary_path
 from steep.core.plugins import load_plugin
 from steep.evaluate.subject import Subject, load_subject
 from steep.export.model_card import model_card
@@ -55,8 +55,8 @@ def export_model(
     model = cast_weights(subject.model, _torch_dtype(dtype))
     expected_TV = logits_of(model, input_ids)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)  # of exports that were killed or refused
     temporary = temporary_path(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
     form.write(subject, model, temporary, max_shard_size, model_card(reference, subject.run, dtype))
     found = verify_export(temporary, input_ids, expected_TV, dtype)
     if folder.exists():

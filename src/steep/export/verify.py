@@ -63,7 +63,7 @@ def verify_export(folder: Path, input_ids: list[int], expected_TV: NDArray[np.fl
     if not difference <= allowed:
         raise ModelError(
             f"the export {folder} is not the trained model: its logits differ by up to {difference:.3g}, and {dtype} allows "
-            f"{allowed:.3g}. The folder is kept for inspection; do not serve it."
+            f"{allowed:.3g}. The folder is kept until the next export; do not serve it."
         )
     return Verification(program, difference, nats_per_token(logits_TV, input_ids))
 

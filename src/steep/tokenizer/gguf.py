@@ -31,7 +31,7 @@ def restore_digit_split(hf_tokenizer: Any, path: Path) -> None:
     if kind not in SINGLE_DIGITS or present is None or "Digits" in json.dumps(present):
         return
     logger.warning(
-        "%s: digits are split one by one (tokenizer.ggml.pre is %r), which transformers leaves out", path, kind
+        "%s: digits are split one by one (tokenizer.ggml.pre is %r), which transformers leaves out", path.name, kind
     )
     digits = pre_tokenizers.Digits(individual_digits=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])

@@ -32,7 +32,7 @@ LEAST_IMPORTANT_FIRST = ("data_wait_seconds", "mfu", "tokens", "memory_bytes", "
                          "tokens_per_second", "eta_seconds")  # fmt: skip
 
 TEXT_WIDTH = 16
-"""Characters for the name of a held-out text."""
+"""Characters for the name of a held-out text, unless a text of the run has a longer one."""
 
 
 class Output:
@@ -104,6 +104,7 @@ class ConsoleTracker:
         self._first_step: int | None = None
         self._start_scores: dict[str, float] = {}
         self._table_step: int | None = None
+        self._text_width = TEXT_WIDTH
 
     @property
     def width(self) -> int:
@@ -116,6 +117,8 @@ class ConsoleTracker:
         run_directory.mkdir(parents=True, exist_ok=True)
         self.output.open_log(run_directory / LOG_NAME)
         self._start_scores = scores_at_start(run_directory / FILE_NAME)
+        texts = config.get("data", {}).get("validation", {})
+        self._text_width = max([TEXT_WIDTH, *map(len, texts)])
 
     def expect_steps(self, total_steps: int, completed_steps: int = 0) -> None:
         """Say how long the run is, and how much of it an earlier process has done: the bar appears."""
@@ -155,8 +158,8 @@ class ConsoleTracker:
         name, score = str(record.get("text")), record.get("bits_per_byte")
         if record.get("step") != self._table_step:
             self._table_step = record.get("step")
-            self.output.line(evaluation_header(record.get("step")))
-        self.output.line(evaluation_row(record, self._start_scores.get(name)))
+            self.output.line(evaluation_header(record.get("step"), self._text_width))
+        self.output.line(evaluation_row(record, self._start_scores.get(name), self._text_width))
         if score is not None:
             self._start_scores.setdefault(name, score)
 
@@ -206,19 +209,19 @@ def train_line(record: Record, total_steps: int | None, width: int) -> str:
     return SEPARATOR.join([step, *cells.values()])
 
 
-def evaluation_header(step: int | None) -> str:
+def evaluation_header(step: int | None, text_width: int = TEXT_WIDTH) -> str:
     """The first line of an evaluation table."""
     title = "held-out text" if step is None else f"held-out at {step}"
-    return f"  {title:<{TEXT_WIDTH}} {'bits/byte':>9}  {'perplexity':>10}  change against the start"
+    return f"  {title:<{text_width}} {'bits/byte':>9}  {'perplexity':>10}  change against the start"
 
 
-def evaluation_row(record: Record, score_at_start: float | None) -> str:
+def evaluation_row(record: Record, score_at_start: float | None, text_width: int = TEXT_WIDTH) -> str:
     """One text of an evaluation table; the change is in bits per byte, and in percent of the start."""
     score, perplexity = record.get("bits_per_byte"), record.get("perplexity")
     shown = MISSING if score is None else f"{score:.4f}"
     change = "" if score is None or score_at_start is None else show_change(score, score_at_start)
     perplexity_shown = MISSING if perplexity is None else show_perplexity(perplexity)
-    return f"  {record.get('text')!s:<{TEXT_WIDTH}} {shown:>9}  {perplexity_shown:>10}  {change}".rstrip()
+    return f"  {record.get('text')!s:<{text_width}} {shown:>9}  {perplexity_shown:>10}  {change}".rstrip()
 
 
 def show_change(score: float, score_at_start: float) -> str:

@@ -68,8 +68,8 @@ class Job:
             return forward_token_losses(self.forward, batch.to(self.device))
 
 
-def assemble(config: RunConfig, say: Say, *, allow_code: bool = True, weights: Path | None = None) -> Job:
-    """Build and check everything before step 0. Raises a SteepError for what cannot work.
+def assemble(config: RunConfig, say: Say, *, weights: Path | None = None) -> Job:
+    """Build and check everything before step 0. Targets have passed `check_targets`. Raises a SteepError.
 
     weights: a transformers folder to take the place of `model.pretrained`, for a run that is resumed.
     """
@@ -78,7 +78,6 @@ def assemble(config: RunConfig, say: Say, *, allow_code: bool = True, weights: P
     torch.set_num_threads(config.train.threads or available_cores())
     precision = choose_precision(config.train.precision, device.type)
     say(f"device {device}, {torch.get_num_threads()} threads, precision {precision}")
-    check_targets(config, say, allow_code)
 
     reference = tokenizer_reference(config.tokenizer, config.model)
     hf_tokenizer = load_hf_tokenizer(reference)

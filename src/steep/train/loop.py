@@ -16,7 +16,7 @@ from steep.optim.schedule import multiplier
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.preemption import Interrupted, StopSignals
 from steep.trackers.sinks import Sinks
-from steep.train.assemble import assemble
+from steep.train.assemble import assemble, check_targets
 from steep.train.failure import explained_errors
 from steep.train.finish import TrainResult, already_finished, describe_end, describe_start, is_finished
 from steep.train.meter import Meter
@@ -33,6 +33,7 @@ def train(
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
     stream: where the console writes; standard output by default.
     """
+    check_targets(config, lambda line: print(line, file=stream), allow_code)
     run = RunDirectory(Path(config.run.directory) / config.run.name)
     run.create()
     with ExitStack() as stack:
@@ -51,13 +52,11 @@ def train(
             )
         )
         stop = stack.enter_context(StopSignals())
-        return _run(config, run, beginning, sinks, stop, allow_code)
+        return _run(config, run, beginning, sinks, stop)
 
 
-def _run(
-    config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sinks, stop: StopSignals, allow_code: bool
-) -> TrainResult:
-    job = assemble(config, sinks.line, allow_code=allow_code, weights=beginning.weights)
+def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sinks, stop: StopSignals) -> TrainResult:
+    job = assemble(config, sinks.line, weights=beginning.weights)
     sizes, engine = job.sizes, job.engine
     state = begin_state(beginning, job, sinks.line)
     if is_finished(run, job, state):
