@@ -79,7 +79,7 @@ def obey_permissions() -> None:
         assert ctypes.CDLL(None).prctl(drop_from_bounding_set, override, 0, 0, 0) == 0
 
 
-@pytest.mark.parametrize("folder", [".", "runs/small", "runs/small/checkpoints"])
+@pytest.mark.parametrize("folder", [".", pytest.param("runs/small", marks=pytest.mark.slow), "runs/small/checkpoints"])
 def test_a_folder_that_may_not_be_written_to(folder: str, mapping: dict[str, Any], tmp_path: Path) -> None:
     run = start_two_steps(mapping) if folder != "." else None
     mapping["data"]["cache_directory"] = str(tmp_path / "cache")
@@ -96,6 +96,7 @@ def test_a_folder_that_may_not_be_written_to(folder: str, mapping: dict[str, Any
         assert_ends_like_an_undisturbed_run(mapping, run)
 
 
+@pytest.mark.slow
 def test_a_run_directory_that_is_removed(mapping: dict[str, Any], tmp_path: Path) -> None:
     mapping["train"]["steps"] = 100_000
     with Steep("train", write_yaml(mapping, tmp_path / "run.yaml")) as process:
@@ -156,6 +157,7 @@ def test_leftovers_of_a_killed_process_are_collected(mapping: dict[str, Any]) ->
     assert_ends_like_an_undisturbed_run(mapping, run)
 
 
+@pytest.mark.slow
 def test_a_refused_start_leaves_the_lines_of_the_run(
     mapping: dict[str, Any], tmp_path: Path, documents: list[str]
 ) -> None:

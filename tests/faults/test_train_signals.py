@@ -145,6 +145,7 @@ def test_ctrl_c_while_text_is_prepared(tmp_path: Path, documents: list[str], tin
     assert "Traceback" not in process.errors
 
 
+@pytest.mark.slow
 def test_a_signal_during_evaluation_does_not_wait_for_it(
     tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
 ) -> None:
