@@ -148,7 +148,7 @@ def kill_once(
 ) -> None:
     """Start the run and SIGKILL it at a random instant: inside a save, while starting, or anywhere between steps.
 
-    Half of the kills leave the run one step further, hardly one two: a run of as many steps as kills outlasts them.
+    A kill leaves the run a step or two further, so that a run of three times as many steps as kills outlasts them.
     """
     with Steep(*command) as process:
         if aim == "save" and process.wait_for("saving ", generator.randint(1, 2)):

