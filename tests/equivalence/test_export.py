@@ -54,11 +54,11 @@ def test_export_refuses_to_replace_and_unknown_settings(run: Path, tmp_path: Pat
 def test_a_changed_export_fails_the_verification(run: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from steep.evaluate.subject import load_subject
+    from steep.evaluate.subject import load_subject, origin_of
     from steep.export.run import logits_of, verification_ids
 
     result = steep.export(str(run), dtype="float32", out=tmp_path / "hf")
-    subject = load_subject(str(run), device="cpu", precision="fp32")
+    subject = load_subject(origin_of(run), device="cpu", precision="fp32")
     ids = verification_ids(subject)
     expected_TV = logits_of(subject.model, ids)
     verify_export(result.path, ids, expected_TV, "float32")
@@ -94,3 +94,30 @@ def test_generate_of_a_run_and_of_its_export_are_equal(run: Path, tmp_path: Path
     result = steep.export(str(run), dtype="float32", out=tmp_path / "hf")
     texts = [steep.generate(str(path), "The with", max_new_tokens=8, precision="fp32") for path in (run, result.path)]
     assert texts[0] == texts[1]
+
+
+def test_overwrite_replaces_an_export_and_nothing_else(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    steep.export(str(run), out=folder)
+    steep.export(str(run), out=folder, overwrite=True)
+    (folder / "thesis.docx").write_text("mine")
+    with pytest.raises(ConfigError, match=r"more than an export \(thesis.docx\)"):
+        steep.export(str(run), out=folder, overwrite=True)
+    assert (folder / "thesis.docx").exists()
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    newest = copy / "checkpoints" / (copy / "checkpoints" / "LATEST").read_text().strip() / "model"
+    for file in newest.rglob("*.safetensors"):
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.unlink()
+        file.write_bytes(data)
+    steep.evaluate(copy, precision="fp32")  # a path object works too
+    assert "cannot be used" in capsys.readouterr().err

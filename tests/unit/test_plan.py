@@ -103,3 +103,23 @@ def test_python_api_is_light_until_used() -> None:
     heavy = ("torch", "transformers", "numpy")
     code = f"import sys, steep; steep.plan; steep.train; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_model_whose_forward_needs_data_is_planned_with_a_guess(mapping: dict) -> None:
+    mapping["model"] = {
+        "config": {
+            "model_type": "mixtral", "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 128,
+        }
+    }  # fmt: skip
+    mapping["train"]["precision"] = "mixed_bf16"
+    plan = steep.plan(mapping)
+    assert plan.structure.memory.weights > 0
+    assert plan.peak_bytes > plan.structure.memory.weights + plan.structure.memory.optimizer
+
+
+def test_no_code_refuses_targets_in_every_section_of_a_plan(mapping: dict, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def build(params):\n    raise SystemExit('ran')\n")
+    mapping["optimizer"] = {"_target_": f"{tmp_path}/mine.py:build"}
+    with pytest.raises(ConfigError, match="optimizer.*no-code"):
+        steep.plan(mapping, allow_code=False)

@@ -109,3 +109,18 @@ def test_loader_can_be_left_early() -> None:
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name == "steep-loader"]
+
+
+@pytest.mark.parametrize("total", [10, 11, 12, 25])
+def test_a_run_made_longer_after_a_short_last_step_skips_nothing(total: int) -> None:
+    short = Sizes(8, 4, 4, total_sequences=10)
+    seen = [s for step in range(short.steps) for s in short.sequences_of_step(step)]
+    longer = Sizes(8, 4, 4, total_sequences=total).resumed(short.steps, len(seen))
+    seen += [s for step in range(short.steps, longer.steps) for s in longer.sequences_of_step(step)]
+    assert seen == list(range(total))
+
+
+def test_resuming_on_the_grid_changes_nothing() -> None:
+    sizes = Sizes(8, 4, 2, total_sequences=22)
+    assert sizes.resumed(3, 12) is sizes
+    assert sizes.resumed(0, 0) is sizes

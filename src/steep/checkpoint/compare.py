@@ -11,6 +11,8 @@ FREE = (
 )  # fmt: skip
 """Keys (with everything below them) that do not take part in what is learned: they may change at every resume."""
 
+SCORES_CHANGE = "held-out scores are of other text from here on, so the score of the start is forgotten"
+
 WARNED = {
     "train.steps": "the learning-rate schedule follows the new length from here on",
     "train.epochs": "the learning-rate schedule follows the new length from here on",
@@ -22,6 +24,8 @@ WARNED = {
     "train.activation_checkpointing": "losses will equal the uninterrupted run's to rounding, not bit for bit",
     "train.device": "losses will equal the uninterrupted run's to rounding, not bit for bit",
     "train.deterministic": "losses will equal the uninterrupted run's to rounding, not bit for bit",
+    "data.validation": SCORES_CHANGE,
+    "evaluate.tokens": SCORES_CHANGE,
     "model.attention": "losses will equal the uninterrupted run's to rounding, not bit for bit",
 }
 """Keys that may change, and what the change does."""
@@ -39,7 +43,7 @@ def differences(
     may then differ (the data was moved); different plans are a difference of their own.
     """
     same_plan = bool(saved_plan) and saved_plan == current_plan
-    free = (*FREE, *WARNED, "data", "tokenizer") if same_plan else (*FREE, *WARNED)
+    free = (*FREE, *WARNED, "data.train", "tokenizer") if same_plan else (*FREE, *WARNED)
     lines = [_line(*change) for change in _changes(saved, current) if not _is_below(change[0], free)]
     if saved_plan != current_plan:
         lines.insert(0, f"data plan: saved {saved_plan or 'none'}, now {current_plan or 'none'}: other sequences")

@@ -73,6 +73,20 @@ def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Path, list[str]]:
     raise CheckpointError(f"no usable checkpoint in {checkpoints}:\n  {reasons}")
 
 
+def verified_reference(reference: str) -> tuple[str, list[str]]:
+    """What to load a model from: for a run or checkpoint, the folder for transformers in its newest whole checkpoint.
+
+    Returns it, and messages about checkpoints that were passed over. Anything else comes back as it is, and so does a run whose
+    checkpoints hold no such folder. Raises CheckpointError if a run or checkpoint has no whole one.
+    """
+    path = Path(reference).expanduser()
+    if not ((path / "checkpoints").is_dir() or (path / "train_state.json").is_file()):
+        return reference, []
+    checkpoint, messages = find_checkpoint(path)
+    folder = checkpoint / "model" / "consolidated"
+    return (str(folder) if (folder / "config.json").is_file() else reference), messages
+
+
 def _candidates(checkpoints: Path, messages: list[str]) -> list[Path]:
     folders = checkpoint_folders(checkpoints)
     latest = read_latest(checkpoints)

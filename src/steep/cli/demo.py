@@ -17,14 +17,13 @@ def command(
 ) -> int:
     """Continue pretraining a small model on Python's own documentation: a few minutes on a CPU, no model hub needed."""
     refuse_overrides(context)
-    import shutil
-
     from steep.config.load import load_run_config
     from steep.demo import (
         SHORT,
         choose_model,
         demo_config,
         demo_size,
+        remove_demo,
         sized,
         train_tokenizer,
         write_domain_text,
@@ -47,7 +46,7 @@ def command(
     config = load_run_config(mapping=sized(mapping, demo_size(probe.seconds / probe.tokens, typer.echo, short=short)))
     run = directory / config.run.name
     if fresh and run.exists():
-        shutil.rmtree(run)
+        remove_demo(run, texts)
     typer.echo((probe if short else plan(config)).to_text())
     result = train(config)
     if result.status == "done":

@@ -6,7 +6,7 @@ from typing import Optional
 
 import typer
 
-from steep.cli.options import DEVICE, JSON, MODEL, refuse_overrides
+from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, refuse_overrides
 
 
 def command(
@@ -26,6 +26,7 @@ def command(
     text_key: Optional[str] = typer.Option(None, help="JSONL field or Parquet column.", show_default=False),
     device: str = DEVICE,
     precision: str = typer.Option("auto", help="auto, fp32, mixed_bf16 or bf16."),
+    no_code: bool = NO_CODE,
     json: bool = JSON,
 ) -> None:
     """Perplexity and bits per byte of a model on held-out texts, beside another model's."""
@@ -45,6 +46,7 @@ def command(
         device=device,
         precision=precision,
         text_key=text_key,
+        allow_code=not no_code,
     )
     if json:
         import json as json_module

@@ -7,7 +7,7 @@ from typing import Optional
 
 import typer
 
-from steep.cli.options import MODEL, refuse_overrides
+from steep.cli.options import MODEL, NO_CODE, refuse_overrides
 
 
 def command(
@@ -18,10 +18,19 @@ def command(
     dtype: str = typer.Option("bfloat16", help="float32, bfloat16 or float16."),
     max_shard_size: str = typer.Option("5GB", help="Largest weight file."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an export that is there."),
+    no_code: bool = NO_CODE,
 ) -> None:
     """Write a trained model for other programs, and verify it by loading it there."""
     refuse_overrides(context)
     from steep.api import export
 
-    result = export(run, to=to, out=out, dtype=dtype, max_shard_size=max_shard_size, overwrite=overwrite)
+    result = export(
+        run,
+        to=to,
+        out=out,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+        allow_code=not no_code,
+    )
     typer.echo(str(result))

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import typer
 
-from steep.cli.options import DEVICE, MODEL, refuse_overrides
+from steep.cli.options import DEVICE, MODEL, NO_CODE, refuse_overrides
 
 
 def command(
@@ -23,6 +23,7 @@ def command(
     seed: Optional[int] = typer.Option(None, help="Makes sampling repeatable.", show_default=False),
     device: str = DEVICE,
     precision: str = typer.Option("auto", help="auto, fp32, mixed_bf16 or bf16."),
+    no_code: bool = NO_CODE,
 ) -> None:
     """Continue a prompt, streamed as it is written. Greedy unless a sampling option is given."""
     refuse_overrides(context)
@@ -37,11 +38,11 @@ def command(
     if not text:
         raise ConfigError("--prompt: the prompt is empty; give some text to continue")
     sampling = sampling_options(temperature, top_k, top_p, repetition_penalty)
-    references = [("", model)]
-    if before:
-        from steep.evaluate.subject import base_of
+    from steep.evaluate.subject import base_of, origin_of
 
-        references = [("before:", base_of(model)), ("after:", model)]
+    references = [("", origin_of(model))]
+    if before:
+        references = [("before:", base_of(model)), ("after:", origin_of(model))]
     for title, reference in references:
         if title:
             typer.echo(title)
@@ -54,6 +55,7 @@ def command(
                 precision=precision,
                 seed=seed,
                 emit=out.write,
+                allow_code=not no_code,
                 **sampling,
             )
 

@@ -14,7 +14,6 @@ MODEL = typer.Argument(help="A run, checkpoint, model folder, hub id or .gguf fi
 JSON = typer.Option(False, "--json", help="Print JSON for programs.")
 NO_CODE = typer.Option(False, "--no-code", help="Refuse every _target_ outside steep, torch and transformers.")
 DEVICE = typer.Option("auto", help="auto, cpu, cuda or cuda:1.")
-THREADS = typer.Option(None, min=1, help="CPU threads. Default: one per core.", show_default=False)
 
 
 def refuse_overrides(context: typer.Context) -> None:

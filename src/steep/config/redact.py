@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MASK = "***"
@@ -48,6 +48,18 @@ def redact(mapping: Mapping[str, Any]) -> dict[str, Any]:
 def redact_text(text: str) -> str:
     """`text` with the environment's secrets, URL userinfo and texts of well-known form masked."""
     return _redact_text(text, _environment_secrets(os.environ))
+
+
+def redact_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line with its secrets masked: values after `--...api_key` or in `--...api_key=value`, and known secrets."""
+    shown: list[str] = []
+    hide = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        secret = name.startswith("--") and is_secret_key(name.rpartition(".")[2].lstrip("-"))
+        shown.append("***" if hide else f"{name}=***" if secret and equals else redact_text(argument))
+        hide = secret and not equals
+    return shown
 
 
 def is_secret_key(key: str) -> bool:

@@ -49,6 +49,7 @@ _TRANSFORMERS_BASES = ("PreTrainedModel", "PreTrainedConfig", "PretrainedConfig"
                        "GenerationConfig", "_BaseAutoModelClass", "AutoConfig", "AutoTokenizer")  # fmt: skip
 _TRANSFORMERS_METHODS = ("from_pretrained", "from_config", "from_dict", "for_model", "from_model_config")
 _CODE_SWITCHES = ("trust_remote_code", "use_kernels", "custom_generate", "auto_map", "code_revision")
+_SAFETY_SWITCHES = ("weights_only", "use_safetensors")
 _WHAT_NO_CODE_ALLOWS = (
     "--no-code allows steep's models, optimizers and trackers, classes of torch.nn and torch.optim, and models, "
     "configurations and tokenizers of transformers"
@@ -189,6 +190,8 @@ def _code_arguments(value: Any, location: Location) -> Iterator[str]:
         for key, item in value.items():
             here = (*location, key)
             is_repository = str(key).endswith("_implementation") and any("/" in text for text in _texts(item))
+            if key in _SAFETY_SWITCHES and not item:
+                yield f"{_dotted(here)}: {item!r} allows pickled weights, which run code; --no-code refuses it"
             if (key in _CODE_SWITCHES and item) or is_repository:
                 yield f"{_dotted(here)}: {item!r} runs code of a hub repository, which --no-code refuses"
             yield from _code_arguments(item, here)
@@ -405,6 +408,23 @@ def check(value: Any, *, given: Collection[str] = (), allow_code: bool = True, l
     problems = [problem for checked in _check_all(value, given, allow_code, location) for problem in checked.problems]
     if problems:
         raise TargetProblems(problems)
+
+
+def check_run(config: Any, say: Callable[[str], None], allow_code: bool) -> None:
+    """Print every foreign target of a RunConfig before it is imported, then check all signatures.
+
+    Raises ConfigError with every problem. Imports what the targets name, torch and transformers too; loads no weights.
+    """
+    for line in announce(config):
+        say(line)
+    problems = []
+    for name, given in (("model", ()), ("optimizer", ("params",)), ("trackers", ())):
+        try:
+            check(getattr(config, name), given=given, allow_code=allow_code, location=name)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from steep.core.errors import ConfigError
+from steep.core.progress import progress_bar
 from steep.core.units import parse_count
-from steep.evaluate.held_out import HeldOutText, Score, score_text
-from steep.evaluate.subject import Subject, base_of, config_of_run, load_subject, run_of
+from steep.evaluate.held_out import HeldOutText, Score, first_documents, score_text
+from steep.evaluate.subject import Say, Subject, base_of, config_of_run, load_subject, origin_of, run_of, tell
 from steep.sources.config import SourceConfig
 from steep.store.cache import open_sources
 
@@ -76,6 +78,8 @@ def evaluate_model(
     device: str = "auto",
     precision: str = "auto",
     text_key: str | None = None,
+    allow_code: bool = True,
+    say: Say = tell,
 ) -> Evaluation:
     """Score `model` on `texts`, and `against` (a reference, or `base`) on the same documents. See `steep.evaluate`."""
     named = _named_texts(texts, text_key)
@@ -83,30 +87,49 @@ def evaluate_model(
     if not named and run is None:
         raise ConfigError(f"evaluate {model}: it is no run, so it brings no validation texts; name at least one text")
     limit = _count(tokens) if tokens is not None else config_of_run(run).evaluate.tokens if run else DEFAULT_TOKENS
-    subject = load_subject(model, device=device, precision=precision)
-    if sequence_length is None:
-        sequence_length = _default_sequence_length(subject)
-
-    def scores_of(one: Subject) -> list[Score]:
-        return [
-            score_text(
-                one.token_losses,
-                text,
-                tokens=limit,
-                batch_size=batch_size,
-                sequence_length=sequence_length,
-                eos_id=one.tokenizer.eos_id if one.tokenizer.append_eos else None,
-                decode=one.tokenizer.decode,
-            )
-            for text in _open_texts(one, named, run)
-        ]
-
-    scores = scores_of(subject)
-    if against is None:
+    other = None if against is None else base_of(model) if against == "base" else origin_of(against)
+    subject = load_subject(origin_of(model), device=device, precision=precision, allow_code=allow_code, say=say)
+    length = sequence_length or _default_sequence_length(subject)
+    texts_here = _open_texts(subject, named, run)
+    chosen = [first_documents(text, limit) for text in texts_here]
+    scores = _scores(subject, texts_here, chosen, batch_size, length)
+    if other is None:
         return Evaluation(model, scores)
-    other = base_of(model) if against == "base" else against
     del subject  # one model in memory at a time
-    return Evaluation(model, scores, other, scores_of(load_subject(other, device=device, precision=precision)))
+    second = load_subject(other, device=device, precision=precision, allow_code=allow_code, say=say)
+    # The same documents, whatever the other tokenizer makes of them.
+    return Evaluation(
+        model, scores, other.reference, _scores(second, _open_texts(second, named, run), chosen, batch_size, length)
+    )
+
+
+def _scores(
+    subject: Subject, texts: list[HeldOutText], chosen: list[list[Any]], batch_size: int, sequence_length: int
+) -> list[Score]:
+    from steep.models.load import check_sequence_length
+
+    check_sequence_length(subject.model, sequence_length)
+    return [
+        _score(subject, text, documents, batch_size, sequence_length)
+        for text, documents in zip(texts, chosen, strict=True)
+    ]
+
+
+def _score(subject: Subject, text: HeldOutText, documents: list[Any], batch_size: int, sequence_length: int) -> Score:
+    pairs = zip(text.parts, documents, strict=True)
+    total = sum(int(store.document_lengths[part].sum()) for (store, _), part in pairs)
+    with progress_bar(f"scoring {text.name}", total, "tokens") as bar:
+        return score_text(
+            subject.token_losses,
+            text,
+            tokens=total,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            eos_id=subject.tokenizer.eos_id if subject.tokenizer.append_eos else None,
+            decode=subject.tokenizer.decode_text,
+            advance=bar.advance,
+            chosen=documents,
+        )
 
 
 def _count(tokens: int | str) -> int:
@@ -119,7 +142,8 @@ def _count(tokens: int | str) -> int:
 def _named_texts(texts: Mapping[str, str] | Sequence[str] | None, text_key: str | None) -> dict[str, SourceConfig]:
     """Sources by name, from a mapping, or from paths of which each may be written `name=path`."""
     if not isinstance(texts, Mapping):
-        pairs = [_name_and_path(text) for text in ([texts] if isinstance(texts, str) else texts or [])]
+        listed = [texts] if isinstance(texts, (str, os.PathLike)) else texts or []
+        pairs = [_name_and_path(os.fspath(text)) for text in listed]
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
             raise ConfigError(f"two texts have the same name; write NAME=PATH: {', '.join(names)}")

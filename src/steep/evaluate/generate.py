@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from steep.core.errors import ModelError
+
 
 class TextCodec(Protocol):
     """What generating needs of a tokenizer."""
@@ -78,7 +80,9 @@ def generate_text(
 ) -> str:
     """The continuation of `prompt`, without the prompt and without the end-of-text token.
 
-    sampling: options of transformers' `generate` (do_sample, temperature, top_k, top_p, repetition_penalty, ...).
+    max_new_tokens: at most so many, and no more than the model's positions leave room for.
+    sampling: options of transformers' `generate` (do_sample, temperature, top_k, top_p, repetition_penalty, ...); a model without
+    it takes those four. Raises ModelError for a prompt that fills the model's positions.
     emit: called with each new piece of text. The model is left in the mode it was in.
     """
     ids = tokenizer.encode(prompt)
@@ -87,6 +91,7 @@ def generate_text(
     if not ids:  # a model needs something to stand on
         start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
         ids = [start if start is not None else 0]
+    max_new_tokens = _room_for(model, len(ids), max_new_tokens)
     eos_ids = end_of_text_ids(model, tokenizer.eos_id)
     device = next(model.parameters()).device
     input_ids = torch.tensor([ids], device=device)
@@ -107,6 +112,17 @@ def generate_text(
         else:
             new_ids = _generate_without_cache(model, input_ids, max_new_tokens, eos_ids, stream, **sampling)
     return tokenizer.decode([i for i in new_ids if i not in eos_ids])
+
+
+def _room_for(model: Any, prompt_tokens: int, max_new_tokens: int) -> int:
+    room = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if not isinstance(room, int):
+        return max_new_tokens
+    if prompt_tokens >= room:
+        raise ModelError(
+            f"the prompt has {prompt_tokens:,} tokens and the model {room:,} positions; shorten the prompt"
+        )
+    return min(max_new_tokens, room - prompt_tokens)
 
 
 def end_of_text_ids(model: torch.nn.Module, tokenizer_eos_id: int | None) -> set[int]:
@@ -137,22 +153,16 @@ def _generate_without_cache(
     stream: TextStream,
     *,
     do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int | None = None,
+    **sampling: Any,
 ) -> list[int]:
-    """Greedy or sampled continuation by whole forward passes over the newest tokens that the model has room for."""
-    room = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    """Greedy or sampled continuation by whole forward passes."""
+    processors = _processors(**sampling)
     new_ids: list[int] = []
     while len(new_ids) < max_new_tokens:
-        output = model(input_ids[:, -room:] if room else input_ids)
-        logits_V = (output.logits if hasattr(output, "logits") else output)[0, -1].float()
-        if do_sample:
-            logits_V = logits_V / temperature
-            if top_k is not None:
-                logits_V[logits_V < logits_V.topk(min(top_k, len(logits_V))).values[-1]] = -torch.inf
-            token = int(torch.multinomial(logits_V.softmax(-1), 1))
-        else:
-            token = int(logits_V.argmax())
+        output = model(input_ids)
+        logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
+        scores_1V = processors(input_ids, logits[:, -1].float())
+        token = int(torch.multinomial(scores_1V.softmax(-1), 1)) if do_sample else int(scores_1V.argmax())
         new_ids.append(token)
         if token in eos_ids:
             break
@@ -160,3 +170,27 @@ def _generate_without_cache(
         input_ids = torch.cat([input_ids, input_ids.new_tensor([[token]])], dim=1)
     stream.end()
     return new_ids
+
+
+def _processors(
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+) -> Any:
+    """transformers' own changes to the scores of the next token, in the order in which its `generate` makes them."""
+    from transformers import (
+        LogitsProcessorList,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    chosen = [
+        RepetitionPenaltyLogitsProcessor(repetition_penalty) if repetition_penalty is not None else None,
+        TemperatureLogitsWarper(temperature) if temperature != 1.0 else None,
+        TopKLogitsWarper(top_k) if top_k is not None else None,
+        TopPLogitsWarper(top_p) if top_p is not None else None,
+    ]
+    return LogitsProcessorList([processor for processor in chosen if processor is not None])

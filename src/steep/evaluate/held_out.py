@@ -1,9 +1,9 @@
 """How well a model predicts a held-out text. In: documents, and a function from batches to token losses. Out: a Score.
 
-Documents are scored alone, in windows of the run's sequence length; every token but the first of a document is predicted once
-(the first too where documents begin with BOS). Sums are taken per token in float64, so the score does not depend on the batch
-size beyond the rounding of the model itself. Weakness: a window starts without the context before it, so scores of long
-documents at short sequence lengths are higher than a sliding window would give.
+Documents are laid end to end and cut into sequences, and attention stays inside each document; every token but the first of
+a document is predicted once (the first too where documents begin with BOS). Sums are taken per token in float64, so the score
+does not depend on the batch size beyond the rounding of the model itself. Weakness: where a sequence ends inside a document,
+the rest starts without the context before it, so scores at short sequence lengths are higher than a sliding window would give.
 """
 
 from __future__ import annotations
@@ -116,12 +116,14 @@ def score_text(
     eos_id: int | None,
     decode: Callable[[Sequence[int]], str] | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    chosen: list[NDArray[Any]] | None = None,
 ) -> Score:
     """Score the first documents of `text`. Raises DataError where there is nothing to predict.
 
-    decode: counts the bytes of stores that do not know them. advance: told the number of tokens after every batch.
+    chosen: the documents of each part; default `first_documents`, by this tokenizer's tokens. decode: counts the bytes of stores
+    that do not know them. advance: told the number of tokens after every batch.
     """
-    chosen = first_documents(text, tokens)
+    chosen = first_documents(text, tokens) if chosen is None else chosen
     nats_all = nats_text = 0.0
     predicted = 0
     for batch in _batches(text, chosen, sequence_length, batch_size):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.section import Target
@@ -19,6 +22,13 @@ if TYPE_CHECKING:
     from steep.models.forward import ModelForward
     from steep.tokenizer.encode import TextTokenizer
 
+Say = Callable[[str], None]
+
+
+def tell(text: str) -> None:
+    """Print a remark beside the result: on standard error."""
+    print(text, file=sys.stderr)
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -27,6 +37,8 @@ class Subject:
     reference: str
     model: torch.nn.Module
     tokenizer: TextTokenizer
+    hf_tokenizer: Any
+    """The same tokenizer as transformers has it."""
     forward: ModelForward
     device: torch.device
     precision: str
@@ -44,36 +56,108 @@ class Subject:
             return forward_token_losses(self.forward, batch.to(self.device))
 
 
-def load_subject(
-    reference: str, *, device: str = "auto", precision: str = "auto", policy: TokenizerConfig | None = None
-) -> Subject:
-    """Load a run, checkpoint, model folder, hub id or .gguf file for use. Raises ModelError, ConfigError, CheckpointError.
+@dataclass(frozen=True)
+class Origin:
+    """What to load: a model and the tokenizer that goes with it."""
 
-    policy: what the tokenizer puts around a document; default as the run's, else EOS where there is one.
+    reference: str
+    model: ModelConfig | Target
+    tokenizer: TokenizerConfig
+    run: Path | None = None
+
+
+def origin_of(reference: str | os.PathLike[str]) -> Origin:
+    """What a run, checkpoint, model folder, hub id or .gguf file stands for, with the tokenizer policy of its run."""
+    reference = os.fspath(reference)
+    run = run_of(reference)
+    if run is None:
+        return Origin(reference, ModelConfig(pretrained=reference), TokenizerConfig(pretrained=reference))
+    config = config_of_run(run)
+    if isinstance(config.model, Target) and not _is_consolidated(reference):
+        from steep.tokenizer.load import tokenizer_reference
+
+        own = tokenizer_reference(config.tokenizer, config.model)
+        return Origin(reference, config.model, config.tokenizer.model_copy(update={"pretrained": own}), run)
+    tokenizer = config.tokenizer.model_copy(update={"pretrained": reference})
+    return Origin(reference, ModelConfig(pretrained=reference), tokenizer, run)
+
+
+def base_of(reference: str | os.PathLike[str]) -> Origin:
+    """The model that a run started from, with the run's tokenizer. Raises ConfigError, ModelError where there is none."""
+    run = run_of(os.fspath(reference))
+    if run is None:
+        raise ConfigError(
+            f"{reference} is in no run directory, so the model it started from is not known; name a model"
+        )
+    config = config_of_run(run)
+    if isinstance(config.model, Target) or config.model.pretrained is None:
+        raise ModelError(f"the run {run} started from fresh weights, so it has no base; name a model to compare with")
+    from steep.tokenizer.load import tokenizer_reference
+
+    own = tokenizer_reference(config.tokenizer, config.model)
+    return Origin(config.model.pretrained, config.model, config.tokenizer.model_copy(update={"pretrained": own}))
+
+
+def load_subject(
+    origin: Origin, *, device: str = "auto", precision: str = "auto", allow_code: bool = True, say: Say = tell
+) -> Subject:
+    """Load a model for use. Raises ModelError, ConfigError, CheckpointError.
+
+    Of a run the newest whole checkpoint is taken, every byte verified; `say` is told of those passed over.
     """
     import torch
 
+    from steep.checkpoint.load import verified_reference
     from steep.models.forward import prepare_forward
     from steep.models.load import describe_model, load_model
-    from steep.runtime.device import available_cores, choose_device, choose_precision, parameter_dtype
-    from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer, tokenizer_reference
+    from steep.runtime.device import autocast, available_cores, choose_device, choose_precision, parameter_dtype
+    from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer
 
     where = choose_device(device)
     torch.set_num_threads(available_cores())
     how = choose_precision(precision, where.type)
-    run = run_of(reference)
-    config = config_of_run(run) if run is not None else None
-    if config is not None and isinstance(config.model, Target) and not _is_consolidated(reference):
-        model = _load_target(reference, config, parameter_dtype(how), where)
-        hf_tokenizer = load_hf_tokenizer(tokenizer_reference(config.tokenizer, config.model))
+    if isinstance(origin.model, Target):
+        model = _load_target(origin, parameter_dtype(how), where, allow_code, say)
+        tokenizer_folder = str(origin.tokenizer.pretrained)
     else:
-        model = load_model(ModelConfig(pretrained=reference), dtype=parameter_dtype(how), device=where)
-        hf_tokenizer = load_hf_tokenizer(reference)
+        folder, messages = verified_reference(str(origin.model.pretrained))
+        for message in messages:
+            say(message)
+        config = origin.model.model_copy(update={"pretrained": folder})
+        model = load_model(config, dtype=parameter_dtype(how), device=where)
+        own = origin.tokenizer.pretrained in (None, origin.model.pretrained)
+        tokenizer_folder = folder if own else str(origin.tokenizer.pretrained)
     model.eval()
-    policy = policy or _policy(config, hf_tokenizer.eos_token_id)
-    tokenizer = text_tokenizer(hf_tokenizer, policy, reference)
-    forward, _ = prepare_forward(model, "auto", describe_model(model)["vocab_size"] or tokenizer.vocab_size)
-    return Subject(reference, model, tokenizer, forward, where, how, run)
+    hf_tokenizer = load_hf_tokenizer(tokenizer_folder, getattr(origin.model, "revision", None))
+    policy = origin.tokenizer
+    if origin.run is None and hf_tokenizer.eos_token_id is None:
+        policy = policy.model_copy(update={"append_eos": False})
+    tokenizer = text_tokenizer(hf_tokenizer, policy, origin.reference)
+    with autocast(where, how):
+        forward, remarks = prepare_forward(model, "auto", describe_model(model)["vocab_size"] or tokenizer.vocab_size)
+    for remark in remarks:
+        say(remark)
+    return Subject(origin.reference, model, tokenizer, hf_tokenizer, forward, where, how, origin.run)
+
+
+def _load_target(
+    origin: Origin, dtype: torch.dtype, device: torch.device, allow_code: bool, say: Say
+) -> torch.nn.Module:
+    """A model that only its `_target_` can build, with the weights of the newest whole checkpoint."""
+    from steep.checkpoint.capture import restore
+    from steep.checkpoint.load import find_checkpoint, open_checkpoint
+    from steep.config import targets
+    from steep.models.load import load_model
+
+    for line in targets.announce(origin.model):
+        say(line)
+    targets.check(origin.model, allow_code=allow_code, location="model")
+    checkpoint, messages = find_checkpoint(origin.reference)
+    for message in messages:
+        say(message)
+    model = load_model(origin.model, dtype=dtype, device=device)
+    restore(model, None, open_checkpoint(checkpoint))
+    return model
 
 
 def _is_consolidated(reference: str) -> bool:
@@ -86,19 +170,7 @@ def _is_consolidated(reference: str) -> bool:
         return False
 
 
-def _load_target(reference: str, config: RunConfig, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-    """A model that only its `_target_` can build, with the weights of the newest checkpoint."""
-    from steep.checkpoint.capture import restore
-    from steep.checkpoint.load import find_checkpoint, open_checkpoint
-    from steep.models.load import load_model
-
-    model = load_model(config.model, dtype=dtype, device=device)
-    checkpoint, _ = find_checkpoint(reference)
-    restore(model, None, open_checkpoint(checkpoint))
-    return model
-
-
-def run_of(reference: str) -> Path | None:
+def run_of(reference: str | os.PathLike[str]) -> Path | None:
     """The run directory that a reference is, or lies in; None for any other model."""
     from steep.train.run_directory import is_run_directory
 
@@ -120,23 +192,3 @@ def config_of_run(run: Path) -> RunConfig:
         return RunConfig.model_validate(parse_yaml(path.read_text(encoding="utf-8")).data)
     except (OSError, ValidationError) as error:
         raise ConfigError(f"{path} is no configuration of this version of steep: {error}") from None
-
-
-def base_of(reference: str) -> str:
-    """The model that a run started from. Raises ConfigError where there is none, or none to compare with."""
-    run = run_of(reference)
-    if run is None:
-        raise ConfigError(
-            f"--against base: {reference} is not in a run directory, so its base is not known; name a model"
-        )
-    model = config_of_run(run).model
-    if getattr(model, "pretrained", None) is None:
-        raise ModelError(f"--against base: the run {run} started from fresh weights; name a model to compare with")
-    return str(model.pretrained)
-
-
-def _policy(config: RunConfig | None, eos_id: int | None) -> TokenizerConfig:
-    if config is None:
-        return TokenizerConfig(append_eos=eos_id is not None)
-    used = config.tokenizer
-    return TokenizerConfig(append_eos=used.append_eos, prepend_bos=used.prepend_bos)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 def write(subject: Subject, model: Any, folder: Path, max_shard_size: int | str, card: str) -> None:
     """Write `model`, which is the subject's in the dtype of the export, into `folder`."""
     from steep.models.load import quiet_transformers
-    from steep.tokenizer.load import load_hf_tokenizer
 
     eos_ids = sorted(end_of_text_ids(model, subject.tokenizer.eos_id))
     generation = copy.deepcopy(model.generation_config)
@@ -27,5 +26,5 @@ def write(subject: Subject, model: Any, folder: Path, max_shard_size: int | str,
     model.config.use_cache = True  # off in training, but whoever serves the model wants it
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-    load_hf_tokenizer(subject.reference).save_pretrained(folder)
+    subject.hf_tokenizer.save_pretrained(folder)
     write_text(folder / "README.md", card)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steep.core.errors import ConfigError, ModelError
-from steep.core.files import remove_leftovers, sync_directory, temporary_path
+from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
 from steep.core.plugins import load_plugin
-from steep.evaluate.subject import Subject, load_subject
+from steep.evaluate.subject import Subject, load_subject, origin_of
 from steep.export.model_card import model_card
 from steep.export.result import ExportResult
 from steep.export.verify import TOLERANCE, nats_per_token, verify_export
@@ -35,6 +35,7 @@ def export_model(
     dtype: str = "bfloat16",
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
+    allow_code: bool = True,
 ) -> ExportResult:
     """Export `reference`. See `steep.export`."""
     from steep.models.load import cast_weights
@@ -42,21 +43,21 @@ def export_model(
     form: Any = load_plugin("steep.export", to, NOT_FORMS)
     if dtype not in TOLERANCE:
         raise ConfigError(f"--dtype {dtype}: use one of {', '.join(TOLERANCE)}")
-    subject = load_subject(reference, device="cpu", precision="fp32")
+    subject = load_subject(origin_of(reference), device="cpu", precision="fp32", allow_code=allow_code)
     if not hasattr(subject.model, "save_pretrained") or not hasattr(subject.model, "generation_config"):
         raise ModelError(
             f"{reference}: {type(subject.model).__name__} is no transformers model, so there is no hf form of it"
         )
     folder = Path(out) if out is not None else _default_folder(subject, to)
-    if folder.exists() and not overwrite:
-        raise ConfigError(f"{folder} already exists; choose another --out, or give --overwrite")
+    check_replaceable(folder, overwrite)
     input_ids = verification_ids(subject)
     trained_loss = nats_per_token(logits_of(subject.model, input_ids), input_ids)
     model = cast_weights(subject.model, _torch_dtype(dtype))
     expected_TV = logits_of(model, input_ids)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder.parent)  # of exports that were killed or refused
     temporary = temporary_path(folder)
+    for leftover in folder.parent.glob(f"{TEMPORARY_PREFIX}*-{folder.name}"):  # of exports that were killed or refused
+        shutil.rmtree(leftover)
     form.write(subject, model, temporary, max_shard_size, model_card(reference, subject.run, dtype))
     found = verify_export(temporary, input_ids, expected_TV, dtype)
     if folder.exists():
@@ -71,6 +72,22 @@ def export_model(
         largest_logit_difference=found.largest_logit_difference,
         loss_change=found.nats_per_token - trained_loss,
     )
+
+
+def check_replaceable(folder: Path, overwrite: bool) -> None:
+    """Raises ConfigError unless `folder` is free, or an earlier export that may be replaced."""
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise ConfigError(f"{folder} already exists; choose another --out, or give --overwrite")
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file()):
+        raise ConfigError(f"{folder} is no exported model, so it is not overwritten; choose another --out")
+    kinds = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
+    others = [path.name for path in folder.iterdir() if path.is_dir() or path.suffix not in kinds]
+    if others:
+        raise ConfigError(
+            f"{folder} holds more than an export ({others[0]}), so it is not overwritten; choose another --out"
+        )
 
 
 def _default_folder(subject: Subject, to: str) -> Path:

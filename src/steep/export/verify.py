@@ -1,6 +1,6 @@
 """Load an export in a new process with the program that will use it, and compare.
 
-`python -m steep.export.verify FOLDER` runs there: it imports transformers and nothing of steep, reads token ids as JSON from
+`python -m steep.export.verify FOLDER` runs there: it loads the folder with transformers alone, reads token ids as JSON from
 standard input and writes logits to a .npy file. `verify_export` runs here and compares.
 """
 

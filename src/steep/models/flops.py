@@ -75,8 +75,8 @@ def _is_embedding(module: Any) -> bool:
 
 def peak_flops(device_name: str) -> float | None:
     """The dense bf16 peak of a GPU in FLOP/s by its name; None for a device that is not in the table, every CPU included."""
-    name = " ".join(device_name.lower().replace("-", " ").split())
-    return next((peak for part, peak in PEAK_BF16_FLOPS if part in name), None)
+    name = f" {' '.join(device_name.lower().replace('-', ' ').split())} "  # whole words: an A1000 is no A100
+    return next((peak for part, peak in PEAK_BF16_FLOPS if f" {part} " in name), None)
 
 
 def mfu(tokens_per_second: float, flops_of_token: int | None, device_name: str) -> float | None:

@@ -9,7 +9,6 @@ not split, which costs nothing where attention is computed by a flash kernel.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -31,44 +30,35 @@ class MemoryPlan:
     checkpoint: int
     """The copy of the state that asynchronous saving writes from; held in host memory."""
 
-    def total(self, device_type: str) -> int:
-        """Of the device: on a GPU the checkpoint's copy lies elsewhere."""
-        parts = self.parts(device_type)
-        return sum(parts.values())
-
     def parts(self, device_type: str) -> dict[str, int]:
-        """Bytes by part on the device."""
+        """Bytes by part on the device; on a GPU the checkpoint's copy lies elsewhere."""
         parts = {name: getattr(self, name) for name in ("weights", "gradients", "optimizer", "activations", "logits")}
         return parts | ({"checkpoint copy": self.checkpoint} if device_type == "cpu" else {})
 
 
 def plan_memory(
     model: nn.Module,
-    hidden_states: Callable[[torch.Tensor], torch.Tensor],
+    activations: int,
     *,
     micro_batch_size: int,
     sequence_length: int,
     head_shape: tuple[int, int],
-    autocast: AbstractContextManager[object],
     autocast_bytes: int | None,
     accumulates: bool,
     optimizer_bytes_per_parameter: int,
     loss_chunk_bytes: int,
     asynchronous_checkpoint: bool,
 ) -> MemoryPlan:
-    """The memory of training `model`, which was built on fake tensors, inside their mode.
+    """The memory of training `model`, which may be built on fake tensors.
 
-    hidden_states: from (B, T) ids to what the head reads. head_shape: (V, D). autocast_bytes: bytes per number of the
-    autocast dtype, None without autocast.
+    activations: bytes that the forward pass up to the head keeps (see `saved_bytes`). head_shape: (V, D). autocast_bytes: bytes
+    per number of the autocast dtype, None without autocast.
     """
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights = sum(_nbytes(tensor) for tensor in [*parameters, *model.buffers()])
     gradients = sum(_nbytes(parameter) for parameter in trained)
     optimizer = sum(parameter.numel() for parameter in trained) * optimizer_bytes_per_parameter
-    ids = torch.zeros(micro_batch_size, sequence_length, dtype=torch.long)
-    with autocast:
-        activations = saved_bytes(model, lambda: hidden_states(ids))
     rows, (vocabulary, width) = micro_batch_size * sequence_length, head_shape
     compute_bytes = autocast_bytes or parameters[0].element_size()
     chunk = min(max(loss_chunk_bytes, vocabulary * compute_bytes), rows * vocabulary * compute_bytes)

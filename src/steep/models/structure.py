@@ -28,7 +28,10 @@ from steep.models.load import (
     read_config,
     resolve_reference,
 )
-from steep.models.memory import MemoryPlan, plan_memory
+from steep.models.memory import MemoryPlan, plan_memory, saved_bytes
+
+GUESSED_BYTES_PER_WIDTH = 68
+"""Bytes per token, layer and unit of width: 34 numbers of 2 bytes, without attention (arXiv:2205.05198)."""
 
 ADAM_STATES = 2
 """Moments that AdamW keeps per parameter, each in the parameter's dtype."""
@@ -45,18 +48,14 @@ class StructureFacts:
     vocab_size: int
     flops_per_token: float
     memory: MemoryPlan
+    memory_note: str = ""
+    """What to know about the memory figure; empty where everything was measured."""
 
 
-def plan_structure(
-    config: RunConfig, micro_batch_size: int, accumulates: bool, precision: str, allow_code: bool = True
-) -> StructureFacts:
+def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, precision: str) -> StructureFacts:
     """Build the model's structure and measure it. Raises ModelError, ConfigError for what cannot work."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    if not allow_code:
-        from steep.config import targets
-
-        targets.check(config.model, allow_code=False, location="model")
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_structure(config.model, torch.bfloat16 if precision == "bf16" else torch.float32)
         check_sequence_length(model, config.data.sequence_length)
@@ -67,13 +66,13 @@ def plan_structure(
         facts = describe_model(model)
         head = _head_shape(model, facts["vocab_size"])
         mixed = precision == "mixed_bf16"
+        activations, note = _activations(model, micro_batch_size, config.data.sequence_length, head[1], mixed)
         memory = plan_memory(
             model,
-            lambda ids: _hidden_states(model, ids),
+            activations,
             micro_batch_size=micro_batch_size,
             sequence_length=config.data.sequence_length,
             head_shape=head,
-            autocast=torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext(),
             autocast_bytes=2 if mixed else None,
             accumulates=accumulates,
             optimizer_bytes_per_parameter=ADAM_STATES * (2 if precision == "bf16" else 4),
@@ -90,7 +89,23 @@ def plan_structure(
             flops_per_token=model_flops_per_token(model, config.data.sequence_length)
             or 6 * count_matmul_parameters(model),
             memory=memory,
+            memory_note=note,
         )
+
+
+def _activations(model: nn.Module, rows: int, length: int, width: int, mixed: bool) -> tuple[int, str]:
+    """Bytes that autograd keeps, and a note where they had to be guessed.
+
+    Some models look at numbers in their forward pass (which expert a token goes to, say), and fake tensors have none.
+    """
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext():
+            return saved_bytes(model, lambda: _hidden_states(model, ids)), ""
+    except Exception as error:  # noqa: BLE001 - a model may do anything in its forward pass; the plan says what happened
+        layers = getattr(getattr(model, "config", None), "num_hidden_layers", None) or 1
+        guess = rows * length * width * layers * GUESSED_BYTES_PER_WIDTH
+        return guess, f" (activations are a guess: the forward pass needs data, {type(error).__name__})"
 
 
 def build_structure(config: ModelConfig | Target, dtype: torch.dtype) -> nn.Module:

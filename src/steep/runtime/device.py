@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 
+PRECISIONS = ("auto", "mixed_bf16", "bf16", "fp32")
+
+
 def choose_device(name: str) -> torch.device:
     """The torch device for `auto`, `cpu`, `cuda` or `cuda:1`. Raises ConfigError for one that is not there."""
     import torch
@@ -27,8 +30,9 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"train.device={name!r} is no device; use auto, cpu, cuda or cuda:0") from None
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
+        if device.index >= count:
             raise ConfigError(f"train.device={name!r}, but torch finds {count} CUDA devices here; use auto or cpu")
         torch.cuda.set_device(device)
     elif device.type != "cpu":
@@ -56,7 +60,9 @@ def cpu_has_bf16() -> bool:
 
 
 def choose_precision(name: str, device_type: str) -> str:
-    """`auto` as mixed_bf16 where bf16 runs in hardware, else fp32; other names as they are."""
+    """`auto` as mixed_bf16 where bf16 runs in hardware, else fp32; other names as they are. Raises ConfigError."""
+    if name not in PRECISIONS:
+        raise ConfigError(f"precision {name!r} is not known; use one of {', '.join(PRECISIONS)}")
     if name != "auto":
         return name
     if device_type == "cuda":
@@ -92,7 +98,15 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident set of this process so far (no torch)."""
+    """Largest resident set of this process so far (no torch).
+
+    From the kernel's own high-water mark where there is one: getrusage's also counts what the parent had before exec.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        mark = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        if mark is not None:
+            return int(mark.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -115,11 +129,11 @@ def cpu_name() -> str:
 
 
 def total_memory_bytes(device_type: str) -> int:
-    """Memory of the device: of the first GPU, or of this machine (or its container's limit) for a CPU."""
+    """Memory of the device: of the current GPU, or of this machine (or its container's limit) for a CPU."""
     if device_type == "cuda":
         import torch
 
-        return torch.cuda.get_device_properties(0).total_memory
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"

@@ -14,8 +14,8 @@ from steep import __version__
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "peft", "pyarrow")
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions and machine as JSON values, for environment.json and the report."""
+def describe_environment(command: list[str]) -> dict[str, Any]:
+    """Versions and machine as JSON values, for environment.json and the report. command: without secrets."""
     from steep.runtime.device import available_cores, cpu_name, total_memory_bytes
 
     return {
@@ -30,7 +30,7 @@ def describe_environment() -> dict[str, Any]:
         "gpus": _gpus(),
         "threads": _threads(),
         "git": _git_commit(),
-        "command": sys.argv,
+        "command": command,
     }
 
 

@@ -17,7 +17,14 @@ import numpy as np
 from steep.core.errors import DataError
 from steep.core.files import sha256_file
 from steep.core.fingerprint import fingerprint
-from steep.store.manifest import MANIFEST_FILE, SIDECAR_SUFFIX, TOKENIZER_FOLDER, has_manifest, read_manifest
+from steep.store.manifest import (
+    MANIFEST_FILE,
+    SIDECAR_SUFFIX,
+    TOKENIZER_FOLDER,
+    add_ledgers,
+    has_manifest,
+    read_manifest,
+)
 from steep.store.megatron import read_index
 from steep.store.writer import SIDECAR_DTYPE
 
@@ -258,6 +265,7 @@ def _join_manifests(stores: list[TokenStore]) -> dict[str, Any]:
         "documents": sum(store.num_documents for store in stores),
         "tokens": sum(store.num_tokens for store in stores),
         "max_token_id": max(store.max_token_id for store in stores),
+        "ledger": add_ledgers(manifest["ledger"] for manifest in manifests),
         "sources": [source for manifest in manifests for source in manifest["sources"]],
         "shards": [shard for manifest in manifests for shard in manifest["shards"]],
     }

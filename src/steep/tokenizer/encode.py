@@ -78,6 +78,10 @@ class TextTokenizer:
         """The text of ids, special tokens shown."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
+    def decode_text(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of a document's ids, without the BOS and EOS that stand around it."""
+        return self.decode([i for i in ids if i not in (self.bos_id, self.eos_id)])
+
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and steep_tokenizer.json into `directory`, which is made if need be."""
         directory.mkdir(parents=True, exist_ok=True)

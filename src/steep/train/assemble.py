@@ -14,7 +14,7 @@ import torch
 
 from steep.batch import Batch
 from steep.checkpoint.consolidated import huggingface_files
-from steep.config import targets
+from steep.checkpoint.load import verified_reference
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
@@ -69,7 +69,7 @@ class Job:
 
 
 def assemble(config: RunConfig, say: Say, *, weights: Path | None = None) -> Job:
-    """Build and check everything before step 0. Targets have passed `check_targets`. Raises a SteepError.
+    """Build and check everything before step 0. Targets have passed `targets.check_run`. Raises a SteepError.
 
     weights: a transformers folder to take the place of `model.pretrained`, for a run that is resumed.
     """
@@ -80,15 +80,21 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None) -> Job
     say(f"device {device}, {torch.get_num_threads()} threads, precision {precision}")
 
     reference = tokenizer_reference(config.tokenizer, config.model)
-    hf_tokenizer = load_hf_tokenizer(reference)
+    own = config.tokenizer.pretrained is None
+    hf_tokenizer = load_hf_tokenizer(reference, getattr(config.model, "revision", None) if own else None)
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config.data, tokenizer, config.run.seed, lambda done, total, tokens: show(done, total))
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
 
     model_config = config.model
-    if weights is not None and isinstance(model_config, ModelConfig):
+    if isinstance(model_config, ModelConfig) and weights is not None:
         model_config = ModelConfig(pretrained=str(weights), attention=model_config.attention)
+    elif isinstance(model_config, ModelConfig) and model_config.pretrained is not None:
+        verified, messages = verified_reference(model_config.pretrained)
+        model_config = model_config.model_copy(update={"pretrained": verified})
+        for message in messages:
+            say(message)
     model = load_model(model_config, dtype=parameter_dtype(precision), device=device, seed=config.run.seed)
     facts = describe_model(model)
     check_sequence_length(model, config.data.sequence_length)
@@ -99,11 +105,13 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None) -> Job
         checkpoint_layers(model)
         say("activation checkpointing: every layer is recomputed in the backward pass")
     attention = "auto" if isinstance(config.model, Target) else config.model.attention
-    forward, messages = prepare_forward(model, attention, facts["vocab_size"] or tokenizer.vocab_size)
+    with autocast(device, precision):  # so that the kernels tested are those that train
+        forward, messages = prepare_forward(model, attention, facts["vocab_size"] or tokenizer.vocab_size)
     for message in messages:
         say(message)
     if config.data.document_mask:
-        leak_test(forward, facts["vocab_size"] or tokenizer.vocab_size)
+        with autocast(device, precision):
+            leak_test(forward, facts["vocab_size"] or tokenizer.vocab_size)
         say("leak test passed: changing one document changes no prediction in its neighbour")
     if config.train.compile:
         say(f"compiling {compile_layers(model)} layers; the first steps are slow")
@@ -137,20 +145,6 @@ def _hf_files(model: torch.nn.Module, hf_tokenizer: Any, say: Say) -> dict[str, 
         return huggingface_files(model, hf_tokenizer)
     say(f"checkpoints hold no model/consolidated: {type(model).__name__} has no transformers configuration")
     return {}
-
-
-def check_targets(config: RunConfig, say: Say, allow_code: bool) -> None:
-    """Print every foreign `_target_` before it is imported, then check all signatures. Raises ConfigError with every problem."""
-    for line in targets.announce(config):
-        say(line)
-    problems = []
-    for name, given in (("model", ()), ("optimizer", ("params",)), ("trackers", ())):
-        try:
-            targets.check(getattr(config, name), given=given, allow_code=allow_code, location=name)
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 def check_vocabulary(largest_token_id: int, vocab_size: int | None, tokenizer: TextTokenizer) -> None:

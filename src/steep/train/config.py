@@ -21,7 +21,7 @@ class TrainConfig(Section):
     steps: Optional[Count] = Field(default=None, ge=1)
     """Optimizer steps."""
     tokens: Optional[Count] = Field(default=None, ge=1)
-    """Training tokens, rounded up to a whole step."""
+    """Training tokens, rounded up to a whole step; places that a source's last, short sequence leaves free count as tokens."""
     max_seconds: Optional[Seconds] = None
     """Save and leave after this much time, counted from the start of the process's training loop."""
     max_grad_norm: Optional[float] = Field(default=1.0, gt=0)

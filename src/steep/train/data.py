@@ -11,7 +11,7 @@ import numpy as np
 
 from steep.core.errors import DataError
 from steep.evaluate.held_out import HeldOutText
-from steep.order.config import DataConfig, ValidationConfig
+from steep.order.config import DataConfig
 from steep.order.plan import DataPlan, SourcePlan, held_out
 from steep.sources.config import SourceConfig
 from steep.store.cache import open_sources
@@ -30,11 +30,13 @@ class RunData:
     """Of the training sources, in the same order."""
     plan: DataPlan
     held_out_texts: list[HeldOutText]
+    held_out_stores: list[TokenStore]
+    """Stores that are only scored."""
 
     @property
     def largest_token_id(self) -> int:
-        """Over all training stores."""
-        return max(store.max_token_id for store in self.stores)
+        """Over all stores, the held-out ones included."""
+        return max(store.max_token_id for store in [*self.stores, *self.held_out_stores])
 
     def ledger(self, state: TrainState) -> dict[str, Any]:
         """What became of every record and token of each source up to `state`, as JSON."""
@@ -79,11 +81,17 @@ def open_run_data(
         for name, store, (training, _) in zip(names, stores, kept, strict=True)
     ]
     plan = DataPlan(sources, config.sequence_length, seed)
+    shared = list(zip(stores, (out for _, out in kept), strict=True))
+    own = {
+        name: stores_of([SourceConfig(**validation.model_dump(exclude={"share"}))])
+        for name, validation in config.validation.items()
+        if validation.path is not None
+    }
     texts = [
-        _held_out_text(name, validation, list(zip(stores, (out for _, out in kept), strict=True)), stores_of)
+        _whole_text(name, own[name]) if name in own else _shared_text(name, validation.share, shared)
         for name, validation in config.validation.items()
     ]
-    return RunData(names, stores, plan, texts)
+    return RunData(names, stores, plan, texts, [store for held in own.values() for store in held])
 
 
 def _split(store: TokenStore, share: float | None) -> tuple[np.ndarray, np.ndarray]:
@@ -94,23 +102,19 @@ def _split(store: TokenStore, share: float | None) -> tuple[np.ndarray, np.ndarr
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 
-def _held_out_text(
-    name: str,
-    config: ValidationConfig,
-    shared_parts: list[tuple[TokenStore, np.ndarray]],
-    stores_of: Callable[[list[SourceConfig]], list[TokenStore]],
-) -> HeldOutText:
-    if config.path is None:
-        text = HeldOutText(name, [(store, out) for store, out in shared_parts if len(out)])
-        if not text.num_tokens:
-            documents = sum(store.num_documents for store, _ in shared_parts)
-            raise DataError(
-                f"data.validation.{name}: a share of {config.share} of {documents} documents holds out none. "
-                "Give a larger share, or a path with held-out documents."
-            )
-        return text
-    source = SourceConfig(**config.model_dump(exclude={"share"}))
-    return HeldOutText(name, [(store, np.arange(store.num_documents)) for store in stores_of([source])])
+def _whole_text(name: str, stores: list[TokenStore]) -> HeldOutText:
+    return HeldOutText(name, [(store, np.arange(store.num_documents)) for store in stores])
+
+
+def _shared_text(name: str, share: float | None, parts: list[tuple[TokenStore, np.ndarray]]) -> HeldOutText:
+    text = HeldOutText(name, [(store, out) for store, out in parts if len(out)])
+    if not text.num_tokens:
+        documents = sum(store.num_documents for store, _ in parts)
+        raise DataError(
+            f"data.validation.{name}: a share of {share} of {documents} documents holds out none. "
+            "Give a larger share, or a path with held-out documents."
+        )
+    return text
 
 
 def source_names(sources: list[SourceConfig]) -> list[str]:

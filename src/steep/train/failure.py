@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import torch
+
 from steep.core.errors import CheckpointError, SteepError, TrainingError
 from steep.train.run_directory import RunDirectory
 
@@ -23,6 +25,10 @@ def explained_errors(run: RunDirectory) -> Iterator[None]:
             raise removed(run) from error
         _note(run, str(error))
         raise
+    except torch.OutOfMemoryError as error:
+        explained = out_of_memory(str(error))
+        _note(run, str(explained))
+        raise explained from error
     except BrokenPipeError:  # the reader of standard output is gone; no file of the run
         raise
     except OSError as error:
@@ -39,6 +45,15 @@ def explain(run: RunDirectory, error: OSError) -> SteepError:
     return TrainingError(
         f"a file could not be read or written: {reason}. The run stops here; the checkpoints in {run.checkpoints} are whole. "
         "Free some space or restore access, then run the same command again to continue."
+    )
+
+
+def out_of_memory(message: str) -> SteepError:
+    """The error for a device that is too small for the run."""
+    first_line = message.splitlines()[0] if message else "out of memory"
+    return TrainingError(
+        f"the device has not enough memory: {first_line}\n  What helps: a smaller train.micro_batch_size (the result stays the "
+        "same), train.activation_checkpointing true, a smaller train.loss_chunk_bytes; steep plan shows what takes how much."
     )
 
 

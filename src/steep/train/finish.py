@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from steep.config.load import write_config
+from steep.config.redact import redact_arguments
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.units import format_count, format_seconds
@@ -73,11 +75,15 @@ def already_finished(run: RunDirectory, job: Job, state: TrainState, sinks: Sink
 
 
 def describe_start(run: RunDirectory, config: RunConfig, job: Job) -> None:
-    """Write config.yaml, environment.json and, once per run, plan.json. What an earlier process said of its end goes."""
+    """Write config.yaml, environment.json and, where it is missing or of another length, plan.json.
+
+    What an earlier process said of its end goes.
+    """
     run.remove("summary.json")
     write_config(config, run.config)
-    run.write("environment.json", describe_environment())
-    if run.read("plan.json") is None:
+    run.write("environment.json", describe_environment(redact_arguments(sys.argv)))
+    known = run.read("plan.json")
+    if known is None or known.get("steps") != job.sizes.steps:
         hardware = find_hardware(str(job.device))
         run.write("plan.json", plan_opened(config, job.data, job.sizes, hardware).to_mapping())
 

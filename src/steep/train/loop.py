@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from steep.checkpoint.lock import RunLock
 from steep.checkpoint.save import CheckpointWriter
 from steep.config import targets
+from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.loader import Loader
 from steep.optim.schedule import multiplier
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.preemption import Interrupted, StopSignals
 from steep.trackers.sinks import Sinks
-from steep.train.assemble import assemble, check_targets
+from steep.train.assemble import assemble
 from steep.train.failure import explained_errors
 from steep.train.finish import TrainResult, already_finished, describe_end, describe_start, is_finished
 from steep.train.meter import Meter
@@ -33,8 +35,8 @@ def train(
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
     stream: where the console writes; standard output by default.
     """
-    check_targets(config, lambda line: print(line, file=stream), allow_code)
-    run = RunDirectory(Path(config.run.directory) / config.run.name)
+    targets.check_run(config, lambda line: print(line, file=stream), allow_code)
+    run = RunDirectory(Path(config.run.directory).expanduser() / config.run.name)
     run.create()
     with ExitStack() as stack:
         stack.enter_context(RunLock(run.path))
@@ -44,7 +46,7 @@ def train(
         sinks = stack.enter_context(
             Sinks(
                 run.path,
-                config.to_mapping(),
+                redact(config.to_mapping()),
                 config.trackers,
                 config.console,
                 stream=stream,
@@ -57,8 +59,9 @@ def train(
 
 def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sinks, stop: StopSignals) -> TrainResult:
     job = assemble(config, sinks.line, weights=beginning.weights)
-    sizes, engine = job.sizes, job.engine
     state = begin_state(beginning, job, sinks.line)
+    job = replace(job, sizes=job.sizes.resumed(state.step, state.sequences_seen))
+    sizes, engine = job.sizes, job.engine
     if is_finished(run, job, state):
         return already_finished(run, job, state, sinks)
     describe_start(run, config, job)

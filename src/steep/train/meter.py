@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from steep.batch import Batch
 from steep.core.errors import TrainingError
 from steep.train.engine import StepResult
@@ -22,10 +24,29 @@ ETA_WINDOW_STEPS = 20
 """The time left is judged by so many of the newest steps."""
 
 
+class _Values:
+    """The two numbers of a step, on their way to the host: reading them waits for their step and for no later one."""
+
+    def __init__(self, result: StepResult):
+        pair = torch.stack([result.loss.float(), result.grad_norm.float()])
+        self._event = torch.cuda.Event() if pair.is_cuda else None
+        self._host = torch.empty(2, pin_memory=pair.is_cuda)
+        self._host.copy_(pair, non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+
+    def read(self) -> tuple[float, float]:
+        """Loss and gradient norm."""
+        if self._event is not None:
+            self._event.synchronize()
+        loss, grad_norm = self._host.tolist()
+        return loss, grad_norm
+
+
 @dataclass(frozen=True)
 class _Pending:
     record: dict[str, Any]
-    result: StepResult
+    values: _Values
     sequences: range
 
 
@@ -71,6 +92,9 @@ class Meter:
         state: after the step.
         """
         step = state.step - 1
+        older = self._read(
+            until=max(0, self._lag_steps - 1)
+        )  # on a GPU this waits for the step before, which is its time
         seconds = self._clock() - self._started
         self._step_seconds.append(seconds)
         rate = sum(int(batch.num_tokens.sum()) for batch in batches) / seconds
@@ -88,10 +112,10 @@ class Meter:
             "eta_seconds": self._eta_seconds(step),
             "time": time.time(),
         }
-        self._pending.append(_Pending(record, result, self._sizes.sequences_of_step(step)))
+        self._pending.append(_Pending(record, _Values(result), self._sizes.sequences_of_step(step)))
         self.start_step()
         # The first step's line does not wait: whoever started the run is looking.
-        return self._read(until=0 if step == 0 else self._lag_steps)
+        return older + self._read(until=0 if step == 0 else self._lag_steps)
 
     def flush(self) -> list[dict[str, Any]]:
         """The records of every step so far. Called before a save, so that no checkpoint follows an unseen NaN."""
@@ -101,7 +125,7 @@ class Meter:
         records = []
         while len(self._pending) > until:
             pending = self._pending.popleft()
-            loss, grad_norm = float(pending.result.loss), float(pending.result.grad_norm)
+            loss, grad_norm = pending.values.read()
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 raise TrainingError(not_finite_message(pending.record["step"], loss, grad_norm, pending.sequences))
             first = {"kind": "train", "step": pending.record["step"], "loss": loss, "grad_norm": grad_norm}

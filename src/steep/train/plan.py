@@ -5,9 +5,11 @@ Text that is not yet a token store is prepared (and cached for the run), since t
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
+from steep.config import targets
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
@@ -124,7 +126,7 @@ class RunPlan:
             f"  run       {sizes.steps:,} steps of {sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation} = "
             f"{format_count(self.tokens)} tokens",
             f"  time      about {format_seconds(self.seconds)} of training ({self.hardware.basis})",
-            f"  memory    {format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}",
+            f"  memory    {format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}{facts.memory_note}",
             *memory_bar(self.memory, self.hardware.memory_bytes),
         ]
         return "\n".join(lines)
@@ -149,26 +151,25 @@ def plan_run(config: RunConfig, *, device: str = "auto", allow_code: bool = True
     """Plan a run. Raises a SteepError for what cannot work, all before a weight is loaded."""
     from steep.tokenizer.load import load_tokenizer
 
+    targets.check_run(config, lambda line: print(line, file=sys.stderr), allow_code)
     hardware = find_hardware(config.train.device if device == "auto" else device)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config.data, tokenizer, config.run.seed, lambda done, total, tokens: show(done, total))
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
-    plan = plan_opened(config, data, sizes, hardware, allow_code=allow_code)
+    plan = plan_opened(config, data, sizes, hardware)
     check_fits(plan)
     return plan
 
 
-def plan_opened(
-    config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardware, *, allow_code: bool = True
-) -> RunPlan:
+def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardware) -> RunPlan:
     """The plan of a run whose data is open."""
     wanted = config.train.precision
     if wanted == "auto" and not hardware.is_here:
         precision = "mixed_bf16"  # every GPU of the table but the T4 has it, and the T4 emulates it
     else:
         precision = choose_precision(wanted, hardware.device_type)
-    structure = plan_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, allow_code)
+    structure = plan_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision)
     return RunPlan(config, structure, hardware, precision, sizes, data)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from steep.config.run import RunConfig
 from steep.evaluate.generate import evaluation_mode, generate_text
 from steep.evaluate.held_out import HeldOutText, Score, score_text
+from steep.runtime.device import autocast
 from steep.trackers.sinks import Sinks
 from steep.train.assemble import Job
 from steep.train.run_directory import RunDirectory
@@ -46,16 +47,17 @@ def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
             batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
             sequence_length=job.sizes.sequence_length,
             eos_id=job.tokenizer.eos_id if job.tokenizer.append_eos else None,
-            decode=job.tokenizer.decode,
+            decode=job.tokenizer.decode_text,
         )
 
 
 def write_samples(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run: RunDirectory) -> None:
     """Continue every prompt greedily (so that no random number is drawn), log it and write it to samples/."""
-    samples = [
-        (prompt, generate_text(job.model, job.tokenizer, prompt, max_new_tokens=config.evaluate.sample_tokens))
-        for prompt in config.evaluate.prompts
-    ]
+    with autocast(job.device, job.precision):
+        samples = [
+            (prompt, generate_text(job.model, job.tokenizer, prompt, max_new_tokens=config.evaluate.sample_tokens))
+            for prompt in config.evaluate.prompts
+        ]
     state.samples_step = state.step
     for prompt, text in samples:
         sinks.log({"kind": "sample", "step": state.step, "prompt": prompt, "text": text})

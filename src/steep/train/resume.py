@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.checkpoint.capture import capture, capture_rng, restore, restore_rng
-from steep.checkpoint.compare import differences, warnings
+from steep.checkpoint.compare import SCORES_CHANGE, differences, warnings
 from steep.checkpoint.load import Checkpoint, find_checkpoint, open_checkpoint
 from steep.checkpoint.save import CheckpointState
 from steep.config.load import dump_yaml
@@ -26,6 +26,8 @@ class Beginning:
 
     checkpoint: Checkpoint | None
     messages: list[str]
+    scores_change: bool = False
+    """Whether other text is scored than before, so that old scores say nothing about new ones."""
 
     @property
     def step(self) -> int:
@@ -58,7 +60,12 @@ def find_beginning(run: RunDirectory, config: RunConfig, resume: bool | None) ->
     checkpoint = open_checkpoint(path)
     saved, current = parse_yaml(checkpoint.config_yaml).data, redact(config.to_mapping())
     _refuse(run, saved, current, "holds a different run")
-    return Beginning(checkpoint, [*messages, *warnings(saved, current), f"resuming from {path.name}"])
+    warned = warnings(saved, current)
+    return Beginning(
+        checkpoint,
+        [*messages, *warned, f"resuming from {path.name}"],
+        scores_change=any(line.endswith(SCORES_CHANGE) for line in warned),
+    )
 
 
 def _refuse_another_run(run: RunDirectory, config: RunConfig) -> None:
@@ -100,6 +107,8 @@ def begin_state(beginning: Beginning, job: Job, say: Say) -> TrainState:
             f"and is now {plan_fingerprint}. A source's content, the sequence length, the seed or the held-out share differs. "
             "Restore them to continue, or start another run with --run.name."
         )
+    if beginning.scores_change:
+        state.base_scores, state.scores, state.best_loss, state.best_step = {}, {}, None, None
     return state
 
 

@@ -7,7 +7,7 @@ of a run that ends inside a global batch is smaller, so that nothing is dropped.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from steep.core.errors import ConfigError
 from steep.train.config import TrainConfig
@@ -22,11 +22,22 @@ class Sizes:
     micro_batch_size: int
     total_sequences: int
     world_size: int = 1
+    first_step: int = 0
+    first_sequence: int = 0
+    """Where counting begins. Other than 0 after a short last step of a run that was then made longer."""
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return -(-self.total_sequences // self.global_batch_size)
+        return self.first_step - (-max(0, self.total_sequences - self.first_sequence) // self.global_batch_size)
+
+    def resumed(self, step: int, sequences_seen: int) -> Sizes:
+        """The sizes of a run that has made `step` steps with `sequences_seen` sequences: none is skipped or repeated.
+
+        Equal to `self` unless the run's last step was a short one and the run was made longer afterwards.
+        """
+        on_grid = sequences_seen == self.sequences_of_step(step).start
+        return self if on_grid else replace(self, first_step=step, first_sequence=sequences_seen)
 
     @property
     def grad_accum_steps(self) -> int:
@@ -40,8 +51,8 @@ class Sizes:
 
     def sequences_of_step(self, step: int) -> range:
         """The sequences that `step` trains on, over all ranks."""
-        start = step * self.global_batch_size
-        return range(start, min(start + self.global_batch_size, self.total_sequences))
+        start = self.first_sequence + (step - self.first_step) * self.global_batch_size
+        return range(start, max(start, min(start + self.global_batch_size, self.total_sequences)))
 
     def micro_batches(self, step: int, rank: int = 0) -> list[range]:
         """The sequences of each micro-batch of `rank` in `step`; ranges may be short or empty in the last step."""
