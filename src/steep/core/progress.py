@@ -133,7 +133,9 @@ def progress_bar(
 
 
 @contextlib.contextmanager
-def progress_when_needed(description: str, unit: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
+def progress_when_needed(
+    description: str, unit: str, stream: TextIO | None = None
+) -> Iterator[Callable[[int, int], None]]:
     """A function of (completed, total) that shows a progress bar from its first call on; nothing if it is never called."""
     with contextlib.ExitStack() as stack:
         bars: list[Progress] = []

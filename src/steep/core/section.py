@@ -24,9 +24,7 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 class Section(BaseModel):
     """A mapping of the configuration: unknown keys are errors; a docstring under a field is its documentation."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), defer_build=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
 
 class Target(BaseModel):

@@ -148,6 +148,6 @@ def not_finite_message(step: int, loss: float, grad_norm: float, sequences: rang
         f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. The run stops here and saves nothing more; the "
         f"newest checkpoint is from before this step.\n  The step trained on sequences {sequences.start} to "
         f"{sequences.stop - 1} of the plan (steep inspect RUN --sequence {sequences.start} shows one).\n"
-        "  What helps most often: a lower optimizer.learning_rate, more schedule.warmup_steps, train.precision fp32 to see "
-        "whether bf16 is the cause."
+        "  What helps most often, in another run (--run.name): a lower optimizer.learning_rate, more schedule.warmup_steps, "
+        "or train.precision fp32 to see whether bf16 is the cause."
     )
