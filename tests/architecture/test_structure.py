@@ -55,6 +55,7 @@ HEAVY = {"torch", "transformers", "pyarrow", "matplotlib", "tokenizers", "safete
 BROAD_HANDLERS = {
     "cli/main.py": "usage errors of typer, whose class depends on its version; anything else is raised again",
     "loader.py": "handed to the thread that waits for it",
+    "models/structure.py": "a model may do anything in its forward pass; the plan says that its figure is a guess, and why",
     "store/worker.py": "sent to the parent process, which raises it",
 }
 """Files that may catch Exception or BaseException without raising it in the same handler, and why."""
