@@ -105,9 +105,9 @@ def train(config: ConfigLike, *, resume: Optional[bool] = None, allow_code: bool
     """
     checked = as_config(config)
 
-    from steep.runtime.allocator import tune_allocator
+    from steep.runtime.tuning import tune_process
 
-    tune_allocator()
+    tune_process()
 
     from steep.train.loop import train as run
 

@@ -49,3 +49,17 @@ def test_secrets_of_a_command_line_are_masked(monkeypatch: pytest.MonkeyPatch) -
     )
     assert shown[:4] == ["steep", "train", "run.yaml", "--trackers.0.api_key"]
     assert not any("canary" in argument for argument in shown)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_waiting_threads_are_tuned_unless_the_user_did(given: dict[str, str], expected: str) -> None:
+    import os
+
+    code = "import os; from steep.runtime.tuning import tune_process; tune_process(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**plain, **given}
+    )
+    assert done.stdout.strip() == expected

@@ -29,9 +29,9 @@ def command(
         write_domain_text,
         write_general_text,
     )
-    from steep.runtime.allocator import tune_allocator
+    from steep.runtime.tuning import tune_process
 
-    tune_allocator()
+    tune_process()
     texts = directory / "demo-texts"
     domain, general = write_domain_text(texts), write_general_text(texts)
     typer.echo(f"domain text: {domain.description}\ngeneral text: {general.description}")

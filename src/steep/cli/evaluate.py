@@ -31,9 +31,9 @@ def command(
 ) -> None:
     """Perplexity and bits per byte of a model on held-out texts, beside another model's."""
     refuse_overrides(context)
-    from steep.runtime.allocator import tune_allocator
+    from steep.runtime.tuning import tune_process
 
-    tune_allocator()
+    tune_process()
     from steep.api import evaluate
 
     result = evaluate(

@@ -28,9 +28,9 @@ def command(
     """Continue a prompt, streamed as it is written. Greedy unless a sampling option is given."""
     refuse_overrides(context)
     from steep.core.errors import ConfigError
-    from steep.runtime.allocator import tune_allocator
+    from steep.runtime.tuning import tune_process
 
-    tune_allocator()
+    tune_process()
     from steep.api import generate
     from steep.cli.wrap import Wrapped
 

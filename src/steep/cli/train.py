@@ -26,9 +26,9 @@ def command(
 
     run_config = load_run_config(config, context.obj or [])
 
-    from steep.runtime.allocator import tune_allocator
+    from steep.runtime.tuning import tune_process
 
-    tune_allocator()  # before torch is imported
+    tune_process()  # before torch is imported
 
     from steep.train.loop import train
 

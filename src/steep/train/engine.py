@@ -70,6 +70,8 @@ class TorchEngine:
     def train_step(self, batches: list[Batch], multiplier: float) -> StepResult:
         """One update on the micro-batches of a step, every learning rate times `multiplier`."""
         num_label_tokens = max(1, sum(batch.num_label_tokens for batch in batches))
+        if len(batches) > 1:
+            self._keep_gradients()
         loss = torch.zeros((), device=self._device)
         for batch in batches:
             part = self._loss_sum(batch.to(self._device)) / num_label_tokens
@@ -79,5 +81,12 @@ class TorchEngine:
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * multiplier
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=len(batches) == 1)
         return StepResult(loss, grad_norm.detach())
+
+    def _keep_gradients(self) -> None:
+        """Give every gradient its memory before the first forward pass. Accumulated gradients live through the next forward pass
+        anyway; made in the backward pass they would lie in the gaps that activations leave, and those grow by as much."""
+        for parameter in self._trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
