@@ -63,7 +63,7 @@ def test_the_second_of_two_runs_refuses(tmp_path: Path, mapping: dict[str, Any])
         (["--model.config.num_hidden_layers", "3"], "model.config.num_hidden_layers: saved 2, now 3"),
         (["--train.global_batch_size", "8"], "train.global_batch_size: saved 4, now 8"),
         (["--run.seed", "8"], "run.seed: saved 7, now 8"),
-        (["--data.sequence_length", "32"], "the sequence length"),
+        (["--data.sequence_length", "32"], "data.sequence_length: saved 64, now 32"),
     ],
 )
 def test_another_run_is_refused_by_what_differs(
