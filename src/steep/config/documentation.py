@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from steep.config.structure import item_type, section_of
@@ -32,6 +32,17 @@ def sections_below(root: type[Section]) -> Iterator[type[Section]]:
         if inner is not None:
             yield from sections_below(inner)
     yield root
+
+
+def meaning_of(root: type[Section], location: Sequence[str | int]) -> str:
+    """The first line of the docstring of the field at `location` (keys and list positions) below `root`; empty if it has none."""
+    section: Any = root
+    *path, name = [part for part in location if isinstance(part, str)] or [""]
+    for part in path:
+        field = section.model_fields.get(part) if section is not None else None
+        section = (section_of(field.annotation) or section_of(item_type(field.annotation))) if field else section
+    text = field_docstrings(section).get(name, "") if section is not None else ""
+    return text.split("\n")[0]
 
 
 def field_docstrings(section: type[Section]) -> dict[str, str]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Optional
 
+from steep.config.documentation import meaning_of
 from steep.config.redact import redact
+from steep.config.run import RunConfig
 from steep.config.structure import (
     Location,
     all_keys,
@@ -411,7 +413,7 @@ def _as_section(location: Location, value: Any) -> str:
 
 def _missing(location: Location) -> Problem:
     field = field_at(location)
-    meaning = (field.description or "").split("\n")[0].split(". ")[0].rstrip(".:") if field else ""
+    meaning = meaning_of(RunConfig, location).split(". ")[0].rstrip(".:") if field else ""
     message = _IS_NEEDED + (f" ({meaning[0].lower()}{meaning[1:]})" if meaning else "")
     if example := EXAMPLES.get(location):
         message += f", for example `{example}`"
