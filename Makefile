@@ -28,8 +28,9 @@ demo: setup
 demo-short: setup
 	$(BIN)/steep demo --short
 
+# Two processes, each with one thread: the tests are many small processes and models.
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not heavy and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not heavy and not gpu"
 
 test-all: setup
 	$(BIN)/python -m pytest -m "not gpu"
