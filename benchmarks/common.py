@@ -179,6 +179,11 @@ def heading() -> str:
             f"- command: `python {' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`, commit {_commit()}",
             f"- machine: {cpu_name()}, {platform.system()}; {bf16}",
             f"- load average at the start (1, 5, 15 minutes): {load}",
+            *(
+                f"- {name}={os.environ[name]} for all"
+                for name in sorted(os.environ)
+                if name.startswith(("OMP_", "MKL_", "GOMP_"))
+            ),
             f"- python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in packages.items() if v),
         ]
     )
