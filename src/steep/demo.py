@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from steep.core.files import atomic_writer
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M"
 HUB_TIMEOUT_SECONDS = 5.0
+SHORT_PIECES = 40
+"""Pieces of plays that the short demo takes."""
 MINIMUM_CHARACTERS = 400
 """Shorter docstrings say little and are left out."""
 PROMPT = "The with statement is used to wrap the execution of a block with methods defined by a context manager."
@@ -41,19 +44,22 @@ class DemoText:
     description: str
 
 
-def write_domain_text(directory: Path) -> DemoText:
-    """Write the domain text as JSONL, one page or docstring per line."""
-    documents = [*language_reference(), *standard_library_docstrings()]
-    path = _write_jsonl(directory / "python_documentation.jsonl", documents)
+def write_domain_text(directory: Path, *, short: bool = False) -> DemoText:
+    """Write the domain text as JSONL, one page or docstring per line; pages alone if it is to be short."""
+    documents = list(language_reference())
+    if not short:
+        documents += standard_library_docstrings()
+    path = _write_jsonl(directory / f"python_{'pages' if short else 'documentation'}.jsonl", documents)
     size = sum(len(text) for _, text in documents) / 1e6
-    return DemoText(path, f"Python's own documentation: {len(documents):,} pages and docstrings, {size:.1f} MB")
+    what = "pages" if short else "pages and docstrings"
+    return DemoText(path, f"Python's own documentation: {len(documents):,} {what}, {size:.1f} MB")
 
 
-def write_general_text(directory: Path) -> DemoText:
-    """Write the general text as JSONL."""
-    plays = list(shakespeare_scenes())
+def write_general_text(directory: Path, *, short: bool = False) -> DemoText:
+    """Write the general text as JSONL; its first pieces if it is to be short."""
+    plays = list(islice(shakespeare_scenes(), SHORT_PIECES if short else None))
     if plays:
-        path = _write_jsonl(directory / "shakespeare.jsonl", plays)
+        path = _write_jsonl(directory / f"shakespeare{'_short' if short else ''}.jsonl", plays)
         return DemoText(path, f"Shakespeare: {len(plays):,} pieces of plays (public domain, package shakespeare)")
     licences = list(licence_texts())
     path = _write_jsonl(directory / "licences.jsonl", licences)
@@ -224,7 +230,7 @@ class DemoSize:
 
 
 FULL = DemoSize(steps=40, global_batch_size=8, sequence_length=256, evaluate_tokens=6000, sample_tokens=40)
-SHORT = DemoSize(steps=4, global_batch_size=2, sequence_length=128, evaluate_tokens=400, sample_tokens=8)
+SHORT = DemoSize(steps=3, global_batch_size=2, sequence_length=128, evaluate_tokens=400, sample_tokens=8)
 FULL_TRAINING_SECONDS = 200.0
 """What the full demo may spend in training, so that all of it stays under six minutes."""
 

@@ -33,7 +33,7 @@ def command(
 
     tune_process()
     texts = directory / "demo-texts"
-    domain, general = write_domain_text(texts), write_general_text(texts)
+    domain, general = write_domain_text(texts, short=short), write_general_text(texts, short=short)
     typer.echo(f"domain text: {domain.description}\ngeneral text: {general.description}")
     model = choose_model(typer.echo, ask_hub=not short)
     tokenizer = train_tokenizer([domain.path], texts / "tokenizer") if "config" in model else None

@@ -7,12 +7,14 @@ for either is refused by name.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +124,22 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> nn.Module:
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "gguf", f"reading {path.name}")
     try:
-        return _from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+        return _from_pretrained(str(path.parent), gguf_file=path.name, config=read_gguf_config(path), dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path} could not be read as a GGUF model that transformers knows: {error}") from error
+
+
+def read_gguf_config(path: Path) -> Any:
+    """transformers' configuration of a .gguf file. Read once per process: its header takes some six seconds."""
+    found = path.stat()
+    return copy.deepcopy(_read_gguf_config(path, found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=1)
+def _read_gguf_config(path: Path, mtime_ns: int, size: int) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
 
 
 def _from_pretrained(source: str, **arguments: Any) -> nn.Module:

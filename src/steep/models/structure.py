@@ -26,6 +26,7 @@ from steep.models.load import (
     check_sequence_length,
     describe_model,
     read_config,
+    read_gguf_config,
     resolve_reference,
 )
 from steep.models.memory import MemoryPlan, plan_memory, saved_bytes
@@ -128,17 +129,11 @@ def _structure_of_pretrained(reference: str, revision: str | None, dtype: torch.
 
     path = resolve_reference(reference)
     if path is not None and path.suffix == ".gguf":
-        hf_config = _gguf_config(path)
+        hf_config = read_gguf_config(path)
     else:
         hf_config = read_config(reference if path is None else str(path), revision)
     model: nn.Module = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, dtype=dtype)
     return model
-
-
-def _gguf_config(path: Path) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
 
 
 def _hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
