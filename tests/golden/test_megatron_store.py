@@ -70,9 +70,49 @@ def foreign_index(lengths: list[int], boundaries: list[int], code: int, itemsize
     return b"".join(parts)
 
 
-@pytest.mark.parametrize("modes", [False, True])
-def test_foreign_store_with_several_sequences_per_document_and_an_empty_one(tmp_path: Path, modes: bool) -> None:
-    (tmp_path / "corpus.v1_text_document.idx").write_bytes(foreign_index([2, 3, 1], [0, 2, 2, 3], 4, 4, modes))
+def test_multimodal_data_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.idx").write_bytes(foreign_index([2, 3, 1], [0, 2, 2, 3], 4, 4, modes=True))
+    np.arange(10, 16, dtype="<i4").tofile(tmp_path / "a.bin")
+    with pytest.raises(DataError, match=r"a\.idx: is multimodal data"):
+        open_store(tmp_path / "a")
+
+
+def test_with_the_unit_sequences_each_sequence_is_a_document(tmp_path: Path) -> None:
+    (tmp_path / "a.idx").write_bytes(foreign_index([2, 0, 3, 1], [0, 3, 3, 4], 8, 2))
+    np.arange(10, 16, dtype="<u2").tofile(tmp_path / "a.bin")
+    documents, sequences = open_store(tmp_path / "a"), open_store(tmp_path / "a", unit="sequences")
+    assert documents.document_lengths.tolist() == [5, 0, 1]
+    assert sequences.document_lengths.tolist() == [2, 0, 3, 1]
+    assert sequences.document_lengths.dtype == np.int64
+    assert [sequences.document(i).tolist() for i in range(4)] == [[10, 11], [], [12, 13, 14], [15]]
+    assert documents.fingerprint == sequences.fingerprint  # the same files
+
+
+def test_an_index_of_several_blocks_is_checked_to_its_end(tmp_path: Path) -> None:
+    lengths = np.random.default_rng(0).integers(0, 9, size=600_000)
+    boundaries = np.flatnonzero(np.arange(600_001) % 3 == 0)
+    pointers = np.concatenate([[0], np.cumsum(lengths)])
+    raw = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, len(lengths), len(boundaries))
+    raw += lengths.astype("<i4").tobytes() + (pointers[:-1] * 2).astype("<i8").tobytes()
+    (tmp_path / "a.idx").write_bytes(raw + boundaries.astype("<i8").tobytes())
+    index = read_index(tmp_path / "a.idx")
+    assert index.num_tokens == lengths.sum()
+    assert np.array_equal(index.byte_starts, pointers[boundaries[:-1]] * 2)
+    assert np.array_equal(index.lengths, np.add.reduceat(lengths, boundaries[:-1]))
+    sequences = read_index(tmp_path / "a.idx", "sequences")
+    assert np.array_equal(sequences.lengths, lengths)
+    for array, last, message in ((pointers[:-1] * 2, -1, "do not follow"), (boundaries, -2, "not in order")):
+        changed = array.copy()
+        changed[last] = changed[last - 1] - 2
+        wrong = raw.replace(array.astype("<i8").tobytes(), changed.astype("<i8").tobytes())
+        wrong += (changed if message == "not in order" else boundaries).astype("<i8").tobytes()
+        (tmp_path / "b.idx").write_bytes(wrong)
+        with pytest.raises(DataError, match=message):
+            read_index(tmp_path / "b.idx")
+
+
+def test_foreign_store_with_several_sequences_per_document_and_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "corpus.v1_text_document.idx").write_bytes(foreign_index([2, 3, 1], [0, 2, 2, 3], 4, 4))
     np.arange(10, 16, dtype="<i4").tofile(tmp_path / "corpus.v1_text_document.bin")
     for name in ("corpus.v1_text_document", "corpus.v1_text_document.bin", "corpus.v1_text_document.idx"):
         store = open_store(tmp_path / name)

@@ -8,10 +8,12 @@ Weakness: the format has no checksum and no tokenizer; manifest.json beside the 
 
 from __future__ import annotations
 
+import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -24,25 +26,24 @@ _DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 LARGEST_U16_VOCABULARY = 65_500
 LONGEST_SEQUENCE = 2**31 - 1
+_BLOCK = 1 << 18
+"""Entries of the index that are checked at once."""
+_MAPPED_BYTES = 1 << 24
+"""A larger .idx is memory-mapped; a smaller one is read, which saves an open file per shard."""
+
+Unit = Literal["documents", "sequences"]
 
 
 @dataclass(frozen=True)
 class MegatronIndex:
-    """What an .idx file says, in tokens."""
+    """What an .idx file says. With one sequence per document the arrays are views of the file, not copies."""
 
     dtype: np.dtype
-    offsets: np.ndarray
-    """(documents + 1,) int64, first token of each document in .bin and the end."""
-
-    @property
-    def num_documents(self) -> int:
-        """Documents, those without tokens included."""
-        return len(self.offsets) - 1
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all documents."""
-        return int(self.offsets[-1])
+    lengths: np.ndarray
+    """(documents,) i32 or i64, tokens of each document."""
+    byte_starts: np.ndarray
+    """(documents,) i64, byte at which each document begins in .bin."""
+    num_tokens: int
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -71,38 +72,87 @@ def write_index(file: IO[bytes], lengths: np.ndarray, dtype: np.dtype) -> None:
     file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
 
 
-def read_index(path: Path) -> MegatronIndex:
-    """Read and check an .idx file, of any number of sequences per document. Raises DataError naming what is wrong."""
+def read_index(path: Path, unit: Unit = "documents") -> MegatronIndex:
+    """Read and check an .idx file, of any number of sequences per document.
+
+    unit: what counts as a document; `sequences` takes each sequence as one, as Megatron's own splits and orders do.
+    Raises DataError naming what is wrong. Time and memory: one pass in blocks over a memory map; 20 M documents in a second.
+    """
+    content, num_sequences, num_boundaries, dtype = _open_index(path)
+    arrays = _HEADER.size
+    lengths: np.ndarray = np.ndarray(num_sequences, "<i4", content, arrays)
+    pointers: np.ndarray = np.ndarray(num_sequences, "<i8", content, arrays + 4 * num_sequences)
+    boundaries: np.ndarray = np.ndarray(num_boundaries, "<i8", content, arrays + 12 * num_sequences)
+    num_tokens = _check_sequences(lengths, pointers, dtype.itemsize, path)
+    one_sequence_each = _check_boundaries(boundaries, num_sequences, path)
+    if one_sequence_each or unit == "sequences":
+        return MegatronIndex(dtype, lengths, pointers, num_tokens)
+    starts = np.append(pointers, num_tokens * dtype.itemsize)[boundaries]
+    return MegatronIndex(dtype, np.diff(starts) // dtype.itemsize, starts[:-1], num_tokens)
+
+
+def _check_sequences(lengths: np.ndarray, pointers: np.ndarray, itemsize: int, path: Path) -> int:
+    """Tokens in all, if the sequences follow each other without a gap."""
+    total = 0
+    for begin in range(0, len(lengths), _BLOCK):
+        ends = np.cumsum(lengths[begin : begin + _BLOCK], dtype=np.int64)
+        starts = pointers[begin : begin + _BLOCK]
+        expected = np.empty(len(ends), dtype=np.int64)
+        expected[0] = 0
+        expected[1:] = ends[:-1]
+        if lengths[begin : begin + _BLOCK].min() < 0 or not np.array_equal(starts, (expected + total) * itemsize):
+            raise DataError(
+                f"{path}: its sequences do not follow each other in the .bin file; steep reads only such files."
+            )
+        total += int(ends[-1])
+    return total
+
+
+def _check_boundaries(boundaries: np.ndarray, num_sequences: int, path: Path) -> bool:
+    """Whether each document is one sequence; boundaries must run from 0 to `num_sequences`."""
+    one_sequence_each = len(boundaries) == num_sequences + 1
+    ordered = boundaries[0] == 0 and boundaries[-1] == num_sequences
+    for begin in range(0, len(boundaries), _BLOCK):
+        if not ordered:
+            break
+        steps = np.diff(boundaries[begin : begin + _BLOCK + 1])
+        ordered = not len(steps) or bool(steps.min() >= 0)
+        one_sequence_each = one_sequence_each and bool(np.all(steps == 1))
+    if not ordered:
+        raise DataError(f"{path}: its document boundaries are not in order from 0 to {num_sequences:,}; it is damaged.")
+    return one_sequence_each
+
+
+def _open_index(path: Path) -> tuple[Any, int, int, np.dtype]:
+    """The bytes of an .idx file, a memory map if it is large, with sequences, boundaries and dtype from its header."""
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = file.read(_HEADER.size)
+            num_sequences, num_boundaries, dtype = _check_header(header, size, path)
+            if size > _MAPPED_BYTES:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), num_sequences, num_boundaries, dtype
+            return header + file.read(), num_sequences, num_boundaries, dtype
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    num_sequences, num_boundaries, dtype = _read_header(content, path)
-    lengths = np.frombuffer(content, "<i4", num_sequences, _HEADER.size).astype(np.int64)
-    pointers = np.frombuffer(content, "<i8", num_sequences, _HEADER.size + 4 * num_sequences)
-    boundaries = np.frombuffer(content, "<i8", num_boundaries, _HEADER.size + 12 * num_sequences)
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    if len(lengths) and (lengths.min() < 0 or not np.array_equal(pointers, ends[:-1] * dtype.itemsize)):
-        raise DataError(
-            f"{path}: its sequences do not follow each other in the .bin file; steep reads only such files."
-        )
-    if boundaries[0] != 0 or boundaries[-1] != num_sequences or np.any(np.diff(boundaries) < 0):
-        raise DataError(f"{path}: its document boundaries are not in order from 0 to {num_sequences:,}; it is damaged.")
-    return MegatronIndex(dtype, ends[boundaries])
 
 
-def _read_header(content: bytes, path: Path) -> tuple[int, int, np.dtype]:
-    if len(content) < _HEADER.size or content[:9] != MAGIC:
+def _check_header(header: bytes, size: int, path: Path) -> tuple[int, int, np.dtype]:
+    if len(header) < _HEADER.size or header[:9] != MAGIC:
         raise DataError(f"{path}: is no Megatron index (it does not start with MMIDIDX).")
-    _, version, code, num_sequences, num_boundaries = _HEADER.unpack_from(content)
+    _, version, code, num_sequences, num_boundaries = _HEADER.unpack(header)
     dtype = np.dtype(_DTYPES.get(code, np.float64)).newbyteorder("<")
     if version != VERSION or dtype.kind not in "iu":
         raise DataError(f"{path}: version {version}, dtype code {code}; needed are version 1 and an integer dtype.")
     expected = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
-    with_modes = expected + num_sequences  # one byte per sequence in multimodal data; not read
-    if len(content) not in (expected, with_modes) or num_boundaries < 1:
+    if num_boundaries >= 1 and num_sequences and size == expected + num_sequences:
         raise DataError(
-            f"{path}: has {len(content):,} bytes, but {num_sequences:,} sequences in {num_boundaries - 1:,} documents "
+            f"{path}: is multimodal data (it holds a mode for each of its {num_sequences:,} sequences); steep trains on "
+            "text alone and would read the modes' tokens as text. Write the text sequences without modes, and give those."
+        )
+    if size != expected or num_boundaries < 1:
+        raise DataError(
+            f"{path}: has {size:,} bytes, but {num_sequences:,} sequences in {num_boundaries - 1:,} documents "
             f"take {expected:,}; it was cut short or is damaged. Prepare or copy it again."
         )
     return num_sequences, num_boundaries, dtype

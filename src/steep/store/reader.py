@@ -7,8 +7,10 @@ and what the operating system keeps of the files.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -25,7 +27,7 @@ from steep.store.manifest import (
     has_manifest,
     read_manifest,
 )
-from steep.store.megatron import read_index
+from steep.store.megatron import Unit, read_index
 from steep.store.writer import SIDECAR_DTYPE
 
 _SAMPLE_BYTES = 1 << 20
@@ -38,14 +40,16 @@ class Shard:
 
     prefix: Path
     tokens: np.ndarray
-    """(num_tokens,) memory map in the dtype on disk."""
-    offsets: np.ndarray
-    """(documents + 1,) int64 in tokens."""
+    """(num_tokens,) view of the file in the dtype on disk."""
+    lengths: np.ndarray
+    """(documents,) integers, tokens of each document."""
+    byte_starts: np.ndarray
+    """(documents,) i64, where each begins, in bytes from the first token."""
 
     @property
     def num_documents(self) -> int:
         """Documents, empty ones included."""
-        return len(self.offsets) - 1
+        return len(self.lengths)
 
 
 class TokenStore:
@@ -56,11 +60,11 @@ class TokenStore:
         self.shards = shards
         self.manifest = manifest
         """manifest.json; an empty mapping for stores that other tools wrote."""
-        self.document_lengths = _concatenate([np.diff(shard.offsets) for shard in shards], np.int64)
+        self.document_lengths = _concatenate([shard.lengths for shard in shards], np.int64)
         """(num_documents,) int64, tokens of each document, EOS and BOS included."""
         self.num_documents = len(self.document_lengths)
         self.num_tokens = int(self.document_lengths.sum())
-        self._first_documents = np.cumsum([0] + [shard.num_documents for shard in shards])
+        self._first_documents = [0, *accumulate(shard.num_documents for shard in shards)]
 
     def __repr__(self) -> str:
         return f"TokenStore({str(self.path)!r}, documents={self.num_documents:,}, tokens={self.num_tokens:,})"
@@ -76,9 +80,9 @@ class TokenStore:
             raise IndexError(
                 f"tokens [{start}, {start + count}) of {self.document_lengths[document]} in document {document}"
             )
-        index = int(np.searchsorted(self._first_documents, document, side="right")) - 1
+        index = bisect_right(self._first_documents, document) - 1
         shard = self.shards[index]
-        first = int(shard.offsets[document - self._first_documents[index]]) + start
+        first = int(shard.byte_starts[document - self._first_documents[index]]) // shard.tokens.itemsize + start
         out[:] = shard.tokens[first : first + count]
 
     def document(self, number: int) -> np.ndarray:
@@ -158,16 +162,20 @@ class TokenStore:
             _verify_checksums(self.path, self.manifest)
 
 
-def open_store(path: Union[str, Path]) -> TokenStore:
+def open_store(path: Union[str, Path], unit: Unit = "documents") -> TokenStore:
     """Open a finished token store: a folder with manifest.json, or what other tools wrote (.bin, .idx or their prefix,
-    or a folder of such pairs). Raises DataError when it is not there, not whole, or damaged in size."""
+    or a folder of such pairs).
+
+    unit: `sequences` counts every sequence of an .idx as a document, as Megatron's orders do.
+    Raises DataError when it is not there, not whole, or damaged in size.
+    """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, unit)
     prefix = megatron_prefix(path)
     if prefix is None:
         raise DataError(f"{path}: is no token store (a folder with {MANIFEST_FILE}, or a Megatron .bin and .idx pair).")
-    return TokenStore(prefix, [_open_shard(prefix)], {})
+    return TokenStore(prefix, [_open_shard(prefix, unit)], {})
 
 
 def join_stores(stores: list[TokenStore]) -> TokenStore:
@@ -196,7 +204,7 @@ def megatron_prefix(path: Path) -> Optional[Path]:
     return prefix if all(file.is_file() for file in pair) else None
 
 
-def _open_folder(folder: Path) -> TokenStore:
+def _open_folder(folder: Path, unit: Unit) -> TokenStore:
     if has_manifest(folder):
         manifest = read_manifest(folder)
         return TokenStore(folder, [_open_listed_shard(folder, entry) for entry in manifest["shards"]], manifest)
@@ -207,7 +215,7 @@ def _open_folder(folder: Path) -> TokenStore:
     prefixes = _folder_prefixes(folder)
     if not prefixes:
         raise DataError(f"{folder}: is no token store: no {MANIFEST_FILE} and no .bin/.idx pairs.")
-    return TokenStore(folder, [_open_shard(prefix) for prefix in prefixes], {})
+    return TokenStore(folder, [_open_shard(prefix, unit) for prefix in prefixes], {})
 
 
 def _folder_prefixes(folder: Path) -> list[Path]:
@@ -220,7 +228,7 @@ def _folder_prefixes(folder: Path) -> list[Path]:
 
 
 def _open_listed_shard(folder: Path, entry: dict[str, Any]) -> Shard:
-    shard = _open_shard(folder / entry["name"])
+    shard = _open_shard(folder / entry["name"], "documents")
     if (shard.num_documents, len(shard.tokens)) != (entry["documents"], entry["tokens"]):
         raise DataError(
             f"{shard.prefix}.idx: {shard.num_documents:,} documents and {len(shard.tokens):,} tokens, but {MANIFEST_FILE} "
@@ -229,9 +237,9 @@ def _open_listed_shard(folder: Path, entry: dict[str, Any]) -> Shard:
     return shard
 
 
-def _open_shard(prefix: Path) -> Shard:
+def _open_shard(prefix: Path, unit: Unit) -> Shard:
     bin_path, idx_path = (prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx"))
-    index = read_index(idx_path)
+    index = read_index(idx_path, unit)
     if not bin_path.is_file():
         raise DataError(f"{bin_path}: is missing beside {idx_path.name}.")
     size, expected = bin_path.stat().st_size, index.num_tokens * index.dtype.itemsize
@@ -241,7 +249,8 @@ def _open_shard(prefix: Path) -> Shard:
             f"{index.dtype.itemsize} bytes = {expected:,}. It was cut short or is damaged; prepare or copy it again."
         )
     empty = np.empty(0, index.dtype)  # an empty file cannot be mapped
-    return Shard(prefix, np.memmap(bin_path, index.dtype, mode="r") if size else empty, index.offsets)
+    tokens = np.memmap(bin_path, index.dtype, mode="r").view(np.ndarray) if size else empty
+    return Shard(prefix, tokens, index.lengths, index.byte_starts)
 
 
 def _read_sidecar(shard: Shard) -> np.ndarray:
@@ -302,4 +311,4 @@ def _hash_tokens(tokens: np.ndarray) -> int:
 
 
 def _concatenate(arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.empty(0, dtype)
+    return np.concatenate(arrays, dtype=dtype) if arrays else np.empty(0, dtype)
