@@ -29,7 +29,8 @@ SHARD_BYTES = 120_000
 
 # No main guard, on purpose: workers must not import the caller's main module.
 PROGRAM = f"""
-import pathlib, sys
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has its children ignore it
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
 from steep.store.prepare import prepare
