@@ -63,7 +63,11 @@ BROAD_HANDLERS = {
 SILENT_HANDLERS = {"store/pool.py": "a worker's pipe was closed by kill; its end is reported right after"}
 """Files with an `except` whose body is `pass`, and why nothing is hidden."""
 
-PLUGINS = {"optim": ("param_groups", "schedule", "load", "config"), "trackers": ("config", "sinks", "tracker")}
+PLUGINS: dict[str, tuple[str, ...]] = {
+    "optim": ("param_groups", "schedule", "load", "config"),
+    "tokenizer.backends": (),
+    "trackers": ("config", "sinks", "tracker"),
+}
 
 
 def name_of(path: Path) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,9 +22,9 @@ from steep.sources.config import SourceConfig
 from steep.sources.document import NO_TOKENS, Document, Record, Rejected
 from steep.sources.inputs import load_format
 from steep.store.manifest import empty_ledger
-from steep.store.work import WorkItem
+from steep.store.work import Part, WorkItem
 from steep.store.writer import ShardWriter, describe_shard, disk_errors, open_shard
-from steep.tokenizer.encode import TextTokenizer
+from steep.tokenizer.encode import REFERENCE_BACKEND, EncodedTexts, TextEncoder, TextTokenizer
 
 BATCH_DOCUMENTS = 1000
 BATCH_CHARACTERS = 1_000_000
@@ -41,18 +42,29 @@ class Job:
     sources: list[SourceConfig]
     dtype: np.dtype
     stop_on_bad_record: bool
+    backends: dict[int, str] = field(default_factory=dict)
+    """Source number -> the tokenizer backend that was found to give the reference's ids for it; absent: the reference.
+    Decides how fast, never what is written."""
+
+    def backend(self, source: int) -> str:
+        """The tokenizer backend of a source."""
+        return self.backends.get(source, REFERENCE_BACKEND)
 
     def to_json(self) -> dict[str, Any]:
         """For the pipe to a worker."""
         sources = [source.model_dump(include=set(SourceConfig.model_fields)) for source in self.sources]
         stop = self.stop_on_bad_record
-        return {"out": str(self.out), "sources": sources, "dtype": self.dtype.name, "stop_on_bad_record": stop}
+        return {
+            "out": str(self.out), "sources": sources, "dtype": self.dtype.name, "stop_on_bad_record": stop,
+            "backends": list(self.backends.items()),
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Job:
         """The inverse of `to_json`."""
         sources = [SourceConfig.model_validate(source) for source in value["sources"]]
-        return cls(Path(value["out"]), sources, np.dtype(value["dtype"]), value["stop_on_bad_record"])
+        dtype, backends = np.dtype(value["dtype"]), {int(source): name for source, name in value["backends"]}
+        return cls(Path(value["out"]), sources, dtype, value["stop_on_bad_record"], backends)
 
 
 def record_path(out: Path, name: str) -> Path:
@@ -73,9 +85,11 @@ def process_item(job: Job, item: WorkItem, tokenizer: TextTokenizer, report: Rep
             open_shard(job.out, item.name, job.dtype) as writer,
         ):
             sink = _Sink(writer, rejected_file, tokenizer, job.stop_on_bad_record)
-            for batch, position in _batches(_records(job, item)):
-                sink.take(batch)
-                report(min(position, item.bytes), writer.num_tokens)
+            for backend, records in _records_by_backend(job, item):
+                encoder = tokenizer.encoder(backend)
+                for batch, position in _batches(records):
+                    sink.take(batch, encoder)
+                    report(min(position, item.bytes), writer.num_tokens)
         entry = {
             "shard": describe_shard(job.out, item.name, writer),
             "ledger": sink.ledger(),
@@ -95,21 +109,16 @@ class _Sink:
         self.records_read = 0
         self.first_rejected: dict[str, str] = {}
 
-    def take(self, batch: list[Record]) -> None:
+    def take(self, batch: list[Record], encoder: TextEncoder) -> None:
         """Encode and write a batch of records, in order."""
         self.records_read += len(batch)
         documents = [record for record in batch if isinstance(record, Document)]
-        encoded = iter(self._tokenizer.encode_documents([document.text for document in documents]))
-        for record in batch:
-            if isinstance(record, Rejected):
-                self._reject(record)
-                continue
-            ids = next(encoded)
-            if len(ids) > self._tokenizer.num_extra_tokens:
-                self._writer.add(ids, record.text)
-            else:
-                file, line = _place(record)
-                self._reject(Rejected(file, line, NO_TOKENS, "the tokenizer's normalization leaves nothing of it"))
+        encoded = encoder.encode([document.text for document in documents])
+        for record in _rejected(batch, documents, encoded):
+            self._reject(record)
+        texts = [document.text for document, length in zip(documents, encoded.lengths, strict=True) if length]
+        kept = EncodedTexts(encoded.ids, encoded.lengths[encoded.lengths > 0])
+        self._writer.add_documents(self._tokenizer.with_ends(kept), texts)
 
     def ledger(self) -> dict[str, Any]:
         """Every record that was read, kept or dropped."""
@@ -137,14 +146,33 @@ def _place(document: Document) -> tuple[str, int]:
     return (file, int(line)) if colon and line.isdigit() else (document.id, 1)
 
 
-def _records(job: Job, item: WorkItem) -> Iterator[tuple[Record, int]]:
-    """Every record of an item, with the bytes of the item read so far."""
-    finished = 0
-    for part in item.parts:
-        read = load_format(part.format).read
-        for record in read(Path(part.path), job.sources[part.source], part.span):
-            yield record, finished + min(record.position, part.bytes)
-        finished += part.bytes
+def _rejected(batch: list[Record], documents: list[Document], encoded: EncodedTexts) -> Iterator[Rejected]:
+    """The records of a batch that are no documents, and those of which the tokenizer leaves nothing, in order."""
+    if len(documents) == len(batch) and encoded.lengths.all():
+        return
+    lengths = iter(encoded.lengths.tolist())
+    for record in batch:
+        if isinstance(record, Rejected):
+            yield record
+        elif not next(lengths):
+            file, line = _place(record)
+            yield Rejected(file, line, NO_TOKENS, "the tokenizer's normalization leaves nothing of it")
+
+
+def _records_by_backend(job: Job, item: WorkItem) -> Iterator[tuple[str, Iterator[tuple[Record, int]]]]:
+    """Every record of an item, with the bytes of the item read so far, in runs that one tokenizer backend encodes.
+    Each run must be read to its end before the next."""
+    starts = accumulate((part.bytes for part in item.parts), initial=0)
+    parts = zip(item.parts, starts, strict=False)  # there is one start more: the end
+    for backend, run in groupby(parts, key=lambda pair: job.backend(pair[0].source)):
+        yield backend, chain.from_iterable(_records(job, part, start) for part, start in run)
+
+
+def _records(job: Job, part: Part, start: int) -> Iterator[tuple[Record, int]]:
+    """Every record of a part, with the bytes of the item read so far."""
+    read = load_format(part.format).read
+    for record in read(Path(part.path), job.sources[part.source], part.span):
+        yield record, start + min(record.position, part.bytes)
 
 
 def _batches(records: Iterator[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +20,7 @@ from steep.core.errors import DataError
 from steep.core.files import atomic_writer, sha256_file
 from steep.store.manifest import SIDECAR_SUFFIX
 from steep.store.megatron import write_index
+from steep.tokenizer.encode import EncodedTexts
 
 SIDECAR_DTYPE = np.dtype([("text_bytes", "<i8"), ("content_hash", "<u8")])
 _NO_SPACE = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up",
@@ -46,18 +47,24 @@ class ShardWriter:
 
     def add(self, ids: np.ndarray, text: str) -> None:
         """Append one document. ids: (tokens,) integers that fit the dtype; an id that does not raises DataError."""
+        self.add_documents(EncodedTexts(ids, np.array([len(ids)])), [text])
+
+    def add_documents(self, encoded: EncodedTexts, texts: Sequence[str]) -> None:
+        """Append documents: their ids as in `add`, and their texts, in the same order."""
+        ids = encoded.ids
         if len(ids):
             largest = int(ids.max())
             if largest > np.iinfo(self.dtype).max or int(ids.min()) < 0:
                 raise DataError(f"token id {largest} does not fit {self.dtype}: the tokenizer has ids beyond its size")
             self.max_token_id = max(self.max_token_id, largest)
-        raw = ids.astype(self.dtype).tobytes()
+        raw = np.ascontiguousarray(ids, dtype=self.dtype).view(np.uint8).data
         self._file.write(raw)
         self._digest.update(raw)
-        encoded = text.encode("utf-8")
-        self.lengths.append(len(ids))
-        self.text_bytes.append(len(encoded))
-        self.content_hashes.append(content_hash(encoded))
+        for text in texts:
+            utf8 = text.encode("utf-8")
+            self.text_bytes.append(len(utf8))
+            self.content_hashes.append(content_hash(utf8))
+        self.lengths.extend(encoded.lengths.tolist())
         self.num_tokens += len(ids)
 
     def sidecar(self) -> np.ndarray:

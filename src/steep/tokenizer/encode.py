@@ -11,20 +11,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Protocol
 
 import numpy as np
 
 from steep.core.errors import ModelError
 from steep.core.files import read_json, write_json, write_text
 from steep.core.fingerprint import fingerprint
+from steep.core.plugins import load_plugin
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BACKEND_FILE = "tokenizer.json"
 POLICY_FILE = "steep_tokenizer.json"
+BACKENDS = "steep.tokenizer.backends"
+REFERENCE_BACKEND = "huggingface"
 _PARTS_THAT_MAKE_IDS = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+
+
+class EncodedTexts(NamedTuple):
+    """The ids of several texts, one after the other."""
+
+    ids: np.ndarray
+    """(tokens,) unsigned integers of 32 bits or more."""
+    lengths: np.ndarray
+    """(texts,) int64: how many of the ids belong to each text; 0 for a text of which nothing is left."""
+
+
+class TextEncoder(Protocol):
+    """What a backend gives: ids of texts, without BOS and EOS, special tokens in text as text."""
+
+    description: str
+    """Name and version, for the manifest and messages."""
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """The ids of each text."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +86,35 @@ class TextTokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text with BOS and EOS as configured: one (tokens,) int64 array per text."""
-        first = [self.bos_id] if self.prepend_bos else []
-        last = [self.eos_id] if self.append_eos else []
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array([*first, *encoding.ids, *last], dtype=np.int64) for encoding in encodings]
+        ids, lengths = self.with_ends(self.encoder().encode(texts))
+        return np.split(ids.astype(np.int64), np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+    def with_ends(self, encoded: EncodedTexts) -> EncodedTexts:
+        """The same with BOS before and EOS after each text, as configured."""
+        if not self.num_extra_tokens:
+            return encoded
+        lengths = encoded.lengths + self.num_extra_tokens
+        stops = np.cumsum(lengths)
+        ids = np.empty(int(lengths.sum()), dtype=encoded.ids.dtype)
+        of_text = np.ones(len(ids), dtype=bool)
+        if self.prepend_bos:
+            ids[stops - lengths] = self.bos_id
+            of_text[stops - lengths] = False
+        if self.append_eos:
+            ids[stops - 1] = self.eos_id
+            of_text[stops - 1] = False
+        ids[of_text] = encoded.ids
+        return EncodedTexts(ids, lengths)
+
+    def encoder(self, name: str = REFERENCE_BACKEND) -> TextEncoder:
+        """The backend `name` for this tokenizer, built when it is first asked for and kept.
+
+        Raises ConfigError for a name that is none, and whatever the backend raises for a tokenizer that it cannot take.
+        """
+        built: dict[str, TextEncoder] = self.__dict__.setdefault("_encoders", {})
+        if name not in built:
+            built[name] = load_plugin(BACKENDS, name).build(self)
+        return built[name]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without BOS and EOS."""
