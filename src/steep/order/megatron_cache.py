@@ -1,0 +1,186 @@
+"""Megatron's index cache: the same file names and bytes, so that either program can use what the other one built.
+
+`{md5}-GPTDataset-{split}-{description.txt,document_index.npy,sample_index.npy,shuffle_index.npy}`, and for blends
+`{md5}-BlendedDataset-{split}-{description.txt,dataset_index.npy,dataset_sample_index.npy}`. The md5 is that of the description:
+path as given, sizes, seed, split and tokenizer. It does not name the content, so Megatron goes on with a stale index after a file
+was rewritten. Here no index is trusted: what is read is checked against the documents (`index_damage`) and rebuilt where it does
+not fit. Every file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steep.core.files import atomic_writer, write_text
+from steep.order.megatron_blend import blend_all, blend_by_weights
+from steep.order.megatron_index import (
+    SPLIT_NAMES,
+    IndexSettings,
+    SampleIndex,
+    SplitMatrix,
+    build_index,
+    index_damage,
+)
+
+_INDEX_FILES = ("document_index", "sample_index", "shuffle_index")
+_BLEND_FILES = ("dataset_index", "dataset_sample_index")
+_CHECKED_PLACES = 1000
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What Megatron's names of cache files are made of."""
+
+    seed: int
+    sequence_length: int
+    split: str | None
+    """As given; None where every split has paths of its own."""
+    matrix: SplitMatrix | None
+    tokenizer: Mapping[str, Any] | str
+    """`unique_identifiers` of Megatron's tokenizer; a string is the name that NeMo Automodel puts there."""
+
+    def of_dataset(self, path: str, num_samples: int | None, split: int) -> dict[str, Any]:
+        """The description of one dataset, keys in the order that is hashed."""
+        head = {
+            "class": "GPTDataset",
+            "dataset_path": path,
+            "num_samples": num_samples,
+            "index_split": SPLIT_NAMES[split],
+        }
+        order = {
+            "random_seed": self.seed,
+            "sequence_length": self.sequence_length,
+            "split": self.split,
+            "split_matrix": self.matrix,
+        }
+        tokenizer = {"tokenizer": self.tokenizer if isinstance(self.tokenizer, str) else dict(self.tokenizer)}
+        return {**head, **tokenizer, **order} if isinstance(self.tokenizer, str) else {**head, **order, **tokenizer}
+
+
+def blend_description(
+    datasets: Sequence[Mapping[str, Any]], split: int, weights: Sequence[float], size: int | None
+) -> dict[str, Any]:
+    """The description of a blend. weights: normalized, or the sizes of the datasets where all of each is taken."""
+    return {
+        "class": "BlendedDataset",
+        "datasets": [dict(dataset) for dataset in datasets],
+        "split": SPLIT_NAMES[split],
+        "weights": list(weights),
+        "size": size,
+    }
+
+
+def description_text(description: Mapping[str, Any]) -> str:
+    """What stands in description.txt."""
+    return json.dumps(description, indent=4)
+
+
+def description_hash(description: Mapping[str, Any]) -> str:
+    """The md5 that the files are named by."""
+    return hashlib.md5(description_text(description).encode("utf-8"), usedforsecurity=False).hexdigest()
+
+
+@dataclass
+class IndexCache:
+    """A folder of index files; without a folder everything is built anew and nothing is written.
+
+    write: False on all but one process of a run; messages: what was found damaged or stale.
+    """
+
+    directory: Path | None
+    write: bool
+    messages: list[str]
+
+    def index(
+        self,
+        description: Mapping[str, Any],
+        lengths: NDArray[Any],
+        documents: range,
+        num_samples: int | None,
+        settings: IndexSettings,
+    ) -> SampleIndex:
+        """The index of a dataset: from the cache where it fits the documents, else built."""
+        stored = self._load(description, _INDEX_FILES)
+        if stored is not None:
+            index = SampleIndex(stored[0], stored[1], stored[2], lengths, settings)
+            damage = index_damage(index, documents, num_samples)
+            if damage is None:
+                return index
+            self._rebuilt(description, damage)
+        index = build_index(lengths, documents, num_samples, settings)
+        self._save(description, _INDEX_FILES, (index.document_index, index.sample_index, index.shuffle_index))
+        return index
+
+    def blend(
+        self, description: Mapping[str, Any], weights: Sequence[float], size: int | None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Dataset and sample of every place of a blend: from the cache where it fits, else built."""
+        stored = self._load(description, _BLEND_FILES)
+        if stored is not None:
+            damage = _blend_damage(stored[0], stored[1], weights, size)
+            if damage is None:
+                return stored[0], stored[1]
+            self._rebuilt(description, damage)
+        if size is None:
+            built = blend_all([int(weight) for weight in weights])
+        else:
+            built = blend_by_weights(weights, size)
+        self._save(description, _BLEND_FILES, built)
+        return built
+
+    def _path(self, description: Mapping[str, Any], suffix: str) -> Path:
+        split = description.get("index_split") or description["split"]
+        return (self.directory or Path()) / f"{description_hash(description)}-{description['class']}-{split}-{suffix}"
+
+    def _load(self, description: Mapping[str, Any], names: Sequence[str]) -> list[NDArray[Any]] | None:
+        paths = [self._path(description, f"{name}.npy") for name in names]
+        if self.directory is None or not all(
+            path.is_file() for path in [self._path(description, "description.txt"), *paths]
+        ):
+            return None
+        try:
+            return [np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)) for path in paths]
+        except (OSError, ValueError, EOFError) as error:
+            self._rebuilt(description, f"it cannot be read ({error})")
+            return None
+
+    def _save(self, description: Mapping[str, Any], names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> None:
+        if self.directory is None or not self.write:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for name, array in zip(names, arrays, strict=True):
+            with atomic_writer(self._path(description, f"{name}.npy")) as file:
+                np.save(file, array, allow_pickle=False)
+        write_text(self._path(description, "description.txt"), description_text(description))
+
+    def _rebuilt(self, description: Mapping[str, Any], why: str) -> None:
+        path = self._path(description, "*")
+        self.messages.append(f"{path}: the stored index is not used and is built anew: {why}")
+
+
+def _blend_damage(
+    datasets: NDArray[Any], samples: NDArray[Any], weights: Sequence[float], size: int | None
+) -> str | None:
+    """Why a stored blend is not that of these weights, or None. Its beginning and its counts are checked."""
+    expected = sum(int(weight) for weight in weights) if size is None else size
+    if datasets.shape != (expected,) or samples.shape != (expected,):
+        return "it has another size"
+    if expected and (datasets.min() < 0 or datasets.max() >= len(weights)):
+        return "it names datasets that are not there"
+    counts = np.bincount(datasets, minlength=len(weights))
+    order = np.argsort(datasets, kind="stable")
+    numbers = np.arange(expected) - np.repeat(np.cumsum(counts) - counts, counts)
+    if not np.array_equal(samples[order], numbers):
+        return "its samples are not numbered in order"
+    if size is None:
+        return None if counts.tolist() == [int(weight) for weight in weights] else "it does not hold every sample once"
+    first, _ = blend_by_weights(weights, min(size, _CHECKED_PLACES))
+    return None if np.array_equal(datasets[: len(first)], first) else "it follows other weights"

@@ -1,0 +1,183 @@
+"""Megatron's order of one split as a plan. In: its datasets, their indices and their blend. Out: `sequence(i)`.
+
+Weakness, Megatron's own: the plan is made for a number of sequences; `redraw_warning` says when another number draws it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steep.core.errors import ConfigError
+from steep.core.fingerprint import fingerprint
+from steep.order.megatron_blend import samples_per_dataset
+from steep.order.megatron_index import SPLIT_NAMES, Epochs, IndexSettings, SampleIndex, count_epochs
+from steep.order.plan import PlannedSequence, SourcePlan
+
+MEGATRON_ORDER_VERSION = 1  # raised whenever the same plan would give other sequences
+SURPLUS = 0.005
+"""Of the samples that a dataset gives to a blend, this share more is built: Megatron's mid_level_dataset_surplus."""
+
+
+@dataclass(frozen=True)
+class MegatronSource:
+    """One dataset in one split."""
+
+    prefix: str
+    documents: range
+    lengths: NDArray[Any] = field(repr=False)
+    """(documents of the whole store,) in tokens."""
+    store_fingerprint: str
+    num_samples: int | None
+    """For how many the order is made; None for one epoch."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one epoch."""
+        return int(self.lengths[self.documents.start : self.documents.stop].sum(dtype=np.int64))
+
+
+class MegatronPlan:
+    """The order of one split. `sequence(i)` for i from 0 to `num_sequences - 1`.
+
+    requested: sequences that were asked for; None for one epoch of every source. Datasets that are blended are told apart by
+    `PlannedSequence.source`. Build it with `build_megatron_plans`.
+    """
+
+    def __init__(
+        self,
+        sources: list[MegatronSource],
+        indices: list[SampleIndex],
+        blend: tuple[NDArray[Any], NDArray[Any]] | None,
+        *,
+        split: int,
+        weights: list[float] | None,
+        requested: int | None,
+        settings: IndexSettings,
+        surplus: float,
+        messages: list[str],
+    ):
+        self.sources = [_source_plan(source) for source in sources]
+        self.sequence_length, self.seed = settings.sequence_length, settings.seed
+        self.messages = messages
+        self._megatron_sources, self._indices, self._blend = sources, indices, blend
+        self._split, self._weights, self._requested = split, weights, requested
+        self._settings, self._surplus = settings, surplus
+        tokens = [source.num_tokens for source in sources]
+        self.sequences_of_source = [Epochs(1, False).num_samples(count, settings) for count in tokens]
+        self.sequences_per_epoch = max(1, sum(self.sequences_of_source))
+        self.tokens_per_epoch = sum(tokens)
+        self.num_sequences = indices[0].num_samples if blend is None else len(blend[0])
+        """How many there are: at least as many as were asked for."""
+
+    def sequence(self, index: int) -> PlannedSequence:
+        """Sequence `index`. Raises IndexError beyond `num_sequences`: the order was made for so many."""
+        if not 0 <= index < self.num_sequences:
+            raise IndexError(f"sequence {index} of {self.num_sequences}: Megatron's order is made for a fixed number")
+        source, sample = (0, index) if self._blend is None else (int(part[index]) for part in self._blend)
+        ranges, following = self._indices[source].ranges(sample)
+        return PlannedSequence(source, ranges, following)
+
+    def counts(self, sequences: int) -> list[int]:
+        """How many of the first `sequences` come from each source."""
+        if self._blend is None:
+            return [sequences]
+        return np.bincount(self._blend[0][:sequences], minlength=len(self.sources)).tolist()
+
+    def check_length(self, total_sequences: int) -> None:
+        """Raise ConfigError where a run of this length needs more sequences than the order was made for."""
+        if total_sequences > self.num_sequences:
+            raise ConfigError(
+                f"data.order: Megatron's order holds {self.num_sequences:,} sequences, and the run needs "
+                f"{total_sequences:,}. Without weights each dataset gives one epoch: give weights, or train on fewer."
+            )
+
+    def redraw_warning(self, previous_num_samples: int) -> str | None:
+        """`redraw_warning` for this plan, had it been made for `previous_num_samples` sequences before."""
+        if self._requested is None:
+            return None
+        datasets = [(source.prefix, source.num_tokens) for source in self._megatron_sources]
+        return redraw_warning(
+            previous_num_samples, self._requested, datasets, self._weights, self._settings, surplus=self._surplus
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for plans that give the same sequences: another length changes it only where it changes their order."""
+        return fingerprint(self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as JSON: what the order depends on and nothing else."""
+        weights = self._weights
+        if self._blend is not None and weights is None:
+            weights = [float(index.num_samples) for index in self._indices]
+        return {
+            "version": MEGATRON_ORDER_VERSION,
+            "order": "megatron",
+            "sequence_length": self.sequence_length,
+            "seed": self.seed,
+            "split": SPLIT_NAMES[self._split],
+            "add_extra_token": self._settings.add_extra_token,
+            "drop_last_partial": self._settings.drop_last_partial,
+            "weights": weights,
+            "one_epoch": self._blend is not None and self._weights is None and self._requested is None,
+            "sources": [self._describe_source(source) for source in self._megatron_sources],
+        }
+
+    def _describe_source(self, source: MegatronSource) -> dict[str, Any]:
+        epochs = count_epochs(source.num_tokens, source.num_samples, self._settings)
+        return {
+            "fingerprint": source.store_fingerprint,
+            "documents": [source.documents.start, source.documents.stop],
+            "tokens": source.num_tokens,
+            "epochs": epochs.count,
+            "last_epoch_apart": epochs.separate_last,
+        }
+
+
+def redraw_warning(
+    previous_num_samples: int,
+    new_num_samples: int,
+    datasets: Sequence[tuple[str, int]],
+    weights: Sequence[float] | None,
+    settings: IndexSettings,
+    *,
+    surplus: float = SURPLUS,
+) -> str | None:
+    """What a run made for `previous_num_samples` would lose if it is made for `new_num_samples`; None if its past stays.
+
+    datasets: (name, tokens per epoch) of each. weights: add up to 1; None for one dataset without a weight, or for several, which
+    are never drawn anew. The order of a dataset stays as long as it needs as many epochs and shuffles the last one the same way.
+    """
+    if weights is None and len(datasets) > 1:
+        return None
+    lengths = [previous_num_samples, new_num_samples]
+    needs = [[length] if weights is None else samples_per_dataset(weights, length, surplus) for length in lengths]
+    redrawn = []
+    for number, (name, tokens) in enumerate(datasets):
+        before, after = (count_epochs(tokens, need[number], settings) for need in needs)
+        if before != after:
+            redrawn.append(f"{name} ({_epochs_text(before)} then, {_epochs_text(after)} now)")
+    if not redrawn:
+        return None
+    return (
+        f"data.order: made for {new_num_samples:,} sequences instead of {previous_num_samples:,}, Megatron's order is another "
+        f"one from the first sequence on, so a run that goes on would repeat some documents and miss others: "
+        f"{', '.join(redrawn)}. Keep the length of the run, or use the native order, which a longer run does not change."
+    )
+
+
+def _epochs_text(epochs: Epochs) -> str:
+    if epochs.count == 1:
+        return "1 epoch"
+    return f"{epochs.count} epochs, the last {'apart' if epochs.separate_last else 'shuffled with the others'}"
+
+
+def _source_plan(source: MegatronSource) -> SourcePlan:
+    documents = np.arange(source.documents.start, source.documents.stop)
+    return SourcePlan(Path(source.prefix).name, documents, source.lengths, source.store_fingerprint)
