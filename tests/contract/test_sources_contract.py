@@ -123,6 +123,6 @@ def test_a_truncated_file_is_named_after_what_could_be_read(
 
 
 def test_every_format_has_endings_and_no_ending_has_two_formats() -> None:
-    assert format_names() == ["jsonl", "parquet", "plain_text"]
+    assert format_names() == ["hub", "jsonl", "parquet", "plain_text"]
     endings = [ending for name in format_names() for ending in load_format(name).ENDINGS]
     assert len(endings) == len(set(endings)) == len(known_endings())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import tracemalloc
 from pathlib import Path
 
 import pyarrow
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from steep.core.errors import ConfigError, DataError
 from steep.sources import jsonl, parquet, plain_text
 from steep.sources.config import SourceConfig
-from steep.sources.document import EMPTY, NO_FIELD, NOT_JSON, NOT_UTF8, WRONG_TYPE, Document, Rejected
+from steep.sources.document import EMPTY, NO_FIELD, NOT_JSON, NOT_UTF8, TOO_LONG, WRONG_TYPE, Document, Rejected
 from steep.sources.inputs import expand_inputs, load_format
 
 
@@ -120,8 +122,11 @@ def test_separator_splitting_equals_str_split_for_any_block_size(
     if not expected[-1].strip():
         expected.pop()  # white space after the last separator is no record
     with path.open("rb") as stream:
-        found = [piece.decode() for piece, _ in plain_text._pieces(SmallBlocks(stream, block), separator.encode())]  # type: ignore[arg-type]
-    assert found == expected
+        pieces_found = list(plain_text._pieces(SmallBlocks(stream, block), separator.encode()))  # type: ignore[arg-type]
+    assert [piece.decode() for piece, _, _ in pieces_found] == expected
+    raw, lines = text.encode(), [1 + text[:at].count("\n") for _, _, at in pieces_found]
+    assert all(raw[at:].startswith(piece) for piece, _, at in pieces_found)
+    assert [line for _, line, _ in pieces_found] == lines
 
 
 class SmallBlocks:
@@ -216,3 +221,62 @@ def test_nothing_there_is_an_error_that_says_so(tmp_path: Path, path: str, messa
 def test_an_unknown_format_suggests_the_near_one() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'parquet'"):
         load_format("parqet")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pieces=st.lists(st.text("ab<> \n\r\ufeff", max_size=8), max_size=10),
+    separator=st.sampled_from(["<>", "\n", "<a>", "blank_lines"]),
+    part_bytes=st.integers(1, 12),
+    limit_bytes=st.sampled_from([3, 1000]),
+    begin=st.sampled_from([b"", b"\xef\xbb\xbf"]),
+)
+def test_parts_of_a_text_file_joined_are_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[str], separator: str, part_bytes: int, limit_bytes: int,
+    begin: bytes,
+) -> None:  # fmt: skip
+    path = tmp_path_factory.mktemp("parts") / "a.txt"
+    path.write_bytes(begin + ("\n\n" if separator == "blank_lines" else separator).join(pieces).encode())
+    config = SourceConfig(path=str(path), document_separator=separator, max_record_bytes=limit_bytes)
+    whole = [places(record) for record in plain_text.read(path, config)]
+    spans = plain_text.split(path, part_bytes, config)
+    parts = [places(record) for span in spans for record in plain_text.read(path, config, span)]
+    assert parts == whole
+
+
+def places(record: Document | Rejected) -> tuple[int, str]:
+    return (record.line, record.text if isinstance(record, Document) else f"{record.reason}: {record.detail}")
+
+
+@pytest.mark.parametrize(("separator", "parts"), [(None, 0), ("\n===\n", 0), ("aa", 0), ("<|endoftext|>", 4)])
+def test_a_text_file_is_cut_only_where_documents_can_be_found(
+    tmp_path: Path, separator: str | None, parts: int
+) -> None:
+    (tmp_path / "a.txt").write_text("x" * 400)
+    config = SourceConfig(path="x", document_separator=separator)
+    assert len(plain_text.split(tmp_path / "a.txt", 100, config)) == parts
+    assert plain_text.split(tmp_path / "a.txt.gz", 100, config) == []
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_long_line_is_passed_over_in_bounded_memory_and_counted(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.jsonl{ending}"
+    content = b'{"text": "one"}\n{"text": "' + b"x" * 20_000_000 + b'"}\n{"text": "two"}\n' + b"y" * 2000
+    path.write_bytes(gzip.compress(content) if ending else content)
+    config = SourceConfig(path=str(path), max_record_bytes=1000)
+    tracemalloc.start()
+    records = list(jsonl.read(path, config))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert outcome(records) == ["one", (2, TOO_LONG), "two", (4, TOO_LONG)]
+    assert "20,000,013 bytes; max_record_bytes is 1,000" in str(records[1])
+    assert peak_bytes < 8_000_000
+
+
+def test_a_record_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
+    line = b'{"text": "one"}'
+    path = tmp_path / "a.jsonl"
+    for limit_bytes, kept in ((15, True), (14, False)):
+        path.write_bytes(line)
+        (record,) = jsonl.read(path, SourceConfig(path="x", max_record_bytes=limit_bytes))
+        assert isinstance(record, Document) == kept

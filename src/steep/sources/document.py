@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Union
+from typing import NamedTuple, Optional, Union
 
 NOT_UTF8 = "not UTF-8"
 NOT_JSON = "not JSON"
@@ -11,6 +12,11 @@ NO_FIELD = "no text field"
 WRONG_TYPE = "wrong type"
 EMPTY = "empty"
 NO_TOKENS = "no tokens"
+TOO_LONG = "too long"
+
+LinesBefore = Callable[[], int]
+"""How many lines of a file stand before the part that is read; counted when it is first called, because that takes
+reading the file up to there."""
 
 
 class Document(NamedTuple):
@@ -18,10 +24,23 @@ class Document(NamedTuple):
 
     text: str
     """The text, exactly as stored (line endings kept, a byte order mark at the start of a file removed)."""
-    id: str
-    """Where it stands: `file:line` (JSONL, plain text that is split) or `file:row` (Parquet), 1-based; else `file`."""
+    file: str
+    row: int
+    """1-based line (JSONL, plain text that is split) or row (Parquet) of the part that is read; 0: the file is the document."""
     position: int
     """How far the file had been read when this was yielded, in bytes on disk; for progress only, approximate."""
+    lines_before: Optional[LinesBefore] = None
+
+    @property
+    def line(self) -> int:
+        """1-based line or row of the file; 1 if the file is the document."""
+        before = self.lines_before() if self.lines_before is not None else 0
+        return max(1, self.row) + before
+
+    @property
+    def id(self) -> str:
+        """Where it stands: `file:line`, or `file` if the file is the document."""
+        return f"{self.file}:{self.line}" if self.row else self.file
 
 
 @dataclass(frozen=True)
@@ -45,26 +64,49 @@ class Rejected:
 Record = Union[Document, Rejected]
 
 Span = tuple[int, int]
-"""A part [start, stop) of a file that is read by itself: bytes of a JSONL file, row groups of a Parquet file."""
+"""A part [start, stop) of a file that is read by itself: bytes of a text file, row groups of a Parquet file, files of a
+hub dataset."""
 
 
-def check_text(value: object, file: str, line: int, position: int, *, numbered: bool = True) -> Record:
+class Place(NamedTuple):
+    """Where a record starts, before it is known whether it is a document."""
+
+    file: str
+    row: int
+    """As `Document.row`."""
+    position: int
+    lines_before: Optional[LinesBefore] = None
+
+    def reject(self, reason: str, detail: str = "") -> Rejected:
+        """The record at this place, rejected."""
+        before = self.lines_before() if self.lines_before is not None else 0
+        return Rejected(self.file, max(1, self.row) + before, reason, detail, self.position)
+
+
+def check_text(value: object, place: Place) -> Record:
     """A Document if `value` is text with something in it, else why not. White space alone counts as empty."""
     if not isinstance(value, str):
-        found = "null" if value is None else type(value).__name__
-        return Rejected(file, line, WRONG_TYPE, f"the text is {found}, not a string", position)
+        return place.reject(
+            WRONG_TYPE, f"the text is {'null' if value is None else type(value).__name__}, not a string"
+        )
     if not value or value.isspace():
-        return Rejected(file, line, EMPTY, "", position)
-    return Document(value, f"{file}:{line}" if numbered else file, position)
+        return place.reject(EMPTY)
+    return Document(value, *place)
 
 
-def decode_text(raw: bytes, file: str, line: int, position: int, *, numbered: bool = True) -> Record:
+def decode_text(raw: bytes, place: Place) -> Record:
     """The same for bytes that should be UTF-8."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Rejected(file, line, NOT_UTF8, _describe_bytes(raw, error), position)
-    return check_text(text, file, line, position, numbered=numbered)
+        return place.reject(NOT_UTF8, _describe_bytes(raw, error))
+    return check_text(text, place)
+
+
+def too_long(num_bytes: int, limit_bytes: int, place: Place, remedy: str = "") -> Rejected:
+    """A record of more than `max_record_bytes`."""
+    detail = f"{num_bytes:,} bytes; max_record_bytes is {limit_bytes:,}"
+    return place.reject(TOO_LONG, f"{detail}; {remedy}" if remedy else detail)
 
 
 def _describe_bytes(raw: bytes, error: UnicodeDecodeError) -> str:

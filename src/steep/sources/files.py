@@ -1,7 +1,8 @@
 """Opening source files: compressed or not, with every failure named by file.
 
 Out: a buffered binary stream and how far the file on disk has been read. gzip goes through the standard library, Zstandard
-through pyarrow (both read concatenated streams, both notice a truncated one). Memory: buffers of about a megabyte.
+through pyarrow (both read concatenated streams, both notice a truncated one). Memory: buffers of about a megabyte; a file
+that expands beyond its limits is refused while it is read.
 """
 
 from __future__ import annotations
@@ -11,14 +12,20 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, Optional, Union
 
 from steep.core.errors import DataError
+
+if TYPE_CHECKING:
+    from steep.sources.config import SourceConfig
 
 BLOCK_BYTES = 1 << 20
 COMPRESSIONS = (".gz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+ALWAYS_EXPANDED_BYTES = 64 * 2**20
+"""So much text is read from a compressed file whatever its size: a small file of repeated lines is no attack."""
 
 
 def compression_of(path: Path) -> str:
@@ -44,27 +51,98 @@ def reading(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_binary(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
+def open_binary(path: Path, limits: Optional[SourceConfig] = None) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
     """Open `path`, decompressing by its ending; also give a function that tells the bytes read from disk so far.
 
-    Raises DataError for a file that cannot be opened, or is damaged, at the point where the damage is met.
+    limits: holds `max_expansion` and `max_expanded_bytes`; None: no limits.
+    Raises DataError for a file that cannot be opened, is damaged, or expands beyond its limits, at the point where it is met.
     """
     with reading(path), contextlib.ExitStack() as stack:
         raw: Any = stack.enter_context(open(path, "rb"))
         compression = compression_of(path)
+        if not compression:
+            yield raw, raw.tell
+            return
         if compression == ".gz":
-            stream: Any = stack.enter_context(gzip.GzipFile(fileobj=raw, mode="rb"))
-        elif compression == ".zst":
+            plain: Any = stack.enter_context(gzip.GzipFile(fileobj=raw, mode="rb"))
+        else:
             import pyarrow
 
-            plain = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
-            stream = stack.enter_context(io.BufferedReader(plain, BLOCK_BYTES))
-        else:
-            stream = raw
+            compressed = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+            plain = stack.enter_context(compressed)
+        stream = stack.enter_context(io.BufferedReader(_Expanding(plain, raw, path, limits), BLOCK_BYTES))
         yield stream, raw.tell
 
 
-def skip_byte_order_mark(stream: IO[bytes]) -> bytes:
-    """Read the first three bytes of `stream`; returns them unless they are a UTF-8 byte order mark."""
-    first = stream.read(len(BYTE_ORDER_MARK))
-    return b"" if first == BYTE_ORDER_MARK else first
+class _Expanding(io.RawIOBase):
+    """A decompressing stream that counts what comes out and refuses a bomb."""
+
+    def __init__(self, plain: Any, raw: IO[bytes], path: Path, limits: Optional[SourceConfig]):
+        self._plain, self._raw, self._path, self._limits = plain, raw, path, limits
+        self._expanded = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._plain.readinto(buffer)
+        self._expanded += count
+        if self._limits is not None and count:
+            self._check(self._limits)
+        return count
+
+    def _check(self, limits: SourceConfig) -> None:
+        most = limits.max_expanded_bytes
+        if most is not None and self._expanded > most:
+            raise DataError(
+                f"{self._path}: holds more than {most:,} bytes of text, which is max_expanded_bytes. "
+                "Raise it if the file is meant to, or remove the file."
+            )
+        if self._expanded > max(ALWAYS_EXPANDED_BYTES, limits.max_expansion * self._raw.tell()):
+            raise DataError(
+                f"{self._path}: {self._raw.tell():,} bytes of it became {self._expanded:,}, more than max_expansion "
+                f"({limits.max_expansion}) times as many: a decompression bomb? Text grows 3 to 10 times. Remove the file, "
+                "or raise max_expansion if it is meant so."
+            )
+
+
+def bounded_lines(stream: IO[bytes], limit_bytes: int) -> Iterator[Union[bytes, int]]:
+    """The lines of `stream` with their ends; of one that has more than `limit_bytes` only how many, end included."""
+    for line in iter(partial(stream.readline, limit_bytes + 1), b""):
+        if len(line) > limit_bytes and not line.endswith(b"\n"):
+            yield len(line) + skip_line(stream)
+        else:
+            yield line
+
+
+def skip_line(stream: IO[bytes]) -> int:
+    """Read to the end of the line that `stream` stands in; returns the bytes passed."""
+    passed = 0
+    for piece in iter(partial(stream.readline, BLOCK_BYTES), b""):
+        passed += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return passed
+
+
+class LinesBeforeOffset:
+    """The lines of an uncompressed file before byte `offset`, counted once, when first asked for."""
+
+    def __init__(self, path: Path, offset: int):
+        self._path, self._offset = path, offset
+        self._count: Optional[int] = None
+
+    def __call__(self) -> int:
+        if self._count is None:
+            self._count = count_lines(self._path, self._offset)
+        return self._count
+
+
+def count_lines(path: Path, stop: int) -> int:
+    """Line ends in the first `stop` bytes of an uncompressed file. Raises DataError if it cannot be read."""
+    count, left = 0, stop
+    with reading(path), open(path, "rb") as file:
+        while left and (block := file.read(min(left, BLOCK_BYTES))):
+            count += block.count(b"\n")
+            left -= len(block)
+    return count

@@ -1,12 +1,14 @@
-"""From what the user named (files, folders, globs) to a sorted list of files, each with its format.
+"""From what the user named (files, folders, globs, hub datasets) to a sorted list of files, each with its format.
 
-Folders are searched recursively; hidden files and folders are ignored; files reached twice are taken once.
+Folders are searched recursively; hidden files and folders are ignored; files reached twice are taken once. What is no
+regular file (a pipe, a device, a link that leads nowhere) is an error, never skipped: reading it could block for ever.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,8 @@ from steep.sources.config import SourceConfig
 from steep.sources.files import content_suffix
 
 NOT_FORMATS = ("config", "document", "files", "inputs")
+HUB_PREFIX = "hub:"
+STANDARD_INPUT = "-"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ def format_names() -> list[str]:
 
 
 def load_format(name: str) -> ModuleType:
-    """The module of a format: `read(path, config, span=None)`, `ENDINGS`, and `split(path, part_bytes)` if it has parts."""
+    """The module of a format: `read(path, config, span=None)`, `ENDINGS`, and `split(path, part_bytes, config)` if it has
+    parts. Of what is no file on disk also `identity(path)`: (size in bytes or 0, what names the content)."""
     return load_plugin("steep.sources", name, NOT_FORMATS)
 
 
@@ -48,14 +53,21 @@ def expand_inputs(config: SourceConfig) -> list[InputFile]:
 
     Raises DataError for a path that is not there, a folder or glob without files, and endings that tell no format.
     """
-    files = _unique([file for path in paths_of(config) for file in expand_path(path)])
+    files = _unique([file for path in paths_of(config) for file in _expand(path)])
+    for file in files:
+        _check_name(file)
     if config.format not in ("auto", "store"):
-        return [InputFile(file, config.format) for file in files]
+        return [InputFile(file, "hub" if is_hub(file) else config.format) for file in files]
     endings = known_endings()
-    unknown = [file for file in files if content_suffix(file) not in endings]
+    unknown = [file for file in files if not is_hub(file) and content_suffix(file) not in endings]
     if unknown:
         raise DataError(_unknown_endings(unknown, endings))
-    return [InputFile(file, endings[content_suffix(file)]) for file in files]
+    return [InputFile(file, "hub" if is_hub(file) else endings[content_suffix(file)]) for file in files]
+
+
+def is_hub(path: Union[str, Path]) -> bool:
+    """Whether a path names a dataset that the `datasets` library streams."""
+    return str(path).startswith(HUB_PREFIX)
 
 
 def paths_of(config: SourceConfig) -> list[str]:
@@ -76,8 +88,13 @@ def expand_path(path: str) -> list[Path]:
         return files
     if os.path.isfile(path):
         return [Path(path)]
+    if path == STANDARD_INPUT:
+        raise DataError("- is standard input, which only `steep prepare -` reads. Prepare it to a token store first.")
     if os.path.lexists(path):
-        raise DataError(f"{path}: is neither a file nor a folder (a broken link or a device?).")
+        raise DataError(
+            f"{path}: is neither a file nor a folder but {_kind(Path(path))}. Give a regular file; what a pipe holds can be "
+            "read with: steep prepare - < PIPE"
+        )
     if glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True), key=lambda match: Path(match).parts)
         files = [file for match in matches for file in _matched(match)]
@@ -100,20 +117,57 @@ def folder_files(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         names[:] = sorted(name for name in names if not name.startswith("."))
-        found += [Path(directory, name) for name in files if not name.startswith(".")]
+        found += [_regular(Path(directory, name)) for name in files if not name.startswith(".")]
     return sorted(found, key=lambda path: path.parts)
+
+
+def _expand(path: str) -> list[Path]:
+    return [Path(path)] if is_hub(path) else expand_path(path)
 
 
 def _matched(match: str) -> list[Path]:
     if os.path.isdir(match):
         return [] if os.path.basename(match.rstrip("/")).startswith(".") else folder_files(Path(match))
-    return [Path(match)]
+    return [_regular(Path(match))]
+
+
+def _regular(path: Path) -> Path:
+    """The path, if it is a regular file. Raises DataError."""
+    if not os.path.isfile(path):
+        raise DataError(
+            f"{path}: is {_kind(path)}, not a regular file. Remove it, or give a pattern that leaves it out."
+        )
+    return path
+
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a link that leads nowhere",
+}
+
+
+def _kind(path: Path) -> str:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        mode = os.lstat(path).st_mode if os.path.lexists(path) else 0
+    return _KINDS.get(stat.S_IFMT(mode), "something that cannot be read")
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{str(path)!a}: the name of the file is not UTF-8. Rename it.") from error
 
 
 def _unique(files: list[Path]) -> list[Path]:
     kept: dict[str, Path] = {}
     for file in files:
-        kept.setdefault(os.path.realpath(file), file)
+        kept.setdefault(str(file) if is_hub(file) else os.path.realpath(file), file)
     return list(kept.values())
 
 

@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from steep.core.errors import DataError
 from steep.sources.config import SourceConfig
-from steep.sources.document import Record, Span, check_text, decode_text
+from steep.sources.document import Place, Record, Span, check_text, decode_text, too_long
 from steep.sources.files import reading
 
 ENDINGS = (".parquet",)
@@ -34,10 +34,10 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
             position = int((row - start + batch.num_rows) * bytes_per_row)
             for value in _values(batch.column(0)):
                 row += 1
-                yield _record(value, str(path), row, position)
+                yield _record(value, Place(str(path), row, position), config.max_record_bytes)
 
 
-def split(path: Path, part_bytes: int) -> list[Span]:
+def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) -> list[Span]:
     """Runs of row groups of about `part_bytes` on disk each."""
     with _open(path) as file:
         groups = file.metadata.num_row_groups
@@ -54,8 +54,8 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         with reading(path), pyarrow.parquet.ParquetFile(path) as file:
             yield file
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: is no whole Parquet file: {error}") from error
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # the latter: damaged names of columns
+        raise DataError(f"{path}: is no whole Parquet file: {error}. Replace or remove the file.") from error
 
 
 def _text_column(file: Any, path: Path, text_key: Optional[str]) -> str:
@@ -77,6 +77,12 @@ def _values(column: Any) -> list[Any]:
         return column.cast(pyarrow.large_binary()).to_pylist()
 
 
-def _record(value: Any, file: str, row: int, position: int) -> Record:
-    check = decode_text if isinstance(value, bytes) else check_text
-    return check(value, file, row, position)
+def _record(value: Any, place: Place, limit_bytes: int) -> Record:
+    size = len(value) if isinstance(value, (bytes, str)) else 0
+    if (
+        isinstance(value, str) and size <= limit_bytes < 4 * size
+    ):  # only here do bytes and characters decide differently
+        size = len(value.encode("utf-8"))
+    if size > limit_bytes:
+        return too_long(size, limit_bytes, place)
+    return decode_text(value, place) if isinstance(value, bytes) else check_text(value, place)

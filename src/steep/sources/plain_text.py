@@ -1,72 +1,196 @@
 """Plain UTF-8 text: one document per file, or split at a separator or at blank lines. Plain, gzip or Zstandard.
 
-In: a file. Out: Documents and Rejected; text is kept as it stands, CRLF included, separators removed.
-Memory: one document. Weakness: without a separator that is the whole file, several times over while it is encoded.
+In: a file, or a byte range of an uncompressed one that is split into documents (a document belongs to the range that holds
+its first byte). Out: Documents and Rejected; text is kept as it stands, CRLF included, separators removed.
+Memory: one document, at most `max_record_bytes`, several times over while it is encoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Optional
+from typing import IO, Optional, Union
 
 from steep.sources.config import SourceConfig
-from steep.sources.document import Record, Span, decode_text
-from steep.sources.files import BLOCK_BYTES, BYTE_ORDER_MARK, open_binary, skip_byte_order_mark
+from steep.sources.document import LinesBefore, Place, Record, Span, decode_text, too_long
+from steep.sources.files import (
+    BLOCK_BYTES,
+    BYTE_ORDER_MARK,
+    LinesBeforeOffset,
+    bounded_lines,
+    compression_of,
+    open_binary,
+    reading,
+)
+from steep.sources.jsonl import byte_ranges, seek_line
 
 ENDINGS = (".txt", ".text", ".md", ".markdown", ".rst")
 BLANK_LINES = "blank_lines"
+_WHOLE_FILE_REMEDY = (
+    "split the file with document_separator (blank_lines, or a string such as <|endoftext|>), or raise it"
+)
+
+Piece = tuple[Union[bytes, int], int, int]
+"""(bytes, or how many if they are too many, 1-based line of the part, byte of the file) of a document."""
 
 
 def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
-    """Yield the documents of `path`. `span` is accepted for the common interface; a text file is one part.
+    """Yield the documents of `path`, or of its bytes `span`.
 
     A last piece of only white space (after a final separator) is no record; any other empty piece is rejected.
     Raises DataError when the file itself cannot be read.
     """
-    separator = config.document_separator
-    with open_binary(path) as (stream, tell):
+    separator, name, limit_bytes = config.document_separator, str(path), config.max_record_bytes
+    start, stop = span or (0, None)
+    with open_binary(path, config) as (stream, tell):
         if separator is None:
-            raw = stream.read().removeprefix(BYTE_ORDER_MARK)
-            yield decode_text(raw, str(path), 1, tell(), numbered=False)
+            yield _whole_file(stream, path, limit_bytes)
             return
-        pieces = _paragraphs(stream) if separator == BLANK_LINES else _pieces(stream, separator.encode("utf-8"))
-        for raw, line in pieces:
-            yield decode_text(raw, str(path), line, tell())
+        if separator == BLANK_LINES:
+            offset = seek_line(stream, path, start)
+            pieces = _paragraphs(stream, limit_bytes, offset, follows_text=offset > 0 and _follows_text(path, offset))
+        else:
+            offset = _seek_separator(stream, path, start, separator.encode("utf-8"))
+            pieces = _pieces(stream, separator.encode("utf-8"), limit_bytes, offset)
+        lines_before: Optional[LinesBefore] = LinesBeforeOffset(path, offset) if offset else None
+        for raw, line, begin in pieces:
+            if stop is not None and begin >= stop:
+                return
+            place = Place(name, line, tell() if stop is None else begin - start, lines_before)
+            if isinstance(raw, int):
+                yield too_long(raw, limit_bytes, place)
+            else:
+                yield decode_text(raw, place)
 
 
-def _pieces(stream: IO[bytes], separator: bytes) -> Iterator[tuple[bytes, int]]:
-    """Split a stream at `separator`: (bytes, 1-based line at which they start)."""
+def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) -> list[Span]:
+    """Byte ranges of about `part_bytes`; none where a document cannot be found from the middle: a file that is one
+    document, a compressed one, or a separator that can overlap itself (its matches depend on where the search began)."""
+    separator = None if config is None else config.document_separator
+    if separator is None or compression_of(path) or (separator != BLANK_LINES and overlaps_itself(separator)):
+        return []
+    with reading(path):
+        size = path.stat().st_size
+    return byte_ranges(size, part_bytes)
+
+
+def overlaps_itself(separator: str) -> bool:
+    """Whether an end of the separator is a beginning of it, as in `\\n===\\n`."""
+    raw = separator.encode("utf-8")
+    return any(raw[:length] == raw[-length:] for length in range(1, len(raw)))
+
+
+def _whole_file(stream: IO[bytes], path: Path, limit_bytes: int) -> Record:
+    raw = stream.read(limit_bytes + 1)
+    if len(raw) > limit_bytes:
+        num_bytes = len(raw)
+        while block := stream.read(BLOCK_BYTES):  # to its end, so that a damaged file is named as one
+            num_bytes += len(block)
+        return too_long(num_bytes, limit_bytes, Place(str(path), 0, num_bytes), _WHOLE_FILE_REMEDY)
+    return decode_text(raw.removeprefix(BYTE_ORDER_MARK), Place(str(path), 0, len(raw)))
+
+
+def _seek_separator(stream: IO[bytes], path: Path, start: int, separator: bytes) -> int:
+    """Go to the first document that starts at or after byte `start`; returns that byte, or the end of the file."""
+    if start == 0:
+        return 0
+    offset = max(0, start - len(separator))
+    stream.seek(offset)
+    pending = b""
+    while block := stream.read(BLOCK_BYTES):
+        pending += block
+        found = pending.find(separator)
+        if found >= 0:
+            begin = offset + found + len(separator)
+            stream.seek(begin)
+            return begin
+        kept = pending[max(0, len(pending) - len(separator) + 1) :]
+        offset += len(pending) - len(kept)
+        pending = kept
+    return offset + len(pending)
+
+
+def _follows_text(path: Path, offset: int) -> bool:
+    """Whether the line before the one that starts at byte `offset` belongs to a document."""
+    with reading(path), open(path, "rb") as file:
+        stop = offset
+        while stop:
+            begin = max(0, stop - BLOCK_BYTES)
+            file.seek(begin)
+            block = file.read(stop - begin)
+            line = block[:-1] if stop == offset else block
+            cut = line.rfind(b"\n")
+            content = line[cut + 1 :]
+            if begin == 0 and cut < 0:
+                content = content.removeprefix(BYTE_ORDER_MARK)
+            if content and not content.isspace():
+                return True
+            if cut >= 0:
+                return False
+            stop = begin
+    return False
+
+
+def _pieces(stream: IO[bytes], separator: bytes, limit_bytes: int = 2**62, offset: int = 0) -> Iterator[Piece]:
+    """Split a stream at `separator`. offset: the byte of the file at which the stream stands."""
     pending = bytearray()
-    block = skip_byte_order_mark(stream) or stream.read(BLOCK_BYTES)
-    line, searched = 1, 0
+    block = b"" if offset else stream.read(len(BYTE_ORDER_MARK))
+    line, begin_at, searched, skipped, skipped_lines = 1, offset, 0, 0, 0
+    mark_bytes = len(BYTE_ORDER_MARK) if block == BYTE_ORDER_MARK else 0
+    if mark_bytes:
+        block, begin_at = b"", -1  # the first document begins with the file: its range is that of byte 0
+    block = block or stream.read(BLOCK_BYTES)
     while block:
         pending += block
         begin = 0
         while (found := pending.find(separator, max(begin, searched))) >= 0:
             piece = bytes(pending[begin:found])
-            yield piece, line
-            line += piece.count(b"\n") + separator.count(b"\n")
-            begin, searched = found + len(separator), 0
+            num_bytes = skipped + len(piece)
+            yield (num_bytes if num_bytes > limit_bytes else piece), line, max(0, begin_at)
+            line += skipped_lines + piece.count(b"\n") + separator.count(b"\n")
+            begin_at = (mark_bytes if begin_at < 0 else begin_at) + num_bytes + len(separator)
+            begin, searched, skipped, skipped_lines = found + len(separator), 0, 0, 0
         del pending[:begin]
         searched = max(0, len(pending) - len(separator) + 1)  # a document of many blocks is searched once
+        if skipped + len(pending) > limit_bytes + len(
+            separator
+        ):  # too long whatever follows: only its end is looked for
+            skipped += searched
+            skipped_lines += pending.count(b"\n", 0, searched)
+            del pending[:searched]
+            searched = 0
         block = stream.read(BLOCK_BYTES)
-    if pending and not pending.isspace():
-        yield bytes(pending), line
+    num_bytes = skipped + len(pending)
+    if num_bytes > limit_bytes:
+        yield num_bytes, line, max(0, begin_at)
+    elif pending and not pending.isspace():
+        yield bytes(pending), line, max(0, begin_at)
 
 
-def _paragraphs(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Runs of lines that are not blank: (bytes with their line endings, 1-based first line)."""
+def _paragraphs(stream: IO[bytes], limit_bytes: int, offset: int, *, follows_text: bool) -> Iterator[Piece]:
+    """Runs of lines that are not blank, with their line endings.
+
+    offset: the byte of the file at which the stream stands, at the start of a line. follows_text: the line before it is
+    not blank, so that the first lines belong to a document that began earlier.
+    """
     lines: list[bytes] = []
-    first = 1
-    for number, line in enumerate(stream, 1):
-        content = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-        if content.isspace() or not content:
-            if lines:
-                yield b"".join(lines), first
-            lines = []
-        else:
-            first = first if lines else number
-            lines.append(content)
-    if lines:
-        yield b"".join(lines), first
+    skipping, num_bytes, first, first_at, at = follows_text, 0, 1, offset, offset
+    for number, line in enumerate(bounded_lines(stream, limit_bytes), 1):
+        size = line if isinstance(line, int) else len(line)
+        at += size
+        if isinstance(line, bytes) and at == size:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if isinstance(line, bytes) and (not line or line.isspace()):
+            if num_bytes:
+                yield (num_bytes if num_bytes > limit_bytes else b"".join(lines)), first, first_at
+            lines, num_bytes, skipping = [], 0, False
+        elif not skipping:
+            if not num_bytes:
+                first, first_at = number, at - size
+            num_bytes += line if isinstance(line, int) else len(line)
+            if isinstance(line, bytes) and num_bytes <= limit_bytes:
+                lines.append(line)
+            else:
+                lines.clear()
+    if num_bytes:
+        yield (num_bytes if num_bytes > limit_bytes else b"".join(lines)), first, first_at

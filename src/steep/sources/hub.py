@@ -1,0 +1,112 @@
+"""Datasets of the Hugging Face hub, or in local folders laid out like them, streamed with the `datasets` library.
+
+In: `hub:NAME:CONFIG:SPLIT`, where NAME is a dataset's id or a local folder; CONFIG and SPLIT may be empty or left out
+(the default configuration, the split `train`). Out: Documents and Rejected, in the order of the dataset's files.
+A part is some of those files; one file is read by one process. Rows are counted within each file.
+Weakness: what names the content is the dataset's revision and list of files, not their bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from steep.core.errors import DataError, MissingExtraError
+from steep.core.fingerprint import fingerprint
+from steep.sources.config import SourceConfig
+from steep.sources.document import NO_FIELD, Place, Record, Span, check_text, decode_text, too_long
+
+ENDINGS = ()
+PREFIX = "hub:"
+DEFAULT_KEYS = ("text", "content")
+DEFAULT_SPLIT = "train"
+
+
+class HubName(NamedTuple):
+    """What `hub:NAME:CONFIG:SPLIT` names."""
+
+    name: str
+    config: Optional[str]
+    split: str
+
+
+def parse_name(path: Path) -> HubName:
+    """Read `hub:NAME:CONFIG:SPLIT`. Raises DataError."""
+    parts = str(path).removeprefix(PREFIX).split(":")
+    if not parts[0] or len(parts) > 3:
+        raise DataError(f"{path}: write a dataset as hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT.")
+    name, config, split = [*parts, "", ""][:3]
+    return HubName(name, config or None, split or DEFAULT_SPLIT)
+
+
+def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
+    """Yield the rows of a dataset, or of its files `span`. Raises DataError, or MissingExtraError without `datasets`."""
+    with _errors(path):
+        dataset = _open(path)
+        for number in range(*(span or (0, dataset.num_shards))):
+            rows = dataset.shard(num_shards=dataset.num_shards, index=number, contiguous=True)
+            file = f"{path}, file {number + 1}"
+            position = 0
+            for row, values in enumerate(rows, 1):
+                record = _record(values, config, Place(file, row, position))
+                position += len(getattr(record, "text", ""))
+                yield record
+
+
+def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) -> list[Span]:
+    """One part per file of the dataset."""
+    with _errors(path):
+        return list(itertools.pairwise(range(_open(path).num_shards + 1)))
+
+
+def identity(path: Path) -> tuple[int, str]:
+    """(bytes of the split, 0 if the dataset does not say; hash of its name, revision and files)."""
+    name = parse_name(path)
+    with _errors(path):
+        builder = _datasets().load_dataset_builder(name.name, name.config)
+        files = (builder.config.data_files or {}).get(name.split)
+        origin = [list(map(str, entry)) for entry in getattr(files, "origin_metadata", None) or []]
+        split_info = (builder.info.splits or {}).get(name.split)
+        names = [Path(file).name for file in files or []]
+        content = [builder.config.name, name.split, names, origin or builder.hash]
+        return getattr(split_info, "num_bytes", 0) or 0, fingerprint(content)
+
+
+def _open(path: Path) -> Any:
+    name = parse_name(path)
+    return _datasets().load_dataset(name.name, name.config, split=name.split, streaming=True)
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "hub", "Streaming a dataset (hub:NAME)") from error
+    return datasets
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turn what the library raises for a dataset that cannot be had or read into a DataError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, _datasets().exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{path}: cannot be read: {str(error)[:500]}\n"
+            "  A dataset is written hub:NAME:CONFIG:SPLIT; NAME is its id on the hub or a local folder."
+        ) from error
+
+
+def _record(values: dict[str, Any], config: SourceConfig, place: Place) -> Record:
+    keys = DEFAULT_KEYS if config.text_key is None else (config.text_key,)
+    key = next((key for key in keys if key in values), None)
+    if key is None:
+        return place.reject(NO_FIELD, f"no {' or '.join(map(repr, keys))}; columns: {', '.join(map(repr, values))}")
+    value = values[key]
+    size = len(value) if isinstance(value, bytes) else len(value.encode("utf-8")) if isinstance(value, str) else 0
+    if size > config.max_record_bytes:
+        return too_long(size, config.max_record_bytes, place)
+    return decode_text(value, place) if isinstance(value, bytes) else check_text(value, place)
