@@ -53,6 +53,7 @@ def prepare(
     workers: Optional[int] = None,
     shard_bytes: Union[int, str] = "256MiB",
     on_bad_record: str = "skip",
+    tokenizer_backend: str = "auto",
     overwrite: bool = False,
     progress: Optional[Callable[[int, int, int], None]] = None,
 ) -> PrepareResult:
@@ -81,7 +82,13 @@ def prepare(
         },
     )
     config = checked_section(
-        PrepareConfig, {"workers": workers, "shard_bytes": shard_bytes, "on_bad_record": on_bad_record}
+        PrepareConfig,
+        {
+            "workers": workers,
+            "shard_bytes": shard_bytes,
+            "on_bad_record": on_bad_record,
+            "tokenizer_backend": tokenizer_backend,
+        },
     )
     policy = TokenizerConfig(pretrained=tokenizer, append_eos=append_eos, prepend_bos=prepend_bos)
     return prepare_store([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)

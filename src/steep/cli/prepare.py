@@ -31,6 +31,9 @@ def command(
     workers: Optional[int] = typer.Option(None, min=1, help="Processes. Default: one per core.", show_default=False),
     shard_bytes: str = typer.Option("256MiB", help="Input per shard."),
     on_bad_record: str = typer.Option("skip", help="skip (noted in rejected.jsonl) or stop."),
+    tokenizer_backend: str = typer.Option(
+        "auto", help="auto, huggingface or gigatoken (extra fast): how fast, never which ids."
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a store that was made from something else."),
 ) -> None:
     """Turn text into a token store. Killed at any instant, the same command continues where it stopped."""
@@ -51,6 +54,7 @@ def command(
             workers=workers,
             shard_bytes=shard_bytes,
             on_bad_record=on_bad_record,
+            tokenizer_backend=tokenizer_backend,
             overwrite=overwrite,
             progress=lambda done_bytes, total_bytes, tokens: show(done_bytes, total_bytes),
         )

@@ -19,3 +19,6 @@ class PrepareConfig(Section):
     is less); each part becomes one shard, prepared by one process."""
     on_bad_record: Literal["skip", "stop"] = "skip"
     """A record that is no document (not UTF-8, not JSON, wrong type, empty): note it in rejected.jsonl, or stop."""
+    tokenizer_backend: str = "auto"
+    """`auto`: gigatoken (extra `fast`) for sources of 20 MB or more whose first documents it gives the ids of the reference,
+    else huggingface, the reference; or one of the two. The ids are the same; a fast one that differs is not used."""

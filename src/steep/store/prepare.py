@@ -21,6 +21,7 @@ from steep.core.errors import DataError
 from steep.core.files import atomic_writer, read_json, remove_leftovers, write_json
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.sources.config import SourceConfig
+from steep.store.backends import choose_backends
 from steep.store.config import PrepareConfig
 from steep.store.manifest import (
     MANIFEST_FILE,
@@ -116,9 +117,10 @@ def prepare_inputs(
             return _found(out, plan, started)
         items = plan_items(inputs, config.shard_bytes)
         unfinished = _continue_or_start(out, plan, items, tokenizer)
-        job = Job(out, sources, token_dtype(tokenizer.vocab_size), config.on_bad_record == "stop")
+        backends = choose_backends(inputs, sources, tokenizer, config.tokenizer_backend)
+        job = Job(out, sources, token_dtype(tokenizer.vocab_size), config.on_bad_record == "stop", backends)
         _run(job, items, unfinished, tokenizer, config.workers or usable_cores(), progress)
-        manifest = _finish(out, items, plan, inputs, sources, tokenizer)
+        manifest = _finish(out, items, plan, inputs, job, tokenizer)
         continued = len(items) - len(unfinished)
         seconds = time.monotonic() - started
         return PrepareResult(
@@ -171,9 +173,8 @@ def _run(
 
 
 def _finish(
-    out: Path, items: list[WorkItem], plan: dict[str, Any], inputs: Inputs, sources: list[SourceConfig],
-    tokenizer: TextTokenizer,
-) -> dict[str, Any]:  # fmt: skip
+    out: Path, items: list[WorkItem], plan: dict[str, Any], inputs: Inputs, job: Job, tokenizer: TextTokenizer
+) -> dict[str, Any]:
     """Join what the shards noted and write the manifest, which makes the folder a store."""
     entries = [read_json(record_path(out, item.name)) for item in items]
     ledger = add_ledgers(entry["ledger"] for entry in entries)
@@ -186,8 +187,9 @@ def _finish(
         shards=[entry["shard"] for entry in entries if entry["shard"]["documents"]],
         dtype=token_dtype(tokenizer.vocab_size).name,
         tokenizer={"fingerprint": tokenizer.fingerprint, **tokenizer.policy, "vocab_size": tokenizer.vocab_size,
-                   "description": tokenizer.description},
-        sources=_describe_sources(inputs, sources),
+                   "description": tokenizer.description,
+                   "backends": [tokenizer.encoder(name).description for _, name in sorted(job.backends.items())]},
+        sources=_describe_sources(inputs, job.sources),
         settings=plan["settings"],
         ledger=ledger,
         max_token_id=max(entry["max_token_id"] for entry in entries),

@@ -13,6 +13,8 @@ from steep.tokenizer.encode import EncodedTexts, TextTokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+PACKAGE = "tokenizers"
+
 
 def build(tokenizer: TextTokenizer) -> HuggingFaceEncoder:
     """The reference encoder of `tokenizer`."""
