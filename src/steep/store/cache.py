@@ -7,6 +7,7 @@ do not matter. An interrupted entry is continued; of two processes that want the
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional, Union
 
@@ -14,19 +15,16 @@ from steep.core.errors import DataError
 from steep.core.fingerprint import fingerprint
 from steep.sources.config import SourceConfig
 from steep.sources.inputs import expand_path, paths_of
+from steep.store.boundaries import default_cache_directory
 from steep.store.config import PrepareConfig
+from steep.store.detect import FORMATS, token_file
 from steep.store.manifest import has_manifest
 from steep.store.prepare import Progress, make_plan, prepare_inputs
-from steep.store.reader import TokenStore, is_store, join_stores, megatron_prefix, open_store
+from steep.store.reader import TokenStore, is_store, open_store
 from steep.store.work import gather_inputs
 from steep.tokenizer.encode import TextTokenizer
 
 HASH_MEMORY = "file_hashes.json"
-
-
-def default_cache_directory() -> Path:
-    """$STEEP_CACHE, else ~/.cache/steep."""
-    return Path(os.environ.get("STEEP_CACHE") or "~/.cache/steep").expanduser()
 
 
 def cached_store(
@@ -50,18 +48,27 @@ def cached_store(
 def store_paths(source: SourceConfig) -> list[Path]:
     """The token stores that a source names; empty for text. Raises DataError when it names both, or no store where one
     is asked for."""
-    candidates = [path for given in paths_of(source) for path in _store_candidates(given)]
-    stores = [path for path in candidates if is_store(path)]
-    if source.format not in ("auto", "store"):
+    if source.format not in ("auto", "store", *FORMATS):
         return []
+    candidates = [path for given in paths_of(source) for path in _store_candidates(given)]
+    if source.format in FORMATS:
+        return _each_once(candidates)  # opening them says what is wrong
+    stores = [path for path in candidates if is_store(path)]
     if source.format == "store" and len(stores) < len(candidates):
         wrong = next(path for path in candidates if path not in stores)
-        raise DataError(f"{wrong}: is no token store (a folder with manifest.json, or a Megatron .bin and .idx pair).")
+        raise DataError(
+            f"{wrong}: is no token store (a folder with manifest.json, or files of tokens: {', '.join(FORMATS)})."
+        )
     if stores and len(stores) < len(candidates):
         text = next(path for path in candidates if path not in stores)
         raise DataError(f"{stores[0]} is a token store and {text} is not; give them as two sources.")
-    prefixes = [path if path.is_dir() else megatron_prefix(path) or path for path in stores]
-    return list(dict.fromkeys(prefixes))
+    return _each_once(stores)
+
+
+def _each_once(paths: list[Path]) -> list[Path]:
+    """Folders, and the files with the tokens for whatever of a store was given; each once, in order."""
+    found = [None if path.is_dir() else token_file(path) for path in paths]
+    return list(dict.fromkeys(path if entry is None else entry[0] for path, entry in zip(paths, found, strict=True)))
 
 
 def describe_source(source: SourceConfig) -> str:
@@ -74,7 +81,7 @@ def describe_source(source: SourceConfig) -> str:
 
 
 def open_sources(
-    sources: list[SourceConfig],
+    sources: Sequence[SourceConfig],
     tokenizer: TextTokenizer,
     config: PrepareConfig = PrepareConfig(),
     cache_directory: Union[str, Path, None] = None,
@@ -116,7 +123,14 @@ def _open_source(
     paths = store_paths(source)
     if not paths:
         return open_store(cached_store(source, tokenizer, config, cache_directory, progress))
-    store = join_stores([open_store(path) for path in paths])
+    directory = None if cache_directory is None else Path(cache_directory).expanduser()
+    store = open_store(
+        paths,
+        format=source.format,
+        eos_id=tokenizer.eos_id,
+        bos_id=tokenizer.bos_id,
+        cache_directory=directory,
+    )
     check_tokenizer(store, tokenizer)
     return store
 

@@ -1,14 +1,14 @@
 """Read a token store through memory maps: any range of any document, without loading the rest.
 
-In: a folder with manifest.json, or Megatron .bin/.idx files from any tool. Out: TokenStore. Memory: 16 bytes per document,
-and what the operating system keeps of the files.
+In: a folder with manifest.json, or what other tools wrote (Megatron, nanoGPT, llm.c, Automodel, datatrove). Out: TokenStore.
+Memory: 8 bytes per document, 16 more where documents had to be found, and what the operating system keeps of the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 from steep.core.errors import DataError
 from steep.core.files import sha256_file
 from steep.core.fingerprint import fingerprint
+from steep.store.boundaries import largest_id
+from steep.store.detect import FORMATS, check_format, megatron_prefix, token_file, token_files
 from steep.store.manifest import (
     MANIFEST_FILE,
     SIDECAR_SUFFIX,
@@ -27,37 +29,24 @@ from steep.store.manifest import (
     has_manifest,
     read_manifest,
 )
-from steep.store.megatron import Unit, read_index
+from steep.store.megatron import Unit
+from steep.store.open_files import allow_open_files
+from steep.store.shard import Shard, ShardOpener, open_megatron
 from steep.store.writer import SIDECAR_DTYPE
 
-_SAMPLE_BYTES = 1 << 20
-_SCAN_TOKENS = 1 << 22
+__all__ = ["Shard", "TokenStore", "is_store", "join_stores", "megatron_prefix", "open_store"]
 
-
-@dataclass(frozen=True)
-class Shard:
-    """One memory-mapped .bin with its documents."""
-
-    prefix: Path
-    tokens: np.ndarray
-    """(num_tokens,) view of the file in the dtype on disk."""
-    lengths: np.ndarray
-    """(documents,) integers, tokens of each document."""
-    byte_starts: np.ndarray
-    """(documents,) i64, where each begins, in bytes from the first token."""
-
-    @property
-    def num_documents(self) -> int:
-        """Documents, empty ones included."""
-        return len(self.lengths)
+_KINDS = f"a folder with {MANIFEST_FILE}, a Megatron .bin and .idx pair, or a .bin of nanoGPT, llm.c or Automodel"
 
 
 class TokenStore:
     """Documents as integers, numbered through all shards from 0."""
 
-    def __init__(self, path: Path, shards: list[Shard], manifest: dict[str, Any]):
+    def __init__(self, path: Path, shards: list[Shard], manifest: dict[str, Any], messages: Sequence[str] = ()):
         self.path = path
         self.shards = shards
+        self.messages = list(messages)
+        """What was assumed or found out while opening, one line each, for the caller to print."""
         self.manifest = manifest
         """manifest.json; an empty mapping for stores that other tools wrote."""
         self.document_lengths = _concatenate([shard.lengths for shard in shards], np.int64)
@@ -82,7 +71,7 @@ class TokenStore:
             )
         index = bisect_right(self._first_documents, document) - 1
         shard = self.shards[index]
-        first = int(shard.byte_starts[document - self._first_documents[index]]) // shard.tokens.itemsize + start
+        first = int(shard.starts[document - self._first_documents[index]]) // shard.starts_unit + start
         out[:] = shard.tokens[first : first + count]
 
     def document(self, number: int) -> np.ndarray:
@@ -99,12 +88,21 @@ class TokenStore:
     @property
     def eos_id(self) -> Optional[int]:
         """The token after each document; None if there is none or nobody noted it."""
-        return self._tokenizer.get("eos_id") if self._tokenizer.get("append_eos") else None
+        if self.manifest:
+            return self._tokenizer.get("eos_id") if self._tokenizer.get("append_eos") else None
+        return self._boundary_token(first=False)
 
     @property
     def bos_id(self) -> Optional[int]:
         """The token before each document; None if there is none or nobody noted it."""
-        return self._tokenizer.get("bos_id") if self._tokenizer.get("prepend_bos") else None
+        if self.manifest:
+            return self._tokenizer.get("bos_id") if self._tokenizer.get("prepend_bos") else None
+        return self._boundary_token(first=True)
+
+    def _boundary_token(self, *, first: bool) -> Optional[int]:
+        found = {shard.boundary for shard in self.shards}
+        boundary = found.pop() if len(found) == 1 else None
+        return boundary.token if boundary is not None and boundary.first == first else None
 
     @property
     def _tokenizer(self) -> dict[str, Any]:
@@ -115,19 +113,25 @@ class TokenStore:
         """32 hex digits of the content.
 
         With a manifest: counts, checksums and tokenizer as noted there (`verify` compares them with the files).
-        Without: size of each .bin, SHA-256 of its .idx and of its first and last megabyte, so a change in the middle of a
-        large foreign .bin that keeps every length is not noticed.
+        Without: for each file in order its size, its first and last megabyte, and where its documents begin, so a change in
+        the middle of a large foreign file that keeps every length is not noticed. Paths and times do not matter.
         """
         if self.manifest:
             return self.manifest["fingerprint"]
-        return fingerprint([_foreign_fingerprint(shard.prefix) for shard in self.shards])
+        return fingerprint([shard.content() for shard in self.shards])
+
+    @cached_property
+    def file_fingerprints(self) -> dict[str, str]:
+        """Path of each file of tokens -> what names its content, in order: to say which file changed."""
+        noted = {entry["name"]: entry["sha256_bin"] for entry in self.manifest.get("shards", [])}
+        return {str(shard.path): noted.get(shard.prefix.name) or fingerprint(shard.content()) for shard in self.shards}
 
     @cached_property
     def max_token_id(self) -> int:
-        """The largest id; foreign stores are scanned once."""
+        """The largest id; foreign stores are read through once. Raises DataError for a negative one."""
         if self.manifest:
             return self.manifest["max_token_id"]
-        return max((_largest(shard.tokens) for shard in self.shards), default=-1)
+        return max((largest_id(shard.file) for shard in self.shards), default=-1)
 
     @cached_property
     def text_bytes(self) -> Optional[np.ndarray]:
@@ -157,25 +161,51 @@ class TokenStore:
         return folder if folder.is_dir() else None
 
     def verify(self) -> None:
-        """Read every byte and compare with the manifest's checksums. Raises DataError naming the damaged file."""
+        """Read every byte and compare with the manifest's checksums. Raises DataError naming the damaged file.
+
+        Without a manifest there are none: sizes and indices were checked when the store was opened; here every id is read.
+        """
         if self.manifest:
             _verify_checksums(self.path, self.manifest)
+        else:
+            _ = self.max_token_id
 
 
-def open_store(path: Union[str, Path], unit: Unit = "documents") -> TokenStore:
-    """Open a finished token store: a folder with manifest.json, or what other tools wrote (.bin, .idx or their prefix,
-    or a folder of such pairs).
+def open_store(
+    path: Union[str, Path, Sequence[Union[str, Path]]],
+    unit: Unit = "documents",
+    *,
+    format: str = "auto",
+    eos_id: Optional[int] = None,
+    bos_id: Optional[int] = None,
+    cache_directory: Optional[Path] = None,
+) -> TokenStore:
+    """Open a finished token store in place: a folder with manifest.json, or what other tools wrote: Megatron .bin/.idx (either
+    of them or their prefix), a .bin of nanoGPT, llm.c or Automodel, a .ds of datatrove, or a folder of such files.
 
-    unit: `sequences` counts every sequence of an .idx as a document, as Megatron's orders do.
-    Raises DataError when it is not there, not whole, or damaged in size.
+    path: several are joined, in order. unit: `sequences` counts every sequence of an .idx as a document, as Megatron does.
+    format: one of `FORMATS` if the files are not to be told by their first bytes. eos_id, bos_id: of the tokenizer that made
+    them, by which documents are found in files without an index; where they are is kept in `cache_directory`.
+    Raises DataError when it is not there, not whole, or damaged in size. `messages` of the store say what was assumed.
     """
-    path = Path(path).expanduser()
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    opener = ShardOpener(unit, eos_id, bos_id, cache_directory, format if format in FORMATS else None)
+    store = join_stores([_open(Path(one).expanduser(), opener) for one in paths])
+    store.messages += opener.messages
+    return store
+
+
+def _open(path: Path, opener: ShardOpener) -> TokenStore:
     if path.is_dir():
-        return _open_folder(path, unit)
-    prefix = megatron_prefix(path)
-    if prefix is None:
-        raise DataError(f"{path}: is no token store (a folder with {MANIFEST_FILE}, or a Megatron .bin and .idx pair).")
-    return TokenStore(prefix, [_open_shard(prefix, unit)], {})
+        return _open_folder(path, opener)
+    entry = token_file(path)
+    if opener.asked_for is not None and path.is_file():
+        entry = _as_asked(path, entry, opener.asked_for)
+    if entry is None:
+        raise DataError(f"{path}: is no token store ({_KINDS}){_missing_half(path)}.")
+    allow_open_files(1)
+    shard = opener.open(*entry)
+    return TokenStore(shard.prefix if entry[1] == "megatron" else shard.path, [shard], {})
 
 
 def join_stores(stores: list[TokenStore]) -> TokenStore:
@@ -186,71 +216,59 @@ def join_stores(stores: list[TokenStore]) -> TokenStore:
     if len(tokenizers) > 1:
         raise DataError(f"these stores were made with different tokenizers: {', '.join(str(s.path) for s in stores)}")
     shards = [shard for store in stores for shard in store.shards]
-    return TokenStore(stores[0].path, shards, _join_manifests(stores))
+    messages = [message for store in stores for message in store.messages]
+    return TokenStore(stores[0].path, shards, _join_manifests(stores), messages)
 
 
 def is_store(path: Union[str, Path]) -> bool:
-    """Whether `path` is a token store: a folder with manifest.json or only .bin/.idx pairs, or a Megatron prefix."""
+    """Whether `path` is a token store: a folder with manifest.json or only token files, a token file, or a Megatron prefix."""
     path = Path(path).expanduser()
     if path.is_dir():
-        return has_manifest(path) or (path / ".prepare").is_dir() or bool(_folder_prefixes(path))
-    return megatron_prefix(path) is not None
+        return has_manifest(path) or (path / ".prepare").is_dir() or bool(token_files(path))
+    return token_file(path) is not None
 
 
-def megatron_prefix(path: Path) -> Optional[Path]:
-    """The common part of a .bin/.idx pair from a path that has .bin, .idx or neither; None if there is no pair."""
-    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-    pair = [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")]
-    return prefix if all(file.is_file() for file in pair) else None
-
-
-def _open_folder(folder: Path, unit: Unit) -> TokenStore:
+def _open_folder(folder: Path, opener: ShardOpener) -> TokenStore:
     if has_manifest(folder):
         manifest = read_manifest(folder)
-        return TokenStore(folder, [_open_listed_shard(folder, entry) for entry in manifest["shards"]], manifest)
+        allow_open_files(len(manifest["shards"]))
+        shards = [_open_listed_shard(folder, entry, opener.unit) for entry in manifest["shards"]]
+        return TokenStore(folder, shards, manifest)
     if (folder / ".prepare").is_dir():
         raise DataError(
             f"{folder}: an unfinished token store. Run the same `steep prepare` again: it continues where it stopped."
         )
-    prefixes = _folder_prefixes(folder)
-    if not prefixes:
-        raise DataError(f"{folder}: is no token store: no {MANIFEST_FILE} and no .bin/.idx pairs.")
-    return TokenStore(folder, [_open_shard(prefix, unit) for prefix in prefixes], {})
+    files = token_files(folder, opener.asked_for)
+    if not files:
+        raise DataError(f"{folder}: is no token store: no {MANIFEST_FILE}, and not only files of tokens.")
+    allow_open_files(len(files))
+    shards = [opener.open(path, file_format) for path, file_format in files]
+    return TokenStore(folder, shards, {})
 
 
-def _folder_prefixes(folder: Path) -> list[Path]:
-    """Prefixes of a folder in which every visible file belongs to a .bin/.idx pair."""
-    files = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
-    prefixes = [megatron_prefix(path) if path.suffix in (".bin", ".idx") else None for path in files]
-    if any(prefix is None for prefix in prefixes):
-        return []
-    return sorted({prefix for prefix in prefixes if prefix is not None})
+def _as_asked(path: Path, entry: Optional[tuple[Path, str]], asked_for: str) -> tuple[Path, str]:
+    """The file as the format that the user named, which for nanoGPT's needs no sign of it."""
+    if asked_for == "nanogpt" and path.suffix != ".idx":
+        return path, asked_for
+    check_format(path, None if entry is None else entry[1], asked_for)
+    return (path if entry is None else entry[0]), asked_for
 
 
-def _open_listed_shard(folder: Path, entry: dict[str, Any]) -> Shard:
-    shard = _open_shard(folder / entry["name"], "documents")
+def _missing_half(path: Path) -> str:
+    """What to say of half a Megatron pair."""
+    if path.suffix == ".idx" and path.is_file():
+        return f"; {path.with_suffix('.bin').name} is missing beside it"
+    return ""
+
+
+def _open_listed_shard(folder: Path, entry: dict[str, Any], unit: Unit) -> Shard:
+    shard = open_megatron(folder / entry["name"], unit)
     if (shard.num_documents, len(shard.tokens)) != (entry["documents"], entry["tokens"]):
         raise DataError(
             f"{shard.prefix}.idx: {shard.num_documents:,} documents and {len(shard.tokens):,} tokens, but {MANIFEST_FILE} "
             f"says {entry['documents']:,} and {entry['tokens']:,}. The store is damaged; prepare or copy it again."
         )
     return shard
-
-
-def _open_shard(prefix: Path, unit: Unit) -> Shard:
-    bin_path, idx_path = (prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx"))
-    index = read_index(idx_path, unit)
-    if not bin_path.is_file():
-        raise DataError(f"{bin_path}: is missing beside {idx_path.name}.")
-    size, expected = bin_path.stat().st_size, index.num_tokens * index.dtype.itemsize
-    if size != expected:
-        raise DataError(
-            f"{bin_path}: has {size:,} bytes, but {idx_path.name} describes {index.num_tokens:,} tokens of "
-            f"{index.dtype.itemsize} bytes = {expected:,}. It was cut short or is damaged; prepare or copy it again."
-        )
-    empty = np.empty(0, index.dtype)  # an empty file cannot be mapped
-    tokens = np.memmap(bin_path, index.dtype, mode="r").view(np.ndarray) if size else empty
-    return Shard(prefix, tokens, index.lengths, index.byte_starts)
 
 
 def _read_sidecar(shard: Shard) -> np.ndarray:
@@ -289,21 +307,6 @@ def _verify_checksums(folder: Path, manifest: dict[str, Any]) -> None:
                 raise DataError(
                     f"{path}: its bytes are not those that {MANIFEST_FILE} lists; prepare or copy it again."
                 )
-
-
-def _foreign_fingerprint(prefix: Path) -> list[Any]:
-    bin_path = prefix.with_name(prefix.name + ".bin")
-    size = bin_path.stat().st_size
-    with open(bin_path, "rb") as file:
-        digest = hashlib.sha256(file.read(_SAMPLE_BYTES))
-        file.seek(max(0, size - _SAMPLE_BYTES))
-        digest.update(file.read(_SAMPLE_BYTES))
-    return [size, sha256_file(prefix.with_name(prefix.name + ".idx")), digest.hexdigest()]
-
-
-def _largest(tokens: np.ndarray) -> int:
-    blocks = (tokens[start : start + _SCAN_TOKENS] for start in range(0, len(tokens), _SCAN_TOKENS))
-    return max((int(block.max()) for block in blocks), default=-1)
 
 
 def _hash_tokens(tokens: np.ndarray) -> int:

@@ -1,0 +1,128 @@
+"""A file of token ids that does not say where documents begin: what nanoGPT, llm.c and Automodel write.
+
+In: a file. Out: its type of ids, where they begin, how many there are; the size is checked against the header. The formats
+themselves stand in nanogpt.py, llm_c.py and automodel.py. Little-endian, no limit on the size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from steep.core.errors import DataError
+
+HEADER_NUMBERS = 256
+HEADER_BYTES = 4 * HEADER_NUMBERS
+BLOCK_TOKENS = 1 << 21
+LARGEST_COUNT = 2**31 - 1
+"""The header's count is a signed 32-bit number."""
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Where the ids of a file are."""
+
+    path: Path
+    format: str
+    dtype: np.dtype
+    header_bytes: int
+    num_tokens: int
+    boundary_first: bool
+    """Whether the programs that write this format put the boundary token before each document (else after it)."""
+    note: str = ""
+    """What was assumed of the file, if anything."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the ids on disk."""
+        return self.num_tokens * self.dtype.itemsize
+
+    def map_tokens(self) -> np.ndarray:
+        """(num_tokens,) view of the file."""
+        if not self.num_tokens:
+            return np.empty(0, self.dtype)  # an empty file cannot be mapped
+        shape = (self.num_tokens,)
+        return np.memmap(self.path, self.dtype, "r", offset=self.header_bytes, shape=shape).view(np.ndarray)
+
+    def blocks(self, *, with_holes: bool = True) -> Iterator[tuple[int, np.ndarray]]:
+        """All ids in order: (position of the first, ids), a view that holds until the next.
+
+        with_holes: False passes over the holes of a sparse file, which are zeros.
+
+        Read, not mapped: pages of a map that is read through would count as this process's memory.
+        """
+        buffer = np.empty(min(self.num_tokens, BLOCK_TOKENS), dtype=self.dtype)
+        itemsize = self.dtype.itemsize
+        with open(self.path, "rb", buffering=0) as file:
+            position = 0
+            while position < self.num_tokens:
+                if not with_holes:
+                    at = self.header_bytes + position * itemsize
+                    position += (_skip_hole(file, at) - at) // itemsize
+                count = min(BLOCK_TOKENS, self.num_tokens - position)
+                if count <= 0:
+                    return
+                file.seek(self.header_bytes + position * itemsize)
+                _fill(file, buffer[:count], self.path)
+                yield position, buffer[:count]
+                position += count
+
+
+def read_header(path: Path) -> np.ndarray:
+    """The first 256 numbers of a file: (256,) int32; fewer if the file is shorter. Raises DataError."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return np.frombuffer(raw, "<i4", len(raw) // 4)
+
+
+def count_tokens(path: Path, itemsize: int, count: int) -> int:
+    """Tokens behind a header, if its count agrees with the size of the file. Raises DataError if not.
+
+    count: as in the header, a signed 32-bit number; one that wrapped around is taken if it is right modulo 2^32.
+    """
+    size = path.stat().st_size
+    num_tokens, rest = divmod(size - HEADER_BYTES, itemsize)
+    if rest or num_tokens < 0 or (num_tokens - count) % 2**32:
+        unfinished = " Its writer puts the count in last: it may have been stopped." if count == 0 else ""
+        raise DataError(
+            f"{path}: has {size:,} bytes, but its header says {count:,} tokens of {itemsize} bytes = "
+            f"{HEADER_BYTES + count * itemsize:,} with the header. It was cut short or is damaged; write or copy it again."
+            + unfinished
+        )
+    return num_tokens
+
+
+def make_header(magic: int, version: int, num_tokens: int, itemsize: int = 0) -> bytes:
+    """1,024 bytes: magic, version, tokens, bytes per token (0 where the format does not say), zeros."""
+    header = np.zeros(HEADER_NUMBERS, dtype="<i4")
+    header[:4] = magic, version, num_tokens, itemsize
+    return header.tobytes()
+
+
+def _skip_hole(file: IO[bytes], at: int) -> int:
+    """The next byte from `at` on that was written; the size of the file if none was. `at` itself where nobody can tell."""
+    if not hasattr(os, "SEEK_DATA"):
+        return at
+    try:
+        return os.lseek(file.fileno(), at, os.SEEK_DATA)
+    except OSError:
+        status = os.fstat(file.fileno())  # no data from here on, or a file system that does not know holes
+        return status.st_size if status.st_blocks * 512 < status.st_size else at
+
+
+def _fill(file: IO[bytes], out: np.ndarray, path: Path) -> None:
+    view = out.view(np.uint8)
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done:].data)  # type: ignore[attr-defined]
+        if not count:
+            raise DataError(f"{path}: ends while it is read; something is changing it.")
+        done += count
