@@ -104,10 +104,13 @@ def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -
     return plan_run(as_config(config), device=device, allow_code=allow_code)
 
 
-def train(config: ConfigLike, *, resume: Optional[bool] = None, allow_code: bool = True) -> TrainResult:
+def train(
+    config: ConfigLike, *, resume: Optional[bool] = None, accept_data_change: bool = False, allow_code: bool = True
+) -> TrainResult:
     """Train as configured; continues from the run's newest checkpoint if it has one.
 
-    resume: True demands a checkpoint, False refuses one. allow_code: whether `_target_` may run code outside steep, torch and
+    resume: True demands a checkpoint, False refuses one. accept_data_change: continue with other data than was trained on, from
+    its beginning, and record it. allow_code: whether `_target_` may run code outside steep, torch and
     transformers. Raises a SteepError.
     """
     checked = as_config(config)
@@ -118,7 +121,7 @@ def train(config: ConfigLike, *, resume: Optional[bool] = None, allow_code: bool
 
     from steep.train.loop import train as run
 
-    return run(checked, resume=resume, allow_code=allow_code)
+    return run(checked, resume=resume, accept_data_change=accept_data_change, allow_code=allow_code)
 
 
 def evaluate(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from steep.batch import IGNORE_INDEX, Batch
 from steep.order.packing import TokenRange
-from steep.order.plan import DataPlan, PlannedSequence
+from steep.order.plan import Plan, PlannedSequence
 from steep.train.sizes import Sizes
 
 
@@ -55,6 +55,8 @@ def make_batch(
         lengths = _fill_row(
             sequence.ranges, stores[sequence.source], input_ids[row], labels[row], position_ids[row], document_mask
         )
+        if sequence.following is not None and not document_mask:
+            labels[row, sequence.num_tokens - 1] = _one_token(stores[sequence.source], sequence.following)
         for length in lengths:
             boundaries.append(boundaries[-1] + length)
     cu_seqlens = np.asarray(boundaries, dtype=np.int32)
@@ -99,6 +101,12 @@ def _fill_row(
     return [len(input_ids)]
 
 
+def _one_token(store: TokenReader, place: TokenRange) -> int:
+    token = np.empty(1, dtype=np.int64)
+    store.read(place.document, place.start, 1, token)
+    return int(token[0])
+
+
 class Loader:
     """The micro-batches of every step of a run, read ahead by one thread.
 
@@ -107,7 +115,7 @@ class Loader:
 
     def __init__(
         self,
-        plan: DataPlan,
+        plan: Plan,
         stores: Sequence[TokenReader],
         sizes: Sizes,
         *,

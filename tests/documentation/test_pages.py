@@ -92,7 +92,7 @@ def test_key_exists_knows_a_wrong_key() -> None:
     assert key_exists("data.train.0.path")
     assert key_exists("data.validation.general.share")
     assert not key_exists("train.microbatch_size")
-    assert not key_exists("data.train.0.weight")
+    assert not key_exists("data.train.0.weigth")
     assert not key_exists("data.validation.general.shares")
     assert not target_argument("model.n_layers")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -87,6 +89,64 @@ def test_changed_data_is_refused(mapping: dict[str, Any], corpus: Path, tmp_path
     with pytest.raises(CheckpointError, match="the data has changed"):
         start(mapping, "--train.steps", "6")
     assert contents(tmp_path / "runs" / "small") == before, "a refusal changes nothing"
+
+
+def damage(corpus: Path, how: str) -> str:
+    """Change the corpus, and what the refusal must name."""
+    file = corpus / "003.txt"
+    if how == "changed":
+        file.write_text("another text")
+    elif how == "truncated":
+        file.write_text(file.read_text()[:10])
+    elif how == "missing":
+        file.unlink()
+    elif how == "added":
+        (corpus / "zzz.txt").write_text("one more document")
+    else:
+        first, second = file.read_text(), (corpus / "005.txt").read_text()
+        file.write_text(second)
+        (corpus / "005.txt").write_text(first)
+        return "source 1: its files are in another order"
+    word = {"truncated": "changed", "added": "new"}.get(how, how)
+    return f"source 1: {word} {corpus / ('zzz.txt' if how == 'added' else '003.txt')}"
+
+
+@pytest.mark.parametrize("how", ["changed", "truncated", "missing", "added", "reordered"])
+def test_changed_data_is_named_and_taken_only_when_that_is_asked_for(
+    how: str, mapping: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    start(mapping)
+    named = damage(corpus, how)
+    with pytest.raises(CheckpointError, match=re.escape(named)) as refused:
+        start(mapping, "--train.steps", "6")
+    assert "--accept-data-change" in str(refused.value)
+    config = load_run_config(mapping=mapping, overrides=["--train.steps", "6"])
+    said = io.StringIO()
+    result = train(config, accept_data_change=True, stream=said)
+    assert result.step == 6
+    assert "the data has changed, and is taken as it is now from sequence" in said.getvalue()
+    ledger = json.loads((tmp_path / "runs" / "small" / "ledger.json").read_text())
+    assert [change["changed"][-1] for change in ledger["data_changes"]] == [named]
+    assert train(load_run_config(mapping=mapping, overrides=["--train.steps", "8"]), stream=io.StringIO()).step == 8
+
+
+def test_a_phase_and_a_source_may_be_added_while_a_run_is_under_way(
+    mapping: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    mapping["data"]["train"] = [{"path": str(corpus), "name": "first", "weight": 1}]
+    start(mapping)
+    (tmp_path / "second.txt").write_text("a text of another kind. " * 200)
+    mapping["data"]["train"].append({"path": str(tmp_path / "second.txt"), "name": "second", "weight": 0})
+    seen = 4 * mapping["train"]["global_batch_size"]
+    phase = {"from_tokens": seen * mapping["data"]["sequence_length"], "weights": {"second": 1}}
+    result, said = start({**mapping, "data": {**mapping["data"], "phases": [phase]}}, "--train.steps", "8")
+    assert result.step == 8
+    assert "the order changes from sequence" in said
+    sources = json.loads((tmp_path / "runs" / "small" / "ledger.json").read_text())["sources"]
+    assert sources[1]["tokens_trained"] > 0
+    early = {"from_tokens": 1, "weights": {"second": 1}}
+    with pytest.raises(CheckpointError, match="weights: the phases up to here"):
+        start({**mapping, "data": {**mapping["data"], "phases": [early]}}, "--train.steps", "9")
 
 
 def test_moved_data_is_the_same_data(mapping: dict[str, Any], corpus: Path, tmp_path: Path) -> None:

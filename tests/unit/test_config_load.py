@@ -176,7 +176,7 @@ def test_every_mistake_in_one_error_each_with_its_line() -> None:
         "run.yaml:2: model.pretraind: there is no such key (given 'some/model'); did you mean model.pretrained?",
         "run.yaml:4: data.sequence_length: '4k' is not a whole number of at least 2; write 4000",
         "run.yaml:6: data.train.0.path: 'corpsu/a.txt' does not exist; did you mean 'corpus/a.txt'?",
-        "run.yaml:6: data.train.0.weigth: there is no such key (given 0.95). The keys of data.train.0 are: path, ",
+        "run.yaml:6: data.train.0.weigth: there is no such key (given 0.95); did you mean data.train.0.weight?",
         "run.yaml:8: train.learning_rate: there is no such key (given 1e-4); did you mean optimizer.learning_rate?",
         "run.yaml:9: train: global_batch_size=10 is not a multiple of micro_batch_size=4; ",
         "run.yaml:11: train.precision: 'bf-16' is not a choice; did you mean 'bf16'? It can be: auto, mixed_bf16, bf16, fp32",

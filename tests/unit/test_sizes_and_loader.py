@@ -94,6 +94,40 @@ def test_loader_resumes_at_any_step_with_the_same_batches() -> None:
                 assert torch.equal(a.labels, b.labels)
 
 
+@pytest.mark.parametrize("packing", ["best_fit", "concat"])
+def test_the_stream_is_the_same_for_any_ranks_micro_batches_and_resume(packing: str) -> None:
+    generator = np.random.default_rng(1)
+    sources = [
+        ListStore([generator.integers(1, 90, size=n).tolist() for n in generator.integers(1, 40, size=60)])
+        for _ in "ab"
+    ]
+    plans = [SourcePlan(n, None, s.document_lengths, n, w) for n, s, w in zip("ab", sources, (3, 1), strict=True)]
+    plan = DataPlan(plans, 16, seed=5, packing=packing)
+
+    def stream(world_size: int, micro_batch_size: int, start_step: int = 0, steps: int = 8) -> list[list[list[int]]]:
+        """The sequences of each step in the order in which the ranks' slices stand in it."""
+        sizes = Sizes(16, 24, micro_batch_size, total_sequences=24 * steps, world_size=world_size)
+        loaders = [Loader(plan, sources, sizes, start_step=start_step, rank=rank) for rank in range(world_size)]
+        steps_of_ranks = [list(loader) for loader in loaders]
+        return [
+            [row for m in range(len(parts[0])) for part in parts for row in part[m].input_ids.tolist()]
+            for parts in zip(*steps_of_ranks, strict=True)
+        ]
+
+    expected = stream(1, 24)
+    for world_size in (1, 2, 3, 4, 8):
+        for micro_batch_size in (size for size in (1, 2, 3, 4, 6, 8, 12) if 24 % (size * world_size) == 0):
+            assert stream(world_size, micro_batch_size) == expected
+            assert stream(world_size, micro_batch_size, start_step=5) == expected[5:]
+
+
+def test_the_token_after_a_sequence_is_a_label_where_documents_see_each_other() -> None:
+    store = ListStore([[1, 2, 3], [4, 5, 6]])
+    sequence = PlannedSequence(0, [TokenRange(0, 0, 3)], TokenRange(1, 0, 1))
+    assert make_batch([sequence], [store], 3, document_mask=False).labels.tolist() == [[2, 3, 4]]
+    assert make_batch([sequence], [store], 3).labels.tolist() == [[2, 3, IGNORE_INDEX]]
+
+
 def test_loader_raises_what_its_thread_met() -> None:
     plan, stores, sizes = small_run()
     stores[0].documents[3] = []

@@ -43,7 +43,7 @@ def differences(
     may then differ (the data was moved); different plans are a difference of their own.
     """
     same_plan = bool(saved_plan) and saved_plan == current_plan
-    free = (*FREE, *WARNED, "data.train", "tokenizer") if same_plan else (*FREE, *WARNED)
+    free = (*FREE, *WARNED, "data.train", "data.phases", "tokenizer") if same_plan else (*FREE, *WARNED)
     lines = [_line(*change) for change in _changes(saved, current) if not _is_below(change[0], free)]
     if saved_plan != current_plan:
         lines.insert(0, f"data plan: saved {saved_plan or 'none'}, now {current_plan or 'none'}: other sequences")

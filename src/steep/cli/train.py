@@ -19,6 +19,11 @@ def command(
         help="--resume demands a checkpoint, --no-resume refuses one. Default: continue if the same run is there.",
         show_default=False,
     ),
+    accept_data_change: bool = typer.Option(
+        False,
+        "--accept-data-change",
+        help="Continue although the training data is not what it was: from here on with the data as it is, from its beginning.",
+    ),
     no_code: bool = NO_CODE,
 ) -> int:
     """Train a model. Any key of the configuration can be overridden: --optimizer.learning_rate 3e-4."""
@@ -32,4 +37,5 @@ def command(
 
     from steep.train.loop import train
 
-    return train(run_config, resume=resume, allow_code=not no_code).exit_code
+    result = train(run_config, resume=resume, accept_data_change=accept_data_change, allow_code=not no_code)
+    return result.exit_code

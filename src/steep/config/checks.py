@@ -59,6 +59,15 @@ def evaluation_has_text(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def epochs_without_phases(config: RunConfig) -> Iterator[Problem]:
+    """Where the weights change during a run, one pass over the sources is no length."""
+    if config.data.phases and config.train.steps is None and config.train.tokens is None:
+        yield Problem(
+            ("data", "phases"),
+            "a run with phases needs its length in train.tokens or train.steps; an epoch depends on the weights",
+        )
+
+
 def device_is_known(config: RunConfig) -> Iterator[Problem]:
     """`gpu`, `cuda0` and the like are not torch's names of devices."""
     device = config.train.device
@@ -111,6 +120,7 @@ CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     warmup_fits,
     samples_have_prompts,
     evaluation_has_text,
+    epochs_without_phases,
     device_is_known,
     source_names_differ,
     plugins_exist,

@@ -6,7 +6,7 @@ from typing import Literal, Optional, Union
 
 from pydantic import Field, model_validator
 
-from steep.core.section import Section
+from steep.core.section import Count, Section
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
 
@@ -27,19 +27,47 @@ class ValidationConfig(SourceConfig):
         return self
 
 
+class TrainSourceConfig(SourceConfig):
+    """A source of training documents, and how much of the run it gives."""
+
+    weight: Optional[float] = Field(default=None, ge=0)
+    """Share of the run's tokens, in proportion to the other weights; 0 waits for a phase. Give all sources one or none: without
+    weights each epoch holds every sequence of every source once."""
+    role: Literal["train", "replay"] = "train"
+    """`replay`: text that is there so that the model does not forget it; reports show it apart, and no epoch waits for it."""
+    max_epochs: Optional[float] = Field(default=None, gt=0)
+    """A run that would repeat this source more often is refused before it starts."""
+
+
+class PhaseConfig(Section):
+    """A change of the weights during the run."""
+
+    from_tokens: Count = Field(ge=1)
+    """Where it begins, in tokens of the run, rounded up to a whole sequence."""
+    weights: dict[str, float] = Field(min_length=1)
+    """New weights by source name. Sources that are not named keep theirs; 0 drops a source."""
+
+
 class DataConfig(Section):
     """What is trained on and what is held out."""
 
     sequence_length: int = Field(default=1024, ge=2)
     """Tokens per sequence."""
-    train: list[SourceConfig] = Field(min_length=1)
-    """Sources of training documents; each epoch holds every sequence of every source once."""
+    train: list[TrainSourceConfig] = Field(min_length=1)
+    """Sources of training documents, with their weights."""
+    phases: list[PhaseConfig] = Field(default_factory=list)
+    """Changes of the weights at token counts. What comes before a phase does not depend on it, so phases, and sources of
+    weight 0, may be added to a run that is under way."""
     validation: dict[str, ValidationConfig] = Field(default_factory=dict)
     """Held-out texts by name, e.g. `domain` and `general`. At most one may use `share`."""
     order: Literal["native"] = "native"
     """How sequence i is chosen. `native`: a Feistel permutation per seed, source and epoch."""
-    packing: Literal["concat"] = "concat"
-    """How documents fill sequences. `concat`: one after the other, cut where the sequence is full."""
+    packing: Literal["best_fit", "concat"] = "best_fit"
+    """How documents fill sequences. `best_fit`: documents whole where they fit, cut where they are longer than a sequence; at
+    most two sequences per 20,000 documents are padding. `concat`: one after the other, cut where the sequence is full. Held-out
+    texts are always laid out by `concat`."""
+    align_to_bos: bool = False
+    """Every sequence starts at the start of a document. What documents have beyond `sequence_length` is left out, and counted."""
     document_mask: bool = True
     """Attention stays inside a document and positions restart with it. False: documents in one sequence see each other."""
     prepare: PrepareConfig = PrepareConfig()
@@ -52,4 +80,18 @@ class DataConfig(Section):
         shares = [name for name, validation in self.validation.items() if validation.share is not None]
         if len(shares) > 1:
             raise ValueError(f"validation: {' and '.join(shares)} both hold out a share; only one can")
+        return self
+
+    @model_validator(mode="after")
+    def _weights(self) -> DataConfig:
+        given = [source.weight for source in self.train]
+        if any(weight is None for weight in given) and any(weight is not None for weight in given):
+            raise ValueError("train: some sources have a weight and some have none; give all or none one")
+        if given[0] is not None and not any(given):
+            raise ValueError("train: every weight is 0; one must be above 0")
+        starts = [phase.from_tokens for phase in self.phases]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"phases: from_tokens must rise; given are {', '.join(map(str, starts))}")
+        if self.align_to_bos and self.packing == "concat":
+            raise ValueError("align_to_bos needs packing best_fit; concat cuts documents wherever a sequence is full")
         return self

@@ -1,25 +1,30 @@
 """Documents laid into sequences. In: document lengths in an order. Out: which token ranges make sequence k.
 
-`concat` lays documents one after the other and cuts every `sequence_length` tokens. Every token is in exactly one
-sequence; only the last sequence of an epoch may be short. Weakness: about a third of ordinary documents are cut at
-2,048 tokens (a later packing keeps them whole).
+`concat` lays documents one after the other and cuts every `sequence_length` tokens; only the last sequence may be short.
+Weakness: about a third of ordinary documents are cut at 2,048 tokens. `best_fit` keeps documents whole where they fit and cuts
+only what is longer than a sequence or fits nowhere else (best-fit decreasing; Ding et al. 2024, arXiv:2404.10830), into as few
+sequences as the tokens of a window need, or one more. Weakness: less than two sequences per window are padding, and only the
+documents of one window are considered together. Neither ever drops a token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+SPARE_FROM_SEQUENCES = 2000
 
-@dataclass(frozen=True)
-class TokenRange:
+
+class TokenRange(NamedTuple):
     """`count` tokens of `document` from `start` on."""
 
     document: int
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # the field's word, and nobody counts in a range
 
 
 class ConcatPacking:
@@ -42,6 +47,10 @@ class ConcatPacking:
         stop = min(start + self.sequence_length, self.num_tokens)
         if not 0 <= start < stop:
             raise IndexError(f"sequence {k} of {self.num_sequences}")
+        return self.ranges(start, stop)
+
+    def ranges(self, start: int, stop: int) -> list[TokenRange]:
+        """The ranges of tokens [start, stop) of the documents laid end to end."""
         place = int(np.searchsorted(self._ends, start, side="right"))
         ranges = []
         while start < stop:
@@ -58,3 +67,105 @@ class ConcatPacking:
 def num_concat_sequences(num_tokens: int, sequence_length: int) -> int:
     """How many sequences `num_tokens` tokens fill, the last one perhaps in part."""
     return -(-num_tokens // sequence_length)
+
+
+@dataclass(frozen=True)
+class PackedWindow:
+    """The sequences of one window, in arrays: sequence k holds pieces first_piece[k] .. first_piece[k + 1] - 1."""
+
+    first_piece: NDArray[np.int32]
+    documents: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int32]
+
+    def sequence(self, k: int) -> list[TokenRange]:
+        """The ranges of sequence k."""
+        pieces = slice(self.first_piece[k], self.first_piece[k + 1])
+        rows = (self.documents[pieces].tolist(), self.starts[pieces].tolist(), self.counts[pieces].tolist())
+        return [TokenRange(*row) for row in zip(*rows, strict=True)]
+
+
+def num_best_fit_sequences(num_tokens: NDArray[np.int64], sequence_length: int) -> NDArray[np.int64]:
+    """How many sequences windows of so many tokens get: as few as hold them, and one more where that is at most a two-thousandth,
+    since with that one hardly any document has to be cut for want of room."""
+    fewest = -(-num_tokens // sequence_length)
+    return fewest + (fewest >= SPARE_FROM_SEQUENCES)
+
+
+def pack_best_fit(
+    documents: NDArray[np.int64], lengths: NDArray[np.int64], sequence_length: int, num_sequences: int
+) -> PackedWindow:
+    """Lay whole documents into `num_sequences` sequences of `sequence_length`, enough for all their tokens.
+
+    Documents longer than a sequence give full sequences and a rest. Rests and shorter documents go, longest first, where they
+    leave the least room; what fits nowhere is cut over the widest rooms left. Within a sequence the longest piece comes first.
+    """
+    bins, pieces = _full_sequences(lengths, sequence_length)
+    used = len(bins)
+    by_room: list[list[int]] = [[] for _ in range(sequence_length + 1)]
+    rooms = 0  # bit r is set where a sequence has room for exactly r tokens
+    rests = lengths % sequence_length
+    order = np.argsort(-rests, kind="stable")
+    order = order[: np.count_nonzero(rests)]
+    for index, length, start in zip(
+        order.tolist(), rests[order].tolist(), (lengths - rests)[order].tolist(), strict=True
+    ):
+        while length:
+            fitting = rooms >> length
+            if fitting:
+                room = length + (fitting & -fitting).bit_length() - 1
+            elif used < num_sequences:
+                room = sequence_length
+                by_room[room].append(used)
+                rooms |= 1 << room
+                used += 1
+            else:
+                room = rooms.bit_length() - 1
+            candidates = by_room[room]
+            chosen = candidates.pop()
+            if not candidates:
+                rooms ^= 1 << room
+            count = min(length, room)
+            bins.append(chosen)
+            pieces.append((index, start, count))
+            left = room - count
+            if left:
+                by_room[left].append(chosen)
+                rooms |= 1 << left
+            length -= count
+            start += count
+    for empty in range(used, num_sequences):
+        _fill_empty(empty, bins, pieces)
+    return _packed(documents, bins, pieces, num_sequences)
+
+
+def _fill_empty(empty: int, bins: list[int], pieces: list[tuple[int, int, int]]) -> None:
+    """Every sequence holds something: the last piece moves, or, where it is alone, half of the longest one."""
+    if bins.count(bins[-1]) > 1:
+        bins[-1] = empty
+        return
+    longest = max(range(len(pieces)), key=lambda number: pieces[number][2])
+    index, start, count = pieces[longest]
+    pieces[longest] = (index, start, count - count // 2)
+    bins.append(empty)
+    pieces.append((index, start + count - count // 2, count // 2))
+
+
+def _full_sequences(lengths: NDArray[np.int64], size: int) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """The pieces of long documents that fill a sequence alone, and the sequences they take."""
+    pieces = [
+        (index, start, size)
+        for index in np.flatnonzero(lengths >= size).tolist()
+        for start in range(0, int(lengths[index]) - size + 1, size)
+    ]
+    return list(range(len(pieces))), pieces
+
+
+def _packed(
+    documents: NDArray[np.int64], bins: list[int], pieces: Sequence[tuple[int, int, int]], num_sequences: int
+) -> PackedWindow:
+    table = np.array(pieces, dtype=np.int64).reshape(-1, 3)
+    order = np.argsort(np.array(bins, dtype=np.int64), kind="stable")
+    first = np.searchsorted(np.array(bins, dtype=np.int64)[order], np.arange(num_sequences + 1)).astype(np.int32)
+    table = table[order]
+    return PackedWindow(first, documents[table[:, 0]], table[:, 1], table[:, 2].astype(np.int32))

@@ -1,47 +1,64 @@
 """The plan: sequence i of a run as a pure function of the sources, the seed and i.
 
-In: for every source its document lengths and fingerprint. Out: `sequence(i)`, the token ranges of sequence i, for any i
-from 0 on, whatever the world size, batch size, number of workers or restarts. Epoch e holds every sequence of every source
-once: each source's documents are permuted by (seed, source, epoch) and packed, then all sequences of the epoch are
-permuted by (seed, epoch). So a longer run never changes the past, and nothing but i need be remembered.
-Weakness: memory of 16 bytes per document for each source and epoch in use.
+In: for every source its document lengths, fingerprint and weight. Out: `sequence(i)`, the token ranges of sequence i, for any i
+from 0 on, whatever the world size, batch size, number of workers or restarts. The mixture says which source gives slot i and
+which of its sequences that is; the source's order says what that sequence holds. So a longer run never changes the past, and
+nothing but i need be remembered. Weakness: a table of 16 bytes for each document lately in use.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steep.core.errors import DataError
+from steep.core.errors import ConfigError, DataError
 from steep.core.fingerprint import fingerprint
-from steep.order.packing import ConcatPacking, TokenRange, num_concat_sequences
-from steep.order.permutation import Permutation
+from steep.order.mixture import Mixture, Phase, integer_weights
+from steep.order.packing import TokenRange
+from steep.order.source_order import BestFitOrder, ConcatOrder, SourceOrder, padding_share
 
-ORDER_VERSION = 1  # raised whenever the same plan would give other sequences
+ORDER_VERSION = 2  # raised whenever the same plan would give other sequences
+MOST_PADDING_SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class SourcePlan:
     """What the order needs to know of one source.
 
-    documents: (num_documents,) int64, the documents of the store that are trained on (the rest is held out).
+    documents: (num_documents,) int64, the documents of the store that are trained on; None for all of them.
     document_lengths: (documents of the whole store,) int64, in tokens.
     store_fingerprint: of the store's content.
     """
 
     name: str
-    documents: NDArray[np.int64]
+    documents: NDArray[np.int64] | None
     document_lengths: NDArray[np.int64] = field(repr=False)
     store_fingerprint: str = ""
+    weight: float | None = None
+    """Share of the tokens of the run, in proportion to the others; None: in proportion to the source's size."""
+    role: str = "train"
+    """`replay` marks text that is there so that it is not forgotten; one epoch of a run does not wait for it."""
+    max_epochs: float | None = None
+    """How often it may be repeated; None for no limit."""
+
+    @property
+    def trained_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document that is trained on."""
+        return self.document_lengths if self.documents is None else self.document_lengths[self.documents]
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that are trained on."""
+        return len(self.document_lengths if self.documents is None else self.documents)
 
     @property
     def num_tokens(self) -> int:
         """Tokens that are trained on in one epoch."""
-        return int(self.document_lengths[self.documents].sum())
+        return int(self.trained_lengths.sum())
 
 
 @dataclass(frozen=True)
@@ -50,48 +67,150 @@ class PlannedSequence:
 
     source: int
     ranges: list[TokenRange]
+    following: TokenRange | None = None
+    """The one token that comes after the sequence where that is not the next of the last document: Megatron's order has it."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the sequence; less than the sequence length only at the end of a source's epoch."""
+        """Tokens of the sequence; less than the sequence length where it is padded."""
         return sum(token_range.count for token_range in self.ranges)
 
 
-class DataPlan:
-    """The order of a run over its sources. Raises DataError if there is nothing to train on."""
+class Plan(Protocol):
+    """What a run asks of its order."""
 
-    def __init__(self, sources: list[SourcePlan], sequence_length: int, seed: int):
-        self.sources = sources
-        self.sequence_length = sequence_length
-        self.seed = seed
-        counts = [num_concat_sequences(source.num_tokens, sequence_length) for source in sources]
-        self.sequences_of_source = counts
-        self._first_sequence = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self.sequences_per_epoch = int(self._first_sequence[-1])
-        self.tokens_per_epoch = sum(source.num_tokens for source in sources)
-        if self.sequences_per_epoch == 0:
-            names = ", ".join(source.name for source in sources)
-            raise DataError(f"there is nothing to train on: no tokens in {names}")
-        # Two epochs of every source: a step can hold the end of one epoch and the start of the next.
-        self._packing = lru_cache(maxsize=2 * len(sources))(self._pack)
-        self._sequence_order = lru_cache(maxsize=2)(self._order_of_epoch)
-
-    def _pack(self, source: int, epoch: int) -> ConcatPacking:
-        plan = self.sources[source]
-        order = Permutation(len(plan.documents), self.seed, "documents", source, epoch)
-        documents = plan.documents[order(np.arange(len(plan.documents)))]
-        return ConcatPacking(documents, plan.document_lengths[documents], self.sequence_length)
-
-    def _order_of_epoch(self, epoch: int) -> Permutation:
-        return Permutation(self.sequences_per_epoch, self.seed, "sequences", epoch)
+    sources: list[SourcePlan]
+    sequence_length: int
+    seed: int
+    sequences_of_source: list[int]
+    """Of one epoch of each source."""
+    sequences_per_epoch: int
+    tokens_per_epoch: int
+    messages: list[str]
+    """What the user should know of how the order came about."""
 
     def sequence(self, index: int) -> PlannedSequence:
-        """Sequence `index` of the run, from 0 on without end."""
-        epoch, place = divmod(index, self.sequences_per_epoch)
-        number = int(self._sequence_order(epoch)(place))
-        source = int(np.searchsorted(self._first_sequence, number, side="right")) - 1
-        packing = self._packing(source, epoch)
-        return PlannedSequence(source, packing.sequence(number - int(self._first_sequence[source])))
+        """Sequence `index` of the run."""
+
+    def counts(self, sequences: int) -> list[int]:
+        """How many of the first `sequences` come from each source."""
+
+    def check_length(self, total_sequences: int) -> None:
+        """Raise ConfigError where a run of this length is more than the sources may give."""
+
+    def beginning_at(self, first_sequence: int) -> Plan:
+        """The same sources in a plan that begins to count at this sequence of the run."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for plans that give the same sequences."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the order depends on, as JSON."""
+
+
+class DataPlan:
+    """The native order of a run over its sources. Raises DataError if there is nothing to train on, ConfigError for weights.
+
+    phases: (first sequence, {source name: weight}) of every change of the weights, in order; sources not named keep theirs.
+    first_sequence: where this plan begins to count, for a run whose data was changed on purpose.
+    """
+
+    def __init__(
+        self,
+        sources: list[SourcePlan],
+        sequence_length: int,
+        seed: int,
+        *,
+        packing: str = "best_fit",
+        phases: Sequence[tuple[int, Mapping[str, float]]] = (),
+        align_to_bos: bool = False,
+        first_sequence: int = 0,
+    ):
+        self.sources, self.sequence_length, self.seed = sources, sequence_length, seed
+        self.align_to_bos, self.first_sequence = align_to_bos, first_sequence
+        self._packing, self._changes = packing, phases
+        self.messages: list[str] = []
+        self.dropped_tokens: list[int] = []
+        """Tokens of one epoch that `align_to_bos` leaves out, by source."""
+        self.packings: list[str] = []
+        self._orders = [self._order_of(number, packing) for number in range(len(sources))]
+        self.sequences_of_source = [order.num_sequences for order in self._orders]
+        if not sum(self.sequences_of_source):
+            names = ", ".join(source.name for source in sources)
+            raise DataError(f"there is nothing to train on: no tokens in {names}")
+        self.phases = _phases(sources, self.sequences_of_source, phases, first_sequence)
+        self._mixture = Mixture(self.phases)
+        self.tokens_per_epoch = sum(source.num_tokens for source in sources)
+        self.sequences_per_epoch = self._sequences_of_an_epoch()
+
+    def _order_of(self, number: int, packing: str) -> SourceOrder:
+        source = self.sources[number]
+        key = (self.seed, number)
+        lengths = source.trained_lengths
+        tokens = int(lengths.sum())
+        if self.align_to_bos:
+            lengths = np.minimum(lengths, self.sequence_length)
+        kept = int(lengths.sum())
+        self.dropped_tokens.append(tokens - kept)
+        if tokens > kept:
+            self.messages.append(
+                f"{source.name}: align_to_bos leaves out {tokens - kept:,} of {tokens:,} tokens "
+                f"({(tokens - kept) / tokens:.2%}): what documents have beyond {self.sequence_length:,} tokens"
+            )
+        concat: SourceOrder = ConcatOrder(source.documents, lengths, self.sequence_length, key)
+        chosen = concat if packing == "concat" else BestFitOrder(source.documents, lengths, self.sequence_length, key)
+        padding = padding_share(chosen, kept, self.sequence_length)
+        if padding > MOST_PADDING_SHARE and not self.align_to_bos and concat.num_sequences < chosen.num_sequences:
+            self.messages.append(f"{source.name}: best_fit would pad {padding:.1%} of its sequences; concat is used")
+            chosen = concat
+        elif padding > MOST_PADDING_SHARE:
+            self.messages.append(
+                f"{source.name}: {padding:.1%} of its {chosen.num_sequences:,} sequences is padding, since {kept:,} tokens are "
+                f"no multiple of {self.sequence_length:,}; no packing needs fewer"
+            )
+        self.packings.append("concat" if chosen is concat else "best_fit")
+        return chosen
+
+    def _sequences_of_an_epoch(self) -> int:
+        """The fewest sequences in which every source that is not replay, and has a share at the start, was seen once."""
+        weights = self.phases[0].weights
+        shared = [number for number, weight in enumerate(weights) if weight and self.sequences_of_source[number]]
+        main = [number for number in shared if self.sources[number].role != "replay"] or shared
+        first = Mixture(self.phases[:1])
+        return max(first.slots_until(number, self.sequences_of_source[number]) or 1 for number in main)
+
+    def sequence(self, index: int) -> PlannedSequence:
+        """Sequence `index` of the run, from `first_sequence` on without end."""
+        source, number = self._mixture.slot(index - self.first_sequence)
+        return PlannedSequence(source, self._orders[source].ranges(number))
+
+    def counts(self, sequences: int) -> list[int]:
+        """How many of the sequences before `sequences` this plan takes from each source."""
+        return self._mixture.counts(max(0, sequences - self.first_sequence))
+
+    def beginning_at(self, first_sequence: int) -> DataPlan:
+        """The same sources in a plan that begins to count at this sequence of the run."""
+        return DataPlan(
+            self.sources, self.sequence_length, self.seed, packing=self._packing, phases=self._changes,
+            align_to_bos=self.align_to_bos, first_sequence=first_sequence,
+        )  # fmt: skip
+
+    def check_length(self, total_sequences: int) -> None:
+        """Raise ConfigError where a run of this length repeats a source more often than its max_epochs."""
+        counts = self.counts(total_sequences)
+        for number, (source, count) in enumerate(zip(self.sources, counts, strict=True)):
+            limit = source.max_epochs
+            most = None if limit is None else int(limit * self.sequences_of_source[number])
+            if most is not None and count > most:
+                reached = (self._mixture.slots_until(number, most + 1) or 1) - 1
+                epochs = count / self.sequences_of_source[number]
+                raise ConfigError(
+                    f"data.train: source {source.name!r} may be repeated {limit:g} times (max_epochs), and a run of "
+                    f"{total_sequences * self.sequence_length:,} tokens needs {epochs:.2f} epochs of it. It lasts for "
+                    f"{reached * self.sequence_length:,} tokens: make the run shorter, the source's weight smaller, max_epochs "
+                    "larger, or change the weights there with data.phases."
+                )
 
     @property
     def fingerprint(self) -> str:
@@ -103,19 +222,97 @@ class DataPlan:
         return {
             "version": ORDER_VERSION,
             "order": "native",
-            "packing": "concat",
             "sequence_length": self.sequence_length,
             "seed": self.seed,
+            "align_to_bos": self.align_to_bos,
+            "first_sequence": self.first_sequence,
             "sources": [
                 {
                     "fingerprint": source.store_fingerprint,
-                    "documents": len(source.documents),
+                    "packing": packing,
+                    "documents": source.num_documents,
                     "tokens": source.num_tokens,
                     "sequences": count,
                 }
-                for source, count in zip(self.sources, self.sequences_of_source, strict=True)
+                for source, count, packing in zip(self.sources, self.sequences_of_source, self.packings, strict=True)
             ],
+            "phases": [{"first_sequence": phase.start, "weights": list(phase.weights)} for phase in self.phases],
         }
+
+
+def _phases(
+    sources: list[SourcePlan], sequences: list[int], changes: Sequence[tuple[int, Mapping[str, float]]], first: int
+) -> list[Phase]:
+    """The weights of every phase in whole numbers; a source without sequences has none. Raises ConfigError."""
+    given = [source.weight for source in sources]
+    if any(weight is None for weight in given) and any(weight is not None for weight in given):
+        names = ", ".join(source.name for source in sources if source.weight is None)
+        raise ConfigError(f"data.train: some sources have a weight and these have none: {names}. Give all or none one.")
+    weights: list[float | int] = [sequences[i] if weight is None else weight for i, weight in enumerate(given)]
+    positions = {source.name: number for number, source in enumerate(sources)}
+    phases: dict[int, list[float | int]] = {0: weights}
+    for start, changed in changes:
+        unknown = [name for name in changed if name not in positions]
+        if unknown:
+            raise ConfigError(f"data.phases: no source is called {unknown[0]!r}; there are: {', '.join(positions)}")
+        weights = list(weights)
+        for name, weight in changed.items():
+            weights[positions[name]] = weight
+        phases[max(0, start - first)] = weights  # of those before `first` only the last one counts
+    return [_phase(start, weights, sources, sequences) for start, weights in phases.items()]
+
+
+def _phase(start: int, weights: list[float | int], sources: list[SourcePlan], sequences: list[int]) -> Phase:
+    empty = [s.name for s, weight, count in zip(sources, weights, sequences, strict=True) if weight and not count]
+    if empty:
+        raise DataError(f"data.train: source {empty[0]!r} has a weight and no tokens to train on")
+    try:
+        return Phase(start, tuple(integer_weights(weights)))
+    except ValueError as error:
+        raise ConfigError(f"data: from sequence {start:,} on: {error}") from None
+
+
+def same_past(saved: Mapping[str, Any], current: Mapping[str, Any], sequences_seen: int) -> list[str]:
+    """What makes the sequences before `sequences_seen` other ones than they were, in words; empty if nothing does.
+
+    saved, current: `describe()` of the plan that was trained with and of the plan now. Sources may have been added behind the
+    others, and phases from `sequences_seen` on may differ.
+    """
+    found = [
+        f"{key}: {saved.get(key)} then, {current.get(key)} now"
+        for key in ("version", "order", "sequence_length", "seed", "align_to_bos", "first_sequence")
+        if saved.get(key) != current.get(key)
+    ]
+    if found or saved.get("order") != "native":
+        return found or ([] if saved == current else ["the order: other sequences"])
+    then, now = saved["sources"], current["sources"]
+    for number, source in enumerate(then):
+        if number >= len(now):
+            found.append(f"source {number + 1} is gone")
+        elif source != now[number]:
+            moved = [other + 1 for other, candidate in enumerate(now) if candidate == source]
+            where = f"; it is source {moved[0]} now" if moved else ""
+            changed = [
+                f"{key} {source[key]} then, {now[number][key]} now" for key in source if source[key] != now[number][key]
+            ]
+            found.append(f"source {number + 1}: {', '.join(changed)}{where}")
+    if _past_phases(saved, sequences_seen) != _past_phases(current, sequences_seen):
+        found.append("weights: the phases up to here give other sources their turns")
+    return found
+
+
+def _past_phases(description: Mapping[str, Any], sequences_seen: int) -> list[tuple[int, list[int]]]:
+    """(first sequence, weights without those of sources that are not taken) of the phases that were begun."""
+    seen = max(1, sequences_seen - description["first_sequence"])
+    begun = [phase for phase in description["phases"] if phase["first_sequence"] < seen]
+    return [(phase["first_sequence"], _trimmed(phase["weights"])) for phase in begun]
+
+
+def _trimmed(weights: Sequence[int]) -> list[int]:
+    kept = list(weights)
+    while kept and not kept[-1]:
+        kept.pop()
+    return kept
 
 
 def held_out(content_hashes: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:

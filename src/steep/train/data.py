@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import numpy as np
 from steep.core.errors import DataError
 from steep.evaluate.held_out import HeldOutText
 from steep.order.config import DataConfig
-from steep.order.plan import DataPlan, SourcePlan, held_out
+from steep.order.plan import DataPlan, Plan, SourcePlan, held_out
 from steep.sources.config import SourceConfig
 from steep.store.cache import open_sources
 from steep.store.reader import TokenStore
 from steep.tokenizer.encode import TextTokenizer
 from steep.train.state import TrainState
+
+MOST_NAMED_FILES = 1000
+"""More files than this are not listed in a checkpoint; a change of one is then found but not named."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class RunData:
     """Of the training sources."""
     stores: list[TokenStore]
     """Of the training sources, in the same order."""
-    plan: DataPlan
+    plan: Plan
     held_out_texts: list[HeldOutText]
     held_out_stores: list[TokenStore]
     """Stores that are only scored."""
@@ -45,7 +49,12 @@ class RunData:
             source_ledger(name, store, plan, count)
             for name, store, plan, count in zip(self.names, self.stores, self.plan.sources, trained, strict=True)
         ]
-        return {"sources": sources, "padding_tokens": state.padding_tokens}
+        return {"sources": sources, "padding_tokens": state.padding_tokens, "data_changes": state.data_changes}
+
+    def files(self) -> list[dict[str, str]]:
+        """The files of each source with a short checksum, so that a change can be named; empty where there are very many."""
+        found = [_files(store) for store in self.stores]
+        return found if sum(map(len, found)) <= MOST_NAMED_FILES else [{} for _ in found]
 
 
 def source_ledger(name: str, store: TokenStore, plan: SourcePlan, tokens_trained: int) -> dict[str, Any]:
@@ -53,6 +62,7 @@ def source_ledger(name: str, store: TokenStore, plan: SourcePlan, tokens_trained
     recorded = store.manifest.get("ledger", {})
     return {
         "name": name,
+        "role": plan.role,
         "records_read": recorded.get("records_read"),
         "documents_kept": store.num_documents,
         "dropped": recorded.get("dropped", {}),
@@ -69,7 +79,7 @@ def open_run_data(
 ) -> RunData:
     """Open or prepare every source and lay out the order. Raises DataError."""
 
-    def stores_of(sources: list[SourceConfig]) -> list[TokenStore]:
+    def stores_of(sources: Sequence[SourceConfig]) -> list[TokenStore]:
         return open_sources(sources, tokenizer, config.prepare, config.cache_directory, progress)
 
     stores = stores_of(config.train)
@@ -77,10 +87,19 @@ def open_run_data(
     kept = [_split(store, share) for store in stores]
     names = source_names(config.train)
     sources = [
-        SourcePlan(name, training, store.document_lengths, store.fingerprint)
-        for name, store, (training, _) in zip(names, stores, kept, strict=True)
+        SourcePlan(
+            name, training, store.document_lengths, store.fingerprint, source.weight, source.role, source.max_epochs
+        )
+        for name, source, store, (training, _) in zip(names, config.train, stores, kept, strict=True)
     ]
-    plan = DataPlan(sources, config.sequence_length, seed)
+    plan = DataPlan(
+        sources,
+        config.sequence_length,
+        seed,
+        packing=config.packing,
+        phases=[(math.ceil(phase.from_tokens / config.sequence_length), phase.weights) for phase in config.phases],
+        align_to_bos=config.align_to_bos,
+    )
     shared = list(zip(stores, (out for _, out in kept), strict=True))
     own = {
         name: stores_of([SourceConfig(**validation.model_dump(exclude={"share"}))])
@@ -94,10 +113,10 @@ def open_run_data(
     return RunData(names, stores, plan, texts, [store for held in own.values() for store in held])
 
 
-def _split(store: TokenStore, share: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Document numbers to train on and to hold out."""
+def _split(store: TokenStore, share: float | None) -> tuple[np.ndarray | None, np.ndarray]:
+    """Document numbers to train on (None: all) and to hold out."""
     if share is None:
-        return np.arange(store.num_documents), np.arange(0)
+        return None, np.arange(0)
     out = held_out(store.content_hashes, share)
     return np.flatnonzero(~out), np.flatnonzero(out)
 
@@ -117,7 +136,14 @@ def _shared_text(name: str, share: float | None, parts: list[tuple[TokenStore, n
     return text
 
 
-def source_names(sources: list[SourceConfig]) -> list[str]:
+def _files(store: TokenStore) -> dict[str, str]:
+    entries = store.manifest.get("sources", [])
+    if entries:
+        return {entry["path"]: entry["sha256"][:12] for entry in entries}
+    return {str(shard.prefix): f"{shard.num_documents} documents" for shard in store.shards}
+
+
+def source_names(sources: Sequence[SourceConfig]) -> list[str]:
     """A name for each source: its own, else the last part of its path; made different by numbers where equal."""
     names: list[str] = []
     for source in sources:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -28,11 +27,17 @@ from steep.train.run_directory import RunDirectory
 
 
 def train(
-    config: RunConfig, *, resume: bool | None = None, allow_code: bool = True, stream: TextIO | None = None
+    config: RunConfig,
+    *,
+    resume: bool | None = None,
+    accept_data_change: bool = False,
+    allow_code: bool = True,
+    stream: TextIO | None = None,
 ) -> TrainResult:
     """Train as configured, from the run's newest checkpoint if it has one. Raises SteepError.
 
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
+    accept_data_change: continue with other data than the checkpoint was trained on, from its beginning, and record it.
     stream: where the console writes; standard output by default.
     """
     targets.check_run(config, lambda line: print(line, file=stream), allow_code)
@@ -41,7 +46,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(RunLock(run.path))
         run.remove_leftovers()
-        beginning = find_beginning(run, config, resume)
+        beginning = find_beginning(run, config, resume, accept_data_change)
         stack.enter_context(explained_errors(run))
         sinks = stack.enter_context(
             Sinks(
@@ -59,8 +64,7 @@ def train(
 
 def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sinks, stop: StopSignals) -> TrainResult:
     job = assemble(config, sinks.line, weights=beginning.weights)
-    state = begin_state(beginning, job, sinks.line)
-    job = replace(job, sizes=job.sizes.resumed(state.step, state.sequences_seen))
+    state, job = begin_state(beginning, job, sinks.line)
     sizes, engine = job.sizes, job.engine
     if is_finished(run, job, state):
         return already_finished(run, job, state, sinks)

@@ -96,16 +96,19 @@ class RunPlan:
 
     def _sources(self) -> list[dict[str, Any]]:
         plan = self.data.plan
+        counts = plan.counts(self.sizes.total_sequences)
+        rows = zip(plan.sources, plan.sequences_of_source, counts, strict=True)
         return [
             {
                 "name": source.name,
-                "documents": len(source.documents),
+                "role": source.role,
+                "documents": source.num_documents,
                 "tokens": source.num_tokens,
                 "sequences": sequences,
-                "epochs": self.epochs,
-                "share": sequences / plan.sequences_per_epoch,
+                "epochs": count / sequences if sequences else 0.0,
+                "share": count / max(1, sum(counts)),
             }
-            for source, sequences in zip(plan.sources, plan.sequences_of_source, strict=True)
+            for source, sequences, count in rows
         ]
 
     def to_text(self) -> str:
@@ -119,9 +122,11 @@ class RunPlan:
             f"  device    {self.hardware.name}, precision {self.precision}",
             *(
                 f"  data      {source['name']}: {source['documents']:,} documents, {format_count(source['tokens'])} tokens, "
-                f"{source['epochs']:.2f} epochs, {source['share']:.0%} of the sequences"
+                f"{source['epochs']:.2f} epochs, {source['share']:.1%} of the sequences"
+                + (" (replay)" if source["role"] == "replay" else "")
                 for source in self._sources()
             ),
+            *(f"            {message}" for message in self.data.plan.messages),
             *(f"  held out  {text.name}: {format_count(text.num_tokens)} tokens" for text in self.data.held_out_texts),
             f"  run       {sizes.steps:,} steps of {sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation} = "
             f"{format_count(self.tokens)} tokens",
@@ -157,6 +162,7 @@ def plan_run(config: RunConfig, *, device: str = "auto", allow_code: bool = True
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config.data, tokenizer, config.run.seed, lambda done, total, tokens: show(done, total))
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
+    data.plan.check_length(sizes.total_sequences)
     plan = plan_opened(config, data, sizes, hardware)
     check_fits(plan)
     return plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
+from steep.order.plan import Plan, same_past
 from steep.train.assemble import Job, Say
 from steep.train.run_directory import RunDirectory
 from steep.train.state import TrainState
@@ -26,6 +27,8 @@ class Beginning:
 
     checkpoint: Checkpoint | None
     messages: list[str]
+    accept_data_change: bool = False
+    """Whether other data than was trained on is to be taken from here on."""
     scores_change: bool = False
     """Whether other text is scored than before, so that old scores say nothing about new ones."""
 
@@ -40,7 +43,9 @@ class Beginning:
         return self.checkpoint.path / "model" / "consolidated" if self.checkpoint else None
 
 
-def find_beginning(run: RunDirectory, config: RunConfig, resume: bool | None) -> Beginning:
+def find_beginning(
+    run: RunDirectory, config: RunConfig, resume: bool | None, accept_data_change: bool = False
+) -> Beginning:
     """The newest good checkpoint of the run directory, if there is one and it is of the same run.
 
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
@@ -64,6 +69,7 @@ def find_beginning(run: RunDirectory, config: RunConfig, resume: bool | None) ->
     return Beginning(
         checkpoint,
         [*messages, *warned, f"resuming from {path.name}"],
+        accept_data_change,
         scores_change=any(line.endswith(SCORES_CHANGE) for line in warned),
     )
 
@@ -93,23 +99,66 @@ def _refuse(run: RunDirectory, saved: dict[str, Any], current: dict[str, Any], w
         )
 
 
-def begin_state(beginning: Beginning, job: Job, say: Say) -> TrainState:
-    """The state to begin with. Raises CheckpointError where the data is not what the checkpoint was trained on."""
+def begin_state(beginning: Beginning, job: Job, say: Say) -> tuple[TrainState, Job]:
+    """The state to begin with, and the job with its sizes and order as they follow from it.
+
+    Raises CheckpointError where the data is not what the checkpoint was trained on.
+    """
     for message in beginning.messages:
         say(message)
-    plan_fingerprint = job.data.plan.fingerprint
+    plan, files = job.data.plan, job.data.files()
     if beginning.checkpoint is None:
-        return TrainState(plan_fingerprint=plan_fingerprint, tokens_by_source=[0] * len(job.data.stores))
+        seen = [0] * len(job.data.stores)
+        state = TrainState(plan_fingerprint=plan.fingerprint, plan=plan.describe(), files=files, tokens_by_source=seen)
+        return state, job
     state = TrainState.from_mapping(beginning.checkpoint.train_state)
-    if state.plan_fingerprint != plan_fingerprint:
-        raise CheckpointError(
-            f"the data has changed since {beginning.checkpoint.path.name} was saved: the plan was {state.plan_fingerprint} "
-            f"and is now {plan_fingerprint}. A source's content, the sequence length, the seed or the held-out share differs. "
-            "Restore them to continue, or start another run with --run.name."
-        )
+    if state.plan.get("first_sequence"):
+        plan = plan.beginning_at(state.plan["first_sequence"])
+    if state.plan_fingerprint != plan.fingerprint:
+        plan = _other_plan(beginning, state, plan, [*same_past(state.plan, plan.describe(), state.sequences_seen),
+                                                    *_changed_files(state.files, files)], say)  # fmt: skip
+    state.plan_fingerprint, state.plan, state.files = plan.fingerprint, plan.describe(), files
+    state.tokens_by_source += [0] * (len(job.data.stores) - len(state.tokens_by_source))
     if beginning.scores_change:
         state.base_scores, state.scores, state.best_loss, state.best_step = {}, {}, None, None
-    return state
+    sizes = job.sizes.resumed(state.step, state.sequences_seen)
+    return state, replace(job, sizes=sizes, data=replace(job.data, plan=plan))
+
+
+def _other_plan(beginning: Beginning, state: TrainState, plan: Plan, changed: list[str], say: Say) -> Plan:
+    """The plan to go on with where it is not the one that was trained with: itself if the past is the same, a new beginning if
+    that was asked for. Raises CheckpointError."""
+    assert beginning.checkpoint is not None
+    if not changed:
+        say(f"the order changes from sequence {state.sequences_seen:,} on; what was trained does not")
+        return plan
+    lines = "".join(f"  {line}\n" for line in changed)
+    if not beginning.accept_data_change:
+        raise CheckpointError(
+            f"the data has changed since {beginning.checkpoint.path.name} was saved:\n{lines}"
+            "Restore it to continue exactly, start another run with --run.name, or give --accept-data-change to go on with the "
+            "data as it is now, from its beginning."
+        )
+    say(f"the data has changed, and is taken as it is now from sequence {state.sequences_seen:,} on:\n{lines.rstrip()}")
+    state.data_changes.append({"step": state.step, "first_sequence": state.sequences_seen, "changed": changed})
+    return plan.beginning_at(state.sequences_seen)
+
+
+def _changed_files(then: list[dict[str, str]], now: list[dict[str, str]]) -> list[str]:
+    """Which files are missing, new, changed or in another order, source by source."""
+    found = []
+    for number, (before, after) in enumerate(zip(then, now, strict=False), start=1):
+        if set(before.values()) == set(after.values()) and list(before.values()) != list(after.values()):
+            found.append(f"source {number}: its files are in another order")
+            continue
+        if list(before.values()) == list(after.values()):
+            continue  # the same content, perhaps elsewhere
+        found += [f"source {number}: missing {path}" for path in before if path not in after]
+        found += [f"source {number}: new {path}" for path in after if path not in before]
+        found += [
+            f"source {number}: changed {path}" for path in before if after.get(path, before[path]) != before[path]
+        ]
+    return found
 
 
 def restore_job(beginning: Beginning, job: Job) -> None:

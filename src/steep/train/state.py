@@ -27,6 +27,12 @@ class TrainState:
     elapsed_seconds: float = 0.0
     """Time spent in training, over all restarts."""
     plan_fingerprint: str = ""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """What the order depends on, the table of phases with it: `Plan.describe`."""
+    files: list[dict[str, str]] = field(default_factory=list)
+    """The files of each training source and a short checksum of each."""
+    data_changes: list[dict[str, Any]] = field(default_factory=list)
+    """Where the data was changed during the run on purpose, and what changed."""
     base_scores: dict[str, Any] = field(default_factory=dict)
     """The scores of the model before step 0, by text."""
     scores: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,133 @@
+"""Which source gives slot n of a run, in exact integers: a mixture by weights, with phases.
+
+Source s with weight w emits its j-th sequence (from 1) at time (2j-1)/(2w), and slot n is the n-th event over all sources,
+ties in the order of the sources: Webster's apportionment, or stride scheduling (Waldspurger and Weihl 1995). Counts are known
+for any n at once, never fall, and stay within three sequences of n * w / sum(w) for a dozen sources. A phase begins at a slot
+and carries on where each source stands, so a new phase never changes the past. Weakness: the pattern of sources is regular,
+not random.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
+
+BLOCK_SLOTS = 128
+
+
+def integer_weights(weights: Sequence[float | int | str]) -> list[int]:
+    """The same proportions in whole numbers without a common divisor; 0.95 is taken as it is written, not as a binary fraction.
+
+    Raises ValueError for a negative weight or none above zero.
+    """
+    fractions = [Fraction(str(weight)) for weight in weights]
+    if any(weight < 0 for weight in fractions) or not any(fractions):
+        raise ValueError(f"weights {list(weights)}: none may be negative and one must be above zero")
+    scale = math.lcm(*(weight.denominator for weight in fractions))
+    whole = [int(weight * scale) for weight in fractions]
+    divisor = math.gcd(*whole)
+    return [weight // divisor for weight in whole]
+
+
+class Schedule:
+    """The order of the sources for fixed weights. weights: whole numbers, at least one above zero."""
+
+    def __init__(self, weights: Sequence[int]):
+        self.weights = list(weights)
+        self._total = sum(weights)
+
+    def counts(self, slots: int) -> list[int]:
+        """How many of the first `slots` slots each source has."""
+        counts = [(2 * slots * weight + self._total) // (2 * self._total) for weight in self.weights]
+        while (excess := sum(counts) - slots) != 0:
+            number = self._last_event(counts) if excess > 0 else self._next_event(counts)
+            counts[number] -= 1 if excess > 0 else -1
+        return counts
+
+    def events(self, first: int, slots: int) -> list[tuple[int, int]]:
+        """(source, how many sequences of that source came before) of slots first .. first + slots - 1."""
+        counts = self.counts(first)
+        scale = math.lcm(*(weight for weight in self.weights if weight))
+        steps = [scale // weight if weight else 0 for weight in self.weights]
+        heap = [((2 * counts[s] + 1) * step, s) for s, step in enumerate(steps) if step]
+        heapq.heapify(heap)
+        found = []
+        for _ in range(slots):
+            time, source = heap[0]
+            found.append((source, counts[source]))
+            counts[source] += 1
+            heapq.heapreplace(heap, (time + 2 * steps[source], source))
+        return found
+
+    def _next_event(self, counts: list[int]) -> int:
+        times = ((Fraction(2 * counts[s] + 1, 2 * weight), s) for s, weight in enumerate(self.weights) if weight)
+        return min(times)[1]
+
+    def _last_event(self, counts: list[int]) -> int:
+        times = ((Fraction(2 * counts[s] - 1, 2 * w), s) for s, w in enumerate(self.weights) if w and counts[s])
+        return max(times)[1]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """From slot `start` on, sources are taken by `weights`."""
+
+    start: int
+    weights: tuple[int, ...]
+
+
+class Mixture:
+    """The sources of all slots over the phases of a run. phases: the first begins at slot 0, starts rise.
+
+    Raises ValueError where they do not.
+    """
+
+    def __init__(self, phases: Sequence[Phase]):
+        starts = [phase.start for phase in phases]
+        if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
+            raise ValueError(f"phases begin at slots {starts}; the first must begin at 0 and each after the one before")
+        self.phases = list(phases)
+        self._starts = starts
+        self._schedules = [Schedule(phase.weights) for phase in phases]
+        self._before = [[0] * len(phases[0].weights)]
+        for schedule, (start, stop) in zip(self._schedules, pairwise(starts), strict=False):
+            counts = schedule.counts(stop - start)
+            self._before.append([a + b for a, b in zip(self._before[-1], counts, strict=True)])
+        self._block = lru_cache(maxsize=256)(self._events_of_block)
+
+    def _events_of_block(self, phase: int, block: int) -> list[tuple[int, int]]:
+        return self._schedules[phase].events(block * BLOCK_SLOTS, BLOCK_SLOTS)
+
+    def slot(self, n: int) -> tuple[int, int]:
+        """(source, number of that source's sequence, from 0 on over the whole run) of slot n."""
+        phase = bisect_right(self._starts, n) - 1
+        block, place = divmod(n - self._starts[phase], BLOCK_SLOTS)
+        source, number = self._block(phase, block)[place]
+        return source, self._before[phase][source] + number
+
+    def counts(self, slots: int) -> list[int]:
+        """How many of the first `slots` slots each source has."""
+        phase = max(0, bisect_right(self._starts, slots - 1) - 1)
+        counts = self._schedules[phase].counts(max(0, slots - self._starts[phase]))
+        return [a + b for a, b in zip(self._before[phase], counts, strict=True)]
+
+    def slots_until(self, source: int, sequences: int) -> int | None:
+        """The fewest slots that hold `sequences` of `source`; None if its share ends before."""
+        low, high = 0, max(1, self._starts[-1])
+        while self.counts(high)[source] < sequences:
+            if high > self._starts[-1] and self.phases[-1].weights[source] == 0:
+                return None
+            high *= 2
+        while low < high:
+            middle = (low + high) // 2
+            if self.counts(middle)[source] < sequences:
+                low = middle + 1
+            else:
+                high = middle
+        return low

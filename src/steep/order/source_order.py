@@ -1,0 +1,142 @@
+"""The sequences of one source, without end: number n belongs to epoch n // num_sequences.
+
+In: the source's document lengths, a sequence length and a key. Out: the token ranges of sequence n, from pure functions of
+(key, n) and tables of one entry per window of documents, so that starting costs one pass over the lengths and any n is at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steep.order.packing import (
+    ConcatPacking,
+    PackedWindow,
+    TokenRange,
+    num_best_fit_sequences,
+    num_concat_sequences,
+    pack_best_fit,
+)
+from steep.order.permutation import Permutation
+from steep.order.windows import Windows
+
+Key = tuple[int | str, ...]
+
+GROUP_WINDOWS = 256
+"""Windows of documents (5 million) over which best-fit sequences are shuffled. Part of the order: never change it."""
+GROUP_SEQUENCES = 1 << 21
+"""Consecutive sequences that concat shuffles. Part of the order: never change it."""
+
+
+class SourceOrder(Protocol):
+    """How a source becomes sequences."""
+
+    num_sequences: int
+    """Of one epoch."""
+
+    def ranges(self, number: int) -> list[TokenRange]:
+        """The ranges of sequence `number`, from 0 on without end."""
+
+
+class BestFitOrder:
+    """Packs that are the same in every epoch, in a new order in each. See `packing.pack_best_fit`.
+
+    documents: (D,) int64 numbers of the documents, or None for all. lengths: (D,) int64 tokens of each, possibly cut short.
+    Weakness: a sequence holds the same documents in each epoch; sequences are shuffled within groups of 256 windows.
+    """
+
+    def __init__(self, documents: NDArray[np.int64] | None, lengths: NDArray[np.int64], sequence_length: int, key: Key):
+        self._documents, self._lengths, self._sequence_length, self._key = documents, lengths, sequence_length, key
+        self._windows = Windows(len(lengths), *key, "best_fit")
+        self._sequences = num_best_fit_sequences(self._windows.sums(lengths), sequence_length)
+        self.num_sequences = int(self._sequences.sum())
+        self._packed = lru_cache(maxsize=GROUP_WINDOWS + 16)(self._pack)
+        self._epoch = lru_cache(maxsize=2)(self._order_of_epoch)
+
+    def _pack(self, window: int) -> PackedWindow:
+        members = self._windows.members(window)
+        documents = members if self._documents is None else self._documents[members]
+        size = self._sequence_length
+        return pack_best_fit(documents, self._lengths[members], size, int(self._sequences[window]))
+
+    def _order_of_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Callable[[int], Permutation]]:
+        """Windows in the order of this epoch, the sequences before each, and the permutation of each group."""
+        windows = Permutation(self._windows.count, *self._key, "windows", epoch)(np.arange(self._windows.count))
+        before = np.concatenate([[0], np.cumsum(self._sequences[windows])])
+        ends = [*range(0, self._windows.count, GROUP_WINDOWS), self._windows.count]
+
+        @lru_cache(maxsize=2)
+        def shuffle(group: int) -> Permutation:
+            size = int(before[ends[group + 1]] - before[ends[group]])
+            return Permutation(size, *self._key, "sequences", epoch, group)
+
+        return windows, before, shuffle
+
+    def ranges(self, number: int) -> list[TokenRange]:
+        """As `SourceOrder.ranges`."""
+        epoch, place = divmod(number, self.num_sequences)
+        windows, before, shuffle = self._epoch(epoch)
+        group = (int(before.searchsorted(place, side="right")) - 1) // GROUP_WINDOWS
+        first = int(before[group * GROUP_WINDOWS])
+        chosen = first + shuffle(group).at(place - first)
+        index = int(before.searchsorted(chosen, side="right")) - 1
+        return self._packed(int(windows[index])).sequence(chosen - int(before[index]))
+
+
+class ConcatOrder:
+    """Documents in a new order each epoch, laid end to end and cut; the sequences shuffled within runs of two million.
+
+    Arguments as `BestFitOrder`. `lengths` may be shorter than the documents are (`align_to_bos` is not for this packing).
+    """
+
+    def __init__(self, documents: NDArray[np.int64] | None, lengths: NDArray[np.int64], sequence_length: int, key: Key):
+        self._documents, self._lengths, self._sequence_length, self._key = documents, lengths, sequence_length, key
+        self.num_tokens = int(lengths.sum())
+        self.num_sequences = num_concat_sequences(self.num_tokens, sequence_length)
+        self._epoch = lru_cache(maxsize=2)(self._order_of_epoch)
+        self._laid = lru_cache(maxsize=GROUP_WINDOWS + 16)(self._lay)
+        self._shuffle = lru_cache(maxsize=4)(self._order_of_group)
+
+    def _order_of_epoch(self, epoch: int) -> tuple[Windows, NDArray[np.int64], NDArray[np.int64]]:
+        """The windows of this epoch, their order and the tokens before each."""
+        windows = Windows(len(self._lengths), *self._key, "concat", epoch)
+        order = Permutation(windows.count, *self._key, "windows", epoch)(np.arange(windows.count))
+        return windows, order, np.concatenate([[0], np.cumsum(windows.sums(self._lengths)[order])])
+
+    def _lay(self, epoch: int, window: int) -> ConcatPacking:
+        members = self._epoch(epoch)[0].members(window)
+        members = members[Permutation(len(members), *self._key, "documents", epoch, window)(np.arange(len(members)))]
+        documents = members if self._documents is None else self._documents[members]
+        return ConcatPacking(documents, self._lengths[members], self._sequence_length)
+
+    def _order_of_group(self, epoch: int, group: int) -> Permutation:
+        size = min(GROUP_SEQUENCES, self.num_sequences - group * GROUP_SEQUENCES)
+        return Permutation(size, *self._key, "sequences", epoch, group)
+
+    def ranges(self, number: int) -> list[TokenRange]:
+        """As `SourceOrder.ranges`."""
+        epoch, place = divmod(number, self.num_sequences)
+        group, within = divmod(place, GROUP_SEQUENCES)
+        start = (group * GROUP_SEQUENCES + self._shuffle(epoch, group).at(within)) * self._sequence_length
+        stop = min(start + self._sequence_length, self.num_tokens)
+        _, order, before = self._epoch(epoch)
+        index = int(before.searchsorted(start, side="right")) - 1
+        found: list[TokenRange] = []
+        while start < stop:
+            first, end = int(before[index]), int(before[index + 1])
+            if end > start:
+                piece = self._laid(epoch, int(order[index])).ranges(start - first, min(stop, end) - first)
+                found += piece
+                start = min(stop, end)
+            index += 1
+        return found
+
+
+def padding_share(order: SourceOrder, num_tokens: int, sequence_length: int) -> float:
+    """The share of places in one epoch that hold no token."""
+    places = order.num_sequences * sequence_length
+    return 1 - num_tokens / places if places else 0.0
