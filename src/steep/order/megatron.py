@@ -53,7 +53,7 @@ class MegatronData(Generic[Store]):
 
     train: MegatronPlan
     valid: MegatronPlan | None
-    """The samples that Megatron would validate on, in its order; None where `valid_samples` is."""
+    """The samples that Megatron would validate on, in its order; None where none were asked for."""
     stores: list[Store]
     """Of the sources of `train`, in the same order."""
     valid_stores: list[Store]
@@ -86,7 +86,7 @@ def build_megatron_plans(
         `Blend`, or a mapping of splits to these; then `split` must be None.
     split: shares of train, validation and test, `"99,1,0"`.
     train_samples: sequences that the whole run takes (steps times global batch size); None for one epoch of every dataset.
-    valid_samples: sequences of the validation plan; None for no such plan. `held_out` is given either way.
+    valid_samples: sequences of the validation plan; 0 for no such plan, None for one epoch. `held_out` is given either way.
     open_sequences: opens a token store with every Megatron sequence as a document: `partial(open_store, unit="sequences")`.
     cache_directory: for Megatron's index files; None builds the indices in memory. write_cache: False on all ranks but one.
     tokenizer_identifiers: `unique_identifiers` of Megatron's tokenizer; they enter the names of the cache files and nothing else.
@@ -100,7 +100,7 @@ def build_megatron_plans(
     def stores_of(blend: Blend) -> list[Store]:
         for prefix in blend.prefixes:
             if prefix not in opened:
-                opened[prefix] = open_sequences(prefix)
+                opened[prefix] = open_sequences(_existing(prefix))
         return [opened[prefix] for prefix in blend.prefixes]
 
     if isinstance(blends, Blend):
@@ -149,7 +149,7 @@ def build_megatron_plans(
     ]
     return MegatronData(
         train=train,
-        valid=plan_of(VALID, valid_samples) if valid_samples else None,
+        valid=None if valid_samples == 0 else plan_of(VALID, valid_samples),
         stores=stores_of(per_split[TRAIN] or Blend([])),
         valid_stores=valid_stores,
         held_out=[(store, documents) for store, documents in held_out if len(documents)],
@@ -176,7 +176,8 @@ def _plan(
         )
     if blend.weights is not None and requested is None:
         raise ConfigError(
-            "data.train: datasets with weights need to know how long the run is: give train.steps or train.tokens."
+            "data.train: datasets with weights need to know how many sequences are taken: give train.steps or train.tokens, and "
+            "data.num_val_samples for validation."
         )
     alone = len(blend.prefixes) == 1 and blend.weights is None
     weights = normalize(blend.weights) if blend.weights is not None else None
@@ -245,6 +246,11 @@ def _blend(
                 f"{source.prefix}: the blend takes {count:,} of its {most:,} samples. Give a larger surplus than {surplus}."
             )
     return order
+
+
+def _existing(prefix: str) -> str:
+    """The .idx of a prefix if there is one: Megatron's default cache is a folder that is named like the prefix itself."""
+    return f"{prefix}.idx" if Path(f"{prefix}.idx").is_file() else prefix
 
 
 def _slice(documents: range) -> slice:
