@@ -18,8 +18,9 @@ from steep.core.errors import DataError
 from steep.core.plugins import load_plugin, plugin_names
 from steep.sources.config import SourceConfig
 from steep.sources.files import content_suffix
+from steep.sources.lingua import without_held_out
 
-NOT_FORMATS = ("config", "document", "files", "inputs")
+NOT_FORMATS = ("config", "document", "files", "hints", "inputs", "lingua")
 HUB_PREFIX = "hub:"
 STANDARD_INPUT = "-"
 
@@ -82,7 +83,7 @@ def paths_of(config: SourceConfig) -> list[str]:
 def expand_path(path: str) -> list[Path]:
     """The files that one path, folder or glob stands for. Raises DataError if there are none."""
     if os.path.isdir(path):
-        files = folder_files(Path(path))
+        files = without_held_out(folder_files(Path(path)))
         if not files:
             raise DataError(f"{path}: the folder holds no files (hidden files are ignored).")
         return files
@@ -127,7 +128,9 @@ def _expand(path: str) -> list[Path]:
 
 def _matched(match: str) -> list[Path]:
     if os.path.isdir(match):
-        return [] if os.path.basename(match.rstrip("/")).startswith(".") else folder_files(Path(match))
+        return (
+            [] if os.path.basename(match.rstrip("/")).startswith(".") else without_held_out(folder_files(Path(match)))
+        )
     return [_regular(Path(match))]
 
 

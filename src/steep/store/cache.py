@@ -14,6 +14,7 @@ from typing import Optional, Union
 from steep.core.errors import DataError
 from steep.core.fingerprint import fingerprint
 from steep.sources.config import SourceConfig
+from steep.sources.hints import source_hints
 from steep.sources.inputs import expand_path, paths_of
 from steep.store.boundaries import default_cache_directory
 from steep.store.config import PrepareConfig
@@ -122,7 +123,9 @@ def _open_source(
 ) -> TokenStore:
     paths = store_paths(source)
     if not paths:
-        return open_store(cached_store(source, tokenizer, config, cache_directory, progress))
+        store = open_store(cached_store(source, tokenizer, config, cache_directory, progress))
+        store.messages += source_hints(source)
+        return store
     directory = None if cache_directory is None else Path(cache_directory).expanduser()
     store = open_store(
         paths,

@@ -15,6 +15,8 @@ from steep.evaluate.held_out import HeldOutText
 from steep.order.config import DataConfig
 from steep.order.plan import DataPlan, Plan, SourcePlan, held_out
 from steep.sources.config import SourceConfig
+from steep.sources.inputs import paths_of
+from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources
 from steep.store.reader import TokenStore
 from steep.tokenizer.encode import TextTokenizer
@@ -102,7 +104,13 @@ def open_run_data(
     )
     shared = list(zip(stores, (out for _, out in kept), strict=True))
     own = {
-        name: stores_of([SourceConfig(**validation.model_dump(exclude={"share"}))])
+        name: stores_of(
+            [
+                SourceConfig(
+                    **validation.model_dump(exclude={"share", "path"}), path=validation_paths(paths_of(validation))
+                )
+            ]
+        )
         for name, validation in config.validation.items()
         if validation.path is not None
     }
