@@ -44,6 +44,12 @@ class RunData:
         """Over all stores, the held-out ones included."""
         return max(store.max_token_id for store in [*self.stores, *self.held_out_stores])
 
+    @property
+    def messages(self) -> list[str]:
+        """What was assumed of the stores, and what the plan has to say: lines to print."""
+        of_stores = [message for store in [*self.stores, *self.held_out_stores] for message in store.messages]
+        return list(dict.fromkeys([*of_stores, *self.plan.messages]))
+
     def ledger(self, state: TrainState) -> dict[str, Any]:
         """What became of every record and token of each source up to `state`, as JSON."""
         trained = state.tokens_by_source or [0] * len(self.stores)

@@ -126,7 +126,7 @@ class RunPlan:
                 + (" (replay)" if source["role"] == "replay" else "")
                 for source in self._sources()
             ),
-            *(f"            {message}" for message in self.data.plan.messages),
+            *(f"            {message}" for message in self.data.messages),
             *(f"  held out  {text.name}: {format_count(text.num_tokens)} tokens" for text in self.data.held_out_texts),
             f"  run       {sizes.steps:,} steps of {sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation} = "
             f"{format_count(self.tokens)} tokens",
