@@ -28,6 +28,9 @@ Reference = Union[str, "os.PathLike[str]"]
 """A run, checkpoint, model folder, hub id or .gguf file."""
 
 
+SOURCE_LIMITS = ("max_record_bytes", "max_expansion", "max_expanded_bytes")
+
+
 def as_config(config: ConfigLike) -> RunConfig:
     """A checked RunConfig. Raises ConfigError listing every mistake."""
     from steep.config.load import load_run_config
@@ -45,53 +48,50 @@ def prepare(
     *,
     tokenizer: str,
     out: Union[str, os.PathLike[str]],
-    format: str = "auto",
+    input_format: str = "auto",
     text_key: Optional[str] = None,
     document_separator: Optional[str] = None,
     append_eos: bool = True,
     prepend_bos: Optional[bool] = None,
-    workers: Optional[int] = None,
-    shard_bytes: Union[int, str] = "256MiB",
-    on_bad_record: str = "skip",
-    tokenizer_backend: str = "auto",
+    format: Optional[str] = None,
     overwrite: bool = False,
     progress: Optional[Callable[[int, int, int], None]] = None,
+    **settings: Any,
 ) -> PrepareResult:
     """Turn text into a token store (Megatron .bin/.idx with a manifest).
 
-    inputs: files, folders or globs. tokenizer: hub id, folder, tokenizer.json or .gguf file. out: the store's folder.
-    progress: called with bytes done, bytes in all, tokens written. The other arguments are the keys of `tokenizer`,
-    `data.train` and `data.prepare` in the configuration.
+    inputs: files, folders, globs, `hub:NAME:CONFIG:SPLIT`, or `-` for standard input. tokenizer: hub id, folder,
+    tokenizer.json or .gguf file. out: the store's folder. format: `megatron`, `nanogpt`, `llm_c` or `automodel` also writes
+    the tokens as that tool's files, in `out`/format. progress: called with bytes done, bytes in all, tokens written.
+    settings: keys of `data.prepare` (workers, max_tokens, dedup, ...), and max_record_bytes, max_expansion and
+    max_expanded_bytes of a source.
     Raises ConfigError for arguments and DataError for inputs that cannot be used. Interrupted, the same call continues.
     """
     from steep.config.sections import checked_section
     from steep.sources.config import SourceConfig
     from steep.store.config import PrepareConfig
+    from steep.store.prepare import check_export_format, write_export
     from steep.store.prepare import prepare as prepare_store
     from steep.tokenizer.config import TokenizerConfig
     from steep.tokenizer.load import load_tokenizer
 
+    check_export_format(format)
     paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    limits = {key: settings.pop(key) for key in SOURCE_LIMITS if key in settings}
     source = checked_section(
         SourceConfig,
         {
             "path": [str(p) for p in paths],
-            "format": format,
+            "format": input_format,
             "text_key": text_key,
             "document_separator": document_separator,
+            **limits,
         },
     )
-    config = checked_section(
-        PrepareConfig,
-        {
-            "workers": workers,
-            "shard_bytes": shard_bytes,
-            "on_bad_record": on_bad_record,
-            "tokenizer_backend": tokenizer_backend,
-        },
-    )
+    config = checked_section(PrepareConfig, settings)
     policy = TokenizerConfig(pretrained=tokenizer, append_eos=append_eos, prepend_bos=prepend_bos)
-    return prepare_store([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
+    result = prepare_store([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
+    return result if format is None else write_export(result, format, config.shard_tokens)
 
 
 def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -> RunPlan:

@@ -216,7 +216,8 @@ def test_items_are_fixed_by_the_inputs_and_cover_them_once(tmp_path: Path) -> No
     sizes = [10, 0, 500, 30, 30, 30, 30, 30, 700]
     for number, size in enumerate(sizes):
         (tmp_path / f"{number}.jsonl").write_bytes((b"x" * 9 + b"\n") * (size // 10))
-    items = plan_items(gather_inputs([SourceConfig(path=str(tmp_path))]), 100)
+    source = SourceConfig(path=str(tmp_path))
+    items = plan_items(gather_inputs([source]), [source], 100)
     parts = [part for item in items for part in item.parts]
     assert sum(part.bytes for part in parts) == sum(sizes)
     assert [item.number for item in items] == list(range(len(items)))
@@ -265,22 +266,26 @@ def test_the_cache_is_keyed_by_content_tokenizer_and_settings(
     assert store.num_documents == 2
 
 
+def hashes(paths: list[Path], memory: Path | None = None) -> list[str]:
+    return [file.sha256 for file in hash_files(paths, memory)]
+
+
 def test_remembered_hashes_are_used_only_for_files_that_did_not_change(tmp_path: Path) -> None:
     path, memory = tmp_path / "a.txt", tmp_path / "cache" / "hashes.json"
     path.write_text("one")
     an_hour_ago = time.time() - 3600
     os.utime(path, (an_hour_ago, an_hour_ago))
-    first = hash_files([path], memory)
+    first = hashes([path], memory)
     assert first == [hashlib.sha256(b"one").hexdigest()]
     poisoned = json.loads(memory.read_text())
     next(iter(poisoned.values()))["sha256"] = "remembered"
     memory.write_text(json.dumps(poisoned))
-    assert hash_files([path], memory) == ["remembered"]  # so the file was not read again
-    assert hash_files([path]) == first
+    assert hashes([path], memory) == ["remembered"]  # so the file was not read again
+    assert hashes([path]) == first
     path.write_text("two")  # same size, another time
-    second = hash_files([path], memory)
+    second = hashes([path], memory)
     assert second == [hashlib.sha256(b"two").hexdigest()]
     memory.write_text(memory.read_text().replace(second[0], "remembered"))
-    assert hash_files([path], memory) == second  # modified just before it was hashed: read again
+    assert hashes([path], memory) == second  # modified just before it was hashed: read again
     memory.write_text("{")
-    assert hash_files([path], memory) == second
+    assert hashes([path], memory) == second

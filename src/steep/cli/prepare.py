@@ -13,11 +13,18 @@ from steep.cli.options import refuse_overrides
 def command(
     context: typer.Context,
     inputs: list[str] = typer.Argument(
-        help="Files, folders or globs: text, .jsonl, .jsonl.gz, .jsonl.zst, .parquet.", show_default=False
+        help="Files, folders or globs: text, .jsonl, .jsonl.gz, .jsonl.zst, .parquet; hub:NAME:CONFIG:SPLIT; - for standard "
+        "input.",
+        show_default=False,
     ),
     tokenizer: str = typer.Option(..., help="Hub id, folder, tokenizer.json, .gguf file.", show_default=False),
     out: Path = typer.Option(..., help="Folder of the token store.", show_default=False),
-    format: str = typer.Option("auto", help="auto, plain_text, jsonl or parquet."),
+    format: Optional[str] = typer.Option(
+        None,
+        help="Also write the tokens as files of megatron, nanogpt, llm_c or automodel, in OUT/FORMAT.",
+        show_default=False,
+    ),
+    input_format: str = typer.Option("auto", help="auto, plain_text, jsonl or parquet."),
     text_key: Optional[str] = typer.Option(
         None, help="Field or column of the text. Default: text, else content.", show_default=False
     ),
@@ -28,12 +35,29 @@ def command(
     prepend_bos: Optional[bool] = typer.Option(
         None, help="Put the beginning-of-text token first. Default: as the tokenizer does.", show_default=False
     ),
-    workers: Optional[int] = typer.Option(None, min=1, help="Processes. Default: one per core.", show_default=False),
-    shard_bytes: str = typer.Option("256MiB", help="Input per shard."),
-    on_bad_record: str = typer.Option("skip", help="skip (noted in rejected.jsonl) or stop."),
-    tokenizer_backend: str = typer.Option(
-        "auto", help="auto, huggingface or gigatoken (extra fast): how fast, never which ids."
+    max_tokens: Optional[str] = typer.Option(
+        None, help="Stop at so many tokens in input order, such as 500M.", show_default=False
     ),
+    min_tokens: Optional[str] = typer.Option(None, help="Drop shorter documents.", show_default=False),
+    max_tokens_per_document: Optional[str] = typer.Option(None, help="Drop longer documents.", show_default=False),
+    dedup: Optional[str] = typer.Option(
+        None, help="exact or minhash: keep the first of equal, or nearly equal, documents.", show_default=False
+    ),
+    check_against: Optional[list[str]] = typer.Option(
+        None, help="Evaluation texts: list documents that share 13 words in a row with one.", show_default=False
+    ),
+    drop_contaminated: bool = typer.Option(False, "--drop-contaminated", help="Drop what --check-against finds."),
+    workers: Optional[int] = typer.Option(None, min=1, help="Processes. Default: one per core.", show_default=False),
+    tokenizer_backend: str = typer.Option("auto", help="auto, huggingface or gigatoken; the ids are the same."),
+    shard_tokens: Optional[str] = typer.Option(
+        None, help="Shards of at most so many tokens. Default: 256 MiB of input each.", show_default=False
+    ),
+    max_record_bytes: str = typer.Option("64MiB", help="Reject longer lines, documents and cells."),
+    max_expansion: int = typer.Option(200, min=1, help="Refuse a .gz or .zst file that grows more than so many times."),
+    max_expanded_bytes: Optional[str] = typer.Option(
+        None, help="Refuse a .gz or .zst file with more text.", show_default=False
+    ),
+    on_bad_record: str = typer.Option("skip", help="skip (noted in rejected.jsonl) or stop."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a store that was made from something else."),
 ) -> None:
     """Turn text into a token store. Killed at any instant, the same command continues where it stopped."""
@@ -47,14 +71,24 @@ def command(
             tokenizer=tokenizer,
             out=out,
             format=format,
+            input_format=input_format,
             text_key=text_key,
             document_separator=document_separator,
             append_eos=append_eos,
             prepend_bos=prepend_bos,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            max_tokens_per_document=max_tokens_per_document,
+            dedup=dedup,
+            check_against=check_against or None,
+            drop_contaminated=drop_contaminated,
             workers=workers,
-            shard_bytes=shard_bytes,
-            on_bad_record=on_bad_record,
             tokenizer_backend=tokenizer_backend,
+            shard_tokens=shard_tokens,
+            max_record_bytes=max_record_bytes,
+            max_expansion=max_expansion,
+            max_expanded_bytes=max_expanded_bytes,
+            on_bad_record=on_bad_record,
             overwrite=overwrite,
             progress=lambda done_bytes, total_bytes, tokens: show(done_bytes, total_bytes),
         )

@@ -129,19 +129,20 @@ class LinesBeforeOffset:
     """The lines of an uncompressed file before byte `offset`, counted once, when first asked for."""
 
     def __init__(self, path: Path, offset: int):
-        self._path, self._offset = path, offset
+        self._path, self.offset = path, offset
         self._count: Optional[int] = None
 
     def __call__(self) -> int:
         if self._count is None:
-            self._count = count_lines(self._path, self._offset)
+            self._count = count_lines(self._path, self.offset)
         return self._count
 
 
-def count_lines(path: Path, stop: int) -> int:
-    """Line ends in the first `stop` bytes of an uncompressed file. Raises DataError if it cannot be read."""
-    count, left = 0, stop
+def count_lines(path: Path, stop: int, start: int = 0) -> int:
+    """Line ends in the bytes [start, stop) of an uncompressed file. Raises DataError if it cannot be read."""
+    count, left = 0, stop - start
     with reading(path), open(path, "rb") as file:
+        file.seek(start)
         while left and (block := file.read(min(left, BLOCK_BYTES))):
             count += block.count(b"\n")
             left -= len(block)

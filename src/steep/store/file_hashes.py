@@ -11,18 +11,30 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
+from steep.core.errors import DataError
 from steep.core.files import read_json, sha256_file, write_json
 from steep.sources.files import reading
 
 SETTLED_NANOSECONDS = 2 * 10**9
 
 
-def hash_files(paths: list[Path], memory: Optional[Path] = None) -> list[str]:
-    """SHA-256 of each file as hex, on all cores. memory: a JSON file of hashes to use and to extend.
+class HashedFile(NamedTuple):
+    """A file as it was when it was hashed."""
 
-    Raises DataError naming a file that cannot be read.
+    sha256: str
+    """As hex."""
+    size: int
+    """In bytes."""
+    modified: int
+    """Modification time in nanoseconds."""
+
+
+def hash_files(paths: list[Path], memory: Optional[Path] = None) -> list[HashedFile]:
+    """SHA-256 of each file, on all cores. memory: a JSON file of hashes to use and to extend.
+
+    Raises DataError naming a file that cannot be read, or changes meanwhile.
     """
     known = _read_memory(memory)
     with ThreadPoolExecutor() as pool:
@@ -31,7 +43,18 @@ def hash_files(paths: list[Path], memory: Optional[Path] = None) -> list[str]:
     if memory is not None and any(known.get(path) != entry for path, entry in found.items()):
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_json(memory, {**known, **found})
-    return [entry["sha256"] for entry in entries]
+    return [HashedFile(entry["sha256"], entry["size"], entry["modified"]) for entry in entries]
+
+
+def check_unchanged(path: Path, size: int, modified: int) -> None:
+    """Raise DataError if a file is no longer what it was when it was hashed: a log that grows, a copy that goes on."""
+    with reading(path):
+        state = os.stat(path)
+    if (state.st_size, state.st_mtime_ns) != (size, modified):
+        raise DataError(
+            f"{path}: changed while it was being read ({size:,} bytes when it was hashed, {state.st_size:,} now). "
+            "Wait until it is complete, then run the same command again, with --overwrite if it asks for that."
+        )
 
 
 def _entry(path: Path, known: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +66,9 @@ def _entry(path: Path, known: dict[str, Any]) -> dict[str, Any]:
         if settled and all(before.get(key) == value for key, value in identity.items()):
             return before
         hashed = time.time_ns()
-        return {**identity, "hashed": hashed, "sha256": sha256_file(path)}
+        sha256 = sha256_file(path)
+        check_unchanged(path, state.st_size, state.st_mtime_ns)
+        return {**identity, "hashed": hashed, "sha256": sha256}
 
 
 def _read_memory(memory: Optional[Path]) -> dict[str, Any]:

@@ -12,17 +12,32 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
-from steep.core.errors import DataError
+from steep.core.errors import ConfigError, DataError
 from steep.core.files import atomic_writer, read_json, remove_leftovers, write_json
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.sources.config import SourceConfig
+from steep.sources.inputs import STANDARD_INPUT, paths_of
 from steep.store.backends import choose_backends
+from steep.store.choose import (
+    KEPT,
+    Choice,
+    choose_documents,
+    count_duplicates,
+    kinds_of_notes,
+    read_item,
+    reasons_by_itself,
+    report_contamination,
+    write_rejected,
+    write_shards,
+)
 from steep.store.config import PrepareConfig
+from steep.store.contamination import evaluation_inputs, write_table
+from steep.store.export_tokens import EXPORT_FORMATS, SHARD_TOKENS, write_format
 from steep.store.manifest import (
     MANIFEST_FILE,
     REJECTED_FILE,
@@ -35,12 +50,17 @@ from steep.store.manifest import (
 )
 from steep.store.megatron import token_dtype
 from steep.store.pool import run_items
-from steep.store.shard_work import PREPARE_FOLDER, Job, process_item, record_path, rejected_path
+from steep.store.reader import open_store
+from steep.store.shard_work import PREPARE_FOLDER, Job, process_item, record_path
+from steep.store.spool import SPOOL_FILE, spool_standard_input
 from steep.store.work import Inputs, WorkItem, gather_inputs, plan_items, source_name, source_settings
 from steep.store.writer import disk_errors
 from steep.tokenizer.encode import TextTokenizer
 
 PLAN_FILE = "plan.json"
+CONTAMINATED_FILE = "contaminated.jsonl"
+INPUT_FORMATS = ("auto", "plain_text", "jsonl", "parquet")
+CHOICE_SETTINGS = ("shard_tokens", "max_tokens", "min_tokens", "max_tokens_per_document", "dedup")
 LOCK_FILE = "lock"
 
 Progress = Callable[[int, int, int], None]
@@ -62,15 +82,36 @@ class PrepareResult:
     """The store was finished before; nothing was written."""
     shards_continued: int = 0
     """Shards that an earlier, interrupted call had finished."""
+    files: tuple[Path, ...] = ()
+    """The .bin files that were written for another tool."""
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in self.ledger["dropped"].items()) or "none"
         how = "already there" if self.already_there else f"prepared in {format_seconds(self.seconds)}"
-        return (
+        summary = (
             f"{self.path}: {self.documents:,} documents, {format_count(self.tokens)} tokens from "
             f"{format_bytes(self.ledger['text_bytes'])} of text, {how}. "
             f"{self.ledger['records_read']:,} records read, dropped: {dropped}."
         )
+        return "\n".join([summary, *self._remarks()])
+
+    def _remarks(self) -> Iterator[str]:
+        if (unused := self.ledger.get("not_used")) is not None:
+            yield f"not used: the last {format_bytes(unused['bytes'])} of the input, since {unused['reason']}."
+        repeats = self.ledger.get("exact_duplicates", {"documents": 0, "tokens": 0})
+        if repeats["documents"]:
+            yield (
+                f"{repeats['documents']:,} documents ({format_count(repeats['tokens'])} tokens) repeat an earlier one word "
+                "for word; --dedup exact drops them."
+            )
+        if (found := self.ledger.get("contamination")) is not None:
+            yield (
+                f"{found['documents']:,} documents ({format_count(found['tokens'])} tokens) share {found['run_words']} words "
+                f"in a row with the evaluation texts{f'; see {CONTAMINATED_FILE}' if found['documents'] else ''}."
+            )
+        if self.files:
+            others = f" and {len(self.files) - 1:,} more" if len(self.files) > 1 else ""
+            yield f"{self.files[0]}{others}: written."
 
 
 def prepare(
@@ -89,9 +130,19 @@ def prepare(
     wait: if another process is preparing `out`, wait for it instead of raising.
     Raises DataError for inputs, records (`on_bad_record: stop`), space, or an `out` that holds something else.
     """
-    return prepare_inputs(
-        gather_inputs(sources), sources, tokenizer, out, config, progress, overwrite=overwrite, wait=wait
-    )
+    out = Path(out)
+    if not any(STANDARD_INPUT in paths_of(source) for source in sources):
+        inputs = gather_inputs(sources)
+        return prepare_inputs(inputs, sources, tokenizer, out, config, progress, overwrite=overwrite, wait=wait)
+    _check_folder(out)
+    with disk_errors(out), _exclusive(out, wait):
+        spooled = [spool_standard_input(source, out / PREPARE_FOLDER) for source in sources]
+        try:
+            return _prepare_locked(
+                gather_inputs(spooled), spooled, tokenizer, out, config, progress, overwrite, time.monotonic()
+            )
+        finally:
+            (out / PREPARE_FOLDER / SPOOL_FILE).unlink(missing_ok=True)
 
 
 def prepare_inputs(
@@ -108,24 +159,49 @@ def prepare_inputs(
     """`prepare` for files that have been found and hashed already."""
     started = time.monotonic()
     out = Path(out)
-    plan = make_plan(inputs, sources, tokenizer, config)
     _check_folder(out)
     with disk_errors(out), _exclusive(out, wait):
-        if overwrite:
-            _remove_store(out)
-        if has_manifest(out):
-            return _found(out, plan, started)
-        items = plan_items(inputs, config.shard_bytes)
-        unfinished = _continue_or_start(out, plan, items, tokenizer)
-        backends = choose_backends(inputs, sources, tokenizer, config.tokenizer_backend)
-        job = Job(out, sources, token_dtype(tokenizer.vocab_size), config.on_bad_record == "stop", backends)
-        _run(job, items, unfinished, tokenizer, config.workers or usable_cores(), progress)
-        manifest = _finish(out, items, plan, inputs, job, tokenizer)
-        continued = len(items) - len(unfinished)
-        seconds = time.monotonic() - started
-        return PrepareResult(
-            out, manifest["documents"], manifest["tokens"], manifest["ledger"], seconds, False, continued
-        )
+        return _prepare_locked(inputs, sources, tokenizer, out, config, progress, overwrite, started)
+
+
+def _prepare_locked(
+    inputs: Inputs, sources: list[SourceConfig], tokenizer: TextTokenizer, out: Path, config: PrepareConfig,
+    progress: Optional[Progress], overwrite: bool, started: float,
+) -> PrepareResult:  # fmt: skip
+    plan = make_plan(inputs, sources, tokenizer, config)
+    if overwrite:
+        _remove_store(out)
+    if has_manifest(out):
+        return _found(out, plan, started)
+    items = plan_items(inputs, sources, config.shard_bytes)
+    dtype, stop = token_dtype(tokenizer.vocab_size), config.on_bad_record == "stop"
+    job = Job(out, sources, dtype, stop, {}, kinds_of_notes(config), config.chooses)
+    unfinished = _continue_or_start(job, plan, items, tokenizer)
+    if config.check_against:
+        write_table(out / PREPARE_FOLDER, config.check_against, evaluation_inputs(config.check_against))
+    job = replace(job, backends=choose_backends(inputs, sources, tokenizer, config.tokenizer_backend))
+    _run(job, items, unfinished, tokenizer, config, progress)
+    manifest = _finish(job, items, plan, inputs, config, tokenizer)
+    seconds = time.monotonic() - started
+    continued = len(items) - len(unfinished)
+    return PrepareResult(out, manifest["documents"], manifest["tokens"], manifest["ledger"], seconds, False, continued)
+
+
+def check_export_format(format: Optional[str]) -> None:
+    """Raise ConfigError for a format that cannot be written."""
+    if format is None or format in EXPORT_FORMATS:
+        return
+    hint = f" For the format of the input: --input-format {format}." if format in INPUT_FORMATS else ""
+    raise ConfigError(f"format {format!r}: steep writes {', '.join(EXPORT_FORMATS)}.{hint}")
+
+
+def write_export(result: PrepareResult, format: str, shard_tokens: Optional[int]) -> PrepareResult:
+    """Write a finished store as another tool's files, in its folder `format`, unless they are there. Raises as
+    `export_tokens.write_format`."""
+    out = result.path / format
+    if not out.is_dir():  # it is whole or absent, and goes when the store is replaced
+        write_format(open_store(result.path), out, format, shard_tokens=shard_tokens or SHARD_TOKENS)
+    return replace(result, files=tuple(sorted(out.glob("*.bin"))))
 
 
 def make_plan(
@@ -140,9 +216,21 @@ def make_plan(
             "shard_bytes": config.shard_bytes,
             "on_bad_record": config.on_bad_record,
             "sources": [source_settings(source) for source in sources],
+            **_choice_settings(config),
         },
         "files": [list(file) for file in zip(numbers, inputs.sizes, inputs.sha256, strict=True)],
     }
+
+
+def _choice_settings(config: PrepareConfig) -> dict[str, Any]:
+    """The settings that were given and choose documents or make shards."""
+    settings: dict[str, Any] = {
+        key: getattr(config, key) for key in CHOICE_SETTINGS if getattr(config, key) is not None
+    }
+    if config.check_against:
+        settings["check_against"] = evaluation_inputs(config.check_against).sha256
+        settings["drop_contaminated"] = config.drop_contaminated
+    return settings
 
 
 def usable_cores() -> int:
@@ -153,53 +241,116 @@ def usable_cores() -> int:
 
 
 def _run(
-    job: Job, items: list[WorkItem], unfinished: list[WorkItem], tokenizer: TextTokenizer, workers: int,
+    job: Job, items: list[WorkItem], unfinished: list[WorkItem], tokenizer: TextTokenizer, config: PrepareConfig,
     progress: Optional[Progress],
 ) -> None:  # fmt: skip
     total = sum(item.bytes for item in items)
     done = {item.number: (item.bytes, 0) for item in items}
     done.update({item.number: (0, 0) for item in unfinished})
+    workers = config.workers or usable_cores()
 
     def on_progress(number: int, item_bytes: int, tokens: int) -> None:
         done[number] = (item_bytes, tokens)
         if progress is not None:
             progress(sum(pair[0] for pair in done.values()), total, sum(pair[1] for pair in done.values()))
 
-    if min(workers, len(unfinished)) > 1:
-        run_items(job, unfinished, workers, on_progress)
+    for wave in _waves(job, items, unfinished, workers, config):
+        if min(workers, len(wave)) > 1:
+            run_items(job, wave, workers, on_progress)
+            continue
+        for item in wave:
+            process_item(job, item, tokenizer, partial(on_progress, item.number))
+
+
+def _waves(
+    job: Job, items: list[WorkItem], unfinished: list[WorkItem], workers: int, config: PrepareConfig
+) -> Iterator[list[WorkItem]]:
+    """The unfinished items: all at once, or with `max_tokens` as many as it seems to take, until there are enough.
+
+    Which items are read beyond those that are needed depends on `workers`; what becomes of the store does not.
+    """
+    if config.max_tokens is None or config.dedup is not None:  # what a duplicate is, is known only when all is read
+        yield unfinished
         return
-    for item in unfinished:
-        process_item(job, item, tokenizer, partial(on_progress, item.number))
+    waiting = {item.number for item in unfinished}
+    kept_tokens, first = 0, 0
+    while True:
+        while first < len(items) and items[first].number not in waiting:
+            documents = read_item(job, items[first])
+            kept_tokens += int(documents.lengths[reasons_by_itself(job, documents, config) == KEPT].sum())
+            first += 1
+            if kept_tokens >= config.max_tokens:
+                return
+        if first == len(items):
+            return
+        missing_tokens = config.max_tokens - kept_tokens
+        needed = -(-missing_tokens * first // kept_tokens) if kept_tokens else 0
+        wave = [item for item in items[first:] if item.number in waiting][: max(workers, needed)]
+        yield wave
+        waiting -= {item.number for item in wave}
 
 
 def _finish(
-    out: Path, items: list[WorkItem], plan: dict[str, Any], inputs: Inputs, job: Job, tokenizer: TextTokenizer
-) -> dict[str, Any]:
-    """Join what the shards noted and write the manifest, which makes the folder a store."""
-    entries = [read_json(record_path(out, item.name)) for item in items]
+    job: Job, items: list[WorkItem], plan: dict[str, Any], inputs: Inputs, config: PrepareConfig,
+    tokenizer: TextTokenizer,
+) -> dict[str, Any]:  # fmt: skip
+    """Join what the shards noted, choose the documents and write the manifest, which makes the folder a store."""
+    out = job.out
+    choice = choose_documents(job, [item for item in items if _is_finished(job, item)], config)
+    entries = [documents.entry for documents in choice.items]
     ledger = add_ledgers(entry["ledger"] for entry in entries)
-    if not ledger["documents_kept"]:
-        message = _nothing_kept(ledger, entries)
+    if not (choice.reasons == KEPT).any():
+        message = _nothing_kept(ledger, entries, choice)
         _remove_store(out)  # so that the next call, with other settings, starts afresh
         raise DataError(message)
-    _join_rejected(out, items)
+    shards = _final_shards(job, choice, config)
+    ledger |= {
+        "documents_kept": sum(shard["documents"] for shard in shards),
+        "dropped": dict(sorted({**ledger["dropped"], **choice.dropped}.items())),
+        "text_bytes": choice.text_bytes,
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "exact_duplicates": count_duplicates(choice.items, choice.reasons == KEPT),
+    }
+    if choice.dropped:
+        ledger["dropped_tokens"] = dict(sorted(choice.dropped_tokens.items()))
+    if len(choice.items) < len(items):
+        rest = items[len(choice.items) :]
+        ledger["not_used"] = {"bytes": sum(item.bytes for item in rest), "reason": "max_tokens was reached"}
+    if config.check_against:
+        with atomic_writer(out / CONTAMINATED_FILE) as file:
+            ledger["contamination"] = report_contamination(job, choice.items, file)
+        if not ledger["contamination"]["documents"]:
+            (out / CONTAMINATED_FILE).unlink()
+    if ledger["dropped"]:
+        with atomic_writer(out / REJECTED_FILE) as file:
+            write_rejected(job, choice, config, file)
     manifest = make_manifest(
-        shards=[entry["shard"] for entry in entries if entry["shard"]["documents"]],
-        dtype=token_dtype(tokenizer.vocab_size).name,
+        shards=[{key: value for key, value in shard.items() if key != "max_token_id"} for shard in shards],
+        dtype=job.dtype.name,
         tokenizer={"fingerprint": tokenizer.fingerprint, **tokenizer.policy, "vocab_size": tokenizer.vocab_size,
                    "description": tokenizer.description,
                    "backends": [tokenizer.encoder(name).description for _, name in sorted(job.backends.items())]},
         sources=_describe_sources(inputs, job.sources),
         settings=plan["settings"],
         ledger=ledger,
-        max_token_id=max(entry["max_token_id"] for entry in entries),
+        max_token_id=max(shard["max_token_id"] for shard in shards),
     )  # fmt: skip
-    for entry in entries:
-        if not entry["shard"]["documents"]:
-            _remove_shard(out, entry["shard"]["name"])
     write_json(out / MANIFEST_FILE, manifest)
     shutil.rmtree(out / PREPARE_FOLDER)
     return manifest
+
+
+def _final_shards(job: Job, choice: Choice, config: PrepareConfig) -> list[dict[str, Any]]:
+    """The store's shards: those of the items, or new ones of the documents that were chosen."""
+    if job.chooses:
+        return write_shards(job, choice, config.shard_tokens)
+    entries = [documents.entry for documents in choice.items]
+    for entry in entries:
+        if not entry["shard"]["documents"]:
+            _remove_shard(job.out, entry["shard"]["name"])
+    return [
+        {**entry["shard"], "max_token_id": entry["max_token_id"]} for entry in entries if entry["shard"]["documents"]
+    ]
 
 
 def _describe_sources(inputs: Inputs, sources: list[SourceConfig]) -> list[dict[str, Any]]:
@@ -212,25 +363,21 @@ def _describe_sources(inputs: Inputs, sources: list[SourceConfig]) -> list[dict[
     ]  # fmt: skip
 
 
-def _nothing_kept(ledger: dict[str, Any], entries: list[dict[str, Any]]) -> str:
-    if not ledger["dropped"]:
+def _nothing_kept(ledger: dict[str, Any], entries: list[dict[str, Any]], choice: Choice) -> str:
+    dropped = {**ledger["dropped"], **choice.dropped}
+    if not dropped:
         return "there is not one document in the input: every file is empty."
-    reason, count = max(ledger["dropped"].items(), key=lambda pair: pair[1])
+    reason, count = max(dropped.items(), key=lambda pair: pair[1])
+    if reason in choice.dropped:
+        return (
+            f"not one document is left: of {ledger['records_read']:,} records {count:,} were dropped as {reason!r}. "
+            "Change that setting."
+        )
     example = next(entry["first_rejected"][reason] for entry in entries if reason in entry["first_rejected"])
     return (
         f"there is not one document in the input: all {ledger['records_read']:,} records were rejected, {count:,} as "
         f"{reason!r}. The first of those: {example}"
     )
-
-
-def _join_rejected(out: Path, items: list[WorkItem]) -> None:
-    paths = [rejected_path(out, item.name) for item in items]
-    if not any(path.stat().st_size for path in paths):
-        return
-    with atomic_writer(out / REJECTED_FILE) as joined:
-        for path in paths:
-            with open(path, "rb") as file:
-                shutil.copyfileobj(file, joined)
 
 
 def _found(out: Path, plan: dict[str, Any], started: float) -> PrepareResult:
@@ -252,9 +399,10 @@ def _found(out: Path, plan: dict[str, Any], started: float) -> PrepareResult:
 
 
 def _continue_or_start(
-    out: Path, plan: dict[str, Any], items: list[WorkItem], tokenizer: TextTokenizer
+    job: Job, plan: dict[str, Any], items: list[WorkItem], tokenizer: TextTokenizer
 ) -> list[WorkItem]:
     """Make the folder ready and return the items that still have to be done."""
+    out = job.out
     plan_path = out / PREPARE_FOLDER / PLAN_FILE
     for folder in (out, plan_path.parent, out / TOKENIZER_FOLDER):
         remove_leftovers(folder)
@@ -264,15 +412,15 @@ def _continue_or_start(
         _remove_store(out)  # nothing is lost: no shard was finished
     write_json(plan_path, plan)
     tokenizer.save(out / TOKENIZER_FOLDER)
-    return [item for item in items if not _is_finished(out, item)]
+    return [item for item in items if not _is_finished(job, item)]
 
 
-def _is_finished(out: Path, item: WorkItem) -> bool:
-    path = record_path(out, item.name)
+def _is_finished(job: Job, item: WorkItem) -> bool:
+    path = record_path(job.out, item.name)
     if not path.is_file():
         return False
     shard = read_json(path)["shard"]
-    files = [out / f"{item.name}{suffix}" for suffix in (".bin", ".idx", SIDECAR_SUFFIX)]
+    files = [job.shard_folder / f"{item.name}{suffix}" for suffix in (".bin", ".idx", SIDECAR_SUFFIX)]
     return all(file.is_file() for file in files) and files[0].stat().st_size == shard["bytes"]
 
 
@@ -293,9 +441,10 @@ def plan_differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]
         found.append("it was made by another version of steep")
     if there["tokenizer"] != wanted["tokenizer"]:
         found.append(f"tokenizer: {there['tokenizer']} there, {wanted['tokenizer']} now")
-    for key, value in wanted["settings"].items():
-        if there["settings"].get(key) != value:
-            found.append(f"{key}: {there['settings'].get(key)} there, {value} now")
+    for key in [*wanted["settings"], *(key for key in there["settings"] if key not in wanted["settings"])]:
+        before, now = there["settings"].get(key), wanted["settings"].get(key)
+        if before != now:
+            found.append(f"{key}: {before} there, {now} now")
     if there["files"] != wanted["files"]:
         before, after = ({tuple(file) for file in plan["files"]} for plan in (there, wanted))
         found.append(
@@ -321,12 +470,14 @@ def _check_folder(out: Path) -> None:
 def _remove_store(out: Path) -> None:
     """Delete what `prepare` writes, the manifest first so that half a store never looks whole. The lock stays."""
     (out / MANIFEST_FILE).unlink(missing_ok=True)
-    (out / REJECTED_FILE).unlink(missing_ok=True)
-    shutil.rmtree(out / TOKENIZER_FOLDER, ignore_errors=True)
+    for name in (REJECTED_FILE, CONTAMINATED_FILE):
+        (out / name).unlink(missing_ok=True)
+    for folder in (TOKENIZER_FOLDER, *EXPORT_FORMATS):
+        shutil.rmtree(out / folder, ignore_errors=True)
     for path in [*out.glob("shard_*.bin"), *out.glob("shard_*.idx"), *out.glob(f"shard_*{SIDECAR_SUFFIX}")]:
         path.unlink()
     for path in (out / PREPARE_FOLDER).glob("*"):
-        if path.name != LOCK_FILE:
+        if path.name not in (LOCK_FILE, SPOOL_FILE):
             path.unlink()
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, chain, groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Optional
 
 import numpy as np
 import orjson
@@ -21,7 +22,10 @@ from steep.core.files import atomic_writer, write_json
 from steep.sources.config import SourceConfig
 from steep.sources.document import NO_TOKENS, Document, Record, Rejected
 from steep.sources.inputs import load_format
+from steep.store.contamination import EvaluationRuns
+from steep.store.file_hashes import check_unchanged
 from steep.store.manifest import empty_ledger
+from steep.store.notes import EVALUATION, Notes, open_notes
 from steep.store.work import Part, WorkItem
 from steep.store.writer import ShardWriter, describe_shard, disk_errors, open_shard
 from steep.tokenizer.encode import REFERENCE_BACKEND, EncodedTexts, TextEncoder, TextTokenizer
@@ -45,6 +49,20 @@ class Job:
     backends: dict[int, str] = field(default_factory=dict)
     """Source number -> the tokenizer backend that was found to give the reference's ids for it; absent: the reference.
     Decides how fast, never what is written."""
+    notes: tuple[str, ...] = ()
+    """What is noted of each document for the choice after all have been read; kinds of `notes`."""
+    chooses: bool = False
+    """Shards are not yet the store's: they stand in the folder of the unfinished until documents have been chosen."""
+
+    @property
+    def shard_folder(self) -> Path:
+        """Where the shard of an item is written."""
+        return self.out / PREPARE_FOLDER if self.chooses else self.out
+
+    @cached_property
+    def evaluation_runs(self) -> Optional[EvaluationRuns]:
+        """What documents are compared with, if they are."""
+        return EvaluationRuns(self.out / PREPARE_FOLDER) if EVALUATION in self.notes else None
 
     def backend(self, source: int) -> str:
         """The tokenizer backend of a source."""
@@ -56,7 +74,7 @@ class Job:
         stop = self.stop_on_bad_record
         return {
             "out": str(self.out), "sources": sources, "dtype": self.dtype.name, "stop_on_bad_record": stop,
-            "backends": list(self.backends.items()),
+            "backends": list(self.backends.items()), "notes": list(self.notes), "chooses": self.chooses,
         }  # fmt: skip
 
     @classmethod
@@ -64,7 +82,8 @@ class Job:
         """The inverse of `to_json`."""
         sources = [SourceConfig.model_validate(source) for source in value["sources"]]
         dtype, backends = np.dtype(value["dtype"]), {int(source): name for source, name in value["backends"]}
-        return cls(Path(value["out"]), sources, dtype, value["stop_on_bad_record"], backends)
+        stop, notes = value["stop_on_bad_record"], tuple(value["notes"])
+        return cls(Path(value["out"]), sources, dtype, stop, backends, notes, value["chooses"])
 
 
 def record_path(out: Path, name: str) -> Path:
@@ -82,19 +101,21 @@ def process_item(job: Job, item: WorkItem, tokenizer: TextTokenizer, report: Rep
     with disk_errors(job.out):
         with (
             atomic_writer(rejected_path(job.out, item.name)) as rejected_file,
-            open_shard(job.out, item.name, job.dtype) as writer,
+            open_notes(job.out / PREPARE_FOLDER, item.name, job.notes, job.evaluation_runs) as notes,
+            open_shard(job.shard_folder, item.name, job.dtype) as writer,
         ):
-            sink = _Sink(writer, rejected_file, tokenizer, job.stop_on_bad_record)
+            sink = _Sink(writer, rejected_file, tokenizer, job.stop_on_bad_record, notes)
             for backend, records in _records_by_backend(job, item):
                 encoder = tokenizer.encoder(backend)
                 for batch, position in _batches(records):
                     sink.take(batch, encoder)
                     report(min(position, item.bytes), writer.num_tokens)
         entry = {
-            "shard": describe_shard(job.out, item.name, writer),
+            "shard": describe_shard(job.shard_folder, item.name, writer),
             "ledger": sink.ledger(),
             "max_token_id": writer.max_token_id,
             "first_rejected": sink.first_rejected,
+            "source_files": notes.source_files,
         }
         write_json(record_path(job.out, item.name), entry)
     report(item.bytes, writer.num_tokens)
@@ -103,8 +124,11 @@ def process_item(job: Job, item: WorkItem, tokenizer: TextTokenizer, report: Rep
 class _Sink:
     """Where the records of one shard go: tokens, or the list of the rejected; each is counted once."""
 
-    def __init__(self, writer: ShardWriter, rejected_file: IO[bytes], tokenizer: TextTokenizer, stop: bool):
+    def __init__(
+        self, writer: ShardWriter, rejected_file: IO[bytes], tokenizer: TextTokenizer, stop: bool, notes: Notes
+    ):
         self._writer, self._rejected_file, self._tokenizer, self._stop = writer, rejected_file, tokenizer, stop
+        self._notes = notes
         self.dropped: Counter[str] = Counter()
         self.records_read = 0
         self.first_rejected: dict[str, str] = {}
@@ -116,9 +140,10 @@ class _Sink:
         encoded = encoder.encode([document.text for document in documents])
         for record in _rejected(batch, documents, encoded):
             self._reject(record)
-        texts = [document.text for document, length in zip(documents, encoded.lengths, strict=True) if length]
-        kept = EncodedTexts(encoded.ids, encoded.lengths[encoded.lengths > 0])
-        self._writer.add_documents(self._tokenizer.with_ends(kept), texts)
+        kept = [document for document, length in zip(documents, encoded.lengths, strict=True) if length]
+        ids = EncodedTexts(encoded.ids, encoded.lengths[encoded.lengths > 0])
+        self._writer.add_documents(self._tokenizer.with_ends(ids), [document.text for document in kept])
+        self._notes.add(kept)
 
     def ledger(self) -> dict[str, Any]:
         """Every record that was read, kept or dropped."""
@@ -141,11 +166,6 @@ class _Sink:
         self._rejected_file.write(orjson.dumps(content) + b"\n")
 
 
-def _place(document: Document) -> tuple[str, int]:
-    file, colon, line = document.id.rpartition(":")
-    return (file, int(line)) if colon and line.isdigit() else (document.id, 1)
-
-
 def _rejected(batch: list[Record], documents: list[Document], encoded: EncodedTexts) -> Iterator[Rejected]:
     """The records of a batch that are no documents, and those of which the tokenizer leaves nothing, in order."""
     if len(documents) == len(batch) and encoded.lengths.all():
@@ -155,8 +175,7 @@ def _rejected(batch: list[Record], documents: list[Document], encoded: EncodedTe
         if isinstance(record, Rejected):
             yield record
         elif not next(lengths):
-            file, line = _place(record)
-            yield Rejected(file, line, NO_TOKENS, "the tokenizer's normalization leaves nothing of it")
+            yield Rejected(record.file, record.line, NO_TOKENS, "the tokenizer's normalization leaves nothing of it")
 
 
 def _records_by_backend(job: Job, item: WorkItem) -> Iterator[tuple[str, Iterator[tuple[Record, int]]]]:
@@ -173,6 +192,8 @@ def _records(job: Job, part: Part, start: int) -> Iterator[tuple[Record, int]]:
     read = load_format(part.format).read
     for record in read(Path(part.path), job.sources[part.source], part.span):
         yield record, start + min(record.position, part.bytes)
+    if part.state is not None:
+        check_unchanged(Path(part.path), *part.state)
 
 
 def _batches(records: Iterator[tuple[Record, int]]) -> Iterator[tuple[list[Record], int]]:

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from steep.sources.config import SourceConfig
 from steep.sources.document import Span
-from steep.sources.inputs import InputFile, expand_inputs, load_format, paths_of
+from steep.sources.inputs import InputFile, expand_inputs, is_hub, load_format, paths_of
 from steep.store.file_hashes import hash_files
 
 MOST_ITEMS_OF_SMALL_INPUT = 64
@@ -30,6 +30,8 @@ class Part:
     bytes: int
     """Size on disk, for progress."""
     span: Optional[Span] = None
+    state: Optional[tuple[int, int]] = None
+    """(size in bytes, modification time in nanoseconds) of the file when it was hashed; None for what is no file."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class WorkItem:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> WorkItem:
         """The inverse of `to_json`."""
-        parts = [{**part, "span": tuple(part["span"]) if part["span"] else None} for part in value["parts"]]
+        pairs = ("span", "state")
+        parts = [{**part, **{key: part[key] and tuple(part[key]) for key in pairs}} for part in value["parts"]]
         return cls(value["number"], tuple(Part(**part) for part in parts))
 
 
@@ -67,7 +70,10 @@ class Inputs:
     files: list[tuple[int, InputFile]]
     """(source number, file) in reading order."""
     sizes: list[int]
+    """In bytes on disk; 0 where that is not known (hub datasets)."""
     sha256: list[str]
+    states: list[Optional[tuple[int, int]]]
+    """As `Part.state`."""
 
     @property
     def total_bytes(self) -> int:
@@ -81,20 +87,31 @@ def gather_inputs(sources: list[SourceConfig], hash_memory: Optional[Path] = Non
     hash_memory: where hashes of unchanged files are remembered (`file_hashes`); None reads every file.
     """
     files = [(number, file) for number, source in enumerate(sources) for file in expand_inputs(source)]
-    paths = [file.path for _, file in files]
-    hashes = hash_files(paths, hash_memory)  # first: it names a file that cannot be read
-    return Inputs(files, [path.stat().st_size for path in paths], hashes)
+    on_disk = [file.path for _, file in files if not is_hub(file.path)]
+    hashed = iter(hash_files(on_disk, hash_memory))
+    inputs = Inputs(files, [], [], [])
+    for _, file in files:
+        if is_hub(file.path):
+            size, identity = load_format(file.format).identity(file.path)
+            state = None
+        else:
+            identity, size, modified = next(hashed)
+            state = (size, modified)
+        inputs.sizes.append(size)
+        inputs.sha256.append(identity)
+        inputs.states.append(state)
+    return inputs
 
 
-def plan_items(inputs: Inputs, shard_bytes: int) -> list[WorkItem]:
+def plan_items(inputs: Inputs, sources: list[SourceConfig], shard_bytes: int) -> list[WorkItem]:
     """Group consecutive files into items of about `shard_bytes`; smaller ones when there is little input, so that all
     cores have work; large files are cut where their format allows."""
     small = max(LEAST_ITEM_BYTES, inputs.total_bytes // MOST_ITEMS_OF_SMALL_INPUT)
     item_bytes = max(1, min(shard_bytes, small))
     parts = [
         part
-        for (source, file), size in zip(inputs.files, inputs.sizes, strict=True)
-        for part in _split_file(source, file, size, item_bytes)
+        for (source, file), size, state in zip(inputs.files, inputs.sizes, inputs.states, strict=True)
+        for part in _split_file(source, sources[source], file, size, state, item_bytes)
     ]
     groups: list[list[Part]] = []
     filled = item_bytes
@@ -114,16 +131,24 @@ def source_name(source: SourceConfig) -> str:
 
 def source_settings(source: SourceConfig) -> dict[str, Any]:
     """What of a source's configuration decides its documents."""
-    return {key: getattr(source, key) for key in SOURCE_SETTINGS}
+    settings = {key: getattr(source, key) for key in SOURCE_SETTINGS}
+    if source.max_record_bytes != SourceConfig.model_fields["max_record_bytes"].default:
+        settings["max_record_bytes"] = source.max_record_bytes
+    return settings
 
 
-def _split_file(source: int, file: InputFile, size: int, item_bytes: int) -> list[Part]:
+def _split_file(
+    number: int, source: SourceConfig, file: InputFile, size: int, state: Optional[tuple[int, int]], item_bytes: int
+) -> list[Part]:
     split = getattr(load_format(file.format), "split", None)
-    spans: list[Span] = split(file.path, item_bytes) if split is not None and size > item_bytes else []
+    is_large = size > item_bytes or state is None
+    spans: list[Span] = split(file.path, item_bytes, source) if split is not None and is_large else []
+    if state is None and not size:
+        size = item_bytes * len(spans)  # nothing is known: each file of the dataset is an item
     if len(spans) < 2:
-        return [Part(source, str(file.path), file.format, size)]
+        return [Part(number, str(file.path), file.format, size, None, state)]
     units = spans[-1][1]
     return [
-        Part(source, str(file.path), file.format, size * span[1] // units - size * span[0] // units, span)
+        Part(number, str(file.path), file.format, size * span[1] // units - size * span[0] // units, span, state)
         for span in spans
     ]

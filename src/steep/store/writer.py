@@ -23,6 +23,7 @@ from steep.store.megatron import write_index
 from steep.tokenizer.encode import EncodedTexts
 
 SIDECAR_DTYPE = np.dtype([("text_bytes", "<i8"), ("content_hash", "<u8")])
+_COPY_TOKENS = 1 << 20
 _NO_SPACE = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up",
              errno.EFBIG: "the file would be larger than this system allows"}  # fmt: skip
 
@@ -66,6 +67,19 @@ class ShardWriter:
             self.content_hashes.append(content_hash(utf8))
         self.lengths.extend(encoded.lengths.tolist())
         self.num_tokens += len(ids)
+
+    def add_stored(self, tokens: np.ndarray, lengths: np.ndarray, sidecar: np.ndarray) -> None:
+        """Append documents of another shard with the same dtype: their tokens, (documents,) lengths and sidecar entries."""
+        for start in range(0, len(tokens), _COPY_TOKENS):
+            block = np.ascontiguousarray(tokens[start : start + _COPY_TOKENS], dtype=self.dtype)
+            self.max_token_id = max(self.max_token_id, int(block.max()))
+            raw = block.view(np.uint8).data
+            self._file.write(raw)
+            self._digest.update(raw)
+        self.lengths.extend(lengths.tolist())
+        self.text_bytes.extend(sidecar["text_bytes"].tolist())
+        self.content_hashes.extend(sidecar["content_hash"].tolist())
+        self.num_tokens += len(tokens)
 
     def sidecar(self) -> np.ndarray:
         """(documents,) structured array of text bytes and content hashes."""

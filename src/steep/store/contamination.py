@@ -1,0 +1,107 @@
+"""Which training documents share a run of 13 words with an evaluation text.
+
+In: evaluation texts, read like any source. Out: a sorted table of the hashes of all their runs of 13 words, in a file that
+every worker maps; and for each training document how many of its runs are in the table. Source of the measure: Brown et al.
+2020, arXiv:2005.14165, appendix C. Memory: 10 bytes per word of the evaluation texts.
+Weakness: an evaluation document of fewer than 13 words cannot be found (they are counted), nor a paraphrase.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from steep.core.errors import DataError
+from steep.core.files import atomic_writer, read_json, write_json
+from steep.sources.config import SourceConfig
+from steep.sources.document import Document
+from steep.sources.inputs import load_format
+from steep.store.word_hashes import run_hashes, word_hashes
+from steep.store.work import Inputs, gather_inputs
+
+RUN_WORDS = 13
+MOST_TEXTS = 2**16 - 1
+TABLE_FILE = "evaluation_runs.npy"
+DESCRIPTION_FILE = "evaluation_texts.json"
+TABLE_DTYPE = np.dtype([("run", "<u8"), ("text", "<u2")])
+
+
+class Found(NamedTuple):
+    """What of a training document stands in the evaluation texts."""
+
+    runs: int
+    """How many of its runs of 13 words."""
+    text: int
+    """The number of the evaluation text that holds the first of them."""
+
+
+def evaluation_inputs(paths: list[str]) -> Inputs:
+    """The files of the evaluation texts with what identifies them. Raises DataError."""
+    return gather_inputs([SourceConfig(path=path) for path in paths])
+
+
+def write_table(folder: Path, paths: list[str], inputs: Inputs) -> None:
+    """Hash the runs of all evaluation texts into `folder`. Raises DataError if there is nothing to compare with."""
+    sources = [SourceConfig(path=path) for path in paths]
+    if len(paths) > MOST_TEXTS:
+        raise DataError(f"{len(paths):,} evaluation texts were given; at most {MOST_TEXTS:,} can be told apart.")
+    runs: list[list[np.ndarray]] = [[] for _ in paths]
+    described: list[dict[str, Any]] = [{"text": path, "documents": 0, "too_short": 0, "rejected": 0} for path in paths]
+    for number, file in inputs.files:
+        for record in load_format(file.format).read(file.path, sources[number]):
+            if not isinstance(record, Document):
+                described[number]["rejected"] += 1
+                continue
+            hashes = run_hashes(word_hashes(record.text), RUN_WORDS)
+            described[number]["documents"] += 1
+            described[number]["too_short"] += not len(hashes)
+            runs[number].append(hashes)
+    unusable = [entry["text"] for entry in described if entry["documents"] == entry["too_short"]]
+    if unusable:
+        raise DataError(
+            f"{', '.join(unusable)}: holds no document of at least {RUN_WORDS} words to check against. Needed are texts, "
+            "or JSONL or Parquet with a field `text` or `content`."
+        )
+    table = _table([np.concatenate(hashes) for hashes in runs])
+    with atomic_writer(folder / TABLE_FILE) as table_file:
+        np.lib.format.write_array(table_file, table, allow_pickle=False)
+    write_json(folder / DESCRIPTION_FILE, described)
+
+
+def read_descriptions(folder: Path) -> list[dict[str, Any]]:
+    """What `write_table` noted of each evaluation text."""
+    described: list[dict[str, Any]] = read_json(folder / DESCRIPTION_FILE)
+    return described
+
+
+class EvaluationRuns:
+    """The table of `write_table`, for looking up."""
+
+    def __init__(self, folder: Path):
+        table = np.load(folder / TABLE_FILE, allow_pickle=False)
+        self._runs, self._texts = np.ascontiguousarray(table["run"]), table["text"]
+        bits = min(26, max(16, (16 * len(table)).bit_length()))
+        self._shift = np.uint64(64 - bits)
+        self._may_hold = np.zeros(1 << bits, dtype=bool)  # most runs are told apart by their first bits
+        self._may_hold[self._runs >> self._shift] = True
+
+    def find(self, words: np.ndarray) -> Found:
+        """What of a document stands in the evaluation texts. words: (words,) uint64, from `word_hashes`."""
+        runs = run_hashes(words, RUN_WORDS)
+        runs = runs[self._may_hold[runs >> self._shift]]
+        at = np.searchsorted(self._runs, runs)
+        at[at == len(self._runs)] = 0
+        hits = at[self._runs[at] == runs]
+        return Found(len(hits), int(self._texts[hits[0]])) if len(hits) else Found(0, 0)
+
+
+def _table(runs: list[np.ndarray]) -> np.ndarray:
+    """Each run once, with the first text that holds it, sorted."""
+    hashes = np.concatenate(runs)
+    texts = np.repeat(np.arange(len(runs), dtype=np.uint16), [len(part) for part in runs])
+    unique, first = np.unique(hashes, return_index=True)
+    table = np.empty(len(unique), dtype=TABLE_DTYPE)
+    table["run"], table["text"] = unique, texts[first]
+    return table

@@ -1,0 +1,93 @@
+"""What is noted of each document while its text is at hand, for the choice that is made when all have been read.
+
+Written by the worker beside its shard, a fixed number of bytes per document, in reading order: where the document stands
+(`places`), its MinHash signature (`signatures`), what it shares with evaluation texts (`evaluation`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from steep.core.files import atomic_writer
+from steep.sources.document import Document
+from steep.sources.files import LinesBeforeOffset, count_lines
+from steep.store.contamination import EvaluationRuns
+from steep.store.duplicates import VALUES, signature
+from steep.store.word_hashes import word_hashes
+
+PLACES, SIGNATURES, EVALUATION = "places", "signatures", "evaluation"
+PLACE_DTYPE = np.dtype([("file", "<u4"), ("row", "<i8"), ("offset", "<i8")])
+EVALUATION_DTYPE = np.dtype([("runs", "<u4"), ("text", "<u2")])
+_DTYPES = {PLACES: PLACE_DTYPE, SIGNATURES: np.dtype(("<u4", (VALUES,))), EVALUATION: EVALUATION_DTYPE}
+
+
+def notes_path(folder: Path, shard: str, kind: str) -> Path:
+    """Where the notes of a shard are."""
+    return folder / f"{shard}.{kind}"
+
+
+class Notes:
+    """Collects the notes of one shard; `open_notes` makes it."""
+
+    def __init__(self, files: dict[str, IO[bytes]], runs: EvaluationRuns | None):
+        self._files, self._runs = files, runs
+        self.source_files: list[str] = []
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Note documents that were kept, in order."""
+        if PLACES in self._files:
+            self._files[PLACES].write(np.array([self._place(d) for d in documents], dtype=PLACE_DTYPE).tobytes())
+        if SIGNATURES not in self._files and EVALUATION not in self._files:
+            return
+        for document in documents:
+            words = word_hashes(document.text)
+            if SIGNATURES in self._files:
+                self._files[SIGNATURES].write(signature(words).astype("<u4").tobytes())
+            if self._runs is not None:
+                found = np.array([tuple(self._runs.find(words))], dtype=EVALUATION_DTYPE)
+                self._files[EVALUATION].write(found.tobytes())
+
+    def _place(self, document: Document) -> tuple[int, int, int]:
+        if not self.source_files or self.source_files[-1] != document.file:
+            self.source_files.append(document.file)
+        before = document.lines_before
+        offset = before.offset if isinstance(before, LinesBeforeOffset) else 0
+        return len(self.source_files) - 1, document.row, offset
+
+
+@contextlib.contextmanager
+def open_notes(folder: Path, shard: str, kinds: Sequence[str], runs: EvaluationRuns | None) -> Iterator[Notes]:
+    """The notes of a shard, whole in `folder` when the block ends; none after an exception."""
+    with contextlib.ExitStack() as stack:
+        yield Notes({kind: stack.enter_context(atomic_writer(notes_path(folder, shard, kind))) for kind in kinds}, runs)
+
+
+def read_notes(folder: Path, shard: str, kind: str) -> np.ndarray:
+    """(documents, ...) array of one kind of notes, mapped from disk."""
+    path = notes_path(folder, shard, kind)
+    if not path.stat().st_size:
+        return np.empty(0, dtype=_DTYPES[kind])
+    return np.memmap(path, dtype=_DTYPES[kind], mode="r")
+
+
+class Places:
+    """Says where documents stand. Lines are counted once per file, as long as it is asked in reading order."""
+
+    def __init__(self) -> None:
+        self._file, self._offset, self._lines = "", 0, 0
+
+    def find(self, source_files: list[str], place: Any) -> tuple[str, int]:
+        """(file, 1-based line). source_files: of the shard's entry. place: an entry of its `places`."""
+        file, offset = source_files[int(place["file"])], int(place["offset"])
+        if not offset:
+            return file, max(1, int(place["row"]))
+        if file != self._file or offset < self._offset:
+            self._file, self._offset, self._lines = file, 0, 0
+        self._lines += count_lines(Path(file), offset, self._offset)
+        self._offset = offset
+        return file, self._lines + int(place["row"])
