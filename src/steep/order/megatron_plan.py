@@ -179,5 +179,6 @@ def _epochs_text(epochs: Epochs) -> str:
 
 
 def _source_plan(source: MegatronSource) -> SourcePlan:
-    documents = np.arange(source.documents.start, source.documents.stop)
+    whole = source.documents == range(len(source.lengths))
+    documents = None if whole else np.arange(source.documents.start, source.documents.stop)
     return SourcePlan(Path(source.prefix).name, documents, source.lengths, source.store_fingerprint)
