@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from steep.core.errors import DataError
+from steep.core.errors import ConfigError, DataError
 from steep.sources.config import SourceConfig
 from steep.store.cache import check_tokenizer, describe_source, open_sources, store_paths
 from steep.store.config import PrepareConfig
 from steep.store.inspect import inspect_store
+from steep.store.megatron import write_index
 from steep.store.prepare import prepare
 from steep.store.reader import TokenStore, is_store, join_stores, open_store
+from steep.store.statistics import COUNTED_TOKENS, count_ids, fertility, length_histogram
 from steep.tokenizer.config import TokenizerConfig
-from steep.tokenizer.encode import TextTokenizer
+from steep.tokenizer.encode import TextTokenizer, make_text_tokenizer
 from steep.tokenizer.load import load_tokenizer
 
 
@@ -156,16 +158,132 @@ def test_joined_stores_are_one_after_the_other(store: TokenStore) -> None:
     assert joined.tokenizer_fingerprint == store.tokenizer_fingerprint
 
 
-def test_inspect_is_json_and_shows_documents(store_path: Path, documents: list[str]) -> None:
+def test_inspect_is_json_and_shows_documents(store_path: Path, store: TokenStore, documents: list[str]) -> None:
     found = json.loads(json.dumps(inspect_store(store_path)))
     assert found["documents"] == len(documents)
     assert found["length_quantiles"]["min"] >= 2
     assert len(found["examples"]) == 5
-    assert documents[0].startswith(found["examples"][0]["text"])
+    for example in found["examples"]:
+        assert documents[example["document"]].startswith(example["text"].removesuffix("<|endoftext|>"))
+        assert example["tokens"] == store.document_lengths[example["document"]]
     assert found["bytes_per_token"] > 1
     foreign = json.loads(json.dumps(inspect_store(store_path / "shard_00000")))
     assert foreign["examples"][0]["text"] is None
-    assert foreign["examples"][0]["first_ids"] == found["examples"][0]["first_ids"]
+    assert foreign["written_by"] == "another tool (megatron)"
+
+
+def test_inspect_counts_ids_as_numpy_does(store_path: Path, store: TokenStore, tokenizer: TextTokenizer) -> None:
+    ids = inspect_store(store_path)["ids"]
+    tokens = np.concatenate([shard.tokens for shard in store.shards])
+    numbers, counts = np.unique(tokens, return_counts=True)
+    assert (ids["counted_tokens"], ids["whole_store"], ids["different"]) == (store.num_tokens, True, len(numbers))
+    assert ids["never_used"]["ids"] == tokenizer.vocab_size - len(numbers)
+    assert ids["beyond_the_tokenizer"] == 0
+    assert "unknown" not in ids  # a byte-level BPE has none
+    top = ids["most_frequent"][0]
+    assert (top["count"], top["id"]) == (counts.max(), numbers[counts.argmax()])
+    assert top["text"] == tokenizer.decode([top["id"]])
+    assert len(ids["most_frequent"]) == 10
+
+
+def test_inspects_histogram_and_fertility_add_up(
+    store_path: Path, store: TokenStore, documents: list[str], tokenizer: TextTokenizer
+) -> None:
+    found = inspect_store(store_path)
+    bins = found["length_histogram"]
+    assert sum(entry["documents"] for entry in bins) == store.num_documents
+    assert sum(entry["tokens"] for entry in bins) == store.num_tokens
+    lengths = store.document_lengths
+    for entry in bins:
+        assert entry["documents"] == ((lengths >= entry["from"]) & (lengths <= entry["to"])).sum()
+    assert length_histogram(np.array([0, 1, 1, 4])) == [
+        {"from": 0, "to": 0, "documents": 1, "tokens": 0},
+        {"from": 1, "to": 1, "documents": 2, "tokens": 2},
+        {"from": 2, "to": 3, "documents": 0, "tokens": 0},
+        {"from": 4, "to": 7, "documents": 1, "tokens": 4},
+    ]
+    few = fertility(store, tokenizer)
+    assert few is not None
+    assert few == found["fertility"]
+    ids = tokenizer.encode(documents[0])
+    own = len(ids) / len(documents[0].split())
+    assert few["tokens_per_word"] == pytest.approx(own, rel=0.35)
+    assert few["bytes_per_token"] == pytest.approx(found["bytes_per_token"], rel=0.1)
+
+
+def test_the_documents_shown_follow_the_seed(store_path: Path) -> None:
+    shown = [[e["document"] for e in inspect_store(store_path, seed=seed)["examples"]] for seed in (0, 0, 1)]
+    assert shown[0] == shown[1] != shown[2]
+
+
+def test_a_large_store_is_counted_in_evenly_spread_pieces(tmp_path: Path) -> None:
+    """2^29 tokens, sparse: zeros, and one 7 in every 2^20."""
+    num_tokens = 1 << 29
+    with open(tmp_path / "a.bin", "wb") as file:
+        file.truncate(2 * num_tokens)
+        for position in range(0, num_tokens, 1 << 22):
+            file.seek(2 * position)
+            file.write(b"\7\0")
+    with open(tmp_path / "a.idx", "wb") as file:
+        write_index(file, np.full(1 << 9, 1 << 20), np.dtype("<u2"))
+    found = count_ids(open_store(tmp_path / "a"))
+    assert not found.whole
+    assert found.num_tokens == COUNTED_TOKENS
+    assert found.counts[7] == num_tokens >> 22
+
+
+def test_unknown_ids_are_counted_for_tokenizers_that_have_one(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2, "c": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = make_text_tokenizer(backend, bos_id=None, eos_id=None, append_eos=False, prepend_bos=False)
+    np.array(words.encode("a b x y a"), dtype="<u2").tofile(tmp_path / "a.bin")
+    ids = inspect_store(tmp_path / "a.bin", tokenizer=words, format="nanogpt")["ids"]
+    assert ids["unknown"] == {"id": 0, "count": 2, "share": 0.4}
+    assert ids["never_used"] == {"ids": 1, "of": 4, "share": 0.25}
+    np.array([1, 9], dtype="<u2").tofile(tmp_path / "b.bin")
+    ids = inspect_store(tmp_path / "b.bin", tokenizer=words, format="nanogpt")["ids"]
+    assert ids["beyond_the_tokenizer"] == 1
+
+
+def test_inspect_of_foreign_files_shows_text_by_the_tokenizer_given(
+    tiny_tokenizer_directory: Path, tokenizer: TextTokenizer, documents: list[str], tmp_path: Path
+) -> None:
+    from steep.inspection import inspect_path, store_as_text
+
+    ids = [[*tokenizer.encode(text), tokenizer.eos_id] for text in documents[:20]]
+    np.array([i for document in ids for i in document], dtype="<u2").tofile(tmp_path / "train.bin")
+    found = inspect_path(tmp_path / "train.bin", tokenizer=str(tiny_tokenizer_directory), verify=True)
+    assert found["documents"] == 20
+    assert found["written_by"] == "another tool (nanogpt)"
+    assert "no checksums" in found["verified"]
+    assert documents[found["examples"][0]["document"]].startswith(found["examples"][0]["text"])
+    shown = store_as_text(found)
+    assert "each ends with token" in shown
+    assert "tokens per word" in shown
+    assert "never used" in shown
+    assert "█" in shown
+    with pytest.raises(ConfigError, match="format 'gpt'"):
+        inspect_path(tmp_path / "train.bin", format="gpt")
+
+
+def test_verify_notices_a_changed_manifest_a_missing_file_and_another_tokenizer(copy: Path) -> None:
+    assert inspect_store(copy, verify=True)["verified"].startswith("every file equals")
+    policy = copy / "tokenizer" / "steep_tokenizer.json"
+    whole = policy.read_text()
+    policy.write_text(whole.replace('"append_eos": true', '"append_eos": false'))
+    with pytest.raises(DataError, match="is another tokenizer"):
+        inspect_store(copy, verify=True)
+    policy.write_text(whole)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "tokens": manifest["tokens"] + 1}))
+    with pytest.raises(DataError, match=r"manifest\.json: says"):
+        open_store(copy).verify()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "shard_00001.documents.npy").unlink()
+    with pytest.raises(DataError, match=r"shard_00001\.documents\.npy: cannot be read"):
+        open_store(copy).verify()
 
 
 def test_sources_that_are_stores_are_used_as_they_are(

@@ -211,14 +211,17 @@ def build_sample_index(
     a document's end stands there and not at the next one's start; behind the end of all documents it stands at their
     last token. Both as in Megatron.
     """
-    laid = lengths[document_index]
+    largest = max(len(document_index), int(lengths.max(initial=0)))
+    dtype: Any = np.int32 if largest <= np.iinfo(np.int32).max else np.int64
+    laid = lengths.astype(dtype, copy=False)[
+        document_index
+    ]  # the gather is the dearest part: half the bytes, a third less time
     ends = np.cumsum(laid, dtype=np.int64)
     targets = np.arange(1, count + 1, dtype=np.int64) * settings.sequence_length + settings.extra
     places = np.searchsorted(ends, targets, side="left")
     beyond = int(np.searchsorted(targets, int(ends[-1]) if len(ends) else 0, side="right"))
     places[beyond:] = len(ends) - 1
-    largest = max(len(document_index), int(lengths.max(initial=0)))
-    rows = np.zeros((count + 1, 2), dtype=np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
+    rows = np.zeros((count + 1, 2), dtype=dtype)
     rows[1:, 0] = places
     targets -= settings.extra
     targets -= ends[places]
@@ -240,20 +243,30 @@ def index_damage(index: SampleIndex, documents: range, num_samples: int | None) 
     shapes = [index.document_index.shape, index.sample_index.shape, index.shuffle_index.shape]
     if shapes != [(epochs.count * len(documents),), (count + 1, 2), (count,)]:
         return "its arrays have other sizes than these documents give"
-    first_epochs = (epochs.count - 1 if epochs.separate_last else epochs.count) * len(documents)
-    for part, each in ((index.document_index[:first_epochs], None), (index.document_index[first_epochs:], 1)):
+    together = epochs.count - epochs.separate_last
+    parts = np.split(index.document_index, [together * len(documents)])
+    for part, times in zip(parts, (together, int(epochs.separate_last)), strict=True):
         if len(part) and (part.min() < documents.start or part.max() >= documents.stop):
             return "its documents are not those of the split"
-        expected = each or first_epochs // max(1, len(documents))
-        if len(part) and np.any(np.bincount(part - documents.start, minlength=len(documents)) != expected):
+        if not _holds_each(part, documents, times):
             return "it does not hold every document as often as the epochs ask for"
     if not np.array_equal(index.sample_index, build_sample_index(lengths, index.document_index, count, settings)):
         return "its cuts are not where these documents' lengths put them"
     first = epochs.samples_before_last if epochs.separate_last else count
     for begin, part in ((0, index.shuffle_index[:first]), (first, index.shuffle_index[first:])):
-        seen = np.zeros(len(part), dtype=bool)
-        inside = (part >= begin) & (part < begin + len(part))
-        seen[part[inside] - begin] = True
-        if not seen.all():
+        things = range(begin, begin + len(part))
+        inside = not len(part) or (part.min() >= begin and part.max() < things.stop)
+        if not inside or not _holds_each(part, things, 1):
             return "it does not hold every sample once"
     return None
+
+
+def _holds_each(numbers: NDArray[Any], things: range, times: int) -> bool:
+    """Whether `numbers`, all of them among `things`, hold each of these so many times."""
+    if len(numbers) != times * len(things):
+        return False
+    if times == 1:  # a third of the time of counting
+        seen = np.zeros(len(things), dtype=bool)
+        seen[numbers - things.start if things.start else numbers] = True
+        return bool(seen.all())
+    return not len(numbers) or bool(np.all(np.bincount(numbers - things.start, minlength=len(things)) == times))
