@@ -26,7 +26,8 @@ from steep.train.sizes import Sizes
 class TokenReader(Protocol):
     """What the loader needs of a token store."""
 
-    document_lengths: NDArray[Any]
+    document_lengths: Any
+    """Tokens of a document by its number; an array, but for streams."""
 
     def read(self, document: int, start: int, count: int, out: NDArray[Any]) -> None:
         """Tokens [start, start+count) of `document` into `out`."""

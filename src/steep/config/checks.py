@@ -59,13 +59,21 @@ def evaluation_has_text(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def epochs_without_phases(config: RunConfig) -> Iterator[Problem]:
-    """Where the weights change during a run, one pass over the sources is no length."""
-    if config.data.phases and config.train.steps is None and config.train.tokens is None:
+def epochs_are_a_length(config: RunConfig) -> Iterator[Problem]:
+    """Where the weights change during a run, or the size of a source is not known, one pass over the sources is no length."""
+    if config.train.steps is not None or config.train.tokens is not None:
+        return
+    if config.data.phases:
         yield Problem(
             ("data", "phases"),
             "a run with phases needs its length in train.tokens or train.steps; an epoch depends on the weights",
         )
+    for position, source in enumerate(config.data.train):
+        if source.stream:
+            yield Problem(
+                ("data", "train", position, "stream"),
+                "a run that streams needs its length in train.tokens or train.steps; the size of a stream is not known",
+            )
 
 
 def device_is_known(config: RunConfig) -> Iterator[Problem]:
@@ -120,7 +128,7 @@ CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     warmup_fits,
     samples_have_prompts,
     evaluation_has_text,
-    epochs_without_phases,
+    epochs_are_a_length,
     device_is_known,
     source_names_differ,
     plugins_exist,

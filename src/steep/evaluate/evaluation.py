@@ -163,7 +163,7 @@ def _open_texts(subject: Subject, named: dict[str, SourceConfig], run: Path | No
 
         assert run is not None
         config = config_of_run(run)
-        return open_run_data(config.data, subject.tokenizer, config.run.seed).held_out_texts
+        return open_run_data(config, subject.tokenizer).held_out_texts
     stores = open_sources(list(named.values()), subject.tokenizer)
     pairs = zip(named, stores, strict=True)
     return [HeldOutText(name, [(store, np.arange(store.num_documents))]) for name, store in pairs]

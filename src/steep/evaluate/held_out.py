@@ -47,6 +47,8 @@ class HeldOutText:
 
     name: str
     parts: Sequence[tuple[ScoredStore, NDArray[Any]]]
+    most_tokens: int | None = None
+    """At most so many are scored, whatever else is asked for."""
 
     @property
     def num_tokens(self) -> int:
@@ -87,7 +89,7 @@ def first_documents(text: HeldOutText, tokens: int) -> list[NDArray[np.int64]]:
     A document too long for what is left is passed over, so that one long document does not end the choice.
     """
     chosen: list[NDArray[Any]] = []
-    left = tokens
+    left = tokens if text.most_tokens is None else min(tokens, text.most_tokens)
     for store, documents in text.parts:
         taken = []
         for document, length in zip(documents.tolist(), store.document_lengths[documents].tolist(), strict=True):

@@ -35,6 +35,9 @@ class TrainSourceConfig(SourceConfig):
     weights each epoch holds every sequence of every source once."""
     role: Literal["train", "replay"] = "train"
     """`replay`: text that is there so that the model does not forget it; reports show it apart, and no epoch waits for it."""
+    stream: bool = False
+    """Tokenize the text while training instead of preparing it first. Documents then keep the order of their files, a resume
+    reads again the files that the last checkpoint stood in, and the run needs its length in train.tokens or train.steps."""
     max_epochs: Optional[float] = Field(default=None, gt=0)
     """A run that would repeat this source more often is refused before it starts."""
 
@@ -60,8 +63,16 @@ class DataConfig(Section):
     weight 0, may be added to a run that is under way."""
     validation: dict[str, ValidationConfig] = Field(default_factory=dict)
     """Held-out texts by name, e.g. `domain` and `general`. At most one may use `share`."""
-    order: Literal["native"] = "native"
-    """How sequence i is chosen. `native`: a Feistel permutation per seed, source and epoch."""
+    order: Literal["native", "megatron"] = "native"
+    """How sequence i is chosen. `native`: exact shares, and a permutation per seed, source and epoch. `megatron`: what
+    megatron-core's GPTDataset and BlendedDataset give for the same files, seed and length of the run, sample for sample."""
+    split: Optional[str] = None
+    """Order `megatron`: shares of training, validation and test, such as "0.99, 0.01, 0.00". Left out where a JSON blend names
+    the datasets of every split."""
+    num_val_samples: Optional[Count] = None
+    """Order `megatron`: sequences of the validation split that are scored, at most. Default: evaluate.tokens."""
+    index_cache_directory: Optional[str] = None
+    """Order `megatron`: a folder for Megatron's index files; those that Megatron wrote are read, ours can be read by it."""
     packing: Literal["best_fit", "concat"] = "best_fit"
     """How documents fill sequences. `best_fit`: documents whole where they fit, cut where they are longer than a sequence; at
     most two sequences per 20,000 documents are padding. `concat`: one after the other, cut where the sequence is full. Held-out
@@ -82,6 +93,22 @@ class DataConfig(Section):
             raise ValueError(f"validation: {' and '.join(shares)} both hold out a share; only one can")
         return self
 
+    def _refuse_in_megatron_order(self) -> None:
+        """What Megatron's order does not have."""
+        native = [
+            name
+            for name, given in (
+                ("phases", self.phases),
+                ("align_to_bos", self.align_to_bos),
+                ("train: stream", any(source.stream for source in self.train)),
+                ("train: max_epochs", any(source.max_epochs is not None for source in self.train)),
+                ("validation: share", any(validation.share is not None for validation in self.validation.values())),
+            )
+            if given
+        ]
+        if native:
+            raise ValueError(f"order megatron has no {', '.join(native)}; these belong to the native order")
+
     @model_validator(mode="after")
     def _weights(self) -> DataConfig:
         given = [source.weight for source in self.train]
@@ -89,6 +116,21 @@ class DataConfig(Section):
             raise ValueError("train: some sources have a weight and some have none; give all or none one")
         if given[0] is not None and not any(given):
             raise ValueError("train: every weight is 0; one must be above 0")
+        streams = [source for source in self.train if source.stream]
+        if streams and len(self.train) > 1 and given[0] is None:
+            raise ValueError("train: with stream, whose size is not known, every source needs a weight")
+        if any(source.max_epochs is not None for source in streams):
+            raise ValueError("train: max_epochs needs prepared text; the size of a stream is not known")
+        if streams and any(validation.share is not None for validation in self.validation.values()):
+            raise ValueError(
+                "validation: a share is chosen from prepared text; with stream, name held-out files by path"
+            )
+        if streams and self.align_to_bos:
+            raise ValueError("align_to_bos needs prepared text; a stream is laid end to end")
+        if self.order == "megatron":
+            self._refuse_in_megatron_order()
+        elif self.split is not None or self.num_val_samples is not None or self.index_cache_directory is not None:
+            raise ValueError("split, num_val_samples and index_cache_directory belong to order megatron")
         starts = [phase.from_tokens for phase in self.phases]
         if starts != sorted(set(starts)):
             raise ValueError(f"phases: from_tokens must rise; given are {', '.join(map(str, starts))}")

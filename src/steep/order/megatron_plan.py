@@ -97,6 +97,13 @@ class MegatronPlan:
                 f"{total_sequences:,}. Without weights each dataset gives one epoch: give weights, or train on fewer."
             )
 
+    def beginning_at(self, first_sequence: int) -> MegatronPlan:
+        """Raises ConfigError: Megatron's order has one beginning."""
+        raise ConfigError(
+            f"data.order: Megatron's order cannot begin anew at sequence {first_sequence:,}. Restore the data, or start "
+            "another run."
+        )
+
     def redraw_warning(self, previous_num_samples: int) -> str | None:
         """`redraw_warning` for this plan, had it been made for `previous_num_samples` sequences before."""
         if self._requested is None:

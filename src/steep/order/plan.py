@@ -44,6 +44,8 @@ class SourcePlan:
     """`replay` marks text that is there so that it is not forgotten; one epoch of a run does not wait for it."""
     max_epochs: float | None = None
     """How often it may be repeated; None for no limit."""
+    order: SourceOrder | None = field(default=None, repr=False)
+    """How its sequences come, where that is not from document lengths: a stream."""
 
     @property
     def trained_lengths(self) -> NDArray[np.int64]:
@@ -146,6 +148,10 @@ class DataPlan:
 
     def _order_of(self, number: int, packing: str) -> SourceOrder:
         source = self.sources[number]
+        if source.order is not None:
+            self.dropped_tokens.append(0)
+            self.packings.append("stream")
+            return source.order
         key = (self.seed, number)
         lengths = source.trained_lengths
         tokens = int(lengths.sum())
@@ -283,8 +289,8 @@ def same_past(saved: Mapping[str, Any], current: Mapping[str, Any], sequences_se
         for key in ("version", "order", "sequence_length", "seed", "align_to_bos", "first_sequence")
         if saved.get(key) != current.get(key)
     ]
-    if found or saved.get("order") != "native":
-        return found or ([] if saved == current else ["the order: other sequences"])
+    if found:
+        return found
     then, now = saved["sources"], current["sources"]
     for number, source in enumerate(then):
         if number >= len(now):
@@ -296,8 +302,12 @@ def same_past(saved: Mapping[str, Any], current: Mapping[str, Any], sequences_se
                 f"{key} {source[key]} then, {now[number][key]} now" for key in source if source[key] != now[number][key]
             ]
             found.append(f"source {number + 1}: {', '.join(changed)}{where}")
-    if _past_phases(saved, sequences_seen) != _past_phases(current, sequences_seen):
+    if "phases" in saved and _past_phases(saved, sequences_seen) != _past_phases(current, sequences_seen):
         found.append("weights: the phases up to here give other sources their turns")
+    if saved["order"] == "megatron" and saved != current:
+        found.append(
+            "Megatron's order depends on the length of the run and draws another past for this one; keep its length"
+        )
     return found
 
 

@@ -84,7 +84,7 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None) -> Job
     hf_tokenizer = load_hf_tokenizer(reference, getattr(config.model, "revision", None) if own else None)
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
     with progress_when_needed("preparing text", "bytes") as show:
-        data = open_run_data(config.data, tokenizer, config.run.seed, lambda done, total, tokens: show(done, total))
+        data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))
     for message in data.messages:
         say(message)
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from steep.core.errors import DataError
+from steep.config.run import RunConfig
+from steep.core.errors import ConfigError, DataError
 from steep.evaluate.held_out import HeldOutText
-from steep.order.config import DataConfig
+from steep.order.config import DataConfig, TrainSourceConfig, ValidationConfig
+from steep.order.megatron import build_megatron_plans
 from steep.order.plan import DataPlan, Plan, SourcePlan, held_out
 from steep.sources.config import SourceConfig
 from steep.sources.inputs import paths_of
 from steep.sources.lingua import validation_paths
-from steep.store.cache import open_sources
-from steep.store.reader import TokenStore
+from steep.store.cache import check_tokenizer, open_sources
+from steep.store.reader import TokenStore, open_store
 from steep.tokenizer.encode import TextTokenizer
+from steep.train.sizes import requested_sequences
 from steep.train.state import TrainState
+from steep.train.stream import StreamSource
+
+Progress = Callable[[int, int, int], None]
+"""Called with bytes done, bytes in all and tokens written, while text is prepared."""
 
 MOST_NAMED_FILES = 1000
 """More files than this are not listed in a checkpoint; a change of one is then found but not named."""
@@ -32,7 +40,7 @@ class RunData:
 
     names: list[str]
     """Of the training sources."""
-    stores: list[TokenStore]
+    stores: list[TokenStore | StreamSource]
     """Of the training sources, in the same order."""
     plan: Plan
     held_out_texts: list[HeldOutText]
@@ -53,11 +61,23 @@ class RunData:
     def ledger(self, state: TrainState) -> dict[str, Any]:
         """What became of every record and token of each source up to `state`, as JSON."""
         trained = state.tokens_by_source or [0] * len(self.stores)
+        sequences = self.plan.counts(state.sequences_seen)
         sources = [
-            source_ledger(name, store, plan, count)
-            for name, store, plan, count in zip(self.names, self.stores, self.plan.sources, trained, strict=True)
+            source_ledger(*row)
+            for row in zip(self.names, self.stores, self.plan.sources, trained, sequences, strict=True)
         ]
         return {"sources": sources, "padding_tokens": state.padding_tokens, "data_changes": state.data_changes}
+
+    def stream_cursors(self, sequences_seen: int) -> list[list[dict[str, Any]]]:
+        """Where the readers of every source stand after so many sequences of the run; empty for sources that do not stream."""
+        pairs = zip(self.stores, self.plan.counts(sequences_seen), strict=True)
+        return [store.cursors(count) if isinstance(store, StreamSource) else [] for store, count in pairs]
+
+    def begin_streams(self, cursors: Sequence[list[dict[str, Any]]], counts: Sequence[int]) -> None:
+        """Let streams continue where `stream_cursors` stood; those without cursors begin at their start."""
+        for store, found, count in zip(self.stores, cursors, counts, strict=False):
+            if isinstance(store, StreamSource) and found:
+                store.begin_at(found, count)
 
     def files(self) -> list[dict[str, str]]:
         """The files of each source with a short checksum, so that a change can be named; empty where there are very many."""
@@ -65,8 +85,15 @@ class RunData:
         return found if sum(map(len, found)) <= MOST_NAMED_FILES else [{} for _ in found]
 
 
-def source_ledger(name: str, store: TokenStore, plan: SourcePlan, tokens_trained: int) -> dict[str, Any]:
-    """One source: records read = kept + dropped by reason; tokens = held out + available to training."""
+def source_ledger(
+    name: str, store: TokenStore | StreamSource, plan: SourcePlan, tokens_trained: int, sequences: int
+) -> dict[str, Any]:
+    """One source: records read = kept + dropped by reason; tokens = held out + available to training.
+
+    sequences: of this source that were trained on.
+    """
+    if isinstance(store, StreamSource):
+        return {"name": name, "role": plan.role, **store.ledger(sequences), "tokens_trained": tokens_trained}
     recorded = store.manifest.get("ledger", {})
     return {
         "name": name,
@@ -82,54 +109,109 @@ def source_ledger(name: str, store: TokenStore, plan: SourcePlan, tokens_trained
     }
 
 
-def open_run_data(
-    config: DataConfig, tokenizer: TextTokenizer, seed: int, progress: Callable[[int, int, int], None] | None = None
+def open_run_data(run: RunConfig, tokenizer: TextTokenizer, progress: Progress | None = None) -> RunData:
+    """Open or prepare every source of a run and lay out the order. Raises DataError, ConfigError."""
+    config, seed = run.data, run.run.seed
+    opened = partial(open_sources, tokenizer=tokenizer, config=config.prepare, cache_directory=config.cache_directory)
+    own = {
+        name: opened([_validation_source(validation)], progress=progress)
+        for name, validation in config.validation.items()
+        if validation.path is not None
+    }
+    if config.order == "megatron":
+        # Megatron's order depends on how long the run is
+        data = _megatron(config, tokenizer, seed, requested_sequences(run.train, config.sequence_length))
+    else:
+        data = _native(config, tokenizer, seed, partial(opened, progress=progress))
+    texts = {name: _whole_text(name, stores) for name, stores in own.items()}
+    shared = {text.name: text for text in data.held_out_texts}
+    names = [*config.validation, *(name for name in shared if name not in config.validation)]
+    return replace(
+        data,
+        held_out_texts=[texts.get(name) or shared[name] for name in names],
+        held_out_stores=[*data.held_out_stores, *(store for stores in own.values() for store in stores)],
+    )
+
+
+def _validation_source(validation: ValidationConfig) -> SourceConfig:
+    fields = validation.model_dump(exclude={"share", "path"})
+    return SourceConfig(**fields, path=validation_paths(paths_of(validation)))
+
+
+def _native(
+    config: DataConfig, tokenizer: TextTokenizer, seed: int, opened: Callable[[list[SourceConfig]], list[TokenStore]]
 ) -> RunData:
-    """Open or prepare every source and lay out the order. Raises DataError."""
-
-    def stores_of(sources: Sequence[SourceConfig]) -> list[TokenStore]:
-        return open_sources(sources, tokenizer, config.prepare, config.cache_directory, progress)
-
-    stores = stores_of(config.train)
+    names = source_names(config.train)
+    stores: list[TokenStore | StreamSource] = [
+        StreamSource(source, tokenizer, config.sequence_length, seed) if source.stream else opened([source])[0]
+        for source in config.train
+    ]
     share = next((validation.share for validation in config.validation.values() if validation.share), None)
     kept = [_split(store, share) for store in stores]
-    names = source_names(config.train)
-    sources = [
-        SourcePlan(
-            name, training, store.document_lengths, store.fingerprint, source.weight, source.role, source.max_epochs
-        )
-        for name, source, store, (training, _) in zip(names, config.train, stores, kept, strict=True)
-    ]
     plan = DataPlan(
-        sources,
+        [_source_plan(*row) for row in zip(names, config.train, stores, (train for train, _ in kept), strict=True)],
         config.sequence_length,
         seed,
         packing=config.packing,
         phases=[(math.ceil(phase.from_tokens / config.sequence_length), phase.weights) for phase in config.phases],
         align_to_bos=config.align_to_bos,
     )
-    shared = list(zip(stores, (out for _, out in kept), strict=True))
-    own = {
-        name: stores_of(
-            [
-                SourceConfig(
-                    **validation.model_dump(exclude={"share", "path"}), path=validation_paths(paths_of(validation))
-                )
-            ]
-        )
-        for name, validation in config.validation.items()
-        if validation.path is not None
-    }
+    parts = [(store, out) for store, (_, out) in zip(stores, kept, strict=True) if isinstance(store, TokenStore)]
     texts = [
-        _whole_text(name, own[name]) if name in own else _shared_text(name, validation.share, shared)
-        for name, validation in config.validation.items()
+        _shared_text(name, text.share, parts) for name, text in config.validation.items() if text.share is not None
     ]
-    return RunData(names, stores, plan, texts, [store for held in own.values() for store in held])
+    return RunData(names, stores, plan, texts, [])
 
 
-def _split(store: TokenStore, share: float | None) -> tuple[np.ndarray | None, np.ndarray]:
+def _source_plan(
+    name: str, source: TrainSourceConfig, store: TokenStore | StreamSource, training: np.ndarray | None
+) -> SourcePlan:
+    if isinstance(store, StreamSource):
+        lengths = np.empty(0, dtype=np.int64)
+        return SourcePlan(name, None, lengths, store.fingerprint, source.weight, source.role, order=store)
+    lengths = store.document_lengths
+    return SourcePlan(name, training, lengths, store.fingerprint, source.weight, source.role, source.max_epochs)
+
+
+def _megatron(config: DataConfig, tokenizer: TextTokenizer, seed: int, train_sequences: int | None) -> RunData:
+    """The data of a run in Megatron's order; its validation split is scored as the text `validation`."""
+    found = build_megatron_plans(
+        _megatron_blend(config.train),
+        config.split,
+        config.sequence_length,
+        seed,
+        train_sequences,
+        config.num_val_samples or 0,
+        partial(open_store, unit="sequences"),
+        cache_directory=config.index_cache_directory,
+        tokenizer_identifiers=tokenizer.description,
+    )
+    for store in [*found.stores, *found.valid_stores]:
+        check_tokenizer(store, tokenizer)
+    names = [source.name for source in found.train.sources]
+    most = None if config.num_val_samples is None else config.num_val_samples * config.sequence_length
+    texts = [HeldOutText("validation", found.held_out, most)] if found.held_out else []
+    found.train.messages += [message for message in found.messages if message not in found.train.messages]
+    return RunData(names, list(found.stores), found.train, texts, list(found.valid_stores))
+
+
+def _megatron_blend(sources: Sequence[TrainSourceConfig]) -> Any:
+    """What Megatron takes as its blend: one path, paths, or weights and paths in turn."""
+    paths = [paths_of(source) for source in sources]
+    if sources[0].weight is None:
+        every = [path for given in paths for path in given]
+        return every[0] if len(every) == 1 else every
+    several = [given for given in paths if len(given) > 1]
+    if several:
+        raise ConfigError(
+            f"data.train: a weight is for one dataset in Megatron's order; {several[0]} are {len(several[0])}"
+        )
+    return [item for source, [path] in zip(sources, paths, strict=True) for item in (source.weight, path)]
+
+
+def _split(store: TokenStore | StreamSource, share: float | None) -> tuple[np.ndarray | None, np.ndarray]:
     """Document numbers to train on (None: all) and to hold out."""
-    if share is None:
+    if share is None or isinstance(store, StreamSource):
         return None, np.arange(0)
     out = held_out(store.content_hashes, share)
     return np.flatnonzero(~out), np.flatnonzero(out)
@@ -150,11 +232,13 @@ def _shared_text(name: str, share: float | None, parts: list[tuple[TokenStore, n
     return text
 
 
-def _files(store: TokenStore) -> dict[str, str]:
+def _files(store: TokenStore | StreamSource) -> dict[str, str]:
+    if isinstance(store, StreamSource):
+        return store.files()
     entries = store.manifest.get("sources", [])
     if entries:
         return {entry["path"]: entry["sha256"][:12] for entry in entries}
-    return {str(shard.prefix): f"{shard.num_documents} documents" for shard in store.shards}
+    return {str(shard.path): f"{shard.num_documents} documents, {len(shard.tokens)} tokens" for shard in store.shards}
 
 
 def source_names(sources: Sequence[SourceConfig]) -> list[str]:

@@ -105,7 +105,7 @@ class RunPlan:
                 "documents": source.num_documents,
                 "tokens": source.num_tokens,
                 "sequences": sequences,
-                "epochs": count / sequences if sequences else 0.0,
+                "epochs": None if source.order is not None else count / sequences if sequences else 0.0,
                 "share": count / max(1, sum(counts)),
             }
             for source, sequences, count in rows
@@ -120,12 +120,7 @@ class RunPlan:
             f"plan of {self.config.run.name}",
             f"  model     {facts.name}: {facts.family}, {format_count(facts.parameters)} parameters{trained}",
             f"  device    {self.hardware.name}, precision {self.precision}",
-            *(
-                f"  data      {source['name']}: {source['documents']:,} documents, {format_count(source['tokens'])} tokens, "
-                f"{source['epochs']:.2f} epochs, {source['share']:.1%} of the sequences"
-                + (" (replay)" if source["role"] == "replay" else "")
-                for source in self._sources()
-            ),
+            *(_source_line(source) for source in self._sources()),
             *(f"            {message}" for message in self.data.messages),
             *(f"  held out  {text.name}: {format_count(text.num_tokens)} tokens" for text in self.data.held_out_texts),
             f"  run       {sizes.steps:,} steps of {sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation} = "
@@ -138,6 +133,13 @@ class RunPlan:
 
     def __repr__(self) -> str:
         return self.to_text()
+
+
+def _source_line(source: dict[str, Any]) -> str:
+    size = f"{source['documents']:,} documents, {format_count(source['tokens'])} tokens, {source['epochs'] or 0:.2f} epochs"
+    what = "streamed, size not known" if source["epochs"] is None else size
+    replay = " (replay)" if source["role"] == "replay" else ""
+    return f"  data      {source['name']}: {what}, {source['share']:.1%} of the sequences{replay}"
 
 
 def memory_bar(parts: dict[str, int], available_bytes: int) -> list[str]:
@@ -160,7 +162,7 @@ def plan_run(config: RunConfig, *, device: str = "auto", allow_code: bool = True
     hardware = find_hardware(config.train.device if device == "auto" else device)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     with progress_when_needed("preparing text", "bytes") as show:
-        data = open_run_data(config.data, tokenizer, config.run.seed, lambda done, total, tokens: show(done, total))
+        data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
     data.plan.check_length(sizes.total_sequences)
     plan = plan_opened(config, data, sizes, hardware)

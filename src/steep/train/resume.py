@@ -121,6 +121,7 @@ def begin_state(beginning: Beginning, job: Job, say: Say) -> tuple[TrainState, J
     state.tokens_by_source += [0] * (len(job.data.stores) - len(state.tokens_by_source))
     if beginning.scores_change:
         state.base_scores, state.scores, state.best_loss, state.best_step = {}, {}, None, None
+    job.data.begin_streams(state.streams, plan.counts(state.sequences_seen))
     sizes = job.sizes.resumed(state.step, state.sequences_seen)
     return state, replace(job, sizes=sizes, data=replace(job.data, plan=plan))
 
@@ -140,6 +141,7 @@ def _other_plan(beginning: Beginning, state: TrainState, plan: Plan, changed: li
             "data as it is now, from its beginning."
         )
     say(f"the data has changed, and is taken as it is now from sequence {state.sequences_seen:,} on:\n{lines.rstrip()}")
+    state.streams = []
     state.data_changes.append({"step": state.step, "first_sequence": state.sequences_seen, "changed": changed})
     return plan.beginning_at(state.sequences_seen)
 
@@ -176,6 +178,7 @@ def checkpoint_name(job: Job, state: TrainState) -> str:
 def checkpoint_state(config: RunConfig, job: Job, state: TrainState) -> CheckpointState:
     """Everything that `restore_job` and `begin_state` want back."""
     captured = capture(job.model, job.engine.optimizer)
+    state.streams = job.data.stream_cursors(state.sequences_seen)
     fresh_score = state.scores_step == state.step and state.scores
     return CheckpointState(
         model_tensors=captured.model_tensors,

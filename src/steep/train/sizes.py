@@ -85,9 +85,15 @@ def run_sizes(config: TrainConfig, sequence_length: int, sequences_per_epoch: in
     )
 
 
-def _total_sequences(config: TrainConfig, sequence_length: int, sequences_per_epoch: int) -> int:
+def requested_sequences(config: TrainConfig, sequence_length: int) -> int | None:
+    """How many sequences a run takes, where that is known without its data: not for a length in epochs."""
     if config.steps is not None:
         return config.steps * config.global_batch_size
     if config.tokens is not None:
         return math.ceil(config.tokens / (config.global_batch_size * sequence_length)) * config.global_batch_size
-    return math.ceil((config.epochs or 1) * sequences_per_epoch)
+    return None
+
+
+def _total_sequences(config: TrainConfig, sequence_length: int, sequences_per_epoch: int) -> int:
+    requested = requested_sequences(config, sequence_length)
+    return math.ceil((config.epochs or 1) * sequences_per_epoch) if requested is None else requested

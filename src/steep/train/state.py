@@ -31,6 +31,8 @@ class TrainState:
     """What the order depends on, the table of phases with it: `Plan.describe`."""
     files: list[dict[str, str]] = field(default_factory=list)
     """The files of each training source and a short checksum of each."""
+    streams: list[list[dict[str, Any]]] = field(default_factory=list)
+    """Where the readers of each streamed source stand; empty for one that was prepared. Filled when a checkpoint is saved."""
     data_changes: list[dict[str, Any]] = field(default_factory=list)
     """Where the data was changed during the run on purpose, and what changed."""
     base_scores: dict[str, Any] = field(default_factory=dict)

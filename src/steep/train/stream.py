@@ -1,0 +1,301 @@
+"""Text that is tokenized while it is trained on, for corpora that are not to be prepared first.
+
+In: a source with `stream: true` and a tokenizer. Out: what the order and the loader ask of any source: the ranges of its j-th
+sequence, and a store to read them from. A fixed number of virtual readers each takes every so-many-th part of the input, parts in
+an order of the seed and the epoch, and lays documents end to end; sequence j is the next one of reader j mod readers.
+So the order depends on the input and the seed alone, not on batches, ranks or restarts. The state is one cursor per reader.
+Weakness: documents of a part stay in file order; a part that was begun is read again up to its cursor at a resume; nothing
+but the plan's start is known of the size, so a run needs its length in steps or tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steep.core.errors import DataError
+from steep.core.fingerprint import fingerprint
+from steep.order.packing import TokenRange
+from steep.order.permutation import Permutation
+from steep.sources.config import SourceConfig
+from steep.sources.document import Document, Record, Span
+from steep.sources.inputs import expand_inputs, load_format
+from steep.tokenizer.encode import TextTokenizer
+
+READERS = 64
+"""Virtual readers. Part of the order: never change it."""
+PART_BYTES = 64 * 2**20
+"""Files that can be cut are cut into parts of about this size. Part of the order."""
+ENDLESS = 2**60
+"""Sequences of one epoch, for a source whose size nobody knows."""
+KEPT_SEQUENCES = 1 << 14
+"""Sequences whose tokens and cursors are kept for the loader and the next checkpoint; more than it ever reads ahead."""
+ENCODED_CHARACTERS = 200_000
+MOST_EMPTY_EPOCHS = 64
+"""A part may hold no record (one that is longer than the part); a reader that meets only such parts so often gives up."""
+
+
+@dataclass(frozen=True)
+class StreamPart:
+    """A file, or a span of one, that one reader reads from start to end."""
+
+    path: str
+    format: str
+    span: Span | None = None
+
+
+@dataclass
+class Cursor:
+    """Where a reader stands before a sequence: `tokens` of the record before `record` are still to come."""
+
+    epoch: int = 0
+    part: int = 0
+    """How many of the epoch's parts of this reader are behind it."""
+    record: int = 0
+    """Records of the part that are behind it, the one being cut included."""
+    tokens: int = 0
+    documents: int = 0
+    """Documents of all epochs that were begun."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Records that were no documents, by reason."""
+
+
+def parts_of(source: SourceConfig) -> list[StreamPart]:
+    """The parts of a source, fixed by its files. Raises DataError."""
+    found = []
+    for file in expand_inputs(source):
+        module = load_format(file.format)
+        split = getattr(module, "split", None)
+        large = split is not None and (not file.path.is_file() or file.path.stat().st_size > PART_BYTES)
+        spans: list[Span] = split(file.path, PART_BYTES, source) if large and split is not None else []
+        found += [StreamPart(str(file.path), file.format, span) for span in (spans or [None])]  # type: ignore[list-item]
+    return found
+
+
+class Reader:
+    """One virtual reader: sequences without end, each with the cursor before it."""
+
+    def __init__(
+        self, parts: list[StreamPart], source: SourceConfig, tokenizer: TextTokenizer, sequence_length: int,
+        number: int, readers: int, seed: int, cursor: Cursor,
+    ):  # fmt: skip
+        self._parts, self._source, self._tokenizer, self._length = parts, source, tokenizer, sequence_length
+        self._number, self._readers, self._seed = number, readers, seed
+        self._cursor = cursor
+
+    def sequences(self) -> Iterator[tuple[Cursor, list[tuple[int, int, NDArray[np.int64]]]]]:
+        """(cursor before it, [(document, start, its ids from there on)]) of one sequence after the other."""
+        before, pieces, room = self._copy(), [], self._length
+        rest = self._cursor.tokens
+        for ids in self._documents():
+            start = len(ids) - rest if rest else 0
+            rest = 0
+            while start < len(ids):
+                count = min(room, len(ids) - start)
+                pieces.append((self._cursor.documents, start, ids[start : start + count + 1]))
+                start += count
+                room -= count
+                self._cursor.tokens = len(ids) - start
+                if not room:
+                    yield before, pieces
+                    before, pieces, room = self._copy(), [], self._length
+
+    def _copy(self) -> Cursor:
+        return Cursor(**{**vars(self._cursor), "dropped": dict(self._cursor.dropped)})
+
+    def _documents(self) -> Iterator[NDArray[np.int64]]:
+        """The ids of every document from the cursor on; a document that the cursor stands in comes whole."""
+        cursor = self._cursor
+        skip = cursor.record - (1 if cursor.tokens else 0)
+        empty_epochs = 0
+        while True:
+            mine = self._parts_of_epoch(cursor.epoch)
+            empty = True
+            while cursor.part < len(mine):
+                for ids, records, dropped in self._encoded(mine[cursor.part], skip):
+                    continued = bool(cursor.tokens) and cursor.record == records
+                    if not continued:
+                        cursor.documents += ids is not None
+                        cursor.dropped = dict(Counter(cursor.dropped) + Counter(dropped))
+                    cursor.record = records
+                    if ids is not None:
+                        empty = False
+                        yield ids
+                cursor.part, cursor.record, cursor.tokens, skip = cursor.part + 1, 0, 0, 0
+            empty_epochs = empty_epochs + 1 if empty else 0
+            if empty_epochs > MOST_EMPTY_EPOCHS:
+                raise DataError(f"a stream of {len(self._parts):,} part(s), {mine[0].path} among them, holds no document")
+            cursor.epoch, cursor.part = cursor.epoch + 1, 0
+
+    def _parts_of_epoch(self, epoch: int) -> list[StreamPart]:
+        order = Permutation(len(self._parts), self._seed, "stream", epoch)(np.arange(len(self._parts)))
+        return [self._parts[place] for place in order[self._number :: self._readers].tolist()]
+
+    def _encoded(self, part: StreamPart, skip: int) -> Iterator[tuple[NDArray[np.int64] | None, int, dict[str, int]]]:
+        """(ids, records of the part up to and with this one, what was dropped since the last); ids None at the end."""
+        number, dropped = skip, Counter[str]()
+        for batch in _batches(_skipped(load_format(part.format).read(Path(part.path), self._source, part.span), skip)):
+            texts = [record.text for record in batch if isinstance(record, Document)]
+            encoded = iter(self._tokenizer.encode_documents(texts))
+            for record in batch:
+                number += 1
+                if not isinstance(record, Document):
+                    dropped[record.reason] += 1
+                    continue
+                yield next(encoded), number, dict(dropped)
+                dropped.clear()
+        yield None, number, dict(dropped)
+
+
+def _skipped(records: Iterator[Record], count: int) -> Iterator[Record]:
+    for _ in range(count):
+        next(records, None)
+    return records
+
+
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    characters = 0
+    for record in records:
+        batch.append(record)
+        characters += len(record.text) if isinstance(record, Document) else 0
+        if characters >= ENCODED_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _Lengths:
+    """Document lengths as far as the loader asks for them: whether one more token follows what was read."""
+
+    def __init__(self, pieces: Mapping[int, tuple[int, NDArray[np.int64]]]):
+        self._pieces = pieces
+
+    def __getitem__(self, key: int) -> int:
+        start, ids = self._pieces[key]
+        return start + len(ids)
+
+
+class StreamSource:
+    """A streamed source as an order and as a store. A piece of a document is its own document here, numbered as it comes."""
+
+    num_sequences = ENDLESS
+    num_documents = 0
+    num_tokens = 0
+    text_bytes = None
+    messages: Sequence[str] = ()
+
+    def __init__(self, source: SourceConfig, tokenizer: TextTokenizer, sequence_length: int, seed: int):
+        self._source, self._tokenizer = source, tokenizer
+        self._sequence_length, self._seed = sequence_length, seed
+        self._parts = parts_of(source)
+        self.num_readers = min(READERS, len(self._parts))
+        self.path = Path(self._parts[0].path)
+        self.max_token_id = tokenizer.vocab_size - 1
+        self.fingerprint = fingerprint([tokenizer.fingerprint, [_identity(part) for part in self._parts]])
+        self._pieces: OrderedDict[int, tuple[int, NDArray[np.int64]]] = OrderedDict()
+        self._made: OrderedDict[int, tuple[Cursor, list[TokenRange]]] = OrderedDict()
+        self._named = 0
+        self._lock = threading.Lock()  # the loader reads ahead in a thread while a checkpoint asks for cursors
+        self.document_lengths = _Lengths(self._pieces)
+        self.begin_at([])
+
+    def begin_at(self, cursors: list[dict[str, Any]], sequences: int = 0) -> None:
+        """Continue where `cursors` of this source, taken at `sequences`, stand; from the start without any."""
+        found = [Cursor(**cursor) for cursor in cursors] or [Cursor() for _ in range(self.num_readers)]
+        self._iterators = [
+            Reader(
+                self._parts, self._source, self._tokenizer, self._sequence_length, number, self.num_readers, self._seed, cursor
+            ).sequences()
+            for number, cursor in enumerate(found)
+        ]  # fmt: skip
+        self._next = [_first(number, sequences, self.num_readers) for number in range(self.num_readers)]
+        self._made.clear()
+        self._pieces.clear()
+
+    def cursors(self, sequences: int) -> list[dict[str, Any]]:
+        """Where each reader stands once the first `sequences` of this source were taken, as JSON."""
+        numbers = (_first(reader, sequences, self.num_readers) for reader in range(self.num_readers))
+        with self._lock:
+            return [vars(self._sequence(number)[0]) for number in numbers]
+
+    def ledger(self, sequences: int) -> dict[str, Any]:
+        """What became of the records up to there: documents that were begun, records that were none, by reason."""
+        cursors = [Cursor(**cursor) for cursor in self.cursors(sequences)]
+        dropped = Counter[str]()
+        for cursor in cursors:
+            dropped.update(cursor.dropped)
+        documents = sum(cursor.documents for cursor in cursors)
+        read = documents + sum(dropped.values())
+        return {"records_read": read, "documents_kept": documents, "dropped": dict(sorted(dropped.items()))}
+
+    def files(self) -> dict[str, str]:
+        """Its files and what is known of their content without reading them."""
+        return {part.path: str(_identity(part)[1]) for part in self._parts}
+
+    def ranges(self, number: int) -> list[TokenRange]:
+        """As of any order; sequences must be asked for in order, but for the latest 16,384. Raises DataError otherwise."""
+        with self._lock:
+            return self._sequence(number)[1]
+
+    def read(self, document: int, start: int, count: int, out: NDArray[Any]) -> None:
+        """Copy tokens [start, start + count) of a piece that `ranges` named into `out`."""
+        first, ids = self._pieces[document]
+        out[:] = ids[start - first : start - first + count]
+
+    def _sequence(self, number: int) -> tuple[Cursor, list[TokenRange]]:
+        reader = number % self.num_readers
+        while self._next[reader] <= number:
+            self._make(reader)
+        if number not in self._made:
+            raise DataError(
+                f"{self.path}: sequence {number:,} of a stream was asked for after it had gone by. A stream is read once, from "
+                "its start; prepare the text to a token store to see any sequence at any time."
+            )
+        return self._made[number]
+
+    def _make(self, reader: int) -> None:
+        cursor, pieces = next(self._iterators[reader])
+        number = self._next[reader]
+        self._next[reader] += self.num_readers
+        ranges = []
+        for _, start, ids in pieces:
+            self._pieces[self._named] = (start, ids)
+            ranges.append(TokenRange(self._named, start, 0))
+            self._named += 1
+        counts = _counts(pieces, self._sequence_length)
+        self._made[number] = (
+            cursor,
+            [token_range._replace(count=count) for token_range, count in zip(ranges, counts, strict=True)],
+        )
+        while len(self._made) > KEPT_SEQUENCES:
+            _, (_, old) = self._made.popitem(last=False)
+            for token_range in old:
+                del self._pieces[token_range.document]
+
+
+def _counts(pieces: list[tuple[int, int, NDArray[np.int64]]], sequence_length: int) -> list[int]:
+    """Tokens of each piece in the sequence: all that were read, but for the one that shows what follows the last."""
+    counts = [len(ids) for _, _, ids in pieces]
+    counts[-1] -= sum(counts) - sequence_length
+    return counts
+
+
+def _first(reader: int, sequences: int, readers: int) -> int:
+    """The first sequence of `reader` that is not among the first `sequences`."""
+    return sequences + (reader - sequences) % readers
+
+
+def _identity(part: StreamPart) -> list[Any]:
+    """What names a part's content without reading it: name, size and place. Weakness: a rewritten file of the same size."""
+    path = Path(part.path)
+    size = path.stat().st_size if path.is_file() else 0
+    return [path.name, size, part.span]
