@@ -218,3 +218,43 @@ def test_smollm2_from_gguf_equals_transformers_and_splits_digits(documents: list
     assert [light.backend.id_to_token(int(i)) for i in ids[:-1]] == ["a", "ĠĠ", "1"]
     literal = light.encode_documents(["<|endoftext|><|im_start|>"])[0]
     assert literal.min() > 1 or literal.tolist().count(2) == 1
+
+
+def test_a_folder_without_a_model_is_read_as_transformers_does_and_without_torch(
+    tiny_tokenizer_directory: Path, documents: list[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    mine, theirs = (
+        load_hf_tokenizer(str(tiny_tokenizer_directory)),
+        AutoTokenizer.from_pretrained(tiny_tokenizer_directory),
+    )
+    assert type(mine) is type(theirs)
+    assert mine.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert mine.special_tokens_map == theirs.special_tokens_map
+    assert mine(documents[:5])["input_ids"] == theirs(documents[:5])["input_ids"]
+    code = (
+        "import sys; from steep.tokenizer.load import load_hf_tokenizer\n"
+        f"load_hf_tokenizer({str(tiny_tokenizer_directory)!r}); print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("change", ["model_beside", "class_of_a_model"])
+def test_a_folder_with_a_model_is_left_to_transformers(
+    tiny_tokenizer_directory: Path, tmp_path: Path, change: str
+) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tiny_tokenizer_directory, folder)
+    if change == "model_beside":
+        (folder / "config.json").write_text(json.dumps({"model_type": "no such model"}))
+    else:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "GPT2Tokenizer"}))
+    code = (
+        "import sys; from steep.tokenizer.load import load_hf_tokenizer\n"
+        f"load_hf_tokenizer({str(folder)!r}); print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "True"

@@ -64,9 +64,15 @@ class TextTokenizer:
     """Where it came from, for messages."""
 
     @cached_property
+    def tokenizer_json(self) -> str:
+        """The content of tokenizer.json."""
+        text: str = self.backend.to_str()
+        return text
+
+    @cached_property
     def fingerprint(self) -> str:
         """32 hex digits of all that decides ids: vocabulary, merges, normalization, splitting, BOS/EOS policy."""
-        backend = json.loads(self.backend.to_str())
+        backend = json.loads(self.tokenizer_json)
         return fingerprint([{part: backend.get(part) for part in _PARTS_THAT_MAKE_IDS}, self.policy])
 
     @property
@@ -132,7 +138,7 @@ class TextTokenizer:
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and steep_tokenizer.json into `directory`, which is made if need be."""
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / BACKEND_FILE, self.backend.to_str())
+        write_text(directory / BACKEND_FILE, self.tokenizer_json)
         write_json(directory / POLICY_FILE, {**self.policy, "description": self.description})
 
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from steep.models.config import ModelConfig
 
 USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Two names of the same class: a tokenizer that is all in tokenizer.json."""
 TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 logger = logging.getLogger(__name__)
@@ -145,9 +148,25 @@ def _from_folder(path: Path) -> PreTrainedTokenizerBase:
         if len(files) != 1:
             raise
         return _from_file(files[0])
+    if _is_plain(folder):
+        from transformers import PreTrainedTokenizerFast  # what AutoTokenizer would take, after importing torch
+
+        return _loaded(str(folder), PreTrainedTokenizerFast.from_pretrained, folder)
     if (folder / "tokenizer_config.json").is_file() or not (folder / BACKEND_FILE).is_file():
         return _auto(str(folder))
     return _from_backend_file(folder / BACKEND_FILE)
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether a folder's tokenizer is of no model's class and has no model beside it, which could ask for another."""
+    try:
+        settings = read_json(folder / "tokenizer_config.json")
+    except (OSError, ValueError):
+        return False  # absent or damaged: AutoTokenizer says what is wrong
+    named = (
+        isinstance(settings, dict) and settings.get("tokenizer_class") in PLAIN_CLASSES and "auto_map" not in settings
+    )
+    return named and (folder / BACKEND_FILE).is_file() and not (folder / "config.json").exists()
 
 
 def _from_file(path: Path) -> PreTrainedTokenizerBase:
@@ -197,8 +216,14 @@ def _auto(reference: str, **arguments: Any) -> PreTrainedTokenizerBase:
 
     arguments = {key: value for key, value in arguments.items() if value is not None}
     where = f"{reference}/{arguments['gguf_file']}" if "gguf_file" in arguments else reference
+    return _loaded(where, AutoTokenizer.from_pretrained, reference, trust_remote_code=False, **arguments)
+
+
+def _loaded(
+    where: str, load: Callable[..., PreTrainedTokenizerBase], *given: Any, **named: Any
+) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(reference, trust_remote_code=False, **arguments)
+        return load(*given, **named)
     except Exception as error:
         # the library's own messages are many lines long; the first one says what happened
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)

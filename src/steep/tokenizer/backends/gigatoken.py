@@ -26,7 +26,7 @@ GROWTH_PER_CHARACTER = 8
 def build(tokenizer: TextTokenizer) -> GigatokenEncoder:
     """A gigatoken encoder with the ids of `tokenizer`. Raises ImportError without gigatoken, ValueError (or what it likes)
     for a tokenizer that it does not know."""
-    return GigatokenEncoder(without_special_tokens(tokenizer.backend.to_str()))
+    return GigatokenEncoder(without_special_tokens(tokenizer.tokenizer_json))
 
 
 def without_special_tokens(tokenizer_json: str) -> str:
