@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import read_json
 from steep.core.units import format_bytes
@@ -14,41 +16,54 @@ from steep.train.run_directory import RunDirectory, is_run_directory
 SHOWN_CHARACTERS = 400
 SHOWN_ITEMS = 8
 SHOWN_NUMBERS = 24
+BAR_CHARACTERS = 40
 """What the text form shows of long values; --json has them whole."""
 
 
-def inspect_path(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, Any]:
+def inspect_path(
+    path: str | os.PathLike[str],
+    *,
+    verify: bool = False,
+    tokenizer: str | None = None,
+    seed: int = 0,
+    format: str = "auto",
+) -> dict[str, Any]:
     """Describe whatever is at `path`. Raises ConfigError for something that steep does not know.
 
-    verify: also read every byte and compare checksums, where there are any.
+    verify: also read every byte and compare checksums, where there are any. Of token stores: `tokenizer` names the one of a
+    store that has none beside it, `seed` chooses the documents that are shown, `format` is the tool that wrote it.
     """
+    from steep.store.detect import FORMATS
     from steep.store.reader import is_store
+
+    if format not in ("auto", *FORMATS):
+        raise ConfigError(f"format {format!r}: needed is one of auto, {', '.join(FORMATS)}")
 
     folder = Path(path)
     if is_run_directory(folder):
         return _inspect_run(RunDirectory(folder), verify)
     if (folder / "train_state.json").is_file():
         return _inspect_checkpoint(folder, verify)
-    if is_store(folder):
-        return _inspect_store(folder, verify)
+    if is_store(folder) or (format != "auto" and folder.exists()):
+        return _inspect_store(folder, verify, tokenizer, seed, format)
     if (folder / "config.json").is_file():
         return _inspect_model(folder)
     what = "there is nothing" if not folder.exists() else "this is none of them"
     raise ConfigError(
-        f"{path}: {what}. steep inspect takes a token store (a folder with manifest.json, or a Megatron .bin/.idx pair), "
+        f"{path}: {what}. steep inspect takes a token store (a folder with manifest.json, or token files of another tool), "
         "a run directory, a checkpoint, or a model folder with config.json."
     )
 
 
-def _inspect_store(path: Path, verify: bool) -> dict[str, Any]:
+def _inspect_store(path: Path, verify: bool, tokenizer: str | None, seed: int, format: str) -> dict[str, Any]:
     from steep.store.inspect import inspect_store
-    from steep.store.reader import open_store
+    from steep.tokenizer.config import TokenizerConfig
+    from steep.tokenizer.load import load_tokenizer
 
-    found = inspect_store(path)
-    if verify:
-        open_store(path).verify()
-        found["verified"] = "every shard equals its checksums"
-    return found
+    given = None
+    if tokenizer is not None:
+        given = load_tokenizer(TokenizerConfig(pretrained=tokenizer, append_eos=False, prepend_bos=False))
+    return inspect_store(path, tokenizer=given, seed=seed, format=format, verify=verify)
 
 
 def _inspect_run(run: RunDirectory, verify: bool) -> dict[str, Any]:
@@ -109,7 +124,7 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
         raise ConfigError(f"{path}: --sequence needs a run directory")
     config = config_of_run(path)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
-    data = open_run_data(config.data, tokenizer, config.run.seed)
+    data = open_run_data(config, tokenizer)
     planned = data.plan.sequence(index)
     store = data.stores[planned.source]
     if not planned.ranges:
@@ -124,11 +139,74 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
                 "document": part.document,
                 "start": part.start,
                 "tokens": part.count,
-                "text": tokenizer.decode(store.document(part.document)[part.start : part.start + part.count]),
+                "text": tokenizer.decode(_tokens(store, part)),
             }
             for part in planned.ranges
         ],
     }
+
+
+def store_as_text(found: dict[str, Any]) -> str:
+    """What `inspect_store` found, as lines for people: with a histogram and tables, and nothing twice."""
+    shown = {
+        key: value for key, value in found.items() if key not in ("ids", "length_histogram", "examples", "fertility")
+    }
+    ids, few = found["ids"], found["fertility"]
+    lines = [as_text(shown)]
+    if few is not None:
+        lines.append(
+            f"fertility: {few['tokens_per_word']} tokens per word, {few['bytes_per_token']} bytes per token "
+            f"(of {few['of_tokens']:,} tokens in {few['of_documents']:,} documents)"
+        )
+    lines += ["documents by tokens:", *_histogram(found["length_histogram"])]
+    of = "all" if ids["whole_store"] else "a sample of"
+    lines.append(f"ids: {ids['different']:,} different in {of} {ids['counted_tokens']:,} tokens")
+    if "never_used" in ids:
+        never = ids["never_used"]
+        lines.append(
+            f"  never used: {never['ids']:,} of the tokenizer's {never['of']:,} ({100 * never['share']:.1f} %)"
+        )
+    if "unknown" in ids:
+        lines.append(f"  unknown (id {ids['unknown']['id']}): {100 * ids['unknown']['share']:.4f} % of the tokens")
+    if ids.get("beyond_the_tokenizer"):
+        lines.append(f"  beyond the tokenizer's vocabulary: {ids['beyond_the_tokenizer']:,} tokens")
+    lines.append("  most frequent: " + ", ".join(_frequent(entry) for entry in ids["most_frequent"]))
+    lines += ["random documents:", *(line for example in found["examples"] for line in _example(example))]
+    return "\n".join(lines)
+
+
+def _histogram(bins: list[dict[str, int]]) -> list[str]:
+    most = max((entry["documents"] for entry in bins), default=0)
+    ranges = [
+        f"{entry['from']:,}" if entry["from"] == entry["to"] else f"{entry['from']:,}-{entry['to']:,}" for entry in bins
+    ]
+    width = max(map(len, ranges), default=0)
+    return [
+        f"  {text:>{width}} {_bar(entry['documents'], most):<{BAR_CHARACTERS}} {entry['documents']:,}"
+        for text, entry in zip(ranges, bins, strict=True)
+    ]
+
+
+def _bar(count: int, most: int) -> str:
+    return "█" * max(round(BAR_CHARACTERS * count / most), 1) if count else ""
+
+
+def _frequent(entry: dict[str, Any]) -> str:
+    name = entry["id"] if entry["text"] is None else repr(entry["text"])
+    return f"{name} {100 * entry['share']:.1f} %"
+
+
+def _example(example: dict[str, Any]) -> list[str]:
+    content = example["text"]
+    if content is None:
+        content = " ".join(map(str, example["first_ids"]))
+    return [f"  {example['document']:,} ({example['tokens']:,} tokens): {_short(content)}"]
+
+
+def _tokens(store: Any, part: Any) -> np.ndarray:
+    tokens = np.empty(part.count, dtype=np.int64)
+    store.read(part.document, part.start, part.count, tokens)
+    return tokens
 
 
 def as_text(value: Any, indent: int = 0) -> str:

@@ -17,16 +17,26 @@ def command(
     sequence: Optional[int] = typer.Option(
         None, min=0, help="Of a run: the documents and text of this sequence.", show_default=False
     ),
+    tokenizer: Optional[str] = typer.Option(
+        None, help="Of a token store without one: hub id, folder, tokenizer.json, .gguf file.", show_default=False
+    ),
+    seed: int = typer.Option(0, help="Chooses the documents of a token store that are shown."),
+    format: str = typer.Option(
+        "auto", help="Tool that wrote a token store: megatron, nanogpt, llm_c, automodel, datatrove."
+    ),
     json: bool = JSON,
 ) -> None:
     """Show what is in a token store, run, checkpoint or model folder."""
     refuse_overrides(context)
-    from steep.inspection import as_text, inspect_path, inspect_sequence
+    from steep.inspection import as_text, inspect_path, inspect_sequence, store_as_text
 
-    found = inspect_sequence(Path(path), sequence) if sequence is not None else inspect_path(path, verify=verify)
+    if sequence is not None:
+        found = inspect_sequence(Path(path), sequence)
+    else:
+        found = inspect_path(path, verify=verify, tokenizer=tokenizer, seed=seed, format=format)
     if json:
         import json as json_module
 
         typer.echo(json_module.dumps(found, indent=2, ensure_ascii=False))
     else:
-        typer.echo(as_text(found))
+        typer.echo(store_as_text(found) if found["kind"] == "token store" else as_text(found))

@@ -166,7 +166,7 @@ class TokenStore:
         Without a manifest there are none: sizes and indices were checked when the store was opened; here every id is read.
         """
         if self.manifest:
-            _verify_checksums(self.path, self.manifest)
+            _verify_checksums(self)
         else:
             _ = self.max_token_id
 
@@ -298,15 +298,28 @@ def _join_manifests(stores: list[TokenStore]) -> dict[str, Any]:
     }
 
 
-def _verify_checksums(folder: Path, manifest: dict[str, Any]) -> None:
+def _verify_checksums(store: TokenStore) -> None:
+    manifest = store.manifest
     suffixes = {"sha256_bin": ".bin", "sha256_idx": ".idx", "sha256_documents": SIDECAR_SUFFIX}
-    for entry in manifest["shards"]:
+    for shard, entry in zip(store.shards, manifest["shards"], strict=True):
         for key, suffix in suffixes.items():
-            path = folder / (entry["name"] + suffix)
-            if sha256_file(path) != entry[key]:
+            path = shard.prefix.with_name(entry["name"] + suffix)
+            try:
+                found = sha256_file(path)
+            except OSError as error:
+                raise DataError(
+                    f"{path}: cannot be read: {error.strerror}. Prepare or copy the store again."
+                ) from error
+            if found != entry[key]:
                 raise DataError(
                     f"{path}: its bytes are not those that {MANIFEST_FILE} lists; prepare or copy it again."
                 )
+    totals = [sum(entry[key] for entry in manifest["shards"]) for key in ("documents", "tokens")]
+    if totals != [manifest["documents"], manifest["tokens"]]:
+        raise DataError(
+            f"{store.path / MANIFEST_FILE}: says {manifest['documents']:,} documents and {manifest['tokens']:,} tokens, but its "
+            f"shards have {totals[0]:,} and {totals[1]:,}; it was changed. Prepare or copy the store again."
+        )
 
 
 def _hash_tokens(tokens: np.ndarray) -> int:
