@@ -45,6 +45,11 @@ SMALLER = {
     ("examples/own_text_smollm2/README.md", "run.yaml"): SHARE,
     ("examples/gpt2_from_scratch/README.md", "run.yaml"): "--train.epochs 0.05 --evaluate.tokens 2000",
     ("examples/custom_model/README.md", "run.yaml"): "--evaluate.tokens 2000",
+    (
+        "docs/how_to/mix_and_replay.md",
+        "mix.yaml",
+    ): "--data.sequence_length 64 --train.tokens 2k --data.validation.manuals.share 0.4",
+    ("docs/how_to/mix_and_replay.md", "stream.yaml"): "--data.sequence_length 64",
 }
 """(page, configuration): overrides that `plan` and `train` of it get besides those on the page."""
 
