@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from steep.models.flops import count_matmul_parameters, flops_per_token, mfu, model_flops_per_token, peak_flops
+from steep.models.flops import count_matmul_parameters, flops_per_token, model_flops_per_token, peak_flops
 from steep.models.gpt2 import build_gpt2_model
 
 
@@ -45,9 +45,6 @@ def test_peaks(name, peak):
     assert peak_flops(name) == peak
 
 
-def test_mfu_of_llm_c_on_h100_and_of_an_unknown_device():
-    assert mfu(468_100, flops_per_token(int(0.742e9 / 6), 12, 768, 1024), "NVIDIA H100") == pytest.approx(
-        0.404, abs=2e-3
-    )
-    assert mfu(1000, 10**9, "AMD EPYC") is None
-    assert mfu(1000, None, "NVIDIA H100") is None
+def test_utilisation_of_llm_c_on_h100():
+    work = 468_100 * flops_per_token(int(0.742e9 / 6), 12, 768, 1024)
+    assert work / peak_flops("NVIDIA H100") == pytest.approx(0.404, abs=2e-3)

@@ -15,7 +15,7 @@ import pytest
 from steep.core.errors import ConfigError
 from steep.trackers import jsonl
 from steep.trackers.jsonl import read_records, truncate_after
-from steep.trackers.tracker import build_tracker, tracker_names
+from steep.trackers.tracker import build_tracker
 
 
 def written(path: Path) -> list[dict]:
@@ -156,5 +156,3 @@ def test_an_unknown_tracker_or_argument_is_named(tmp_path: Path) -> None:
         build_tracker("tensorbord")
     with pytest.raises(ConfigError, match=r"'folder'.*It takes: directory, flush_seconds"):
         build_tracker("tensorboard", folder="x")
-    assert "tensorboard" in tracker_names()
-    assert not {"config", "tracker", "console", "jsonl"} & set(tracker_names())

@@ -190,12 +190,12 @@ def _placed(key: str, value: Any, parameter: Tensor, steps_on_device: bool) -> A
 
 
 def capture_rng() -> dict[str, Any]:
-    """The state of every generator that training can draw from, as JSON: torch, CUDA devices, python, numpy."""
+    """The state of every generator that training can draw from, as JSON: torch, the CUDA device in use, python, numpy."""
     import numpy as np
 
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []  # of the device that this process trains on
     return {
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
         "cuda": [state.numpy().tobytes().hex() for state in cuda],
@@ -214,8 +214,8 @@ def restore_rng(saved: Mapping[str, Any]) -> None:
         random.setstate((version, tuple(words), gauss))
         np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
         torch.set_rng_state(_state_tensor(saved["torch"]))
-        if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([_state_tensor(state) for state in saved["cuda"]])
+        if torch.cuda.is_available() and saved["cuda"]:
+            torch.cuda.set_rng_state(_state_tensor(saved["cuda"][0]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"rng: the saved state of the random number generators is unusable ({error})") from error
 

@@ -77,9 +77,3 @@ def peak_flops(device_name: str) -> float | None:
     """The dense bf16 peak of a GPU in FLOP/s by its name; None for a device that is not in the table, every CPU included."""
     name = f" {' '.join(device_name.lower().replace('-', ' ').split())} "  # whole words: an A1000 is no A100
     return next((peak for part, peak in PEAK_BF16_FLOPS if f" {part} " in name), None)
-
-
-def mfu(tokens_per_second: float, flops_of_token: int | None, device_name: str) -> float | None:
-    """Model FLOPs utilisation, 0 to 1, of one device; None where its peak or the model's FLOPs are not known."""
-    peak = peak_flops(device_name)
-    return None if peak is None or flops_of_token is None else tokens_per_second * flops_of_token / peak

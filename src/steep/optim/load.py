@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from steep.core.plugins import load_plugin, plugin_names
+from steep.core.plugins import load_plugin
 from steep.core.section import Target
 from steep.optim.config import OptimizerConfig
 
@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 NOT_OPTIMIZERS = ("config", "load", "param_groups", "schedule")
-
-
-def optimizer_names() -> list[str]:
-    """The registered optimizers, without importing any."""
-    return plugin_names("steep.optim", NOT_OPTIMIZERS)
 
 
 def load_optimizer(config: OptimizerConfig) -> ModuleType:

@@ -15,7 +15,7 @@ from steep.core.errors import DataError
 from steep.core.fingerprint import fingerprint
 from steep.sources.config import SourceConfig
 from steep.sources.hints import source_hints
-from steep.sources.inputs import expand_path, paths_of
+from steep.sources.inputs import paths_of
 from steep.store.boundaries import default_cache_directory
 from steep.store.config import PrepareConfig
 from steep.store.detect import FORMATS, token_file
@@ -70,15 +70,6 @@ def _each_once(paths: list[Path]) -> list[Path]:
     """Folders, and the files with the tokens for whatever of a store was given; each once, in order."""
     found = [None if path.is_dir() else token_file(path) for path in paths]
     return list(dict.fromkeys(path if entry is None else entry[0] for path, entry in zip(paths, found, strict=True)))
-
-
-def describe_source(source: SourceConfig) -> str:
-    """What will happen with a source, for the plan: used as a token store, or prepared from so many files."""
-    stores = store_paths(source)
-    if stores:
-        return f"token store {', '.join(map(str, stores))}"
-    files = [file for path in paths_of(source) for file in expand_path(path)]
-    return f"{len(files):,} file(s) of text, {sum(file.stat().st_size for file in files):,} bytes"
 
 
 def open_sources(

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from steep.core.errors import ConfigError
-from steep.core.plugins import load_plugin, plugin_names
+from steep.core.plugins import load_plugin
 
 PACKAGE = "steep.trackers"
 NOT_TRACKERS = ("config", "sinks", "tracker")
-ALWAYS_USED = ("console", "jsonl")
 
 Record = Mapping[str, Any]
 """{"kind": "train", "step": 12, "loss": 2.9, ...}; values are JSON values, None where a number does not exist."""
@@ -40,11 +39,6 @@ class Tracker(Protocol):
 def storable_text(text: str) -> str:
     """The text with lone surrogates, which UTF-8 cannot hold (a byte-level model can make them), as question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def tracker_names() -> list[str]:
-    """The trackers that a configuration may name, besides those that are always used."""
-    return plugin_names(PACKAGE, exclude=NOT_TRACKERS + ALWAYS_USED)
 
 
 def build_tracker(name: str, **arguments: Any) -> Tracker:

@@ -44,11 +44,6 @@ class Sizes:
         """Micro-batches per rank in a full step."""
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
-    @property
-    def global_batch_tokens(self) -> int:
-        """Tokens of a full step."""
-        return self.global_batch_size * self.sequence_length
-
     def sequences_of_step(self, step: int) -> range:
         """The sequences that `step` trains on, over all ranks."""
         start = self.first_sequence + (step - self.first_step) * self.global_batch_size
