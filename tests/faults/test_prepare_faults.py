@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ SHARD_BYTES = 120_000
 
 # No main guard, on purpose: workers must not import the caller's main module.
 PROGRAM = f"""
-import pathlib, signal, sys
+import json, os, pathlib, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has its children ignore it
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
@@ -43,7 +44,7 @@ def progress(*call):
     if mode == "pause":  # until the test says something: the workers end their items and wait for more
         sys.stdin.readline()
 
-config = PrepareConfig(workers=int(workers), shard_bytes={SHARD_BYTES})
+config = PrepareConfig(workers=int(workers), shard_bytes={SHARD_BYTES}, **json.loads(os.environ.get("CHANGES", "{{}}")))
 print("started", flush=True)
 sources, tokenizer = [SourceConfig(path=source)], TextTokenizer.load(pathlib.Path(tokenizer))
 print(prepare(sources, tokenizer, pathlib.Path(out), config, progress, wait=mode == "wait"))
@@ -103,10 +104,10 @@ def start(corpus: Path, tokenizer_folder: Path, out: Path, workers: int = 2, mod
     return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], text=True, **pipes)
 
 
-def run_killed(source: Path, tokenizer_folder: Path, out: Path, kill_at: int) -> int:
+def run_killed(source: Path, tokenizer_folder: Path, out: Path, kill_at: int, changes: str = "{}") -> int:
     """Run `prepare` in one process that kills itself before its `kill_at`-th rename; returns its exit status."""
     arguments = [str(source), str(tokenizer_folder), str(out), "1", "go"]
-    environment = {**os.environ, "KILL_AT": str(kill_at)}
+    environment = {**os.environ, "KILL_AT": str(kill_at), "CHANGES": changes}
     program = [sys.executable, "-c", KILLER + PROGRAM, *arguments]
     return subprocess.run(program, capture_output=True, env=environment, timeout=60).returncode
 
@@ -196,6 +197,39 @@ def test_killed_before_every_single_rename_it_ends_with_the_same_bytes(
         prepare([SourceConfig(path=str(source))], tokenizer, out, config)
         assert folder_hashes(out) == expected
     assert kill_at == RENAMES_BEFORE_SHARDS + RENAMES_PER_SHARD + 2 + 1  # rejected.jsonl, manifest; then none is left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_tokens": 12_000, "shard_tokens": 3000},
+        {"dedup": "minhash", "min_tokens": 200, "check_against": ["EVALUATION"]},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_killed_before_every_rename_of_a_choice_it_ends_with_the_same_bytes(
+    documents: list[str], tokenizer: TextTokenizer, tokenizer_folder: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    source, evaluation = tmp_path / "small.jsonl", tmp_path / "evaluation.txt"
+    lines = [json.dumps({"text": text}) for text in documents[:12] * 2]
+    source.write_text("\n".join([*lines, "{"]), encoding="utf-8")
+    evaluation.write_text(documents[3])
+    if "check_against" in changes:
+        changes = {**changes, "check_against": [str(evaluation)]}
+    config = PrepareConfig(workers=1, shard_bytes=SHARD_BYTES, **changes)
+    prepare([SourceConfig(path=str(source))], tokenizer, tmp_path / "whole", config)
+    expected = folder_hashes(tmp_path / "whole")
+    for kill_at in range(1, 60):
+        out = tmp_path / f"out{kill_at}"
+        status = run_killed(source, tokenizer_folder, out, kill_at, json.dumps(changes))
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        assert not is_store(out) or (out / "manifest.json").exists() or (out / ".prepare").exists()
+        prepare([SourceConfig(path=str(source))], tokenizer, out, config)
+        assert folder_hashes(out) == expected
+    assert kill_at > 12
 
 
 def test_killed_right_after_the_manifest_the_store_is_whole_and_tidied(
