@@ -307,6 +307,27 @@ def test_the_extra_token_is_not_in_the_name_but_is_noticed(tmp_path: Path) -> No
     assert sequences_of(data) == sequences_of(plans(path, 40, add_extra_token=False))
 
 
+def tokenizers_named(folder: Path) -> list[Any]:
+    files = [file for file in folder.glob("*-GPTDataset-*.txt") if file.stat().st_size > 10]
+    return sorted((json.loads(file.read_text())["tokenizer"] for file in files), key=str)
+
+
+def test_what_another_program_calls_the_tokenizer_is_taken_over(tmp_path: Path) -> None:
+    path, folder = write(tmp_path, "a", [20] * 9), tmp_path / "cache"
+    cached(tmp_path, path)
+    (folder / "0-GPTDataset-train-description.txt").write_text("no JSON")
+    written = contents(folder)
+    options: dict[str, Any] = {"cache_directory": folder, "tokenizer_identifiers": "another"}
+    assert plans(path, 40, **options).messages == []
+    assert contents(folder) == written
+    plans(path, 90, **options)  # another size: a new index, under the same name of the tokenizer
+    assert tokenizers_named(folder) == [{"class": "Tok"}] * 2
+    build_megatron_plans(
+        path, "100,0,0", 8, 8, 40, 0, open_sequences, **options
+    )  # another seed: no run of that program
+    assert tokenizers_named(folder) == ["another", {"class": "Tok"}, {"class": "Tok"}]
+
+
 # ---- names of datasets ----
 
 

@@ -9,7 +9,7 @@ says so. Use the native order unless a Megatron run is to be continued or compar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from steep.core.errors import ConfigError, DataError
 from steep.order.megatron_blend import MOST_DATASETS, samples_per_dataset
-from steep.order.megatron_cache import Identity, IndexCache, blend_description
+from steep.order.megatron_cache import Identity, IndexCache, blend_description, tokenizer_of_cache
 from steep.order.megatron_index import (
     SPLIT_NAMES,
     TRAIN,
@@ -90,6 +90,7 @@ def build_megatron_plans(
     open_sequences: opens a token store with every Megatron sequence as a document: `partial(open_store, unit="sequences")`.
     cache_directory: for Megatron's index files; None builds the indices in memory. write_cache: False on all ranks but one.
     tokenizer_identifiers: `unique_identifiers` of Megatron's tokenizer; they enter the names of the cache files and nothing else.
+        A string, NeMo Automodel's name of the tokenizer, gives way to what indices in `cache_directory` call it.
     Raises ConfigError and DataError.
     """
     blends = read_blend(paths_and_weights)
@@ -117,6 +118,12 @@ def build_megatron_plans(
         matrix = [(0.0, 1.0) if blend else None for blend in blends]
         per_split = blends
         identity = Identity(seed, sequence_length, None, None, tokenizer_identifiers)
+
+    if cache.directory is not None and isinstance(tokenizer_identifiers, str):
+        every = [prefix for blend in per_split if blend is not None for prefix in blend.prefixes]
+        identity = replace(
+            identity, tokenizer=tokenizer_of_cache(cache.directory, every, identity) or tokenizer_identifiers
+        )
 
     def plan_of(number: int, requested: int | None) -> MegatronPlan | None:
         blend, bounds = per_split[number], matrix[number]

@@ -65,6 +65,25 @@ class Identity:
         return {**head, **tokenizer, **order} if isinstance(self.tokenizer, str) else {**head, **order, **tokenizer}
 
 
+def tokenizer_of_cache(directory: Path, paths: Sequence[str], identity: Identity) -> Mapping[str, Any] | str | None:
+    """How the tokenizer is named in an index that another program left for one of these datasets, seed, length and split.
+
+    With that name indices for other sizes are found too, and those written here are found there. None where there is none.
+    """
+    for path in sorted(directory.glob("*-GPTDataset-*-description.txt")):
+        try:
+            described = json.loads(path.read_text(encoding="utf-8"))
+            split, matrix = described["split"], described["split_matrix"]
+            found = (described["dataset_path"], described["random_seed"], described["sequence_length"], split)
+            tokenizer = described["tokenizer"]
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # no description that Megatron would find either
+        same = found[0] in paths and found[1:] == (identity.seed, identity.sequence_length, identity.split)
+        if same and isinstance(tokenizer, (dict, str)) and json.dumps(matrix) == json.dumps(identity.matrix):
+            return tokenizer
+    return None
+
+
 def blend_description(
     datasets: Sequence[Mapping[str, Any]], split: int, weights: Sequence[float], size: int | None
 ) -> dict[str, Any]:
