@@ -25,8 +25,13 @@ def temporary_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_writer(path: str | os.PathLike[str], mode: str = "wb", **open_arguments: Any) -> Iterator[IO[Any]]:
-    """Open a file that appears under `path`, whole and fsynced, only when the block ends without an exception."""
+def atomic_writer(
+    path: str | os.PathLike[str], mode: str = "wb", *, sync_folder: bool = True, **open_arguments: Any
+) -> Iterator[IO[Any]]:
+    """Open a file that appears under `path`, whole and fsynced, only when the block ends without an exception.
+
+    sync_folder: also make its name durable; False where another file is written to the same folder right after.
+    """
     path = Path(path)
     temporary = temporary_path(path)
     try:
@@ -38,7 +43,8 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "wb", **open_argumen
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if sync_folder:
+        sync_directory(path.parent)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -54,7 +60,10 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file. Raises OSError or ValueError."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep to be read") from error
 
 
 def sync_directory(directory: Path) -> None:

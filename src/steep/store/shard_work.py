@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, chain, groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ from steep.store.contamination import EvaluationRuns
 from steep.store.file_hashes import check_unchanged
 from steep.store.manifest import empty_ledger
 from steep.store.notes import EVALUATION, Notes, open_notes
+from steep.store.spool import shown_name
 from steep.store.work import Part, WorkItem
 from steep.store.writer import ShardWriter, describe_shard, disk_errors, open_shard
 from steep.tokenizer.encode import REFERENCE_BACKEND, EncodedTexts, TextEncoder, TextTokenizer
@@ -100,11 +101,11 @@ def process_item(job: Job, item: WorkItem, tokenizer: TextTokenizer, report: Rep
     """Write the shard of one item and, last, its entry. Raises DataError for what cannot be read or written."""
     with disk_errors(job.out):
         with (
-            atomic_writer(rejected_path(job.out, item.name)) as rejected_file,
+            atomic_writer(rejected_path(job.out, item.name), sync_folder=False) as rejected_file,
             open_notes(job.out / PREPARE_FOLDER, item.name, job.notes, job.evaluation_runs) as notes,
             open_shard(job.shard_folder, item.name, job.dtype) as writer,
         ):
-            sink = _Sink(writer, rejected_file, tokenizer, job.stop_on_bad_record, notes)
+            sink = _Sink(job, writer, rejected_file, tokenizer, notes)
             for backend, records in _records_by_backend(job, item):
                 encoder = tokenizer.encoder(backend)
                 for batch, position in _batches(records):
@@ -124,10 +125,9 @@ def process_item(job: Job, item: WorkItem, tokenizer: TextTokenizer, report: Rep
 class _Sink:
     """Where the records of one shard go: tokens, or the list of the rejected; each is counted once."""
 
-    def __init__(
-        self, writer: ShardWriter, rejected_file: IO[bytes], tokenizer: TextTokenizer, stop: bool, notes: Notes
-    ):
-        self._writer, self._rejected_file, self._tokenizer, self._stop = writer, rejected_file, tokenizer, stop
+    def __init__(self, job: Job, writer: ShardWriter, rejected_file: IO[bytes], tokenizer: TextTokenizer, notes: Notes):
+        self._writer, self._rejected_file, self._tokenizer = writer, rejected_file, tokenizer
+        self._stop, self._folder = job.stop_on_bad_record, job.out / PREPARE_FOLDER
         self._notes = notes
         self.dropped: Counter[str] = Counter()
         self.records_read = 0
@@ -156,6 +156,7 @@ class _Sink:
         }
 
     def _reject(self, record: Rejected) -> None:
+        record = replace(record, file=shown_name(record.file, self._folder))
         if self._stop:
             raise DataError(
                 f"{record}\n  on_bad_record is `stop`; `skip` notes such records in rejected.jsonl and goes on."

@@ -98,10 +98,10 @@ class ShardWriter:
 def open_shard(folder: Path, name: str, dtype: np.dtype) -> Iterator[ShardWriter]:
     """Write shard `name` in `folder`: all three files appear when the block ends, .bin first; none after an exception."""
     with disk_errors(folder):
-        with atomic_writer(folder / f"{name}.bin") as bin_file:
+        with atomic_writer(folder / f"{name}.bin", sync_folder=False) as bin_file:
             writer = ShardWriter(bin_file, dtype)
             yield writer
-        with atomic_writer(folder / f"{name}.idx") as index_file:
+        with atomic_writer(folder / f"{name}.idx", sync_folder=False) as index_file:
             write_index(index_file, np.frombuffer(writer.lengths, dtype=np.int64), dtype)
         with atomic_writer(folder / f"{name}{SIDECAR_SUFFIX}") as sidecar_file:
             np.lib.format.write_array(sidecar_file, writer.sidecar(), allow_pickle=False)
