@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 1 << 20
 COMPRESSIONS = (".gz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-ALWAYS_EXPANDED_BYTES = 64 * 2**20
+ALWAYS_EXPANDED_BYTES = 8 * 2**20
 """So much text is read from a compressed file whatever its size: a small file of repeated lines is no attack."""
 
 

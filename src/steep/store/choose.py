@@ -24,6 +24,7 @@ from steep.store.manifest import SIDECAR_SUFFIX
 from steep.store.megatron import read_index
 from steep.store.notes import EVALUATION, PLACES, SIGNATURES, Places, read_notes
 from steep.store.shard_work import PREPARE_FOLDER, Job, record_path, rejected_path
+from steep.store.spool import shown_name
 from steep.store.work import WorkItem
 from steep.store.writer import ShardWriter, describe_shard, open_shard
 
@@ -214,6 +215,7 @@ def write_rejected(job: Job, choice: Choice, config: PrepareConfig, file: IO[byt
                 detail = f"{how} document {original:,} of the store"
             else:
                 detail = _detail(job, config, documents, document, reason)
+            name = shown_name(name, job.out / PREPARE_FOLDER)
             content = {"file": name, "line": line, "reason": REASONS[reason], "detail": detail}
             file.write(orjson.dumps(content) + b"\n")
 
@@ -230,6 +232,7 @@ def report_contamination(job: Job, documents: list[ItemDocuments], file: IO[byte
         lengths = part.lengths
         for document in np.flatnonzero(notes["runs"]).tolist():
             name, line = places.find(part.entry["source_files"], where[document])
+            name = shown_name(name, job.out / PREPARE_FOLDER)
             text = int(notes["text"][document])
             content = {"file": name, "line": line, "tokens": int(lengths[document]),
                        "shared_runs": int(notes["runs"][document]), "evaluation_text": described[text]["text"]}  # fmt: skip

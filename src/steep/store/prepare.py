@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import IO, Any, Optional
 
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import atomic_writer, read_json, remove_leftovers, write_json
@@ -330,7 +330,7 @@ def _finish(
         tokenizer={"fingerprint": tokenizer.fingerprint, **tokenizer.policy, "vocab_size": tokenizer.vocab_size,
                    "description": tokenizer.description,
                    "backends": [tokenizer.encoder(name).description for _, name in sorted(job.backends.items())]},
-        sources=_describe_sources(inputs, job.sources),
+        sources=_describe_sources(inputs, job.sources, out / PREPARE_FOLDER / SPOOL_FILE),
         settings=plan["settings"],
         ledger=ledger,
         max_token_id=max(shard["max_token_id"] for shard in shards),
@@ -353,14 +353,20 @@ def _final_shards(job: Job, choice: Choice, config: PrepareConfig) -> list[dict[
     ]
 
 
-def _describe_sources(inputs: Inputs, sources: list[SourceConfig]) -> list[dict[str, Any]]:
+def _describe_sources(inputs: Inputs, sources: list[SourceConfig], spooled: Path) -> list[dict[str, Any]]:
     names = [source_name(source) for source in sources]
     rows = zip(inputs.files, inputs.sizes, inputs.sha256, strict=True)
     return [
-        {"source": names[number], "number": number, "path": str(file.path), "format": file.format, "size": size,
-         "sha256": digest}
+        {
+            "source": names[number],
+            "number": number,
+            "path": STANDARD_INPUT if file.path == spooled else str(file.path),
+            "format": file.format,
+            "size": size,
+            "sha256": digest,
+        }
         for (number, file), size, digest in rows
-    ]  # fmt: skip
+    ]
 
 
 def _nothing_kept(ledger: dict[str, Any], entries: list[dict[str, Any]], choice: Choice) -> str:
@@ -493,8 +499,7 @@ def _exclusive(out: Path, wait: bool) -> Iterator[None]:
 
     path = out / PREPARE_FOLDER / LOCK_FILE
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+", encoding="utf-8") as file:
+        with _open_lock(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -512,6 +517,15 @@ def _exclusive(out: Path, wait: bool) -> Iterator[None]:
             finally:
                 _remove_empty_prepare_folder(out)
             return
+
+
+def _open_lock(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{path.parents[1]}: cannot be made or written: {reason}. Choose another folder.") from error
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

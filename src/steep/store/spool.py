@@ -16,7 +16,13 @@ from steep.sources.config import SourceConfig
 from steep.sources.inputs import STANDARD_INPUT, paths_of
 
 SPOOL_FILE = "standard_input"
+SHOWN_NAME = "standard input"
 _BLOCK_BYTES = 1 << 20
+
+
+def shown_name(file: str, folder: Path) -> str:
+    """How a source file is called in messages: its path, or what the copy in `folder` is a copy of."""
+    return SHOWN_NAME if file == str(folder / SPOOL_FILE) else file
 
 
 def spool_standard_input(source: SourceConfig, folder: Path) -> SourceConfig:
@@ -39,4 +45,4 @@ def spool_standard_input(source: SourceConfig, folder: Path) -> SourceConfig:
         )
     with atomic_writer(folder / SPOOL_FILE) as file:
         shutil.copyfileobj(sys.stdin.buffer, file, _BLOCK_BYTES)
-    return source.model_copy(update={"path": str(folder / SPOOL_FILE), "name": source.name or "standard input"})
+    return source.model_copy(update={"path": str(folder / SPOOL_FILE), "name": source.name or SHOWN_NAME})
