@@ -148,9 +148,11 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
 
 def store_as_text(found: dict[str, Any]) -> str:
     """What `inspect_store` found, as lines for people: with a histogram and tables, and nothing twice."""
-    shown = {
-        key: value for key, value in found.items() if key not in ("ids", "length_histogram", "examples", "fertility")
-    }
+    apart = ("ids", "length_histogram", "examples", "fertility", "sources")
+    shown = {key: value for key, value in found.items() if key not in apart and value not in (None, [])}
+    if found["sources"]:
+        size = sum(file["size"] for file in found["sources"])
+        shown["sources"] = f"{len(found['sources']):,} file(s), {format_bytes(size)} (--json lists them)"
     ids, few = found["ids"], found["fertility"]
     lines = [as_text(shown)]
     if few is not None:

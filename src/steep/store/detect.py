@@ -59,7 +59,7 @@ def token_file(path: Path) -> Optional[tuple[Path, str]]:
 def token_files(folder: Path, asked_for: Optional[str] = None) -> list[tuple[Path, str]]:
     """The token files of a folder, sorted by name, with their formats; empty unless all that lies there belongs to them.
 
-    asked_for: a format; then files of other kinds are no obstacle, and each .bin is taken for that format.
+    asked_for: a format; then other files are no obstacle, and each .bin is taken for that format.
     Raises DataError for a folder that holds both training and held-out files: joined, the model would train on both.
     """
     with os.scandir(folder) as entries:
@@ -69,23 +69,33 @@ def token_files(folder: Path, asked_for: Optional[str] = None) -> list[tuple[Pat
     found = {folder / name: token_file(folder / name) for name in names}
     known = dict.fromkeys(entry for entry in found.values() if entry is not None)
     strangers = [path for path, entry in found.items() if entry is None and path.name.lower() not in _BESIDE_TOKENS]
-    if asked_for is not None:
-        known = dict.fromkeys((path, asked_for) for path, kind in known if _can_be(kind, asked_for))
+    if asked_for is not None:  # whatever a .bin looks like; opening it says what is wrong
+        ending = datatrove.SUFFIX if asked_for == "datatrove" else ".bin"
+        known = dict.fromkeys((path, asked_for) for path in found if path.suffix == ending)
     elif strangers:
         return []
     _refuse_mixed_splits(folder, [path for path, kind in known if kind != "megatron"])
     return list(known)
 
 
-def check_format(path: Path, found: Optional[str], asked_for: str) -> None:
-    """Raise DataError if a file is not of the format that the user named."""
-    if found is None or not _can_be(found, asked_for):
-        what = "no file of tokens that steep knows" if found is None else f"{found} by its first bytes"
+def as_asked(path: Path, asked_for: str) -> tuple[Path, str]:
+    """The file of tokens that `path` belongs to, as the format that the user named. Raises DataError if it is none."""
+    entry = token_file(path)
+    found = None if entry is None else entry[1]
+    if asked_for == "nanogpt" and found != "megatron":
+        return path, asked_for  # needs no sign of it
+    if entry is None or found is None or not _can_be(found, asked_for):
+        what = (
+            "no file of tokens that steep knows"
+            if found is None
+            else f"{found} by its first bytes or what lies beside it"
+        )
         raise DataError(f"{path}: format is {asked_for}, but the file is {what}. Formats: auto, {', '.join(FORMATS)}.")
+    return entry[0], asked_for
 
 
 def _can_be(found: str, asked_for: str) -> bool:
-    """Automodel once wrote llm.c's header; any .bin without an index can be nanoGPT's."""
+    """Automodel once wrote llm.c's header."""
     return found == asked_for or (found, asked_for) == ("llm_c", "automodel")
 
 

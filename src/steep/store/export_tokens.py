@@ -25,7 +25,7 @@ from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
 from steep.store import automodel, llm_c
 from steep.store.megatron import token_dtype, write_index
 from steep.store.reader import TokenStore, open_store
-from steep.store.token_file import LARGEST_COUNT, make_header
+from steep.store.token_file import LARGEST_COUNT, make_header, read_in_order
 from steep.store.writer import disk_errors
 
 EXPORT_FORMATS = ("megatron", "nanogpt", "llm_c", "automodel")
@@ -280,7 +280,9 @@ def _document_blocks(store: TokenStore, progress: Optional[Progress]) -> Iterato
             before = int(ends[begin - 1]) if begin else 0
             stop = max(begin + 1, int(np.searchsorted(ends, before + _BLOCK_TOKENS, side="right")))
             after = int(ends[stop - 1])
-            yield lengths[begin:stop], shard.tokens[before:after].astype(np.int64)
+            with read_in_order(shard.tokens):
+                tokens = shard.tokens[before:after].astype(np.int64)
+            yield lengths[begin:stop], tokens
             done += after - before
             if progress is not None:
                 progress(done, store.num_tokens)

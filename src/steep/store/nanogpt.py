@@ -14,16 +14,17 @@ import numpy as np
 from steep.core.errors import DataError
 from steep.store.token_file import TokenFile
 
-_OTHERS = {b"PK\x03\x04": "a zip archive or a PyTorch file", b"\x80\x02": "a pickle", b"\x80\x03": "a pickle",
-           b"\x80\x04": "a pickle", b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "Zstandard", b"GGUF": "a GGUF model",
+_OTHERS = {b"PK\x03\x04": "a zip archive or a PyTorch file", b"\x80\x02\x8a\x0a": "an old PyTorch file",
+           b"\x1f\x8b\x08\x00": "gzip", b"\x1f\x8b\x08\x08": "gzip", b"(\xb5/\xfd": "Zstandard", b"GGUF": "a GGUF model",
            b"MMIDIDX": "a Megatron index", b"\x93NUMPY": "a NumPy array", b"\x7fELF": "a program"}  # fmt: skip
+"""By at least four bytes: any two are an id."""
 _PARTS_OF_MEGATRON = ("_document", "_sentence")
 _LOOKED_AT = 1 << 20
 
 
 def open_tokens(path: Path, *, asked_for: bool = False) -> TokenFile:
     """Check the size, and unless the format was `asked_for`, that it looks like u16 ids. Raises DataError."""
-    problem = what_else(path) or (None if asked_for else _looks_wrong(path))
+    problem = None if asked_for else what_else(path) or _looks_wrong(path)
     size = path.stat().st_size
     if problem is None and size % 2:
         problem = f"has {size:,} bytes, an odd number, so it holds no 16-bit ids; it was cut short or is something else"

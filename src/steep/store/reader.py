@@ -6,6 +6,7 @@ Memory: 8 bytes per document, 16 more where documents had to be found, and what 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from steep.core.errors import DataError
 from steep.core.files import sha256_file
 from steep.core.fingerprint import fingerprint
 from steep.store.boundaries import largest_id
-from steep.store.detect import FORMATS, check_format, megatron_prefix, token_file, token_files
+from steep.store.detect import FORMATS, as_asked, megatron_prefix, token_file, token_files
 from steep.store.manifest import (
     MANIFEST_FILE,
     SIDECAR_SUFFIX,
@@ -32,6 +33,7 @@ from steep.store.manifest import (
 from steep.store.megatron import Unit
 from steep.store.open_files import allow_open_files
 from steep.store.shard import Shard, ShardOpener, open_megatron
+from steep.store.token_file import read_in_order
 from steep.store.writer import SIDECAR_DTYPE
 
 __all__ = ["Shard", "TokenStore", "is_store", "join_stores", "megatron_prefix", "open_store"]
@@ -146,7 +148,10 @@ class TokenStore:
         if sidecar is not None:
             return sidecar["content_hash"].astype(np.uint64)
         hashes = (_hash_tokens(self.document(number)) for number in range(self.num_documents))
-        return np.fromiter(hashes, dtype=np.uint64, count=self.num_documents)
+        with contextlib.ExitStack() as stack:
+            for shard in self.shards:
+                stack.enter_context(read_in_order(shard.tokens))
+            return np.fromiter(hashes, dtype=np.uint64, count=self.num_documents)
 
     @cached_property
     def _sidecar(self) -> Optional[np.ndarray]:
@@ -200,7 +205,7 @@ def _open(path: Path, opener: ShardOpener) -> TokenStore:
         return _open_folder(path, opener)
     entry = token_file(path)
     if opener.asked_for is not None and path.is_file():
-        entry = _as_asked(path, entry, opener.asked_for)
+        entry = as_asked(path, opener.asked_for)
     if entry is None:
         raise DataError(f"{path}: is no token store ({_KINDS}){_missing_half(path)}.")
     allow_open_files(1)
@@ -242,16 +247,10 @@ def _open_folder(folder: Path, opener: ShardOpener) -> TokenStore:
     if not files:
         raise DataError(f"{folder}: is no token store: no {MANIFEST_FILE}, and not only files of tokens.")
     allow_open_files(len(files))
+    if opener.asked_for is not None:
+        files = [as_asked(path, opener.asked_for) for path, _ in files]
     shards = [opener.open(path, file_format) for path, file_format in files]
     return TokenStore(folder, shards, {})
-
-
-def _as_asked(path: Path, entry: Optional[tuple[Path, str]], asked_for: str) -> tuple[Path, str]:
-    """The file as the format that the user named, which for nanoGPT's needs no sign of it."""
-    if asked_for == "nanogpt" and path.suffix != ".idx":
-        return path, asked_for
-    check_format(path, None if entry is None else entry[1], asked_for)
-    return (path if entry is None else entry[0]), asked_for
 
 
 def _missing_half(path: Path) -> str:

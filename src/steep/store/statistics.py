@@ -13,6 +13,7 @@ from typing import Any, Optional
 import numpy as np
 
 from steep.store.reader import TokenStore
+from steep.store.token_file import read_in_order
 from steep.tokenizer.encode import TextTokenizer
 
 COUNTED_TOKENS = 1 << 27
@@ -44,8 +45,9 @@ def count_ids(store: TokenStore, vocab_size: int = 0) -> IdCounts:
         step = PIECE_TOKENS * every
         for begin in range(0, len(shard.tokens), step):
             stop = begin + (PIECE_TOKENS if every > 1 else step)
-            piece = shard.tokens[begin:stop]
-            found = np.bincount(piece.astype(np.int64, copy=False), minlength=len(counts))
+            with read_in_order(shard.tokens):
+                piece = shard.tokens[begin:stop].astype(np.int64)
+            found = np.bincount(piece, minlength=len(counts))
             found[: len(counts)] += counts
             counts = found
             looked_at += len(piece)
