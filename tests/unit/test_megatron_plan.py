@@ -163,6 +163,9 @@ def test_datasets_without_weights_give_one_epoch_and_say_so(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="give weights, or train on fewer"):
         data.train.check_length(50)
     data.train.check_length(11)
+    one_epoch = plans(write(tmp_path, "d", [33]), None).train
+    with pytest.raises(ConfigError, match="holds 4 sequences, and the run needs 8. It was made for one epoch"):
+        one_epoch.check_length(8)
 
 
 def test_every_split_can_have_its_own_datasets(tmp_path: Path) -> None:

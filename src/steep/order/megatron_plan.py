@@ -92,9 +92,14 @@ class MegatronPlan:
     def check_length(self, total_sequences: int) -> None:
         """Raise ConfigError where a run of this length needs more sequences than the order was made for."""
         if total_sequences > self.num_sequences:
+            remedy = (
+                "Datasets without weights give one epoch each: give weights, or train on fewer."
+                if self._requested is not None
+                else "It was made for one epoch: give train.steps or train.tokens, and weights if there are several datasets."
+            )
             raise ConfigError(
                 f"data.order: Megatron's order holds {self.num_sequences:,} sequences, and the run needs "
-                f"{total_sequences:,}. Without weights each dataset gives one epoch: give weights, or train on fewer."
+                f"{total_sequences:,}. {remedy}"
             )
 
     def beginning_at(self, first_sequence: int) -> MegatronPlan:
