@@ -263,7 +263,7 @@ def test_a_long_line_is_passed_over_in_bounded_memory_and_counted(tmp_path: Path
     path = tmp_path / f"a.jsonl{ending}"
     content = b'{"text": "one"}\n{"text": "' + b"x" * 20_000_000 + b'"}\n{"text": "two"}\n' + b"y" * 2000
     path.write_bytes(gzip.compress(content) if ending else content)
-    config = SourceConfig(path=str(path), max_record_bytes=1000)
+    config = SourceConfig(path=str(path), max_record_bytes=1000, max_expansion=10**6)
     tracemalloc.start()
     records = list(jsonl.read(path, config))
     peak_bytes = tracemalloc.get_traced_memory()[1]

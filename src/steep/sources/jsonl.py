@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
+import orjson
+
 from steep.core.errors import DataError
 from steep.sources.config import SourceConfig
 from steep.sources.document import (
     NO_FIELD,
     NOT_JSON,
     NOT_UTF8,
+    Document,
     LinesBefore,
     Place,
     Record,
@@ -46,6 +49,7 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
     name, limit_bytes = str(path), config.max_record_bytes
     start, stop = span or (0, None)
     with open_binary(path, config) as (stream, tell):
+        is_compressed = bool(compression_of(path))
         offset = seek_line(stream, path, start)
         lines_before: Optional[LinesBefore] = LinesBeforeOffset(path, offset) if offset else None
         row = 0
@@ -53,21 +57,23 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
             if stop is not None and offset >= stop:
                 return
             row += 1
-            if isinstance(line, int):
-                offset += line
-                yield too_long(line, limit_bytes, Place(name, row, tell(), lines_before))
+            content = line.removeprefix(BYTE_ORDER_MARK) if offset == 0 and isinstance(line, bytes) else line
+            offset += line if isinstance(line, int) else len(line)
+            position = tell() if is_compressed else offset - start
+            if isinstance(content, int):
+                yield too_long(content, limit_bytes, Place(name, row, position, lines_before))
                 continue
-            content = line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line
-            offset += len(line)
-            if content and not content.isspace():
-                position = tell() if stop is None else offset - start
+            if not content or content.isspace():
+                continue
+            text = _usual_text(content, keys)
+            if text is not None:
+                yield Document(text, name, row, position, lines_before)
+            else:
                 yield parse_line(content, keys, Place(name, row, position, lines_before))
 
 
 def parse_line(line: bytes, keys: tuple[str, ...], place: Place) -> Record:
     """The record in one line."""
-    import orjson
-
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -80,6 +86,19 @@ def parse_line(line: bytes, keys: tuple[str, ...], place: Place) -> Record:
     wanted = " or ".join(map(repr, keys))
     found = ", ".join(map(repr, list(value)[:8])) or "none"
     return place.reject(NO_FIELD, f"no {wanted}; fields: {found}")
+
+
+def _usual_text(line: bytes, keys: tuple[str, ...]) -> Optional[str]:
+    """The text of a record in order; None for every other, which `parse_line` looks at again."""
+    try:
+        value = orjson.loads(line)
+        for key in keys:
+            if key in value:
+                text = value[key]
+                return text if type(text) is str and text and not text.isspace() else None
+    except (orjson.JSONDecodeError, TypeError, IndexError):
+        return None
+    return None
 
 
 def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) -> list[Span]:
