@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import pairwise
 from typing import Any, Optional
 
 import numpy as np
@@ -27,6 +26,7 @@ from steep.tokenizer.encode import EncodedTexts, TextEncoder, TextTokenizer
 
 PACKAGE = "gigatoken"
 MOST_GROWTH_BYTES = 384 * 2**20
+_CUT = b"\xff"
 GROWTH_PER_CHARACTER = 8
 """Memory that a character of a text may add, for one of new words."""
 
@@ -145,19 +145,40 @@ class GigatokenEncoder:
 
 
 class DigitSplitEncoder(GigatokenEncoder):
-    """The same for a tokenizer that splits digits off first; the parts of all texts go to gigatoken in one batch."""
+    """The same for a tokenizer that splits digits off first: all texts go to gigatoken as one buffer, cut around each digit
+    and between texts at a byte that UTF-8 does not have."""
 
     def _make(self) -> None:
         super()._make()
-        self._split = re.compile(f"([{re.escape(digits())}])").split
-        self._split_ascii = re.compile("([0-9])").split
+        self._is_rare_digit = np.zeros(0x110000, dtype=bool)
+        self._is_rare_digit[[ord(one) for one in digits() if not one.isascii()]] = True
 
     def _encode(self, texts: Sequence[str]) -> EncodedTexts:
-        parts = [(self._split_ascii if text.isascii() else self._split)(text) for text in texts]
-        rows = self._backend.encode_batch(list(chain.from_iterable(parts)), parallel=False).layout
+        from gigatoken.gigatoken_rs import BytesSource
+
+        buffers = [self._cut(text) for text in texts]
+        rows = self._backend.encode_batch(BytesSource([_CUT.join(buffers)], _CUT), parallel=False).layout
         starts = np.asarray(rows.offsets.data, dtype=np.int64)
-        edges = np.cumsum([0, *map(len, parts)])  # in parts; every text has at least one
+        edges = np.cumsum([0, *map(_count_pieces, buffers)])
         return EncodedTexts(np.asarray(rows.content.data)[starts[0] : starts[-1]], np.diff(starts[edges]))
+
+    def _cut(self, text: str) -> bytes:
+        raw = text.encode("utf-8") if text.isascii() else self._cut_rare(text)
+        for digit in b"0123456789":
+            raw = raw.replace(b"%c" % digit, b"\xff%c\xff" % digit)
+        return raw
+
+    def _cut_rare(self, text: str) -> bytes:
+        """The UTF-8 bytes with cuts around digits that are not ASCII."""
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        edges = [edge for place in np.flatnonzero(self._is_rare_digit[codes]).tolist() for edge in (place, place + 1)]
+        return _CUT.join(text[start:stop].encode("utf-8") for start, stop in pairwise([0, *edges, len(text)]))
+
+
+def _count_pieces(raw: bytes) -> int:
+    """How many pieces that are not empty stand between cuts."""
+    cuts = np.flatnonzero(np.frombuffer(_CUT + raw + _CUT, dtype=np.uint8) == _CUT[0])
+    return int(np.count_nonzero(np.diff(cuts) > 1))
 
 
 def resident_bytes() -> Optional[int]:
