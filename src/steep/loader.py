@@ -50,62 +50,61 @@ def make_batch(
     shape = (len(sequences), sequence_length)
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
-    position_ids = np.zeros(shape, dtype=np.int64)
-    boundaries = [0]
+    lengths: list[int] = []
     for row, sequence in enumerate(sequences):
-        lengths = _fill_row(
-            sequence.ranges, stores[sequence.source], input_ids[row], labels[row], position_ids[row], document_mask
-        )
-        if sequence.following is not None and not document_mask:
-            labels[row, sequence.num_tokens - 1] = _one_token(stores[sequence.source], sequence.following)
-        for length in lengths:
-            boundaries.append(boundaries[-1] + length)
-    cu_seqlens = np.asarray(boundaries, dtype=np.int32)
+        store = stores[sequence.source]
+        filled = _fill_row(sequence.ranges, store, input_ids[row])
+        labels[row, : filled - 1] = input_ids[row, 1:filled]
+        labels[row, filled - 1 :] = IGNORE_INDEX
+        if document_mask:
+            _end_documents(sequence.ranges, store, labels[row])
+            lengths += [count for _, _, count in sequence.ranges]
+            lengths += [sequence_length - filled] if filled < sequence_length else []
+        else:
+            following = sequence.following or _following(sequence.ranges[-1], store)
+            if following is not None:
+                store.read(following.document, following.start, 1, labels[row, filled - 1 : filled])
+            lengths.append(sequence_length)
+    ends = np.cumsum(lengths)
+    cu_seqlens = np.concatenate([[0], ends]).astype(np.int32)
+    position_ids = np.arange(input_ids.size) - np.repeat(ends - lengths, lengths)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         labels=torch.from_numpy(labels),
-        position_ids=torch.from_numpy(position_ids),
+        position_ids=torch.from_numpy(position_ids.reshape(shape)),
         cu_seqlens=torch.from_numpy(cu_seqlens),
-        max_seqlen=int(np.diff(cu_seqlens).max(initial=0)),
+        max_seqlen=max(lengths, default=0),
         source_ids=torch.tensor([sequence.source for sequence in sequences], dtype=torch.int32),
         num_tokens=torch.tensor([sequence.num_tokens for sequence in sequences], dtype=torch.int32),
-        num_label_tokens=int((labels != IGNORE_INDEX).sum()),
+        num_label_tokens=int(np.count_nonzero(labels != IGNORE_INDEX)),
     )
 
 
-def _fill_row(
-    ranges: list[TokenRange],
-    store: TokenReader,
-    input_ids: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    position_ids: NDArray[np.int64],
-    document_mask: bool,
-) -> list[int]:
-    """Write one sequence into its row and return the lengths of its segments, which add up to the row."""
-    buffer = np.empty(len(input_ids) + 1, dtype=np.int64)
+def _fill_row(ranges: list[TokenRange], store: TokenReader, input_ids: NDArray[np.int64]) -> int:
+    """Read one sequence into its row; returns how many tokens it has."""
+    place = 0
+    for document, start, count in ranges:
+        store.read(document, start, count, input_ids[place : place + count])
+        place += count
+    return place
+
+
+def _end_documents(ranges: list[TokenRange], store: TokenReader, labels: NDArray[np.int64]) -> None:
+    """At the end of every range: the next token of its document if that goes on elsewhere, else no label."""
     place = 0
     for token_range in ranges:
-        count = token_range.count
-        follows = token_range.start + count < int(store.document_lengths[token_range.document])
-        tokens = buffer[: count + follows]
-        store.read(token_range.document, token_range.start, count + follows, tokens)
-        input_ids[place : place + count] = tokens[:count]
-        labels[place : place + count - 1 + follows] = tokens[1:]
-        if place and not document_mask:
-            labels[place - 1] = tokens[0]
-        position_ids[place : place + count] = np.arange(count)
-        place += count
-    padding = len(input_ids) - place
-    if document_mask:
-        return [token_range.count for token_range in ranges] + ([padding] if padding else [])
-    position_ids[:] = np.arange(len(position_ids))
-    return [len(input_ids)]
+        place += token_range.count
+        following = _following(token_range, store)
+        if following is None:
+            labels[place - 1] = IGNORE_INDEX
+        else:
+            store.read(following.document, following.start, 1, labels[place - 1 : place])
 
 
-def _one_token(store: TokenReader, place: TokenRange) -> int:
-    token = np.empty(1, dtype=np.int64)
-    store.read(place.document, place.start, 1, token)
-    return int(token[0])
+def _following(token_range: TokenRange, store: TokenReader) -> TokenRange | None:
+    """The token of the same document after this range, if there is one."""
+    document, start, count = token_range
+    return TokenRange(document, start + count, 1) if start + count < store.document_lengths[document] else None
 
 
 class Loader:

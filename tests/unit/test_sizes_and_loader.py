@@ -36,7 +36,7 @@ def test_labels_positions_and_boundaries_by_hand() -> None:
     x = IGNORE_INDEX
     assert batch.input_ids.tolist() == [[10, 11, 12, 0, 20, 21], [22, 23, 24, 0, 99, 99]]
     assert batch.labels.tolist() == [[11, 12, 0, x, 21, 22], [23, 24, 0, x, x, x]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1]]
     assert batch.cu_seqlens.tolist() == [0, 4, 6, 10, 12]
     assert (batch.max_seqlen, batch.num_label_tokens) == (4, 8)
 
