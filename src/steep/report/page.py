@@ -251,6 +251,8 @@ def _memory(run: RunData) -> str:
     return f"<figure>\n{''.join(svgs)}</figure>\n{table(['Part', 'Memory', 'Share'], rows)}"
 
 
+PLANNED_COLUMNS = ("documents", "tokens", "sequences", "epochs")
+
 LEDGER_COLUMNS = {
     "records_read": "Records read",
     "documents_kept": "Documents kept",
@@ -268,7 +270,7 @@ def _ledger(run: RunData) -> str:
     if not sources:
         return _missing(run, "ledger.json", "token ledger")
     columns = {key: name for key, name in LEDGER_COLUMNS.items() if any(key in source for source in sources)}
-    rows = [[source.get("name"), *(_plain(source.get(key)) for key in columns)] for source in sources]
+    rows = [[_source_name(source), *(_plain(source.get(key)) for key in columns)] for source in sources]
     if len(sources) > 1:
         rows.append(["all sources", *(_plain(_ledger_sum(sources, key)) for key in columns)])
     dropped = [
@@ -279,6 +281,10 @@ def _ledger(run: RunData) -> str:
     lost = table(["Source", "Dropped because", "Records"], dropped, numbers_from=2) if dropped else ""
     notes = [] if dropped else ["No record was dropped."]
     notes += [f"Trained counts every epoch. Padding: {_plain(_padding(run))} tokens."]
+    notes += [
+        f"At step {change['step']} the run went on with changed data: {'; '.join(change['changed'])}."
+        for change in run.ledger.get("data_changes") or []
+    ]
     return (
         f"{table(['Source', *columns.values()], rows)}{lost}"
         f'<p class="note">{escape(" ".join(notes))}</p>\n{_plan_sources(run)}'
@@ -301,13 +307,18 @@ def _plan_sources(run: RunData) -> str:
     """Epochs and sequences of each source, as planned."""
     data = run.plan.get("data") or {}
     rows = [
-        [source.get("name"), *(_plain(source.get(key)) for key in ("documents", "tokens", "sequences", "epochs"))]
+        [_source_name(source), *(_plain(source.get(key)) for key in PLANNED_COLUMNS), f"{source.get('share', 0):.1%}"]
         for source in data.get("sources") or []
     ]
     if not rows:
         return ""
     caption = f"Planned, in sequences of {_plain(data.get('sequence_length'))} tokens"
-    return table(["Source", "Documents", "Tokens", "Sequences", "Epochs"], rows, caption)
+    return table(["Source", *(name.capitalize() for name in PLANNED_COLUMNS), "Share"], rows, caption)
+
+
+def _source_name(source: dict[str, Any]) -> str:
+    """Its name, and what it is there for where that is not to be learned."""
+    return f"{source.get('name')} (replay)" if source.get("role") == "replay" else str(source.get("name"))
 
 
 def _plain(value: Any) -> str:

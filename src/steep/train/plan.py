@@ -104,7 +104,7 @@ class RunPlan:
                 "role": source.role,
                 "documents": source.num_documents,
                 "tokens": source.num_tokens,
-                "sequences": sequences,
+                "sequences": None if source.order is not None else sequences,
                 "epochs": None if source.order is not None else count / sequences if sequences else 0.0,
                 "share": count / max(1, sum(counts)),
             }
