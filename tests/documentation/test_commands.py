@@ -49,6 +49,11 @@ SMALLER = {
         "docs/how_to/mix_and_replay.md",
         "mix.yaml",
     ): "--data.sequence_length 64 --train.tokens 2k --data.validation.manuals.share 0.4",
+    (
+        "docs/how_to/prepare_a_corpus.md",
+        "run.yaml",
+    ): "--data.sequence_length 64 --train.steps 4 --evaluate.tokens 2000 --report.enabled false"
+    " --data.validation.held_out.share 0.4",
     ("docs/how_to/mix_and_replay.md", "stream.yaml"): "--data.sequence_length 64",
 }
 """(page, configuration): overrides that `plan` and `train` of it get besides those on the page."""

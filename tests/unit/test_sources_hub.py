@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from steep.config.load import load_run_config
 from steep.core.errors import DataError
 from steep.sources import hub
 from steep.sources.config import SourceConfig
@@ -130,3 +131,8 @@ def test_without_the_library_the_extra_is_named() -> None:
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert "pip install 'steep[hub]'" in finished.stdout, finished.stderr
+
+
+def test_a_configuration_may_name_a_dataset() -> None:
+    config = load_run_config(mapping={"model": {"pretrained": "gpt2"}, "data": {"train": [{"path": "hub:a/b:c"}]}})
+    assert config.data.train[0].path == "hub:a/b:c"

@@ -162,6 +162,8 @@ def _leads_somewhere(path: str, location: Location) -> Iterator[Problem]:
     if _REMOTE.match(path):
         yield Problem(location, f"{shown(path)} is remote; steep reads local files: download it and give its path")
         return
+    if path.startswith("hub:"):  # a dataset; whether it is there is known when it is asked for
+        return
     expanded = os.path.expanduser(path)
     if os.path.exists(expanded) or os.path.exists(expanded + ".bin") or os.path.exists(expanded + ".idx"):
         return
