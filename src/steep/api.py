@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -69,6 +70,7 @@ def prepare(
     """
     from steep.config.sections import checked_section
     from steep.sources.config import SourceConfig
+    from steep.sources.hints import source_hints
     from steep.store.config import PrepareConfig
     from steep.store.prepare import check_export_format, write_export
     from steep.store.prepare import prepare as prepare_store
@@ -91,6 +93,7 @@ def prepare(
     config = checked_section(PrepareConfig, settings)
     policy = TokenizerConfig(pretrained=tokenizer, append_eos=append_eos, prepend_bos=prepend_bos)
     result = prepare_store([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
+    result = replace(result, hints=tuple(source_hints(source)))
     return result if format is None else write_export(result, format, config.shard_tokens)
 
 

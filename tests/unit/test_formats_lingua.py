@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from steep.order.config import DataConfig
+from steep.config.run import RunConfig
 from steep.sources.config import SourceConfig
 from steep.sources.hints import source_hints
 from steep.sources.inputs import expand_inputs, load_format
@@ -68,15 +68,13 @@ def test_under_validation_the_same_folder_means_its_held_out_files(
 ) -> None:
     assert validation_paths([str(root)]) == [str(root / "a" / "a.val.jsonl"), str(root / "b" / "b.val.jsonl")]
     assert validation_paths([str(root / "b"), "hub:x"]) == [str(root / "b" / "b.val.jsonl"), "hub:x"]
-    config = DataConfig.model_validate(
-        {
-            "sequence_length": 8,
-            "train": [{"path": str(root / "a"), "weight": 0.7}, {"path": str(root / "b"), "weight": 0.3}],
-            "validation": {"a": {"path": str(root / "a")}, "b": {"path": str(root / "b" / "b.val.jsonl")}},
-            "cache_directory": str(tmp_path / "cache"),
-        }
-    )
-    data = open_run_data(config, tokenizer, seed=1)
+    data_section = {
+        "sequence_length": 8,
+        "train": [{"path": str(root / "a"), "weight": 0.7}, {"path": str(root / "b"), "weight": 0.3}],
+        "validation": {"a": {"path": str(root / "a")}, "b": {"path": str(root / "b" / "b.val.jsonl")}},
+        "cache_directory": str(tmp_path / "cache"),
+    }
+    data = open_run_data(RunConfig.model_validate({"model": {"pretrained": "any"}, "data": data_section}), tokenizer)
     assert [store.num_documents for store in data.stores] == [15, 2]
     held_out = [tokenizer.decode_text(store.document(0)) for store in data.held_out_stores]
     assert held_out == ["a held out", "b held out"]
@@ -113,3 +111,15 @@ def test_stories_without_a_separator_give_a_hint(tmp_path: Path, mark: str, toke
     assert f"document_separator: {mark!r}" in message
     (tmp_path / "plain.txt").write_text("no marks")
     assert source_hints(SourceConfig(path=str(tmp_path / "plain.txt"))) == []
+
+
+def test_prepare_prints_what_it_leaves_out_and_what_seems_to_be_missing(
+    root: Path, tiny_tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    import steep
+
+    (root / "a" / "stories.txt").write_text("\n<|endoftext|>\n".join(STORIES))
+    result = steep.prepare(str(root / "a"), tokenizer=str(tiny_tokenizer_directory), out=tmp_path / "out", workers=1)
+    assert "a.val.jsonl: held out as in lingua" in str(result)
+    assert "document_separator: '<|endoftext|>'" in str(result)
+    assert result.documents == 16

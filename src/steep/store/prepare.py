@@ -84,6 +84,8 @@ class PrepareResult:
     """Shards that an earlier, interrupted call had finished."""
     files: tuple[Path, ...] = ()
     """The .bin files that were written for another tool."""
+    hints: tuple[str, ...] = ()
+    """What was left out on purpose, and settings that seem to be missing."""
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in self.ledger["dropped"].items()) or "none"
@@ -96,6 +98,7 @@ class PrepareResult:
         return "\n".join([summary, *self._remarks()])
 
     def _remarks(self) -> Iterator[str]:
+        yield from self.hints
         if (unused := self.ledger.get("not_used")) is not None:
             yield f"not used: the last {format_bytes(unused['bytes'])} of the input, since {unused['reason']}."
         repeats = self.ledger.get("exact_duplicates", {"documents": 0, "tokens": 0})
