@@ -353,6 +353,8 @@ def test_where_documents_begin_is_remembered_outside_a_folder_that_cannot_be_wri
         again = open_store(data / "train.bin", eos_id=2, cache_directory=tmp_path / "cache")
         assert store.num_documents == 40_000
         assert np.array_equal(again.document_lengths, store.document_lengths)
+        assert again.max_token_id == tokens.max()
+        assert open_store(data / "train.bin", eos_id=2, cache_directory=tmp_path / "cache").max_token_id == tokens.max()
         changed = np.load(memory)
         np.save(memory, changed[::2])
         assert open_store(data / "train.bin", eos_id=2, cache_directory=tmp_path / "cache").num_documents == 20_000
@@ -365,7 +367,7 @@ def test_where_documents_begin_is_remembered_outside_a_folder_that_cannot_be_wri
         with open(data / "train.bin", "r+b") as file:  # changed in place: the memory does not hold any more
             file.write(np.array([9], dtype="<u2").tobytes())
         assert open_store(data / "train.bin", eos_id=2, cache_directory=tmp_path / "cache").num_documents == 40_000
-        assert len(list((tmp_path / "cache" / "scanned").iterdir())) == 2
+        assert len(list((tmp_path / "cache" / "scanned").iterdir())) == 3  # two scans, and the largest id of the first
     finally:
         data.chmod(0o755)
 

@@ -51,6 +51,8 @@ class TokenStore:
         """What was assumed or found out while opening, one line each, for the caller to print."""
         self.manifest = manifest
         """manifest.json; an empty mapping for stores that other tools wrote."""
+        self.cache_directory: Optional[Path] = None
+        """Where what takes a pass over large foreign files is kept; None: the usual one."""
         self.document_lengths = _concatenate([shard.lengths for shard in shards], np.int64)
         """(num_documents,) int64, tokens of each document, EOS and BOS included."""
         self.num_documents = len(self.document_lengths)
@@ -133,7 +135,7 @@ class TokenStore:
         """The largest id; foreign stores are read through once. Raises DataError for a negative one."""
         if self.manifest:
             return self.manifest["max_token_id"]
-        return max((largest_id(shard.file) for shard in self.shards), default=-1)
+        return max((largest_id(shard.file, self.cache_directory) for shard in self.shards), default=-1)
 
     @cached_property
     def text_bytes(self) -> Optional[np.ndarray]:
@@ -197,6 +199,7 @@ def open_store(
     opener = ShardOpener(unit, eos_id, bos_id, cache_directory, format if format in FORMATS else None)
     store = join_stores([_open(Path(one).expanduser(), opener) for one in paths])
     store.messages += opener.messages
+    store.cache_directory = cache_directory
     return store
 
 
