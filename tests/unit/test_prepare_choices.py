@@ -20,10 +20,10 @@ from steep.core.errors import DataError
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
 from steep.store.contamination import RUN_WORDS
-from steep.store.duplicates import SHINGLE_WORDS, alike, repeated, signature
+from steep.store.duplicates import SHINGLE_WORDS, alike, repeated, signature, signatures_of
 from steep.store.prepare import PrepareResult, prepare
 from steep.store.reader import TokenStore, open_store
-from steep.store.word_hashes import CHUNK_BYTES, run_hashes, word_hashes
+from steep.store.word_hashes import CHUNK_BYTES, run_hashes, runs_within, word_hashes, word_hashes_of
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.load import load_tokenizer
@@ -239,6 +239,19 @@ def test_words_of_long_texts_do_not_depend_on_where_they_are_cut() -> None:
     assert len(hashes) == len(text.split())
     assert len(np.unique(hashes)) == 7
     assert len(word_hashes("a" * (CHUNK_BYTES + 5))) == 2  # a word longer than a part is cut
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abcdefg"), max_size=40).map(" ".join), max_size=12))
+def test_many_texts_at_once_are_each_text_by_itself(texts: list[str]) -> None:
+    words, counts = word_hashes_of(texts)
+    alone = [word_hashes(text) for text in texts]
+    assert counts.tolist() == [len(hashes) for hashes in alone]
+    assert words.tolist() == [value for hashes in alone for value in hashes.tolist()]
+    assert signatures_of(words, counts).tolist() == [signature(hashes).tolist() for hashes in alone]
+    begins = np.cumsum([0, *counts])
+    expected = [begin + at for begin, count in zip(begins, counts, strict=False) for at in range(count - 12)]
+    assert runs_within(counts, 13).tolist() == expected
 
 
 def test_runs_are_equal_where_their_words_are() -> None:

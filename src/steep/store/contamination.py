@@ -9,7 +9,7 @@ Weakness: an evaluation document of fewer than 13 words cannot be found (they ar
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,23 +18,17 @@ from steep.core.files import atomic_writer, read_json, write_json
 from steep.sources.config import SourceConfig
 from steep.sources.document import Document
 from steep.sources.inputs import load_format
-from steep.store.word_hashes import run_hashes, word_hashes
+from steep.store.word_hashes import run_hashes, runs_within, word_hashes
 from steep.store.work import Inputs, gather_inputs
 
 RUN_WORDS = 13
 MOST_TEXTS = 2**16 - 1
 TABLE_FILE = "evaluation_runs.npy"
 DESCRIPTION_FILE = "evaluation_texts.json"
+EVALUATION_DTYPE = np.dtype([("runs", "<u4"), ("text", "<u2")])
+"""Of a training document: how many of its runs of 13 words stand in evaluation texts, and the number of the text that holds
+the first of them."""
 TABLE_DTYPE = np.dtype([("run", "<u8"), ("text", "<u2")])
-
-
-class Found(NamedTuple):
-    """What of a training document stands in the evaluation texts."""
-
-    runs: int
-    """How many of its runs of 13 words."""
-    text: int
-    """The number of the evaluation text that holds the first of them."""
 
 
 def evaluation_inputs(paths: list[str]) -> Inputs:
@@ -87,14 +81,24 @@ class EvaluationRuns:
         self._may_hold = np.zeros(1 << bits, dtype=bool)  # most runs are told apart by their first bits
         self._may_hold[self._runs >> self._shift] = True
 
-    def find(self, words: np.ndarray) -> Found:
-        """What of a document stands in the evaluation texts. words: (words,) uint64, from `word_hashes`."""
-        runs = run_hashes(words, RUN_WORDS)
-        runs = runs[self._may_hold[runs >> self._shift]]
+    def find(self, words: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """(texts,) EVALUATION_DTYPE: what of each text stands in the evaluation texts. words, counts: from
+        `word_hashes_of`."""
+        found = np.zeros(len(counts), dtype=EVALUATION_DTYPE)
+        places = runs_within(counts, RUN_WORDS)
+        if not len(places):
+            return found
+        runs = run_hashes(words, RUN_WORDS)[places]
+        likely = self._may_hold[runs >> self._shift]
+        runs, places = runs[likely], places[likely]
         at = np.searchsorted(self._runs, runs)
         at[at == len(self._runs)] = 0
-        hits = at[self._runs[at] == runs]
-        return Found(len(hits), int(self._texts[hits[0]])) if len(hits) else Found(0, 0)
+        is_hit = self._runs[at] == runs
+        owners = np.repeat(np.arange(len(counts)), counts)[places[is_hit]]
+        found["runs"] = np.bincount(owners, minlength=len(counts))
+        guilty, first = np.unique(owners, return_index=True)
+        found["text"][guilty] = self._texts[at[is_hit]][first]
+        return found
 
 
 def _table(runs: list[np.ndarray]) -> np.ndarray:

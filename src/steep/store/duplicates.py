@@ -4,6 +4,7 @@ Exact: equal 64-bit content hashes. Near: MinHash over runs of 5 words, 128 valu
 Rajaraman, Ullman, Mining of Massive Datasets, 3.4); documents that share a band and agree in at least 0.8 of their values, an
 estimate of the share of runs they have in common, are one group. The first of each group in input order is the original.
 Memory: 8 bytes per document, and as much again for each of sorting and grouping; signatures stay on disk.
+Cost: 10 MB of text per second and process, hashing of words included (datasketch 2.0: 1.2).
 Weakness: of documents alike at 0.8 about 95 % are found, at 0.9 all; near duplicates of near duplicates are one group.
 """
 
@@ -13,13 +14,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from steep.store.word_hashes import mixed, run_hashes
+from steep.store.word_hashes import mixed, run_hashes, runs_within
 
 VALUES = 128
 BANDS = 16
 SHINGLE_WORDS = 5
 SIMILARITY = 0.8
-_BLOCK_SHINGLES = 1 << 12
+_BLOCK_SHINGLES = 1 << 9
 _BLOCK_PAIRS = 1 << 16
 
 
@@ -36,13 +37,37 @@ def repeated(hashes: np.ndarray, alive: np.ndarray) -> np.ndarray:
 
 def signature(words: np.ndarray) -> np.ndarray:
     """(128,) uint32: the MinHash signature of a text. words: (words,) uint64, from `word_hashes`."""
-    shingles = run_hashes(words, min(SHINGLE_WORDS, max(1, len(words))))
-    multipliers, offsets = _permutations()
-    lowest = np.full(VALUES, 2**32 - 1, dtype=np.uint32)
-    for start in range(0, len(shingles), _BLOCK_SHINGLES):
-        block = shingles[start : start + _BLOCK_SHINGLES].astype(np.uint32)
-        np.minimum(lowest, (block[:, None] * multipliers + offsets).min(axis=0), out=lowest)
+    signed: np.ndarray = signatures_of(words, np.array([len(words)]))[0]
+    return signed
+
+
+def signatures_of(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(texts, 128) uint32: the signatures of many texts. words, counts: from `word_hashes_of`.
+
+    A text of fewer than 5 words is one run of as many; one without words has the largest value everywhere.
+    """
+    lowest = np.full((len(counts), VALUES), 2**32 - 1, dtype=np.uint32)
+    text_of_word = np.repeat(np.arange(len(counts)), counts)
+    first_words = np.cumsum(counts) - counts
+    for length in range(1, SHINGLE_WORDS + 1):
+        short = np.flatnonzero(counts == length) if length < SHINGLE_WORDS else None
+        places = runs_within(counts, length) if short is None else first_words[short]
+        if len(places):
+            _lower(lowest, run_hashes(words, length)[places].astype(np.uint32), text_of_word[places])
     return lowest
+
+
+def _lower(lowest: np.ndarray, shingles: np.ndarray, texts: np.ndarray) -> None:
+    """Bring the signatures down to the values of more shingles. texts: (shingles,) rising, whose each is."""
+    multipliers, offsets = _permutations()
+    for start in range(0, len(shingles), _BLOCK_SHINGLES):
+        block, owners = shingles[start : start + _BLOCK_SHINGLES], texts[start : start + _BLOCK_SHINGLES]
+        begins = np.flatnonzero(np.diff(owners, prepend=-1))
+        values = block[:, None] * multipliers
+        values += offsets
+        values = np.minimum.reduceat(values, begins, axis=0)
+        changed = owners[begins]
+        lowest[changed] = np.minimum(lowest[changed], values)
 
 
 def alike(signatures: list[np.ndarray], hashes: np.ndarray, alive: np.ndarray) -> np.ndarray:

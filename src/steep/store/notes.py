@@ -16,13 +16,12 @@ import numpy as np
 from steep.core.files import atomic_writer
 from steep.sources.document import Document
 from steep.sources.files import LinesBeforeOffset, count_lines
-from steep.store.contamination import EvaluationRuns
-from steep.store.duplicates import VALUES, signature
-from steep.store.word_hashes import word_hashes
+from steep.store.contamination import EVALUATION_DTYPE, EvaluationRuns
+from steep.store.duplicates import VALUES, signatures_of
+from steep.store.word_hashes import word_hashes_of
 
 PLACES, SIGNATURES, EVALUATION = "places", "signatures", "evaluation"
 PLACE_DTYPE = np.dtype([("file", "<u4"), ("row", "<i8"), ("offset", "<i8")])
-EVALUATION_DTYPE = np.dtype([("runs", "<u4"), ("text", "<u2")])
 _DTYPES = {PLACES: PLACE_DTYPE, SIGNATURES: np.dtype(("<u4", (VALUES,))), EVALUATION: EVALUATION_DTYPE}
 
 
@@ -42,15 +41,13 @@ class Notes:
         """Note documents that were kept, in order."""
         if PLACES in self._files:
             self._files[PLACES].write(np.array([self._place(d) for d in documents], dtype=PLACE_DTYPE).tobytes())
-        if SIGNATURES not in self._files and EVALUATION not in self._files:
+        if not documents or (SIGNATURES not in self._files and EVALUATION not in self._files):
             return
-        for document in documents:
-            words = word_hashes(document.text)
-            if SIGNATURES in self._files:
-                self._files[SIGNATURES].write(signature(words).astype("<u4").tobytes())
-            if self._runs is not None:
-                found = np.array([tuple(self._runs.find(words))], dtype=EVALUATION_DTYPE)
-                self._files[EVALUATION].write(found.tobytes())
+        words, counts = word_hashes_of([document.text for document in documents])
+        if SIGNATURES in self._files:
+            self._files[SIGNATURES].write(signatures_of(words, counts).astype("<u4").tobytes())
+        if self._runs is not None:
+            self._files[EVALUATION].write(self._runs.find(words, counts).tobytes())
 
     def _place(self, document: Document) -> tuple[int, int, int]:
         if not self.source_files or self.source_files[-1] != document.file:

@@ -8,7 +8,7 @@ Weakness: text without spaces between words (Chinese, Japanese, Thai) is cut at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,9 +20,21 @@ _RUN_BASE = np.uint64(0xD1342543DE82EF95)
 
 def word_hashes(text: str) -> np.ndarray:
     """(words,) uint64: a hash of each word of `text`, in order. Memory: about 60 MB besides the result, whatever the text."""
-    raw = np.frombuffer(text.lower().encode("utf-8"), dtype=np.uint8)
-    parts = [_hashes_of(raw[start:stop]) for start, stop in _chunks(raw)]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+    return word_hashes_of([text])[0]
+
+
+def word_hashes_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The words of many short texts at once: (words,) uint64 hashes, and (texts,) int64 how many are whose."""
+    encoded = [text.lower().encode("utf-8") for text in texts]
+    raw = np.frombuffer(b"\n".join(encoded), dtype=np.uint8)
+    ends = np.cumsum([len(part) + 1 for part in encoded])
+    hashes, starts = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
+    for begin, stop in _chunks(raw):
+        values, places = _hashes_of(raw[begin:stop])
+        hashes.append(values)
+        starts.append(places + begin)
+    counts = np.diff(np.searchsorted(np.concatenate(starts), ends), prepend=0)
+    return np.concatenate(hashes), counts
 
 
 def run_hashes(words: np.ndarray, length: int) -> np.ndarray:
@@ -35,6 +47,14 @@ def run_hashes(words: np.ndarray, length: int) -> np.ndarray:
         total *= _RUN_BASE
         total += words[offset : offset + count]
     return mixed(total)
+
+
+def runs_within(counts: np.ndarray, length: int) -> np.ndarray:
+    """(runs,) int64: the first words of the runs that lie within one text. counts: (texts,) words of each text, which stand
+    one after the other."""
+    ends = np.repeat(np.cumsum(counts), counts)
+    places = np.arange(len(ends))
+    return places[places + length <= ends]
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
@@ -56,7 +76,8 @@ def _chunks(raw: np.ndarray) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _hashes_of(raw: np.ndarray) -> np.ndarray:
+def _hashes_of(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The hash of each word, and the byte at which it starts."""
     inside = _is_word_byte()[raw]
     if len(raw) > 2:
         punctuation = np.flatnonzero((raw[:-2] == 0xE2) & (raw[1:-1] == 0x80))
@@ -66,7 +87,7 @@ def _hashes_of(raw: np.ndarray) -> np.ndarray:
     powers, inverse_powers = _powers()
     sums = np.zeros(len(raw) + 1, dtype=np.uint64)
     np.cumsum(_byte_values()[raw] * powers[: len(raw)], out=sums[1:])
-    return mixed((sums[ends] - sums[starts]) * inverse_powers[starts])
+    return mixed((sums[ends] - sums[starts]) * inverse_powers[starts]), starts
 
 
 @lru_cache(maxsize=1)
