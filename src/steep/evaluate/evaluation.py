@@ -16,6 +16,7 @@ from steep.core.units import parse_count
 from steep.evaluate.held_out import HeldOutText, Score, first_documents, score_text
 from steep.evaluate.subject import Say, Subject, base_of, config_of_run, load_subject, origin_of, run_of, tell
 from steep.sources.config import SourceConfig
+from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources
 
 DEFAULT_SEQUENCE_LENGTH = 1024
@@ -148,7 +149,10 @@ def _named_texts(texts: Mapping[str, str] | Sequence[str] | None, text_key: str 
         if len(set(names)) < len(names):
             raise ConfigError(f"two texts have the same name; write NAME=PATH: {', '.join(names)}")
         texts = dict(pairs)
-    return {name: SourceConfig(path=str(path), name=name, text_key=text_key) for name, path in texts.items()}
+    return {
+        name: SourceConfig(path=validation_paths([str(path)]), name=name, text_key=text_key)
+        for name, path in texts.items()
+    }
 
 
 def _name_and_path(text: str) -> tuple[str, str]:
