@@ -238,7 +238,7 @@ def _files(store: TokenStore | StreamSource) -> dict[str, str]:
     entries = store.manifest.get("sources", [])
     if entries:
         return {entry["path"]: entry["sha256"][:12] for entry in entries}
-    return {str(shard.path): f"{shard.num_documents} documents, {len(shard.tokens)} tokens" for shard in store.shards}
+    return {str(path): digest[:12] for path, digest in store.file_fingerprints.items()}
 
 
 def source_names(sources: Sequence[SourceConfig]) -> list[str]:
