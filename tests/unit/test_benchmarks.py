@@ -106,3 +106,13 @@ def test_help_is_measured_and_needs_no_torch() -> None:
     result = run("startup.py", "--repeats", "1", "--skip-resume")
     assert result.returncode == 0, result.stderr
     assert re.search(r"^\| steep --help \| .* \| no \|$", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_prepare_is_measured_on_real_text(tiny_tokenizer_directory: Path, tmp_path: Path) -> None:
+    sizes = ["--size", "2MB", "--slow-size", "1MB", "--repeats", "1", "--work", str(tmp_path / "work")]
+    folder = str(Path(json.__file__).parent.parent)
+    result = run("prepare.py", *sizes, "--root", folder, "--tokenizer", str(tiny_tokenizer_directory))
+    assert result.returncode == 0, result.stderr
+    assert "Corpus: 2 MB of JSONL" in result.stdout
+    assert len(re.findall(r"^\| steep, (?:gigatoken|huggingface), [12] process", result.stdout, re.MULTILINE)) == 3
