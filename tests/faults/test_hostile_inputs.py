@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,8 +33,7 @@ from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.load import load_tokenizer
 
 GOOD = b'{"text": "good"}\n'
-CPU_SECONDS = 10
-HANG_SECONDS = 90  # by the clock: machines under test are busy
+HANG_SECONDS = 60  # by the clock, for a machine that is busy with other tests; the slowest takes 3 s on one that is not
 
 
 @pytest.fixture(autouse=True)
@@ -286,14 +284,12 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(
     path = tmp_path / "in" / name
     path.parent.mkdir()
     path.write_bytes(content(path))
-    started = time.process_time()
     outcome = steep_prepare(path, *options)
     assert outcome.code == 1
     said(outcome.errors, message)
     if "not one document" not in message:
         assert name in outcome.errors
     assert not (outcome.out / "manifest.json").exists()
-    assert time.process_time() - started < CPU_SECONDS
     # nothing stands in the way of another try with a good file
     (tmp_path / "good.jsonl").write_bytes(GOOD)
     assert steep_prepare(tmp_path / "good.jsonl", "--overwrite").code == 0

@@ -109,10 +109,10 @@ class _Expanding(io.RawIOBase):
 def bounded_lines(stream: IO[bytes], limit_bytes: int) -> Iterator[Union[bytes, int]]:
     """The lines of `stream` with their ends; of one that has more than `limit_bytes` only how many, end included."""
     for line in iter(partial(stream.readline, limit_bytes + 1), b""):
-        if len(line) > limit_bytes and not line.endswith(b"\n"):
-            yield len(line) + skip_line(stream)
-        else:
+        if len(line) <= limit_bytes or line.endswith(b"\n"):
             yield line
+        else:
+            yield len(line) + skip_line(stream)
 
 
 def skip_line(stream: IO[bytes]) -> int:
