@@ -68,10 +68,10 @@ class Job:
             return forward_token_losses(self.forward, batch.to(self.device))
 
 
-def assemble(config: RunConfig, say: Say, *, weights: Path | None = None) -> Job:
+def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokenizer_folder: Path | None = None) -> Job:
     """Build and check everything before step 0. Targets have passed `targets.check_run`. Raises a SteepError.
 
-    weights: a transformers folder to take the place of `model.pretrained`, for a run that is resumed.
+    weights, tokenizer_folder: transformers folders to take the place of what the configuration names, for a run that is resumed.
     """
     set_determinism(config.train.deterministic)
     device = choose_device(config.train.device)
@@ -81,7 +81,10 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None) -> Job
 
     reference = tokenizer_reference(config.tokenizer, config.model)
     own = config.tokenizer.pretrained is None
-    hf_tokenizer = load_hf_tokenizer(reference, getattr(config.model, "revision", None) if own else None)
+    if tokenizer_folder is None:
+        hf_tokenizer = load_hf_tokenizer(reference, getattr(config.model, "revision", None) if own else None)
+    else:
+        hf_tokenizer = load_hf_tokenizer(str(tokenizer_folder))
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))

@@ -63,7 +63,7 @@ def train(
 
 
 def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sinks, stop: StopSignals) -> TrainResult:
-    job = assemble(config, sinks.line, weights=beginning.weights)
+    job = assemble(config, sinks.line, weights=beginning.weights, tokenizer_folder=beginning.tokenizer)
     state, job = begin_state(beginning, job, sinks.line)
     sizes, engine = job.sizes, job.engine
     if is_finished(run, job, state):

@@ -32,6 +32,15 @@ class Beginning:
     scores_change: bool = False
     """Whether other text is scored than before, so that old scores say nothing about new ones."""
 
+    same_tokenizer: bool = False
+    """Whether the configuration names the tokenizer that the checkpoint was trained with."""
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """A folder with the run's tokenizer, read in half a second where that of a .gguf takes ten."""
+        folder = self.weights
+        return folder if self.same_tokenizer and folder and (folder / "tokenizer.json").is_file() else None
+
     @property
     def step(self) -> int:
         """Updates that are already made."""
@@ -71,6 +80,7 @@ def find_beginning(
         [*messages, *warned, f"resuming from {path.name}"],
         accept_data_change,
         scores_change=any(line.endswith(SCORES_CHANGE) for line in warned),
+        same_tokenizer=saved.get("tokenizer") == current.get("tokenizer"),
     )
 
 
