@@ -6,7 +6,7 @@
 log-normal with a mean of about 900 tokens, the .bin a sparse file; seconds from the files to the first batch of 8 x 2,048,
 imports not counted, and the peak memory of the process beyond its imports. Batches: 8 x 2,048 tokens of a store of 180 M random
 tokens in the page cache, in the order of each program; steep reads in the calling thread, Megatron's GPTDataset in one worker of
-torch's DataLoader.
+torch's DataLoader. Resume: the same to the batch of step 0, a million and a billion. Padding: of one epoch of `--store`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peer", type=Path, help="a Python with megatron-core")
+    parser.add_argument("--store", type=Path, help="a prepared token store of a real corpus, for its padding")
     parser.add_argument("--skip-order", action="store_true")
     parser.add_argument("--skip-batches", action="store_true")
     parser.add_argument("--worker", nargs=3, metavar=("WAY", "PREFIX", "NUMBER"), help=argparse.SUPPRESS)
@@ -48,6 +49,9 @@ def main() -> None:
         print("## Order\n\n" + heading() + "\n- megatron-core 0.19.2", flush=True)
         if not arguments.skip_order:
             print("\n" + order_table(folder, peer, arguments.documents, arguments.repeats), flush=True)
+            print("\n" + resume_table(folder, arguments.documents, arguments.repeats), flush=True)
+        if arguments.store:
+            print("\n" + padding_table(arguments.store), flush=True)
         if not arguments.skip_batches:
             print("\n" + batches_table(folder, peer, arguments.batches, arguments.repeats), flush=True)
 
@@ -124,6 +128,43 @@ def steep_order(prefix: str, packing: str) -> dict[str, float]:
     plan = steep_plan(store, packing)
     make_batch([plan.sequence(i) for i in range(BATCH_SIZE)], [store], SEQUENCE_LENGTH)
     return {"seconds": time.perf_counter() - start, "bytes": peak_bytes() - import_memory, "written": 0}
+
+
+def steep_first_batch(prefix: str, step: int) -> dict[str, float]:
+    """Open, lay out natively, the batch of one step of 8 sequences."""
+    from steep.loader import make_batch
+    from steep.store.reader import open_store
+
+    start = time.perf_counter()
+    store = open_store(prefix)
+    plan = steep_plan(store, "best_fit")
+    first = step * BATCH_SIZE
+    make_batch([plan.sequence(first + i) for i in range(BATCH_SIZE)], [store], SEQUENCE_LENGTH)
+    return {"seconds": time.perf_counter() - start}
+
+
+def steep_padding(prefix: str, packing: str) -> dict[str, float]:
+    """What the packing of one epoch does to documents: padding, and cuts of documents that would fit."""
+    import numpy as np
+
+    from steep.store.reader import open_store
+
+    store = open_store(prefix)
+    plan = steep_plan(store, packing)
+    pieces = np.zeros(store.num_documents, dtype=np.int64)
+    tokens = 0
+    for index in range(plan.sequences_per_epoch):
+        for document, _, count in plan.sequence(index).ranges:
+            pieces[document] += 1
+            tokens += count
+    lengths = store.document_lengths
+    fits = (lengths > 0) & (lengths <= SEQUENCE_LENGTH)
+    return {
+        "tokens": int(lengths.sum()),
+        "dropped": int(lengths.sum()) - tokens,
+        "padding": 1 - tokens / (plan.sequences_per_epoch * SEQUENCE_LENGTH),
+        "cut": float((pieces[fits] > 1).mean()),
+    }
 
 
 def steep_parity(prefix: str, cache: Path | None) -> dict[str, float]:
@@ -249,6 +290,9 @@ WORKERS: dict[str, Any] = {
     "steep_concat": lambda prefix, number: steep_order(prefix, "concat"),
     "steep_parity": lambda prefix, number: steep_parity(prefix, None),
     "steep_parity_cached": lambda prefix, number: steep_parity(prefix, cache_of(prefix, number)),
+    "steep_first_batch": steep_first_batch,
+    "steep_padding_best_fit": lambda prefix, number: steep_padding(prefix, "best_fit"),
+    "steep_padding_concat": lambda prefix, number: steep_padding(prefix, "concat"),
     "megatron": lambda prefix, number: megatron_order(prefix, str(cache_of(prefix, number))),
     "steep_batches_best_fit": lambda prefix, number: steep_batches(prefix, number, "best_fit"),
     "steep_batches_concat": lambda prefix, number: steep_batches(prefix, number, "concat"),
@@ -322,6 +366,37 @@ def batches_table(folder: Path, peer: Path, batches: int, repeats: int) -> str:
         for name, values in found.items()
     ]
     return f"batches of {BATCH_SIZE} x {SEQUENCE_LENGTH:,}:\n\n" + table(["way", "M tokens/s", "x"], rows)
+
+
+def resume_table(folder: Path, documents: int, repeats: int) -> str:
+    """Seconds to the first batch at the start and deep in the data, each in a process of its own."""
+    from common import spread, table, taking_turns
+
+    prefix = folder / "lengths"
+    if not prefix.with_name("lengths.idx").exists():
+        write_lengths(prefix, documents, sparse=True)
+    steps = (0, 1_000_000, 1_000_000_000)
+    ways = {
+        f"{step:,}": lambda step=step: worker(sys.executable, "steep_first_batch", prefix, step)  # type: ignore[misc]
+        for step in steps
+    }
+    found = taking_turns(ways, repeats)
+    rows = [[name, spread([result["seconds"] for result in results], ".2f")] for name, results in found.items()]
+    head = f"open files to first batch of 8 x {SEQUENCE_LENGTH:,}, {documents:,} documents, best_fit:\n\n"
+    return head + table(["at step", "seconds"], rows)
+
+
+def padding_table(store: Path) -> str:
+    """Padding, dropped tokens and cut documents of one epoch of a prepared corpus."""
+    from common import table
+
+    rows = []
+    for packing in ("best_fit", "concat"):
+        found = worker(sys.executable, f"steep_padding_{packing}", store, 0)
+        cells = [f"{found['tokens']:,}", f"{found['dropped']:,}", f"{found['padding']:.4%}", f"{found['cut']:.2%}"]
+        rows.append([packing, *cells])
+    head = f"one epoch of {store.name} at {SEQUENCE_LENGTH:,}:\n\n"
+    return head + table(["packing", "tokens", "dropped", "padding", "documents cut that would fit"], rows)
 
 
 if __name__ == "__main__":

@@ -171,8 +171,8 @@ YAML_BLOCKS = [block for block in all_blocks() if block.language == "yaml"]
 @pytest.mark.parametrize("block", YAML_BLOCKS, ids=str)
 def test_configurations_in_pages_load(block: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("text", "tokens", "tokenizer", "corpus"):
-        Path(name).mkdir()
+    for name in ("text", "tokens/llm_c", "tokenizer", "corpus", "for_automodel"):
+        Path(name).mkdir(parents=True)
     Path("general.txt").write_text("A document.", encoding="utf-8")
     Path("my_model.py").write_text("def build(vocab_size):\n    pass\n", encoding="utf-8")
     parts = {"model": "model: {pretrained: gpt2}\n", "data": "data: {train: [{path: text}]}\n"}

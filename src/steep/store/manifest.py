@@ -21,6 +21,10 @@ REJECTED_FILE = "rejected.jsonl"
 SIDECAR_SUFFIX = ".documents.npy"
 
 
+COUNTED_BY_NAME = ("dropped_tokens", "exact_duplicates")
+"""Parts of a ledger that not every store has: numbers by reason, or by what is counted."""
+
+
 def empty_ledger() -> dict[str, Any]:
     """A ledger in which nothing has been read."""
     return {"records_read": 0, "documents_kept": 0, "dropped": {}, "text_bytes": 0, "tokens": 0}
@@ -32,8 +36,10 @@ def add_ledgers(ledgers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     for ledger in ledgers:
         for key in ("records_read", "documents_kept", "text_bytes", "tokens"):
             total[key] += ledger[key]
-        for reason, count in ledger["dropped"].items():
-            total["dropped"][reason] = total["dropped"].get(reason, 0) + count
+        for key in ("dropped", *(key for key in COUNTED_BY_NAME if key in ledger)):
+            counts = total.setdefault(key, {})
+            for name, count in ledger[key].items():
+                counts[name] = counts.get(name, 0) + count
     total["dropped"] = dict(sorted(total["dropped"].items()))
     return total
 
