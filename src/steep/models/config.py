@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, Optional, Union
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from steep.core.section import Section
+
+
+class FreezeConfig(Section):
+    """What of the model is not trained. The keys add up; the short forms `freeze: embeddings` and `freeze: [pattern, ...]` stand
+    for `{embeddings: true}` and `{patterns: [...]}`."""
+
+    embeddings: bool = False
+    """The token and position embeddings, and the output head where it is tied to them."""
+    first_layers: int = Field(default=0, ge=0)
+    """So many layers next to the embeddings."""
+    last_layers: int = Field(default=0, ge=0)
+    """So many layers next to the output head."""
+    patterns: list[str] = Field(default_factory=list)
+    """Parameters by name, `*` and `?` standing for any text: `*.mlp.*`, `lm_head.weight`. One without a match is an error."""
+
+    @model_validator(mode="after")
+    def _something(self) -> FreezeConfig:
+        if not (self.embeddings or self.first_layers or self.last_layers or self.patterns):
+            raise ValueError(
+                "freezes nothing: give embeddings: true, first_layers, last_layers or patterns, or leave freeze away"
+            )
+        return self
+
+
+def _long_form(value: Any) -> Any:
+    """`embeddings` or a list of patterns, which may hold that word, as the mapping it stands for."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list):
+        return value
+    return {"embeddings": "embeddings" in names, "patterns": [name for name in names if name != "embeddings"]}
+
+
+Freeze = Annotated[
+    Optional[FreezeConfig],
+    BeforeValidator(_long_form, json_schema_input_type=Union[str, list[str], FreezeConfig, None]),
+]
 
 
 class ModelConfig(Section):
@@ -22,6 +58,8 @@ class ModelConfig(Section):
     attention: Literal["auto", "document", "sdpa", "eager"] = "auto"
     """`document` computes attention document by document (varlen kernel on CUDA); `sdpa` and `eager` are transformers'
     own with restarting position_ids. `auto` takes `document` where the model allows it."""
+    freeze: Freeze = None
+    """What is not trained: `embeddings`, a list of name patterns, or a mapping of both and of layers counted from either end."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:

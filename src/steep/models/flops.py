@@ -4,6 +4,8 @@ In: sizes or a loaded model. Out: FLOPs per token by the convention of PaLM and 
 in a matrix product (2 forward, 4 backward; a tied head counts once, embeddings that are only looked up not at all),
 plus 12 * layers * attention width * sequence length for full attention. Weakness: causal attention and short documents
 do about half or less of the second term, and a mixture of experts counts all its experts, so its MFU reads too high.
+A frozen matrix has no gradient of its own and counts 4; one that comes before everything that is trained has no backward pass
+and counts 2. Attention counts in full, below the first trained parameter too.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def model_flops_per_token(model: _Model, sequence_length: int) -> int | None:
     layers, width = getattr(text, "num_hidden_layers", None), attention_width(text)
     if layers is None or width is None:
         return None
-    return flops_per_token(count_matmul_parameters(model), layers, width, sequence_length)
+    unmade = flops_saved_by_freezing(model)
+    return flops_per_token(count_matmul_parameters(model), layers, width, sequence_length) - unmade
 
 
 def attention_width(config: Any) -> int | None:
@@ -58,15 +61,32 @@ def attention_width(config: Any) -> int | None:
 
 def count_matmul_parameters(model: _Model) -> int:
     """Parameters that multiply activations: two or more dimensions, and not only looked up as an embedding."""
+    return sum(parameter.numel() for parameter in _matmul_parameters(model))
+
+
+def flops_saved_by_freezing(model: _Model) -> int:
+    """FLOPs per token that a training step leaves out because parameters are frozen; 0 where all are trained.
+
+    Takes the parameters to be used in the order in which the model lists them, a tied head excepted.
+    """
+    order = [parameter for _, parameter in model.named_parameters()]
+    first = next((place for place, parameter in enumerate(order) if parameter.requires_grad), len(order))
+    before = {id(parameter) for parameter in order[:first]} - {id(_head_weight(model))}
+    frozen = [parameter for parameter in _matmul_parameters(model) if not parameter.requires_grad]
+    return sum(parameter.numel() * (4 if id(parameter) in before else 2) for parameter in frozen)
+
+
+def _matmul_parameters(model: _Model) -> list[Any]:
     looked_up = {id(module.weight) for module in model.modules() if _is_embedding(module)}
+    looked_up.discard(id(_head_weight(model)))  # a tied head multiplies with the embedding
+    return [
+        parameter for _, parameter in model.named_parameters() if parameter.ndim >= 2 and id(parameter) not in looked_up
+    ]
+
+
+def _head_weight(model: _Model) -> Any:
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    if head is not None:
-        looked_up.discard(id(head.weight))  # a tied head multiplies with the embedding
-    return sum(
-        parameter.numel()
-        for _, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and id(parameter) not in looked_up
-    )
+    return getattr(head, "weight", None)
 
 
 def _is_embedding(module: Any) -> bool:

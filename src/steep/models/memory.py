@@ -43,6 +43,7 @@ def plan_memory(
     micro_batch_size: int,
     sequence_length: int,
     head_shape: tuple[int, int],
+    head_trained: bool = True,
     autocast_bytes: int | None,
     accumulates: bool,
     optimizer_bytes_per_parameter: int,
@@ -63,7 +64,7 @@ def plan_memory(
     compute_bytes = autocast_bytes or parameters[0].element_size()
     chunk = min(max(loss_chunk_bytes, vocabulary * compute_bytes), rows * vocabulary * compute_bytes)
     head_copy = vocabulary * width * compute_bytes if autocast_bytes else 0
-    head_gradient = vocabulary * width * 4
+    head_gradient = vocabulary * width * 4 if head_trained else 0
     hidden = rows * width * (4 + compute_bytes)
     # Two moments compete: the loss, when all activations and the head's gradient exist, and the end of the backward pass,
     # when all gradients exist and the activations are gone. Under accumulation gradients exist at both.

@@ -17,8 +17,9 @@ from steep.config.run import RunConfig
 from steep.core.errors import ModelError
 from steep.core.section import Target
 from steep.models.config import ModelConfig
-from steep.models.flops import count_matmul_parameters, model_flops_per_token
+from steep.models.flops import count_matmul_parameters, flops_saved_by_freezing, model_flops_per_token
 from steep.models.forward import output_head
+from steep.models.freeze import freeze
 from steep.models.gpt2 import GPT2LMHeadModel
 from steep.models.load import (
     build_fresh,
@@ -60,6 +61,8 @@ def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, 
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_structure(config.model, torch.bfloat16 if precision == "bf16" else torch.float32)
         check_sequence_length(model, config.data.sequence_length)
+        if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
+            freeze(model, config.model.freeze)
         if config.train.activation_checkpointing:
             from steep.parallelize.activation_checkpoint import checkpoint_layers
 
@@ -74,6 +77,7 @@ def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, 
             micro_batch_size=micro_batch_size,
             sequence_length=config.data.sequence_length,
             head_shape=head,
+            head_trained=_head_is_trained(model),
             autocast_bytes=2 if mixed else None,
             accumulates=accumulates,
             optimizer_bytes_per_parameter=ADAM_STATES * (2 if precision == "bf16" else 4),
@@ -88,7 +92,7 @@ def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, 
             vocab_size=head[0],
             # a model that names no sizes has no attention term
             flops_per_token=model_flops_per_token(model, config.data.sequence_length)
-            or 6 * count_matmul_parameters(model),
+            or 6 * count_matmul_parameters(model) - flops_saved_by_freezing(model),
             memory=memory,
             memory_note=note,
         )
@@ -154,6 +158,13 @@ def _head_shape(model: nn.Module, vocab_size: int | None) -> tuple[int, int]:
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         rows, columns = (linear[-1].out_features, linear[-1].in_features) if linear else (vocab_size or 0, 0)
     return int(rows), int(columns)
+
+
+def _head_is_trained(model: nn.Module) -> bool:
+    try:
+        return output_head(model).weight.requires_grad
+    except ModelError:
+        return True
 
 
 def model_name(config: ModelConfig | Target) -> str:

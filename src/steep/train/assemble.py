@@ -22,6 +22,7 @@ from steep.core.section import Target
 from steep.models.config import ModelConfig
 from steep.models.flops import model_flops_per_token, peak_flops
 from steep.models.forward import ModelForward, forward_loss, forward_token_losses, leak_test, prepare_forward
+from steep.models.freeze import freeze
 from steep.models.load import check_sequence_length, describe_model, load_model
 from steep.optim.load import build_optimizer
 from steep.optim.param_groups import describe_param_groups
@@ -107,6 +108,8 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
     check_vocabulary(data.largest_token_id, facts["vocab_size"], tokenizer)
     fresh = getattr(config.model, "pretrained", None) is None
     align_special_tokens(model, tokenizer, fresh, say)
+    if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
+        say(str(freeze(model, config.model.freeze)))
     if config.train.activation_checkpointing:
         checkpoint_layers(model)
         say("activation checkpointing: every layer is recomputed in the backward pass")
