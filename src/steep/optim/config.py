@@ -2,26 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 from pydantic import Field, model_validator
 
 from steep.core.section import Section
 
 
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "adamw": ("betas", "eps"),
+    "adamw_8bit": ("betas", "eps"),
+    "muon": ("momentum", "newton_schulz_steps", "betas", "eps"),
+    "adafactor": ("beta2_decay", "clip_threshold"),
+    "lion": ("betas",),
+    "schedule_free_adamw": ("betas", "eps"),
+    "galore": ("rank", "projection_interval_steps", "projection_scale", "betas", "eps"),
+}
+"""What each optimizer of this folder reads beside the learning rate and weight decay; one not listed may read them all."""
+
+LION_BETAS = (0.9, 0.99)
+
+
 class OptimizerConfig(Section):
-    """How weights are updated."""
+    """How weights are updated. Options that the chosen optimizer does not know are refused."""
 
     name: str = "adamw"
     """The optimizer: a file name in steep/optim/."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the first and second moment."""
+    """Decay of the first and second moment. `lion`: default 0.9 and 0.99. `muon`: of its AdamW part."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator of the update."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay of weights with two or more dimensions; norms, biases and other vectors have none."""
+    momentum: Optional[float] = Field(default=None, ge=0, lt=1)
+    """`muon`: decay of the momentum. Default: 0.95."""
+    newton_schulz_steps: Optional[int] = Field(default=None, ge=1, lt=100)
+    """`muon`: iterations of the orthogonalization. Default: 5."""
+    beta2_decay: Optional[float] = Field(default=None, lt=0)
+    """`adafactor`: exponent of the step in the decay of the second moment. Default: -0.8."""
+    clip_threshold: Optional[float] = Field(default=None, ge=1)
+    """`adafactor`: largest root mean square of an update before the learning rate. Default: 1."""
+    rank: Optional[int] = Field(default=None, ge=1)
+    """`galore`: rank that gradients are projected to. Default: 128."""
+    projection_interval_steps: Optional[int] = Field(default=None, ge=1)
+    """`galore`: steps between two computations of the projection. Default: 200."""
+    projection_scale: Optional[float] = Field(default=None, gt=0)
+    """`galore`: factor on the update that comes back from the projection. Default: 0.25."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lion_has_betas_of_its_own(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("name") == "lion" and "betas" not in data:
+            return {**data, "betas": LION_BETAS}
+        return data
+
+    @model_validator(mode="after")
+    def _options_are_known(self) -> OptimizerConfig:
+        known = OPTIONS.get(self.name)
+        every = {option for options in OPTIONS.values() for option in options}
+        fields = type(self).model_fields
+        for option in sorted(every - set(known if known is not None else every)):
+            if getattr(self, option) != fields[option].default:  # a saved configuration names the defaults of all
+                raise ValueError(
+                    f"{self.name} has no option {option!r}. It has: learning_rate, weight_decay, {', '.join(known or ())}"
+                )
+        return self
 
 
 class ScheduleConfig(Section):

@@ -82,6 +82,7 @@ class RunPlan:
             "seed": self.config.run.seed,
             "optimizer": optimizer.target if isinstance(optimizer, Target) else optimizer.name,
             "learning_rate": None if isinstance(optimizer, Target) else optimizer.learning_rate,
+            "embedding_learning_rate": None if isinstance(optimizer, Target) else optimizer.embedding_learning_rate,
             "schedule": schedule.name,
             "global_batch_size": self.sizes.global_batch_size,
             "micro_batch_size": self.sizes.micro_batch_size,
