@@ -22,7 +22,7 @@ def reference_losses(mapping: dict) -> list[float]:
     """The same run written out with transformers and torch alone: each document by itself, losses summed, one AdamW."""
     config = load_run_config(mapping=mapping)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
-    data = open_run_data(config.data, tokenizer, config.run.seed)
+    data = open_run_data(config, tokenizer)
     model = load_model(config.model, seed=config.run.seed)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
