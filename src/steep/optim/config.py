@@ -30,6 +30,9 @@ class OptimizerConfig(Section):
     """The optimizer: a file name in steep/optim/."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
+    embedding_learning_rate: Optional[float] = Field(default=None, gt=0)
+    """Peak learning rate of the token embeddings and the output head. Default: a tenth of `learning_rate` where they are trained
+    beside adapters, `learning_rate` itself where the whole model is trained."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moment. `lion`: default 0.9 and 0.99. `muon`: of its AdamW part."""
     eps: float = Field(default=1e-8, gt=0)
