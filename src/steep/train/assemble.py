@@ -25,7 +25,6 @@ from steep.models.forward import ModelForward, forward_loss, forward_token_losse
 from steep.models.freeze import freeze
 from steep.models.load import check_sequence_length, describe_model, load_model
 from steep.optim.load import build_optimizer
-from steep.optim.param_groups import describe_param_groups
 from steep.parallelize.activation_checkpoint import checkpoint_layers
 from steep.parallelize.compile import compile_layers
 from steep.runtime.device import (
@@ -39,6 +38,7 @@ from steep.runtime.device import (
 from steep.runtime.seed import seed_everything, set_determinism
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer, tokenizer_reference
+from steep.train.contract import check_groups
 from steep.train.data import RunData, open_run_data
 from steep.train.engine import TorchEngine
 from steep.train.sizes import Sizes, run_sizes
@@ -125,8 +125,8 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
     if config.train.compile:
         say(f"compiling {compile_layers(model)} layers; the first steps are slow")
     optimizer = build_optimizer(model, config.optimizer)
-    for row in describe_param_groups(optimizer.param_groups):
-        say(f"  {row}")
+    for line in check_groups(model, optimizer):
+        say(line)
 
     def loss_sum(batch: Batch) -> torch.Tensor:
         with autocast(device, precision):

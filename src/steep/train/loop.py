@@ -18,6 +18,7 @@ from steep.runtime.device import peak_memory_bytes
 from steep.runtime.preemption import Interrupted, StopSignals
 from steep.trackers.sinks import Sinks
 from steep.train.assemble import assemble
+from steep.train.contract import TrainableContract
 from steep.train.failure import explained_errors
 from steep.train.finish import TrainResult, already_finished, describe_end, describe_start, is_finished
 from steep.train.meter import Meter
@@ -75,6 +76,7 @@ def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sink
     restore_job(beginning, job)  # after all that draws random numbers; evaluation and samples draw none
     show_model(config, job, state, sinks, run)
     stop.may_save()
+    contract = TrainableContract(job.model, engine.optimizer)
 
     started, elapsed_before = time.monotonic(), state.elapsed_seconds
     saved_step, saved_at = state.step, started
@@ -104,9 +106,12 @@ def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sink
     with writer:
         for batches in loader:
             meter.batch_arrived()
-            result = engine.train_step(batches, multiplier(state.step, sizes.steps, config.schedule))
+            factor = multiplier(state.step, sizes.steps, config.schedule)
+            result = engine.train_step(batches, factor)
             state.advance(batches)
             sinks.log_all(meter.finish_step(state, batches, result, engine.learning_rate))
+            for line in contract.after_step(factor, last=state.step == sizes.steps):
+                sinks.line(line)
             if state.step == saved_step + 1 and saved_step == beginning.step:
                 writer.reserve(checkpoint_state(config, job, state))  # the optimizer has its state now
 
