@@ -91,7 +91,7 @@ def reference_losses(mapping: dict[str, Any]) -> Iterator[float]:
     from steep.train.data import open_run_data
 
     config = load_run_config(mapping=mapping)
-    data = open_run_data(config.data, load_tokenizer(config.tokenizer, config.model), config.run.seed)
+    data = open_run_data(config, load_tokenizer(config.tokenizer, config.model))
     steps = mapping["train"]["steps"]
     model = AutoModelForCausalLM.from_pretrained(mapping["model"]["pretrained"], dtype=torch.float32).train()
     matrices = [p for p in model.parameters() if p.ndim >= 2]

@@ -70,6 +70,7 @@ def test_one_place_and_many_places_are_the_same_permutation(length: int, seed: i
     permutation = Permutation(length, seed, "x")
     places = data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=20))
     assert permutation(places).tolist() == [permutation.at(place) for place in places]
+    assert permutation(places).tolist() == [permutation.near(place) for place in places]
     with pytest.raises(IndexError):
         permutation.at(length)
 

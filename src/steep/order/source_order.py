@@ -82,7 +82,7 @@ class BestFitOrder:
         windows, before, shuffle = self._epoch(epoch)
         group = (int(before.searchsorted(place, side="right")) - 1) // GROUP_WINDOWS
         first = int(before[group * GROUP_WINDOWS])
-        chosen = first + shuffle(group).at(place - first)
+        chosen = first + shuffle(group).near(place - first)
         index = int(before.searchsorted(chosen, side="right")) - 1
         return self._packed(int(windows[index])).sequence(chosen - int(before[index]))
 
@@ -121,7 +121,7 @@ class ConcatOrder:
         """As `SourceOrder.ranges`."""
         epoch, place = divmod(number, self.num_sequences)
         group, within = divmod(place, GROUP_SEQUENCES)
-        start = (group * GROUP_SEQUENCES + self._shuffle(epoch, group).at(within)) * self._sequence_length
+        start = (group * GROUP_SEQUENCES + self._shuffle(epoch, group).near(within)) * self._sequence_length
         stop = min(start + self._sequence_length, self.num_tokens)
         _, order, before = self._epoch(epoch)
         index = int(before.searchsorted(start, side="right")) - 1
