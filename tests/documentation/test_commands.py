@@ -55,6 +55,10 @@ SMALLER = {
     ): "--data.sequence_length 64 --train.steps 4 --evaluate.tokens 2000 --report.enabled false"
     " --data.validation.held_out.share 0.4",
     ("docs/how_to/mix_and_replay.md", "stream.yaml"): "--data.sequence_length 64",
+    (
+        "docs/how_to/freeze_and_rates.md",
+        "freeze.yaml",
+    ): "--data.sequence_length 64 --model.freeze.first_layers 1 --data.validation.manuals.share 0.4",
 }
 """(page, configuration): overrides that `plan` and `train` of it get besides those on the page."""
 
