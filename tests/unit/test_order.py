@@ -300,6 +300,14 @@ def test_what_changed_in_the_past_is_named() -> None:
     assert same_past(saved, plan_of([[8] * 50, [8] * 20], 16).describe(), 10)[0] == "sequence_length: 8 then, 16 now"
 
 
+def test_max_epochs_counts_as_it_is_written() -> None:
+    plan = weighted([8] * 100, 1, s0={"max_epochs": 0.29})
+    assert plan.sequences_of_source == [100]
+    plan.check_length(29)  # 0.29 * 100 is a little less than 29
+    with pytest.raises(ConfigError, match="may be repeated 0.29 times"):
+        plan.check_length(30)
+
+
 def test_max_epochs_is_refused_before_the_run_with_where_the_source_ends() -> None:
     plan = weighted([8] * 50, 1, 1, s1={"max_epochs": 2})
     plan.check_length(200)

@@ -64,6 +64,7 @@ def test_ranks_and_micro_batches_share_every_sequence_once(world_size: int, micr
 
 def test_run_length_by_epochs_steps_and_tokens() -> None:
     assert run_sizes(TrainConfig(global_batch_size=8, epochs=1.5), 16, 101).total_sequences == 152
+    assert run_sizes(TrainConfig(global_batch_size=8, epochs=1.1), 16, 10).total_sequences == 11
     assert run_sizes(TrainConfig(global_batch_size=8, steps="1k"), 16, 101).total_sequences == 8000
     assert run_sizes(TrainConfig(global_batch_size=8, tokens=1000), 16, 101).steps == 8
     assert run_sizes(TrainConfig(global_batch_size=8), 16, 101).steps == 13

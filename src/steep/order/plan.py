@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
@@ -207,7 +208,7 @@ class DataPlan:
         counts = self.counts(total_sequences)
         for number, (source, count) in enumerate(zip(self.sources, counts, strict=True)):
             limit = source.max_epochs
-            most = None if limit is None else int(limit * self.sequences_of_source[number])
+            most = None if limit is None else int(Fraction(str(limit)) * self.sequences_of_source[number])
             if most is not None and count > most:
                 reached = (self._mixture.slots_until(number, most + 1) or 1) - 1
                 epochs = count / self.sequences_of_source[number]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from steep.core.errors import ConfigError
 from steep.train.config import TrainConfig
@@ -91,4 +92,5 @@ def requested_sequences(config: TrainConfig, sequence_length: int) -> int | None
 
 def _total_sequences(config: TrainConfig, sequence_length: int, sequences_per_epoch: int) -> int:
     requested = requested_sequences(config, sequence_length)
-    return math.ceil((config.epochs or 1) * sequences_per_epoch) if requested is None else requested
+    # as it is written: 1.1 epochs of 10 sequences are 11, where 1.1 * 10 is a little more
+    return math.ceil(Fraction(str(config.epochs or 1)) * sequences_per_epoch) if requested is None else requested
