@@ -130,6 +130,33 @@ def test_changed_data_is_named_and_taken_only_when_that_is_asked_for(
     assert train(load_run_config(mapping=mapping, overrides=["--train.steps", "8"]), stream=io.StringIO()).step == 8
 
 
+def test_a_source_may_be_dropped_or_moved_where_that_is_asked_for(
+    mapping: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    """Each source keeps the count of its own tokens, and what was trained of one that is gone stays in the record."""
+    (tmp_path / "second.txt").write_text("a text of another kind. " * 200)
+    first = {"path": str(corpus), "name": "first", "weight": 1}
+    second = {"path": str(tmp_path / "second.txt"), "name": "second", "weight": 3}
+
+    def ledger(*sources: dict[str, Any], steps: str) -> dict[str, Any]:
+        data = {**mapping["data"], "train": list(sources)}
+        config = load_run_config(mapping={**mapping, "data": data}, overrides=["--train.steps", steps])
+        train(config, accept_data_change=True, stream=io.StringIO())
+        return json.loads((tmp_path / "runs" / "small" / "ledger.json").read_text())
+
+    def tokens(found: dict[str, Any]) -> dict[str, int]:
+        return {source["name"]: source["tokens_trained"] for source in found["sources"]}
+
+    before = tokens(ledger(first, second, steps="4"))
+    moved = ledger(second, first, steps="6")
+    assert moved["data_changes"][0]["tokens_by_source"] == [before["first"], before["second"]]
+    assert tokens(moved)["second"] > tokens(moved)["first"] > before["first"]
+    dropped = ledger(first, steps="8")
+    assert list(tokens(dropped)) == ["first"]
+    assert tokens(dropped)["first"] > tokens(moved)["first"]
+    assert dropped["data_changes"][1]["tokens_by_source"] == [tokens(moved)["second"], tokens(moved)["first"]]
+
+
 def test_a_phase_and_a_source_may_be_added_while_a_run_is_under_way(
     mapping: dict[str, Any], corpus: Path, tmp_path: Path
 ) -> None:

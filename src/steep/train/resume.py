@@ -152,8 +152,21 @@ def _other_plan(beginning: Beginning, state: TrainState, plan: Plan, changed: li
         )
     say(f"the data has changed, and is taken as it is now from sequence {state.sequences_seen:,} on:\n{lines.rstrip()}")
     state.streams = []
-    state.data_changes.append({"step": state.step, "first_sequence": state.sequences_seen, "changed": changed})
+    state.data_changes.append({
+        "step": state.step, "first_sequence": state.sequences_seen, "changed": changed,
+        "tokens_by_source": state.tokens_by_source,
+    })  # fmt: skip
+    state.tokens_by_source = _carried(state.tokens_by_source, state.plan["sources"], plan.describe()["sources"])
     return plan.beginning_at(state.sequences_seen)
+
+
+def _carried(tokens: list[int], then: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[int]:
+    """Tokens trained of each source of now: those of the same content keep theirs, wherever they stand; others begin at 0."""
+    left: dict[str, list[int]] = {}
+    for source, count in zip(then, tokens, strict=False):
+        left.setdefault(source["fingerprint"], []).append(count)
+    counts = (left.get(source["fingerprint"]) for source in now)
+    return [waiting.pop(0) if waiting else 0 for waiting in counts]
 
 
 def _changed_files(then: list[dict[str, str]], now: list[dict[str, str]]) -> list[str]:
@@ -163,8 +176,8 @@ def _changed_files(then: list[dict[str, str]], now: list[dict[str, str]]) -> lis
         if set(before.values()) == set(after.values()) and list(before.values()) != list(after.values()):
             found.append(f"source {number}: its files are in another order")
             continue
-        if list(before.values()) == list(after.values()):
-            continue  # the same content, perhaps elsewhere
+        if list(before.values()) == list(after.values()) or not before or not after:
+            continue  # the same content, perhaps elsewhere; or too many files to be listed
         found += [f"source {number}: missing {path}" for path in before if path not in after]
         found += [f"source {number}: new {path}" for path in after if path not in before]
         found += [
