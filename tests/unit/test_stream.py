@@ -132,6 +132,30 @@ def test_what_has_gone_by_and_what_is_empty_is_said(tmp_path: Path, corpus: Path
         opened(tmp_path / "empty.jsonl", tokenizer).ranges(0)
 
 
+def test_a_file_rewritten_to_the_same_size_is_noticed_at_the_cursor(
+    tmp_path: Path, tokenizer: TextTokenizer, documents: list[str]
+) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents[:5]))
+    cursors = opened(path, tokenizer).cursors(2)
+    assert cursors[0]["tokens"] > 0
+    assert cursors[0]["checksum"] > 0
+    path.write_text(path.read_text().replace("the", "eht"))
+    changed = opened(path, tokenizer)
+    changed.begin_at(cursors, 2)
+    with pytest.raises(DataError, match=r"text\.jsonl: record 1 is not the one .* file has changed"):
+        changed.ranges(2)
+
+
+def test_settings_that_make_other_documents_make_another_stream(corpus: Path, tokenizer: TextTokenizer) -> None:
+    plain = opened(corpus, tokenizer).fingerprint
+    for setting in ({"text_key": "content"}, {"max_record_bytes": 1000}):
+        source = TrainSourceConfig(path=str(corpus), stream=True, **setting)
+        assert StreamSource(source, tokenizer, 32, 3).fingerprint != plain
+    renamed = TrainSourceConfig(path=str(corpus), stream=True, name="other", weight=2)
+    assert StreamSource(renamed, tokenizer, 32, 3).fingerprint == plain
+
+
 @pytest.fixture
 def mapping(tmp_path: Path, corpus: Path, tiny_tokenizer_directory: Path) -> dict[str, Any]:
     source = {"path": str(corpus), "stream": True}
@@ -155,12 +179,21 @@ def test_a_run_that_streams_resumes_bit_for_bit(mapping: dict[str, Any], tmp_pat
     assert ledger["records_read"] == ledger["documents_kept"] + sum(ledger["dropped"].values())
 
 
+def test_a_global_batch_of_many_sequences_can_be_streamed_and_saved(mapping: dict[str, Any], tmp_path: Path) -> None:
+    mapping["data"] = {**mapping["data"], "sequence_length": 4, "validation": {}}
+    mapping["checkpoint"] = {"every_steps": 1}
+    sizes = ["--train.global_batch_size", "8192", "--train.micro_batch_size", "8192", "--train.steps", "4"]
+    assert len(run(mapping, "large", *sizes)) == 4
+
+
 @pytest.mark.parametrize(
     ("section", "changes", "named"),
     [
         ("train", {"steps": None}, "needs its length in train.tokens or train.steps"),
         ("data", {"validation": {"x": {"share": 0.1}}}, "name held-out files by path"),
         ("data", {"align_to_bos": True}, "align_to_bos needs prepared text"),
+        ("data", {"prepare": {"min_tokens": 100}}, "prepare.min_tokens is for prepared text"),
+        ("data", {"prepare": {"on_bad_record": "stop"}}, "prepare.on_bad_record is for prepared text"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused_at_once(

@@ -125,6 +125,11 @@ class DataConfig(Section):
             raise ValueError(
                 "validation: a share is chosen from prepared text; with stream, name held-out files by path"
             )
+        if streams and self.prepare.changes_documents:
+            raise ValueError(
+                f"prepare.{self.prepare.changes_documents[0]} is for prepared text and would do nothing to a stream; prepare the "
+                "text with `steep prepare` first, or leave it away"
+            )
         if streams and self.align_to_bos:
             raise ValueError("align_to_bos needs prepared text; a stream is laid end to end")
         if self.order == "megatron":

@@ -40,6 +40,13 @@ class PrepareConfig(Section):
     """Drop what `check_against` finds."""
 
     @property
+    def changes_documents(self) -> list[str]:
+        """The settings given that decide which records become documents."""
+        names = ["max_tokens", "min_tokens", "max_tokens_per_document", "dedup", "check_against"]
+        given = [name for name in names if getattr(self, name) is not None]
+        return [*given, *(["on_bad_record"] if self.on_bad_record == "stop" else [])]
+
+    @property
     def chooses(self) -> bool:
         """Whether documents are chosen, or shards made, after all have been read."""
         limits = (self.max_tokens, self.min_tokens, self.max_tokens_per_document, self.dedup, self.shard_tokens)

@@ -25,10 +25,13 @@ from steep.store.reader import TokenStore, open_store
 from steep.tokenizer.encode import TextTokenizer
 from steep.train.sizes import requested_sequences
 from steep.train.state import TrainState
-from steep.train.stream import StreamSource
+from steep.train.stream import READERS, StreamSource
 
 Progress = Callable[[int, int, int], None]
 """Called with bytes done, bytes in all and tokens written, while text is prepared."""
+
+STEPS_IN_FLIGHT = 6
+"""Steps whose streamed sequences are kept: the one in training and those the loader may have read ahead, and some."""
 
 MOST_NAMED_FILES = 1000
 """More files than this are not listed in a checkpoint; a change of one is then found but not named."""
@@ -122,7 +125,7 @@ def open_run_data(run: RunConfig, tokenizer: TextTokenizer, progress: Progress |
         # Megatron's order depends on how long the run is
         data = _megatron(config, tokenizer, seed, requested_sequences(run.train, config.sequence_length))
     else:
-        data = _native(config, tokenizer, seed, partial(opened, progress=progress))
+        data = _native(config, tokenizer, seed, partial(opened, progress=progress), run.train.global_batch_size)
     texts = {name: _whole_text(name, stores) for name, stores in own.items()}
     shared = {text.name: text for text in data.held_out_texts}
     names = [*config.validation, *(name for name in shared if name not in config.validation)]
@@ -139,24 +142,29 @@ def _validation_source(validation: ValidationConfig) -> SourceConfig:
 
 
 def _native(
-    config: DataConfig, tokenizer: TextTokenizer, seed: int, opened: Callable[[list[SourceConfig]], list[TokenStore]]
+    config: DataConfig,
+    tokenizer: TextTokenizer,
+    seed: int,
+    opened: Callable[[list[SourceConfig]], list[TokenStore]],
+    global_batch_size: int,
 ) -> RunData:
+    kept = STEPS_IN_FLIGHT * global_batch_size + 2 * READERS
     names = source_names(config.train)
     stores: list[TokenStore | StreamSource] = [
-        StreamSource(source, tokenizer, config.sequence_length, seed) if source.stream else opened([source])[0]
+        StreamSource(source, tokenizer, config.sequence_length, seed, kept) if source.stream else opened([source])[0]
         for source in config.train
     ]
     share = next((validation.share for validation in config.validation.values() if validation.share), None)
-    kept = [_split(store, share) for store in stores]
+    split = [_split(store, share) for store in stores]
     plan = DataPlan(
-        [_source_plan(*row) for row in zip(names, config.train, stores, (train for train, _ in kept), strict=True)],
+        [_source_plan(*row) for row in zip(names, config.train, stores, (train for train, _ in split), strict=True)],
         config.sequence_length,
         seed,
         packing=config.packing,
         phases=[(math.ceil(phase.from_tokens / config.sequence_length), phase.weights) for phase in config.phases],
         align_to_bos=config.align_to_bos,
     )
-    parts = [(store, out) for store, (_, out) in zip(stores, kept, strict=True) if isinstance(store, TokenStore)]
+    parts = [(store, out) for store, (_, out) in zip(stores, split, strict=True) if isinstance(store, TokenStore)]
     texts = [
         _shared_text(name, text.share, parts) for name, text in config.validation.items() if text.share is not None
     ]

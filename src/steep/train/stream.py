@@ -11,6 +11,7 @@ but the plan's start is known of the size, so a run needs its length in steps or
 from __future__ import annotations
 
 import threading
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,9 @@ PART_BYTES = 64 * 2**20
 ENDLESS = 2**60
 """Sequences of one epoch, for a source whose size nobody knows."""
 KEPT_SEQUENCES = 1 << 14
-"""Sequences whose tokens and cursors are kept for the loader and the next checkpoint; more than it ever reads ahead."""
+"""Sequences whose tokens and cursors are kept, unless the run says how many its loader reads ahead."""
+READ_AS = ("format", "text_key", "document_separator", "max_record_bytes")
+"""Settings of a source that make other documents of the same files."""
 ENCODED_CHARACTERS = 200_000
 MOST_EMPTY_EPOCHS = 64
 """A part may hold no record (one that is longer than the part); a reader that meets only such parts so often gives up."""
@@ -65,6 +68,8 @@ class Cursor:
     """Documents of all epochs that were begun."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Records that were no documents, by reason."""
+    checksum: int = 0
+    """CRC-32 of the ids of the document that `tokens` are of, so that another text is noticed; 0 without one."""
 
 
 def parts_of(source: SourceConfig) -> list[StreamPart]:
@@ -96,13 +101,15 @@ class Reader:
         rest = self._cursor.tokens
         for ids in self._documents():
             start = len(ids) - rest if rest else 0
-            rest = 0
+            rest = checksum = 0
             while start < len(ids):
                 count = min(room, len(ids) - start)
                 pieces.append((self._cursor.documents, start, ids[start : start + count + 1]))
                 start += count
                 room -= count
                 self._cursor.tokens = len(ids) - start
+                checksum = checksum or (zlib.crc32(ids.tobytes()) if self._cursor.tokens else 0)
+                self._cursor.checksum = checksum if self._cursor.tokens else 0
                 if not room:
                     yield before, pieces
                     before, pieces, room = self._copy(), [], self._length
@@ -121,6 +128,11 @@ class Reader:
             while cursor.part < len(mine):
                 for ids, records, dropped in self._encoded(mine[cursor.part], skip):
                     continued = bool(cursor.tokens) and cursor.record == records
+                    if cursor.tokens and not (continued and _is_the_rest(cursor, ids)):
+                        raise DataError(
+                            f"{mine[cursor.part].path}: record {cursor.record:,} is not the one that the checkpoint stands in: "
+                            "the file has changed. Restore it to continue exactly, or start another run with --run.name."
+                        )
                     if not continued:
                         cursor.documents += ids is not None
                         cursor.dropped = dict(Counter(cursor.dropped) + Counter(dropped))
@@ -131,7 +143,9 @@ class Reader:
                 cursor.part, cursor.record, cursor.tokens, skip = cursor.part + 1, 0, 0, 0
             empty_epochs = empty_epochs + 1 if empty else 0
             if empty_epochs > MOST_EMPTY_EPOCHS:
-                raise DataError(f"a stream of {len(self._parts):,} part(s), {mine[0].path} among them, holds no document")
+                raise DataError(
+                    f"a stream of {len(self._parts):,} part(s), {mine[0].path} among them, holds no document"
+                )
             cursor.epoch, cursor.part = cursor.epoch + 1, 0
 
     def _parts_of_epoch(self, epoch: int) -> list[StreamPart]:
@@ -152,6 +166,11 @@ class Reader:
                 yield next(encoded), number, dict(dropped)
                 dropped.clear()
         yield None, number, dict(dropped)
+
+
+def _is_the_rest(cursor: Cursor, ids: NDArray[np.int64] | None) -> bool:
+    """Whether `ids` are of the document that the cursor stands in."""
+    return ids is not None and cursor.tokens <= len(ids) and cursor.checksum in (0, zlib.crc32(ids.tobytes()))
 
 
 def _skipped(records: Iterator[Record], count: int) -> Iterator[Record]:
@@ -193,14 +212,20 @@ class StreamSource:
     text_bytes = None
     messages: Sequence[str] = ()
 
-    def __init__(self, source: SourceConfig, tokenizer: TextTokenizer, sequence_length: int, seed: int):
+    def __init__(
+        self, source: SourceConfig, tokenizer: TextTokenizer, sequence_length: int, seed: int,
+        kept_sequences: int = KEPT_SEQUENCES,
+    ):  # fmt: skip
+        self._kept_sequences = kept_sequences
         self._source, self._tokenizer = source, tokenizer
         self._sequence_length, self._seed = sequence_length, seed
         self._parts = parts_of(source)
         self.num_readers = min(READERS, len(self._parts))
         self.path = Path(self._parts[0].path)
         self.max_token_id = tokenizer.vocab_size - 1
-        self.fingerprint = fingerprint([tokenizer.fingerprint, [_identity(part) for part in self._parts]])
+        read_as = source.model_dump(include=set(READ_AS), exclude_defaults=True)
+        identities = [_identity(part) for part in self._parts]
+        self.fingerprint = fingerprint([tokenizer.fingerprint, identities, *([read_as] if read_as else [])])
         self._pieces: OrderedDict[int, tuple[int, NDArray[np.int64]]] = OrderedDict()
         self._made: OrderedDict[int, tuple[Cursor, list[TokenRange]]] = OrderedDict()
         self._named = 0
@@ -242,7 +267,7 @@ class StreamSource:
         return {part.path: str(_identity(part)[1]) for part in self._parts}
 
     def ranges(self, number: int) -> list[TokenRange]:
-        """As of any order; sequences must be asked for in order, but for the latest 16,384. Raises DataError otherwise."""
+        """As of any order; sequences are asked for in order, but for the latest `kept_sequences`. Raises DataError otherwise."""
         with self._lock:
             return self._sequence(number)[1]
 
@@ -276,7 +301,7 @@ class StreamSource:
             cursor,
             [token_range._replace(count=count) for token_range, count in zip(ranges, counts, strict=True)],
         )
-        while len(self._made) > KEPT_SEQUENCES:
+        while len(self._made) > self._kept_sequences:
             _, (_, old) = self._made.popitem(last=False)
             for token_range in old:
                 del self._pieces[token_range.document]
