@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "batch": {"core"},
     "loader": {"core", "batch", "order", "train.sizes"},
     "loss": {"core"},
-    "models": {"core", "batch", "loss", "config", "parallelize"},
+    "models": {"core", "batch", "loss", "config", "parallelize", "optim.load"},
     "optim": {"core", "config.targets"},
     "parallelize": {"core", "models"},
     "runtime": {"core"},

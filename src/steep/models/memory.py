@@ -46,20 +46,19 @@ def plan_memory(
     head_trained: bool = True,
     autocast_bytes: int | None,
     accumulates: bool,
-    optimizer_bytes_per_parameter: int,
+    optimizer_bytes: int,
     loss_chunk_bytes: int,
     asynchronous_checkpoint: bool,
 ) -> MemoryPlan:
     """The memory of training `model`, which may be built on fake tensors.
 
     activations: bytes that the forward pass up to the head keeps (see `saved_bytes`). head_shape: (V, D). autocast_bytes: bytes
-    per number of the autocast dtype, None without autocast.
+    per number of the autocast dtype, None without autocast. optimizer_bytes: the optimizer's whole state.
     """
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights = sum(_nbytes(tensor) for tensor in [*parameters, *model.buffers()])
     gradients = sum(_nbytes(parameter) for parameter in trained)
-    optimizer = sum(parameter.numel() for parameter in trained) * optimizer_bytes_per_parameter
     rows, (vocabulary, width) = micro_batch_size * sequence_length, head_shape
     compute_bytes = autocast_bytes or parameters[0].element_size()
     chunk = min(max(loss_chunk_bytes, vocabulary * compute_bytes), rows * vocabulary * compute_bytes)
@@ -77,10 +76,10 @@ def plan_memory(
     return MemoryPlan(
         weights=weights,
         gradients=parts[0],
-        optimizer=optimizer,
+        optimizer=optimizer_bytes,
         activations=parts[1],
         logits=parts[2],
-        checkpoint=weights + optimizer if asynchronous_checkpoint else 0,
+        checkpoint=weights + optimizer_bytes if asynchronous_checkpoint else 0,
     )
 
 

@@ -31,12 +31,10 @@ from steep.models.load import (
     resolve_reference,
 )
 from steep.models.memory import MemoryPlan, plan_memory, saved_bytes
+from steep.optim.load import optimizer_state_bytes
 
 GUESSED_BYTES_PER_WIDTH = 68
 """Bytes per token, layer and unit of width: 34 numbers of 2 bytes, without attention (arXiv:2205.05198)."""
-
-ADAM_STATES = 2
-"""Moments that AdamW keeps per parameter, each in the parameter's dtype."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, 
             head_trained=_head_is_trained(model),
             autocast_bytes=2 if mixed else None,
             accumulates=accumulates,
-            optimizer_bytes_per_parameter=ADAM_STATES * (2 if precision == "bf16" else 4),
+            optimizer_bytes=optimizer_state_bytes(model, config.optimizer),
             loss_chunk_bytes=config.train.loss_chunk_bytes,
             asynchronous_checkpoint=config.checkpoint.copies_state,
         )

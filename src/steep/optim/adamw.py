@@ -22,6 +22,11 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.
     )
 
 
+def state_bytes(groups: list[dict[str, Any]], config: OptimizerConfig) -> int:
+    """Two tensors per parameter."""
+    return sum(2 * tensor.numel() * tensor.element_size() for group in groups for _, tensor in group["params"])
+
+
 def _can_fuse(groups: list[dict[str, Any]]) -> bool:
     tensors = [entry[1] if isinstance(entry, tuple) else entry for group in groups for entry in group["params"]]
     return all(tensor.device.type in FUSED_DEVICES and tensor.is_floating_point() for tensor in tensors)

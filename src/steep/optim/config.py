@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from steep.core.section import Section
 
-
 OPTIONS: dict[str, tuple[str, ...]] = {
     "adamw": ("betas", "eps"),
     "adamw_8bit": ("betas", "eps"),

@@ -11,7 +11,7 @@ from steep.optim.config import OptimizerConfig
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 NOT_OPTIMIZERS = ("config", "load", "param_groups", "schedule")
 
@@ -27,11 +27,56 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig | Target) -> torch
     A `_target_` is called with `params=` (parameter groups with decay from its own `weight_decay` argument, 0 where it
     has none) and its other arguments.
     """
+    if isinstance(config, OptimizerConfig):
+        plugin = load_optimizer(config)
+        return plugin.build(_groups(model, plugin, config), config)
+    return _build_target(model, config)
+
+
+def optimizer_state_bytes(model: nn.Module, config: OptimizerConfig | Target) -> int:
+    """Bytes of state that the optimizer will keep for `model`, which may be on fake tensors.
+
+    Of a `_target_`, whose state is not known, two tensors per trainable parameter are assumed, as AdamW has.
+    """
+    if isinstance(config, OptimizerConfig):
+        plugin = load_optimizer(config)
+        return int(plugin.state_bytes(_groups(model, plugin, config), config))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return sum(2 * parameter.numel() * parameter.element_size() for parameter in trained)
+
+
+def _groups(model: nn.Module, plugin: ModuleType, config: OptimizerConfig) -> list[dict[str, Any]]:
     from steep.optim.param_groups import build_param_groups
 
-    if isinstance(config, OptimizerConfig):
-        return load_optimizer(config).build(build_param_groups(model, config), config)
-    return _build_target(model, config)
+    groups = build_param_groups(model, config)
+    return split_inner(model, groups) if getattr(plugin, "NEEDS_INNER", False) else groups
+
+
+def split_inner(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with the key `inner`: matrices between embedding and head in groups called `inner` that come first.
+
+    Outer are embeddings of every kind (of positions too), the output head, and all that has not exactly two dimensions.
+    """
+    outer = _embeddings_and_head(model)
+
+    def is_inner(pair: tuple[str, Tensor]) -> bool:
+        return pair[1].ndim == 2 and pair[1] not in outer
+
+    return [
+        {**group, "name": "inner" if inner else group["name"], "inner": inner, "params": members}
+        for inner in (True, False)
+        for group in groups
+        if (members := [pair for pair in group["params"] if is_inner(pair) is inner])
+    ]
+
+
+def _embeddings_and_head(model: nn.Module) -> set[Tensor]:
+    from torch import nn
+
+    getters = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]
+    layers = [getter() for getter in getters if getter is not None]
+    layers += [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return {parameter for layer in layers if layer is not None for parameter in layer.parameters()}
 
 
 def _build_target(model: nn.Module, target: Target) -> torch.optim.Optimizer:
