@@ -72,6 +72,8 @@ class TorchEngine:
         num_label_tokens = max(1, sum(batch.num_label_tokens for batch in batches))
         if len(batches) > 1:
             self._keep_gradients()
+        if prepare := getattr(self.optimizer, "prepare_step", None):
+            prepare()  # an optimizer that takes gradients elsewhere than at the weights it leaves behind
         loss = torch.zeros((), device=self._device)
         for batch in batches:
             part = self._loss_sum(batch.to(self._device)) / num_label_tokens
