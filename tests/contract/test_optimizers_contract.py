@@ -1,0 +1,125 @@
+"""What every optimizer promises to the loop: the loss falls, a resumed run equals an uninterrupted one bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import steep
+from steep.checkpoint.capture import capture, capture_rng, restore
+from steep.checkpoint.load import open_checkpoint
+from steep.checkpoint.save import CheckpointState, CheckpointWriter
+from steep.core.errors import CheckpointError
+from steep.models.gpt2 import build_gpt2_model
+from steep.optim.config import OPTIONS, OptimizerConfig
+from steep.optim.load import build_optimizer
+from support import losses, run_mapping
+
+RATES = {"adafactor": 0.05, "lion": 1e-3, "muon": 1e-2, "galore": 1e-2}
+SMALL_RANK = {"galore": {"rank": 8, "projection_interval_steps": 5}}
+
+
+def options(name: str) -> dict[str, Any]:
+    if name == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    return {"name": name, "learning_rate": RATES.get(name, 3e-3), **SMALL_RANK.get(name, {})}
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 / (step + 1)
+        if prepare := getattr(optimizer, "prepare_step", None):
+            prepare()
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        optimizer.step()
+
+
+def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+    state = CheckpointState(
+        **vars(capture(model, optimizer)), rng=capture_rng(), config_yaml="run: {}\n", step=7, tokens=1,
+        sequences_seen=1, plan_fingerprint="", train_state={},
+    )  # fmt: skip
+    with CheckpointWriter(directory) as writer:
+        writer.save("epoch_0_step_7", state)
+    return directory / "epoch_0_step_7"
+
+
+def assert_same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert not [key for key in one if one[key].dtype != other[key].dtype or not torch.equal(one[key], other[key])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_state_comes_back_bit_for_bit(tmp_path, name, dtype):
+    config = OptimizerConfig(**options(name))
+    model, other = (build_gpt2_model(256, 16, 32, 2, 2, seed=seed).to(dtype) for seed in (0, 1))
+    optimizer, resumed = build_optimizer(model, config), build_optimizer(other, config)
+    train(model, optimizer, 7, seed=1)  # no multiple of galore's interval
+    restore(other, resumed, open_checkpoint(save(tmp_path, model, optimizer)))
+    assert_same_state(capture(model, optimizer).optimizer_tensors, capture(other, resumed).optimizer_tensors)
+    train(model, optimizer, 5, seed=2)
+    train(other, resumed, 5, seed=2)
+    one, two = capture(model, optimizer), capture(other, resumed)
+    assert_same_state(one.model_tensors, two.model_tensors)
+    assert_same_state(one.optimizer_tensors, two.optimizer_tensors)
+    assert one.optimizer_state == two.optimizer_state
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_torchs_own_state_dict_comes_back_too(name):
+    config = OptimizerConfig(**options(name))
+    model = build_gpt2_model(256, 16, 32, 2, 2, seed=0)
+    optimizer = build_optimizer(model, config)
+    train(model, optimizer, 3, seed=1)
+    other = build_gpt2_model(256, 16, 32, 2, 2, seed=1)
+    other.load_state_dict(model.state_dict())
+    resumed = build_optimizer(other, config)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # torch would share the tensors
+    train(model, optimizer, 3, seed=2)
+    train(other, resumed, 3, seed=2)
+    assert_same_state(model.state_dict(), other.state_dict())
+
+
+def test_another_optimizer_does_not_take_the_state(tmp_path):
+    model = build_gpt2_model(61, 16, 8, 2, 2, seed=0)
+    optimizer = build_optimizer(model, OptimizerConfig(name="lion"))
+    train(model, optimizer, 1, seed=1)
+    path = save(tmp_path, model, optimizer)
+    with pytest.raises(CheckpointError, match="saved from Lion, now Muon"):
+        restore(model, build_optimizer(model, OptimizerConfig(name="muon")), open_checkpoint(path))
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_a_run_learns_and_resumes_bitwise(tmp_path, corpus_directory, tiny_tokenizer_directory, name):
+    def mapping(folder: str) -> dict[str, Any]:
+        return run_mapping(
+            tmp_path / folder, corpus_directory, tiny_tokenizer_directory, optimizer=options(name),
+            train={"steps": 16}, schedule={"name": "constant", "warmup_steps": 2}, checkpoint={"every_steps": 7},
+            data={"cache_directory": str(tmp_path / "cache")},
+        )  # fmt: skip
+
+    steep.train(mapping("whole"))
+    first = mapping("parted")
+    first["train"]["max_seconds"] = 1e-6  # stops after every step
+    for _ in range(3):
+        steep.train(first)
+    del first["train"]["max_seconds"]
+    steep.train(first)
+    whole, parted = (tmp_path / folder / "runs" / "small" for folder in ("whole", "parted"))
+    lines = losses(whole)
+    assert len(lines) == 16
+    assert losses(parted) == lines
+    assert lines[-1][1] < lines[0][1] - 0.1
+    ends = [next((run / "checkpoints").glob("*step_16")) for run in (whole, parted)]
+    one, two = (open_checkpoint(end) for end in ends)
+    assert_same_state(one.model_tensors(), two.model_tensors())
+    assert_same_state(one.optimizer_tensors(), two.optimizer_tensors())
