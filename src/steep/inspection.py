@@ -11,6 +11,7 @@ import numpy as np
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import read_json
 from steep.core.units import format_bytes
+from steep.order.plan import Plan, same_past
 from steep.train.run_directory import RunDirectory, is_run_directory
 
 SHOWN_CHARACTERS = 400
@@ -125,14 +126,15 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
     config = config_of_run(path)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
     data = open_run_data(config, tokenizer)
-    planned = data.plan.sequence(index)
+    plan = _plan_of_run(path, data.plan, index)
+    planned = plan.sequence(index)
     store = data.stores[planned.source]
     if not planned.ranges:
         raise DataError(f"sequence {index} is empty")
     return {
         "kind": "sequence",
         "index": index,
-        "epoch": index // data.plan.sequences_per_epoch,
+        "epoch": index // plan.sequences_per_epoch,
         "source": data.names[planned.source],
         "documents": [
             {
@@ -144,6 +146,33 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
             for part in planned.ranges
         ],
     }
+
+
+def _plan_of_run(path: Path, plan: Plan, index: int) -> Plan:
+    """The plan that the run's newest checkpoint was trained with, which begins where its data was last changed on purpose.
+
+    Raises ConfigError for a sequence that the run has not, or had from other data, DataError where the data is not the run's.
+    """
+    from steep.checkpoint.load import find_checkpoint
+
+    if index < 0:
+        raise ConfigError(f"--sequence {index}: sequences are counted from 0")
+    if not any(RunDirectory(path).checkpoints.glob("epoch_*_step_*")):
+        return plan
+    state = read_json(find_checkpoint(path)[0] / "train_state.json")
+    first = state["plan"].get("first_sequence") or 0
+    if index < first:
+        raise ConfigError(
+            f"--sequence {index}: the data of {path} was changed at sequence {first:,}, and only what came after is known. "
+            f"Give {first} or more."
+        )
+    plan = plan.beginning_at(first) if first else plan
+    changed = same_past(state["plan"], plan.describe(), state["sequences_seen"])
+    if changed:
+        raise DataError(
+            f"the data has changed since {path} was trained: {'; '.join(changed)}. Restore it to see its sequences."
+        )
+    return plan
 
 
 def store_as_text(found: dict[str, Any]) -> str:

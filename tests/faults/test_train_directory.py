@@ -15,6 +15,9 @@ import pytest
 from processes import Steep, final_weights, same_records
 from steep.config.load import load_run_config
 from steep.core.errors import CheckpointError, ConfigError, SteepError
+from steep.inspection import inspect_sequence
+from steep.tokenizer.load import load_tokenizer
+from steep.train.data import open_run_data
 from steep.train.finish import TrainResult
 from steep.train.loop import train
 from support import losses, run_mapping, write_yaml
@@ -151,6 +154,16 @@ def test_a_source_may_be_dropped_or_moved_where_that_is_asked_for(
     moved = ledger(second, first, steps="6")
     assert moved["data_changes"][0]["tokens_by_source"] == [before["first"], before["second"]]
     assert tokens(moved)["second"] > tokens(moved)["first"] > before["first"]
+    run, begun = tmp_path / "runs" / "small", moved["data_changes"][0]["first_sequence"]
+    config = load_run_config(mapping={**mapping, "data": {**mapping["data"], "train": [second, first]}})
+    plan = open_run_data(config, load_tokenizer(config.tokenizer, config.model)).plan.beginning_at(begun)
+    shown = inspect_sequence(run, begun + 1)
+    ranges = [(part["document"], part["start"], part["tokens"]) for part in shown["documents"]]
+    assert ranges == plan.sequence(begun + 1).ranges
+    with pytest.raises(ConfigError, match=f"was changed at sequence {begun}"):
+        inspect_sequence(run, begun - 1)
+    with pytest.raises(ConfigError, match="counted from 0"):
+        inspect_sequence(run, -1)
     dropped = ledger(first, steps="8")
     assert list(tokens(dropped)) == ["first"]
     assert tokens(dropped)["first"] > tokens(moved)["first"]
