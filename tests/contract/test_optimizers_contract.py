@@ -112,9 +112,10 @@ def test_a_run_learns_and_resumes_bitwise(tmp_path, corpus_directory, tiny_token
     first["train"]["max_seconds"] = 1e-6  # stops after every step
     for _ in range(3):
         steep.train(first)
+    whole, parted = (tmp_path / folder / "runs" / "small" for folder in ("whole", "parted"))
+    assert len(losses(parted)) == 3
     del first["train"]["max_seconds"]
     steep.train(first)
-    whole, parted = (tmp_path / folder / "runs" / "small" for folder in ("whole", "parted"))
     lines = losses(whole)
     assert len(lines) == 16
     assert losses(parted) == lines

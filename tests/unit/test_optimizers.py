@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from steep.core.errors import ConfigError
 from steep.models.gpt2 import build_gpt2_model
@@ -230,6 +234,24 @@ def test_8bit_adamw_is_refused_where_it_has_no_kernels():
         build_8bit(groups, OptimizerConfig(name="adamw_8bit"))
 
 
+def test_8bit_adamw_without_its_package_names_the_extra():
+    program = """
+import sys
+sys.modules["bitsandbytes"] = None  # as where it is not installed
+import torch
+from steep.core.errors import MissingExtraError
+from steep.optim.config import OptimizerConfig
+from steep.optim.load import build_optimizer
+try:
+    build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="adamw_8bit"))
+except MissingExtraError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert "optimizer.name=adamw_8bit needs the package 'bitsandbytes'" in result.stdout
+    assert "steep[quant]" in result.stdout
+
+
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_planned_state_is_the_state(name):
     if name == "adamw_8bit":
@@ -237,6 +259,8 @@ def test_planned_state_is_the_state(name):
     model = build_gpt2_model(256, 16, 32, 2, 2, seed=0)
     config = OptimizerConfig(name=name) if name != "galore" else OptimizerConfig(name=name, rank=8)
     planned = optimizer_state_bytes(model, config)
+    with FakeTensorMode():  # as the plan builds it
+        assert optimizer_state_bytes(build_gpt2_model(256, 16, 32, 2, 2, seed=0), config) == planned
     _, optimizer = run(model, config)
     state = [(key, value) for values in optimizer.state.values() for key, value in values.items()]
     kept = sum(v.nbytes for key, v in state if isinstance(v, torch.Tensor) and key not in ("step", "qmap1", "qmap2"))
@@ -246,7 +270,8 @@ def test_planned_state_is_the_state(name):
 
 def test_options_of_another_optimizer_are_refused_by_name():
     with pytest.raises(
-        ValidationError, match="lion has no option 'momentum'. It has: learning_rate, weight_decay, betas"
+        ValidationError,
+        match="lion has no option 'momentum'. It has: learning_rate, embedding_learning_rate, weight_decay, betas",
     ):
         OptimizerConfig(name="lion", momentum=0.9)
     with pytest.raises(ValidationError, match="adafactor has no option 'betas'"):

@@ -68,7 +68,8 @@ class OptimizerConfig(Section):
         for option in sorted(every - set(known if known is not None else every)):
             if getattr(self, option) != fields[option].default:  # a saved configuration names the defaults of all
                 raise ValueError(
-                    f"{self.name} has no option {option!r}. It has: learning_rate, weight_decay, {', '.join(known or ())}"
+                    f"{self.name} has no option {option!r}. It has: learning_rate, "
+                    f"embedding_learning_rate, weight_decay, {', '.join(known or ())}"
                 )
         return self
 
