@@ -243,6 +243,19 @@ def test_every_prefix_of_a_mixture_is_within_three_sequences_of_its_share(weight
         assert schedule.counts(slots) == counts
 
 
+@pytest.mark.parametrize(
+    "weights", [[50] + [1] * 50, [12] + [1] * 12, [1] * 50 + [50], [200] + [1] * 200, [1] * 300, [7, 1] * 60], ids=str
+)
+def test_many_equal_sources_take_turns(weights: list[int]) -> None:
+    total, counts, furthest = sum(weights), [0] * len(weights), Fraction(0)
+    for slot, (source, _) in enumerate(Schedule(weights).events(0, 2 * total), start=1):
+        counts[source] += 1
+        shares = zip(counts, weights, strict=True)
+        furthest = max(furthest, *(abs(count - Fraction(weight * slot, total)) for count, weight in shares))
+    assert furthest <= 3
+    assert counts == [2 * weight for weight in weights]  # two whole rounds
+
+
 def test_weights_are_taken_as_they_are_written() -> None:
     assert integer_weights([0.95, 0.05]) == [19, 1]
     assert integer_weights([0.1, 0.2, "0.7"]) == [1, 2, 7]

@@ -1,10 +1,10 @@
 """Which source gives slot n of a run, in exact integers: a mixture by weights, with phases.
 
-Source s with weight w emits its j-th sequence (from 1) at time (2j-1)/(2w), and slot n is the n-th event over all sources,
-ties in the order of the sources: Webster's apportionment, or stride scheduling (Waldspurger and Weihl 1995). Counts are known
-for any n at once, never fall, and stay within three sequences of n * w / sum(w) for a dozen sources. A phase begins at a slot
-and carries on where each source stands, so a new phase never changes the past. Weakness: the pattern of sources is regular,
-not random.
+Source s with weight w emits its j-th sequence (from 0) at time (j + phase(s)) / w, and slot n is the n-th event over all sources:
+stride scheduling (Waldspurger and Weihl 1995), with phases from van der Corput's sequence (1/2, 1/4, 3/4, 1/8, ...) so that sources
+of equal weight take turns instead of coming all at once. Counts are known for any n at once, never fall, and stay within three
+sequences of n * w / sum(w). A phase of the run begins at a slot and carries on where each source stands, so a new one never
+changes the past. Weakness: the pattern of sources is regular, not random.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from functools import lru_cache
 from itertools import pairwise
 
 BLOCK_SLOTS = 128
+TURNS = 1 << 16
+"""Phases are whole numbers of this part of a turn; as many sources have one of their own."""
 
 
 def integer_weights(weights: Sequence[float | int | str]) -> list[int]:
@@ -35,16 +37,25 @@ def integer_weights(weights: Sequence[float | int | str]) -> list[int]:
     return [weight // divisor for weight in whole]
 
 
+def turn_of(source: int) -> int:
+    """The phase of a source in parts of a turn: the bits of its number (from 1) in reverse, behind the point."""
+    return int(f"{source % (TURNS - 1) + 1:016b}"[::-1], 2)
+
+
 class Schedule:
     """The order of the sources for fixed weights. weights: whole numbers, at least one above zero."""
 
     def __init__(self, weights: Sequence[int]):
         self.weights = list(weights)
         self._total = sum(weights)
+        self._turns = [turn_of(source) for source in range(len(weights))]
 
     def counts(self, slots: int) -> list[int]:
         """How many of the first `slots` slots each source has."""
-        counts = [(2 * slots * weight + self._total) // (2 * self._total) for weight in self.weights]
+        counts = [
+            (slots * weight * TURNS - turn * self._total) // (self._total * TURNS) + 1 if weight else 0
+            for weight, turn in zip(self.weights, self._turns, strict=True)
+        ]
         while (excess := sum(counts) - slots) != 0:
             number = self._last_event(counts) if excess > 0 else self._next_event(counts)
             counts[number] -= 1 if excess > 0 else -1
@@ -55,23 +66,27 @@ class Schedule:
         counts = self.counts(first)
         scale = math.lcm(*(weight for weight in self.weights if weight))
         steps = [scale // weight if weight else 0 for weight in self.weights]
-        heap = [((2 * counts[s] + 1) * step, s) for s, step in enumerate(steps) if step]
+        heap = [((counts[s] * TURNS + self._turns[s]) * step, s) for s, step in enumerate(steps) if step]
         heapq.heapify(heap)
         found = []
         for _ in range(slots):
             time, source = heap[0]
             found.append((source, counts[source]))
             counts[source] += 1
-            heapq.heapreplace(heap, (time + 2 * steps[source], source))
+            heapq.heapreplace(heap, (time + TURNS * steps[source], source))
         return found
 
     def _next_event(self, counts: list[int]) -> int:
-        times = ((Fraction(2 * counts[s] + 1, 2 * weight), s) for s, weight in enumerate(self.weights) if weight)
-        return min(times)[1]
+        return min((self._time(s, counts[s]), s) for s, weight in enumerate(self.weights) if weight)[1]
 
     def _last_event(self, counts: list[int]) -> int:
-        times = ((Fraction(2 * counts[s] - 1, 2 * w), s) for s, w in enumerate(self.weights) if w and counts[s])
-        return max(times)[1]
+        return max((self._time(s, counts[s] - 1), s) for s, weight in enumerate(self.weights) if weight and counts[s])[
+            1
+        ]
+
+    def _time(self, source: int, before: int) -> Fraction:
+        """When a source emits the sequence that `before` of its own come before."""
+        return Fraction(before * TURNS + self._turns[source], self.weights[source])
 
 
 @dataclass(frozen=True)

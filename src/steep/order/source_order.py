@@ -26,10 +26,13 @@ from steep.order.windows import Windows
 
 Key = tuple[int | str, ...]
 
-GROUP_WINDOWS = 256
-"""Windows of documents (5 million) over which best-fit sequences are shuffled. Part of the order: never change it."""
-GROUP_SEQUENCES = 1 << 21
-"""Consecutive sequences that concat shuffles. Part of the order: never change it."""
+GROUP_WINDOWS = 4
+"""Windows over which best-fit sequences are shuffled: 80,000 documents, which are drawn from the whole source. More would be no more
+random, and a run would pack all of them before its first hundred sequences. Part of the order: never change it."""
+GROUP_SEQUENCES = 1 << 15
+"""Consecutive sequences that concat shuffles; its documents are in random order already. Part of the order: never change it."""
+MOST_LAID_WINDOWS = 256
+"""Windows that concat keeps: those of `GROUP_SEQUENCES` sequences of documents of twenty tokens or more."""
 
 
 class SourceOrder(Protocol):
@@ -46,7 +49,7 @@ class BestFitOrder:
     """Packs that are the same in every epoch, in a new order in each. See `packing.pack_best_fit`.
 
     documents: (D,) int64 numbers of the documents, or None for all. lengths: (D,) int64 tokens of each, possibly cut short.
-    Weakness: a sequence holds the same documents in each epoch; sequences are shuffled within groups of 256 windows.
+    Weakness: a sequence holds the same documents in each epoch; sequences are shuffled within groups of 4 windows.
     """
 
     def __init__(self, documents: NDArray[np.int64] | None, lengths: NDArray[np.int64], sequence_length: int, key: Key):
@@ -54,7 +57,7 @@ class BestFitOrder:
         self._windows = Windows(len(lengths), *key, "best_fit")
         self._sequences = num_best_fit_sequences(self._windows.sums(lengths), sequence_length)
         self.num_sequences = int(self._sequences.sum())
-        self._packed = lru_cache(maxsize=GROUP_WINDOWS + 16)(self._pack)
+        self._packed = lru_cache(maxsize=2 * GROUP_WINDOWS)(self._pack)
         self._epoch = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def _pack(self, window: int) -> PackedWindow:
@@ -88,7 +91,7 @@ class BestFitOrder:
 
 
 class ConcatOrder:
-    """Documents in a new order each epoch, laid end to end and cut; the sequences shuffled within runs of two million.
+    """Documents in a new order each epoch, laid end to end and cut; the sequences shuffled within runs of 32,768.
 
     Arguments as `BestFitOrder`. `lengths` may be shorter than the documents are (`align_to_bos` is not for this packing).
     """
@@ -98,7 +101,7 @@ class ConcatOrder:
         self.num_tokens = int(lengths.sum())
         self.num_sequences = num_concat_sequences(self.num_tokens, sequence_length)
         self._epoch = lru_cache(maxsize=2)(self._order_of_epoch)
-        self._laid = lru_cache(maxsize=GROUP_WINDOWS + 16)(self._lay)
+        self._laid = lru_cache(maxsize=MOST_LAID_WINDOWS)(self._lay)
         self._shuffle = lru_cache(maxsize=4)(self._order_of_group)
 
     def _order_of_epoch(self, epoch: int) -> tuple[Windows, NDArray[np.int64], NDArray[np.int64]]:
