@@ -195,7 +195,9 @@ def capture_rng() -> dict[str, Any]:
 
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
-    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []  # of the device that this process trains on
+    cuda = (
+        [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    )  # of the device that this process trains on
     return {
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
         "cuda": [state.numpy().tobytes().hex() for state in cuda],

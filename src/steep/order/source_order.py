@@ -27,8 +27,8 @@ from steep.order.windows import Windows
 Key = tuple[int | str, ...]
 
 GROUP_WINDOWS = 4
-"""Windows over which best-fit sequences are shuffled: 80,000 documents, which are drawn from the whole source. More would be no more
-random, and a run would pack all of them before its first hundred sequences. Part of the order: never change it."""
+"""Windows over which best-fit sequences are shuffled: 80,000 documents, which are drawn from the whole source. More would be no
+more random, and a run would pack all of them before its first hundred sequences. Part of the order: never change it."""
 GROUP_SEQUENCES = 1 << 15
 """Consecutive sequences that concat shuffles; its documents are in random order already. Part of the order: never change it."""
 MOST_LAID_WINDOWS = 256
