@@ -58,7 +58,7 @@ def open_binary(path: Path, limits: Optional[SourceConfig] = None) -> Iterator[t
     Raises DataError for a file that cannot be opened, is damaged, or expands beyond its limits, at the point where it is met.
     """
     with reading(path), contextlib.ExitStack() as stack:
-        raw: Any = stack.enter_context(open(path, "rb"))
+        raw: Any = stack.enter_context(open(path, "rb", buffering=BLOCK_BYTES))
         compression = compression_of(path)
         if not compression:
             yield raw, raw.tell
