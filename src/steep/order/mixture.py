@@ -2,9 +2,9 @@
 
 Source s with weight w emits its j-th sequence (from 0) at time (j + phase(s)) / w, and slot n is the n-th event over all
 sources: stride scheduling (Waldspurger and Weihl 1995), with phases from van der Corput's sequence (1/2, 1/4, 3/4, 1/8, ...) so
-that sources of equal weight take turns instead of coming all at once. Counts are known for any n at once, never fall, and stay within three
-sequences of n * w / sum(w). A phase of the run begins at a slot and carries on where each source stands, so a new one never
-changes the past. Weakness: the pattern of sources is regular, not random.
+that sources of equal weight take turns instead of coming all at once. Counts are known for any n at once, never fall, and stay
+within three sequences of n * w / sum(w). A phase of the run begins at a slot and carries on where each source stands, so a new
+one never changes the past. Weakness: the pattern of sources is regular, not random.
 """
 
 from __future__ import annotations
