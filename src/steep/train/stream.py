@@ -14,7 +14,7 @@ import threading
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ READ_AS = ("format", "text_key", "document_separator", "max_record_bytes")
 ENCODED_CHARACTERS = 200_000
 MOST_EMPTY_EPOCHS = 64
 """A part may hold no record (one that is longer than the part); a reader that meets only such parts so often gives up."""
+
+
+Piece = tuple[int, NDArray[np.int64]]
+"""A document's ids in one sequence, and the one after them if it goes on: where they begin in it, and the ids."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +99,17 @@ class Reader:
         self._number, self._readers, self._seed = number, readers, seed
         self._cursor = cursor
 
-    def sequences(self) -> Iterator[tuple[Cursor, list[tuple[int, int, NDArray[np.int64]]]]]:
-        """(cursor before it, [(document, start, its ids from there on)]) of one sequence after the other."""
-        before, pieces, room = self._copy(), [], self._length
+    def sequences(self) -> Iterator[tuple[Cursor, list[Piece]]]:
+        """(cursor before it, its pieces) of one sequence after the other."""
+        before, room = self._copy(), self._length
+        pieces: list[Piece] = []
         rest = self._cursor.tokens
         for ids in self._documents():
             start = len(ids) - rest if rest else 0
             rest = checksum = 0
             while start < len(ids):
                 count = min(room, len(ids) - start)
-                pieces.append((self._cursor.documents, start, ids[start : start + count + 1]))
+                pieces.append((start, ids[start : start + count + 1]))
                 start += count
                 room -= count
                 self._cursor.tokens = len(ids) - start
@@ -115,7 +120,7 @@ class Reader:
                     before, pieces, room = self._copy(), [], self._length
 
     def _copy(self) -> Cursor:
-        return Cursor(**{**vars(self._cursor), "dropped": dict(self._cursor.dropped)})
+        return replace(self._cursor, dropped=dict(self._cursor.dropped))
 
     def _documents(self) -> Iterator[NDArray[np.int64]]:
         """The ids of every document from the cursor on; a document that the cursor stands in comes whole."""
@@ -195,7 +200,7 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
 class _Lengths:
     """Document lengths as far as the loader asks for them: whether one more token follows what was read."""
 
-    def __init__(self, pieces: Mapping[int, tuple[int, NDArray[np.int64]]]):
+    def __init__(self, pieces: Mapping[int, Piece]):
         self._pieces = pieces
 
     def __getitem__(self, key: int) -> int:
@@ -226,7 +231,7 @@ class StreamSource:
         read_as = source.model_dump(include=set(READ_AS), exclude_defaults=True)
         identities = [_identity(part) for part in self._parts]
         self.fingerprint = fingerprint([tokenizer.fingerprint, identities, *([read_as] if read_as else [])])
-        self._pieces: OrderedDict[int, tuple[int, NDArray[np.int64]]] = OrderedDict()
+        self._pieces: dict[int, Piece] = {}
         self._made: OrderedDict[int, tuple[Cursor, list[TokenRange]]] = OrderedDict()
         self._named = 0
         self._lock = threading.Lock()  # the loader reads ahead in a thread while a checkpoint asks for cursors
@@ -292,7 +297,7 @@ class StreamSource:
         number = self._next[reader]
         self._next[reader] += self.num_readers
         ranges = []
-        for _, start, ids in pieces:
+        for start, ids in pieces:
             self._pieces[self._named] = (start, ids)
             ranges.append(TokenRange(self._named, start, 0))
             self._named += 1
@@ -307,9 +312,9 @@ class StreamSource:
                 del self._pieces[token_range.document]
 
 
-def _counts(pieces: list[tuple[int, int, NDArray[np.int64]]], sequence_length: int) -> list[int]:
+def _counts(pieces: list[Piece], sequence_length: int) -> list[int]:
     """Tokens of each piece in the sequence: all that were read, but for the one that shows what follows the last."""
-    counts = [len(ids) for _, _, ids in pieces]
+    counts = [len(ids) for _, ids in pieces]
     counts[-1] -= sum(counts) - sequence_length
     return counts
 
