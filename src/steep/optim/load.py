@@ -57,7 +57,12 @@ def split_inner(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str
 
     Outer are embeddings of every kind (of positions too), the output head, and all that has not exactly two dimensions.
     """
-    outer = _embeddings_and_head(model)
+    from torch import nn
+
+    from steep.optim.param_groups import embedding_tensors
+
+    lookups = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    outer = embedding_tensors(model) | lookups
 
     def is_inner(pair: tuple[str, Tensor]) -> bool:
         return pair[1].ndim == 2 and pair[1] not in outer
@@ -68,15 +73,6 @@ def split_inner(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str
         for group in groups
         if (members := [pair for pair in group["params"] if is_inner(pair) is inner])
     ]
-
-
-def _embeddings_and_head(model: nn.Module) -> set[Tensor]:
-    from torch import nn
-
-    getters = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]
-    layers = [getter() for getter in getters if getter is not None]
-    layers += [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return {parameter for layer in layers if layer is not None for parameter in layer.parameters()}
 
 
 def _build_target(model: nn.Module, target: Target) -> torch.optim.Optimizer:
