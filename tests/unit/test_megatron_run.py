@@ -107,3 +107,20 @@ def test_keys_of_the_other_order_are_refused(mapping: dict[str, Any]) -> None:
         load_run_config(mapping=mapping, overrides=["--data.align_to_bos", "true"])
     with pytest.raises(ConfigError, match="belong to order megatron"):
         load_run_config(mapping=mapping, overrides=["--data.order", "native"])
+
+
+def test_what_the_order_never_takes_is_in_the_ledger(mapping: dict[str, Any]) -> None:
+    mapping["train"]["steps"] = 2
+    result = train(load_run_config(mapping=mapping), stream=io.StringIO())
+    sources = json.loads((result.run_directory / "ledger.json").read_text())["sources"]
+    for source in sources:
+        [(reason, left)] = source["dropped_tokens"].items()
+        assert reason == "fills no sample"
+        assert 0 < left < 64
+    mapping["run"]["name"] = "aligned"
+    mapping["data"] = {**mapping["data"], "order": "native", "align_to_bos": True, "document_mask": True}
+    for key in ("split", "num_val_samples", "index_cache_directory"):
+        del mapping["data"][key]
+    result = train(load_run_config(mapping=mapping), stream=io.StringIO())
+    sources = json.loads((result.run_directory / "ledger.json").read_text())["sources"]
+    assert all(source["dropped_tokens"]["align_to_bos"] > 0 for source in sources)

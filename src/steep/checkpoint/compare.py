@@ -7,7 +7,7 @@ from typing import Any
 
 FREE = (
     "console", "trackers", "report", "checkpoint", "evaluate", "run.name", "run.directory",
-    "data.cache_directory", "data.prepare", "train.max_seconds",
+    "data.cache_directory", "data.prepare", "data.index_cache_directory", "train.max_seconds",
 )  # fmt: skip
 """Keys (with everything below them) that do not take part in what is learned: they may change at every resume."""
 
@@ -25,6 +25,7 @@ WARNED = {
     "train.device": "losses will equal the uninterrupted run's to rounding, not bit for bit",
     "train.deterministic": "losses will equal the uninterrupted run's to rounding, not bit for bit",
     "data.validation": SCORES_CHANGE,
+    "data.num_val_samples": SCORES_CHANGE,
     "evaluate.tokens": SCORES_CHANGE,
     "model.attention": "losses will equal the uninterrupted run's to rounding, not bit for bit",
 }

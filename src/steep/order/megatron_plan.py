@@ -71,7 +71,9 @@ class MegatronPlan:
         tokens = [source.num_tokens for source in sources]
         self.sequences_of_source = [Epochs(1, False).num_samples(count, settings) for count in tokens]
         self.sequences_per_epoch = max(1, sum(self.sequences_of_source))
-        self.tokens_per_epoch = sum(tokens)
+        self.dropped_tokens = [
+            _left_over(source, index, settings) for source, index in zip(sources, indices, strict=True)
+        ]
         self.num_sequences = indices[0].num_samples if blend is None else len(blend[0])
         """How many there are: at least as many as were asked for."""
 
@@ -188,6 +190,13 @@ def _epochs_text(epochs: Epochs) -> str:
     if epochs.count == 1:
         return "1 epoch"
     return f"{epochs.count} epochs, the last {'apart' if epochs.separate_last else 'shuffled with the others'}"
+
+
+def _left_over(source: MegatronSource, index: SampleIndex, settings: IndexSettings) -> dict[str, int]:
+    """Tokens at the end of the last epoch that fill no sample."""
+    laid = count_epochs(source.num_tokens, source.num_samples, settings).count * source.num_tokens
+    left = laid - index.num_samples * settings.sequence_length - settings.extra
+    return {"fills no sample": left} if left > 0 else {}
 
 
 def _source_plan(source: MegatronSource) -> SourcePlan:

@@ -88,7 +88,8 @@ class Plan(Protocol):
     sequences_of_source: list[int]
     """Of one epoch of each source."""
     sequences_per_epoch: int
-    tokens_per_epoch: int
+    dropped_tokens: list[dict[str, int]]
+    """Tokens of each source that the order never takes, by reason."""
     messages: list[str]
     """What the user should know of how the order came about."""
 
@@ -134,8 +135,8 @@ class DataPlan:
         self.align_to_bos, self.first_sequence = align_to_bos, first_sequence
         self._packing, self._changes = packing, phases
         self.messages: list[str] = []
-        self.dropped_tokens: list[int] = []
-        """Tokens of one epoch that `align_to_bos` leaves out, by source."""
+        self.dropped_tokens: list[dict[str, int]] = []
+        """Of one epoch."""
         self.packings: list[str] = []
         self._orders = [self._order_of(number, packing) for number in range(len(sources))]
         self.sequences_of_source = [order.num_sequences for order in self._orders]
@@ -144,13 +145,12 @@ class DataPlan:
             raise DataError(f"there is nothing to train on: no tokens in {names}")
         self.phases = _phases(sources, self.sequences_of_source, phases, first_sequence)
         self._mixture = Mixture(self.phases)
-        self.tokens_per_epoch = sum(source.num_tokens for source in sources)
         self.sequences_per_epoch = self._sequences_of_an_epoch()
 
     def _order_of(self, number: int, packing: str) -> SourceOrder:
         source = self.sources[number]
         if source.order is not None:
-            self.dropped_tokens.append(0)
+            self.dropped_tokens.append({})
             self.packings.append("stream")
             return source.order
         key = (self.seed, number)
@@ -159,7 +159,7 @@ class DataPlan:
         if self.align_to_bos:
             lengths = np.minimum(lengths, self.sequence_length)
         kept = int(lengths.sum())
-        self.dropped_tokens.append(tokens - kept)
+        self.dropped_tokens.append({"align_to_bos": tokens - kept} if tokens > kept else {})
         if tokens > kept:
             self.messages.append(
                 f"{source.name}: align_to_bos leaves out {tokens - kept:,} of {tokens:,} tokens "

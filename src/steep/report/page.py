@@ -273,12 +273,9 @@ def _ledger(run: RunData) -> str:
     rows = [[_source_name(source), *(_plain(source.get(key)) for key in columns)] for source in sources]
     if len(sources) > 1:
         rows.append(["all sources", *(_plain(_ledger_sum(sources, key)) for key in columns)])
-    dropped = [
-        [source.get("name"), reason, _plain(number)]
-        for source in sources
-        for reason, number in (source.get("dropped") or {}).items()
-    ]
+    dropped, unused = _losses(sources, "dropped"), _losses(sources, "dropped_tokens")
     lost = table(["Source", "Dropped because", "Records"], dropped, numbers_from=2) if dropped else ""
+    lost += table(["Source", "Not trained because", "Tokens"], unused, numbers_from=2) if unused else ""
     notes = [] if dropped else ["No record was dropped."]
     notes += [f"Trained counts every epoch. Padding: {_plain(_padding(run))} tokens."]
     notes += [
@@ -289,6 +286,15 @@ def _ledger(run: RunData) -> str:
         f"{table(['Source', *columns.values()], rows)}{lost}"
         f'<p class="note">{escape(" ".join(notes))}</p>\n{_plan_sources(run)}'
     )
+
+
+def _losses(sources: list[dict[str, Any]], key: str) -> list[list[Any]]:
+    """Source, reason and number of everything that a source's ledger counts under `key`."""
+    return [
+        [source.get("name"), reason, _plain(number)]
+        for source in sources
+        for reason, number in (source.get(key) or {}).items()
+    ]
 
 
 def _ledger_sum(sources: list[dict[str, Any]], key: str) -> float | None:

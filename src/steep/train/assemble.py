@@ -16,7 +16,6 @@ from steep.batch import Batch
 from steep.checkpoint.consolidated import huggingface_files
 from steep.checkpoint.load import verified_reference
 from steep.config.run import RunConfig
-from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
 from steep.core.section import Target
 from steep.models.config import ModelConfig
@@ -105,7 +104,7 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
     model = load_model(model_config, dtype=parameter_dtype(precision), device=device, seed=config.run.seed)
     facts = describe_model(model)
     check_sequence_length(model, config.data.sequence_length)
-    check_vocabulary(data.largest_token_id, facts["vocab_size"], tokenizer)
+    data.check_vocabulary(facts["vocab_size"])
     fresh = getattr(config.model, "pretrained", None) is None
     align_special_tokens(model, tokenizer, fresh, say)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
@@ -154,16 +153,6 @@ def _hf_files(model: torch.nn.Module, hf_tokenizer: Any, say: Say) -> dict[str, 
         return huggingface_files(model, hf_tokenizer)
     say(f"checkpoints hold no model/consolidated: {type(model).__name__} has no transformers configuration")
     return {}
-
-
-def check_vocabulary(largest_token_id: int, vocab_size: int | None, tokenizer: TextTokenizer) -> None:
-    """Every id must have an embedding, if it is known how many there are. Raises ConfigError."""
-    if vocab_size is not None and largest_token_id >= vocab_size:
-        raise ConfigError(
-            f"the data holds token id {largest_token_id}, but the model has {vocab_size} embeddings. The tokenizer "
-            f"({tokenizer.description}, {tokenizer.vocab_size} ids) is not this model's: use the model's own, or build the "
-            f"model with vocab_size of at least {tokenizer.vocab_size}."
-        )
 
 
 def align_special_tokens(model: Any, tokenizer: TextTokenizer, fresh: bool, say: Say) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from steep.sources.inputs import paths_of
 from steep.sources.lingua import validation_paths
 from steep.store.cache import check_tokenizer, open_sources
 from steep.store.reader import TokenStore, open_store
+from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
 from steep.train.sizes import requested_sequences
 from steep.train.state import TrainState
@@ -67,9 +67,20 @@ class RunData:
         sequences = self.plan.counts(state.sequences_seen)
         sources = [
             source_ledger(*row)
-            for row in zip(self.names, self.stores, self.plan.sources, trained, sequences, strict=True)
+            for row in zip(
+                self.names, self.stores, self.plan.sources, trained, sequences, self.plan.dropped_tokens, strict=True
+            )
         ]
         return {"sources": sources, "padding_tokens": state.padding_tokens, "data_changes": state.data_changes}
+
+    def check_vocabulary(self, vocab_size: int | None) -> None:
+        """Every id must have an embedding, if it is known how many there are. Raises ConfigError."""
+        if vocab_size is not None and self.largest_token_id >= vocab_size:
+            raise ConfigError(
+                f"the data holds token id {self.largest_token_id}, but the model has {vocab_size} embeddings. The tokenizer is "
+                "not this model's: use the model's own, or build the model with a vocab_size of at least "
+                f"{self.largest_token_id + 1}."
+            )
 
     def stream_cursors(self, sequences_seen: int) -> list[list[dict[str, Any]]]:
         """Where the readers of every source stand after so many sequences of the run; empty for sources that do not stream."""
@@ -89,11 +100,16 @@ class RunData:
 
 
 def source_ledger(
-    name: str, store: TokenStore | StreamSource, plan: SourcePlan, tokens_trained: int, sequences: int
+    name: str,
+    store: TokenStore | StreamSource,
+    plan: SourcePlan,
+    tokens_trained: int,
+    sequences: int,
+    dropped_tokens: dict[str, int],
 ) -> dict[str, Any]:
     """One source: records read = kept + dropped by reason; tokens = held out + available to training.
 
-    sequences: of this source that were trained on.
+    sequences: of this source that were trained on. dropped_tokens: that the order never takes, by reason.
     """
     if isinstance(store, StreamSource):
         return {"name": name, "role": plan.role, **store.ledger(sequences), "tokens_trained": tokens_trained}
@@ -104,6 +120,7 @@ def source_ledger(
         "records_read": recorded.get("records_read"),
         "documents_kept": store.num_documents,
         "dropped": recorded.get("dropped", {}),
+        "dropped_tokens": {**recorded.get("dropped_tokens", {}), **dropped_tokens},
         "tokens": store.num_tokens,
         "tokens_held_out": store.num_tokens - plan.num_tokens,
         "tokens_per_epoch": plan.num_tokens,
@@ -253,7 +270,6 @@ def source_names(sources: Sequence[SourceConfig]) -> list[str]:
     """A name for each source: its own, else the last part of its path; made different by numbers where equal."""
     names: list[str] = []
     for source in sources:
-        path = source.path if isinstance(source.path, str) else source.path[0]
-        name = source.name or Path(path).name or path
+        name = source_name(source)
         names.append(name if name not in names else f"{name} ({len(names) + 1})")
     return names

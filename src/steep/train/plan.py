@@ -184,12 +184,7 @@ def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardwa
 
 def check_fits(plan: RunPlan) -> None:
     """Refuse a run that the device has no room for. Raises ConfigError with what would help."""
-    vocabulary = plan.structure.vocab_size
-    if plan.data.largest_token_id >= vocabulary:
-        raise ConfigError(
-            f"the data holds token id {plan.data.largest_token_id}, but the model has {vocabulary} embeddings. "
-            "The tokenizer is not this model's."
-        )
+    plan.data.check_vocabulary(plan.structure.vocab_size)
     if plan.peak_bytes > plan.hardware.memory_bytes:
         raise ConfigError(
             f"the run needs about {format_bytes(plan.peak_bytes)}, and {plan.hardware.name} has "
