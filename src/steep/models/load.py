@@ -23,7 +23,10 @@ from torch import nn
 
 from steep.core.errors import ConfigError, MissingExtraError, ModelError
 from steep.core.section import Target
+from steep.models.adapters import ADAPTER_CONFIG, base_config_of, base_reference, load_adapter
 from steep.models.config import ModelConfig
+from steep.models.flops import parameter_numbers
+from steep.models.quantize import quantize
 
 HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset")
 """Underscore keys that transformers itself used to write into config.json; they are dropped."""
@@ -51,6 +54,10 @@ def load_model(
     else:
         assert config.config is not None
         model = build_fresh(config.config, config.revision, seed)
+    method = None if isinstance(config, Target) else config.quantize
+    if method is not None:
+        quantize(cast_weights(model.train(), dtype), method, dtype, device)
+        return model
     return cast_weights(model.to(device=device), dtype).train()
 
 
@@ -70,6 +77,8 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype) -> nn.Module:
     path = resolve_reference(reference)
+    if path is not None and (path / ADAPTER_CONFIG).is_file():
+        return _load_merged(path)
     if path is not None and path.suffix == ".gguf":
         return _load_gguf(path, dtype)
     source = reference if path is None else str(path)
@@ -78,6 +87,23 @@ def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype) -
         return _from_pretrained(source, revision=revision, config=config, dtype=dtype, use_safetensors=True)
     except OSError as error:
         raise ModelError(_no_weights(source, path, error)) from error
+
+
+def _load_merged(folder: Path) -> nn.Module:
+    """The model under an adapter with the adapter added to its weights, in fp32."""
+    return load_adapter(load_adapter_base(folder, torch.float32), folder, merge=True)
+
+
+def load_adapter_base(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The model that the adapter in `folder` belongs on: its base, as large and with the positions that the adapter was trained
+    with."""
+    model: Any = _load_pretrained(base_reference(folder), None, dtype)
+    trained = base_config_of(folder)
+    if trained is not None:
+        rows = trained.get("vocab_size", model.config.vocab_size)
+        if rows != model.config.vocab_size:
+            model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter brings the rows
+    return model  # type: ignore[no-any-return]
 
 
 def resolve_reference(reference: str) -> Path | None:
@@ -100,15 +126,15 @@ def resolve_reference(reference: str) -> Path | None:
 
 
 def _model_folder(folder: Path) -> Path:
-    """`folder` if it has a config.json; the consolidated model of a checkpoint; or that of a run's last checkpoint."""
-    if (folder / "config.json").is_file():
+    """`folder` if it holds a model or an adapter; the consolidated one of a checkpoint; or that of a run's last checkpoint."""
+    if _holds_model(folder):
         return folder
-    if (folder / "model" / "consolidated" / "config.json").is_file():
+    if _holds_model(folder / "model" / "consolidated"):
         return folder / "model" / "consolidated"
     latest = folder / "checkpoints" / "LATEST"
     if latest.is_file():
         checkpoint = folder / "checkpoints" / latest.read_text(encoding="utf-8").strip()
-        if (checkpoint / "model" / "consolidated" / "config.json").is_file():
+        if _holds_model(checkpoint / "model" / "consolidated"):
             return checkpoint / "model" / "consolidated"
         raise ModelError(f"{latest} names {checkpoint.name}, which holds no model/consolidated/config.json")
     if (folder / "checkpoints").is_dir():
@@ -118,6 +144,10 @@ def _model_folder(folder: Path) -> Path:
         return ggufs[0]
     found = f"; it holds {len(ggufs)} .gguf files, name one of them" if ggufs else ""
     raise ModelError(f"{folder} holds no config.json, no checkpoint and no run of steep{found}")
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> nn.Module:
@@ -389,7 +419,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     return {
         "family": getattr(text, "model_type", type(model).__name__),
         "class": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in parameters),
+        "parameters": sum(parameter_numbers(parameter) for parameter in parameters),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "layers": getattr(text, "num_hidden_layers", None),
         "hidden_size": getattr(text, "hidden_size", None),
