@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support import LLAMA, run_mapping
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steep
@@ -18,6 +17,7 @@ from steep.config.load import load_run_config
 from steep.models.config import ModelConfig
 from steep.models.load import load_model
 from steep.train.loop import train
+from support import LLAMA, run_mapping
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])

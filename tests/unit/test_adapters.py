@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support import LLAMA, losses, run_mapping
 
 from steep.checkpoint.capture import adapter_tensors
 from steep.config.load import load_run_config
@@ -21,6 +20,7 @@ from steep.models.quantize import extra_bytes, linear_layers, plan_quantized, qu
 from steep.optim.config import OptimizerConfig
 from steep.optim.param_groups import build_param_groups
 from steep.train.loop import train
+from support import LLAMA, losses, run_mapping
 
 BOTH = ["embed_tokens", "lm_head"]
 

@@ -154,9 +154,20 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> nn.Module:
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "gguf", f"reading {path.name}")
     try:
-        return _from_pretrained(str(path.parent), gguf_file=path.name, config=read_gguf_config(path), dtype=dtype)
+        model = _from_pretrained(str(path.parent), gguf_file=path.name, config=read_gguf_config(path), dtype=dtype)
+        return _forget_gguf(model)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path} could not be read as a GGUF model that transformers knows: {error}") from error
+
+
+def _forget_gguf(model: Any) -> nn.Module:
+    """The weights are dequantized by now, but transformers would refuse to save them and call a copy quantized; and what the file
+    calls the model would stand in config.json under a key that `make_config` refuses."""
+    model.hf_quantizer = None
+    for name in ("quantization_config", "_model_name_or_path"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    return model  # type: ignore[no-any-return]
 
 
 def read_gguf_config(path: Path) -> Any:
