@@ -45,6 +45,23 @@ Freeze = Annotated[
 ]
 
 
+class RopeConfig(Section):
+    """Longer sequences for a model with rotary positions. Give factor or length."""
+
+    type: Literal["linear", "yarn", "llama3"]
+    """How the frequencies are rescaled, in transformers' names."""
+    factor: Optional[float] = Field(default=None, gt=1)
+    """So many times the positions that the model has."""
+    length: Optional[int] = Field(default=None, gt=0)
+    """So many positions, in tokens."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> RopeConfig:
+        if (self.factor is None) == (self.length is None):
+            raise ValueError("give either factor (times the model's positions) or length (tokens)")
+        return self
+
+
 class ModelConfig(Section):
     """Which model is trained: pretrained weights, or an architecture with fresh weights."""
 
@@ -58,6 +75,8 @@ class ModelConfig(Section):
     attention: Literal["auto", "document", "sdpa", "eager"] = "auto"
     """`document` computes attention document by document (varlen kernel on CUDA); `sdpa` and `eager` are transformers'
     own with restarting position_ids. `auto` takes `document` where the model allows it."""
+    rope: Optional[RopeConfig] = None
+    """Extend the context of a model with rotary positions: `{type: yarn, length: 8192}`."""
     freeze: Freeze = None
     """What is not trained: `embeddings`, a list of name patterns, or a mapping of both and of layers counted from either end."""
 

@@ -23,7 +23,8 @@ from torch import nn
 
 from steep.core.errors import ConfigError, MissingExtraError, ModelError
 from steep.core.section import Target
-from steep.models.config import ModelConfig
+from steep.models.config import ModelConfig, RopeConfig
+from steep.models.rope import extend_rope
 
 HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset")
 """Underscore keys that transformers itself used to write into config.json; they are dropped."""
@@ -47,10 +48,10 @@ def load_model(
     if isinstance(config, Target):
         model = build_target(config, seed)
     elif config.pretrained is not None:
-        model = _load_pretrained(config.pretrained, config.revision, dtype)
+        model = _load_pretrained(config.pretrained, config.revision, dtype, config.rope)
     else:
         assert config.config is not None
-        model = build_fresh(config.config, config.revision, seed)
+        model = build_fresh(config.config, config.revision, seed, rope=config.rope)
     return cast_weights(model.to(device=device), dtype).train()
 
 
@@ -68,12 +69,13 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 # ---- pretrained weights ----
 
 
-def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype) -> nn.Module:
+def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, rope: RopeConfig | None) -> nn.Module:
     path = resolve_reference(reference)
     if path is not None and path.suffix == ".gguf":
-        return _load_gguf(path, dtype)
+        return _load_gguf(path, dtype, rope)
     source = reference if path is None else str(path)
     config = read_config(source, revision)
+    extend_rope(config, rope, source)
     try:
         return _from_pretrained(source, revision=revision, config=config, dtype=dtype, use_safetensors=True)
     except OSError as error:
@@ -120,11 +122,13 @@ def _model_folder(folder: Path) -> Path:
     raise ModelError(f"{folder} holds no config.json, no checkpoint and no run of steep{found}")
 
 
-def _load_gguf(path: Path, dtype: torch.dtype) -> nn.Module:
+def _load_gguf(path: Path, dtype: torch.dtype, rope: RopeConfig | None) -> nn.Module:
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "gguf", f"reading {path.name}")
     try:
-        return _from_pretrained(str(path.parent), gguf_file=path.name, config=read_gguf_config(path), dtype=dtype)
+        config = read_gguf_config(path)
+        extend_rope(config, rope, path.name)
+        return _from_pretrained(str(path.parent), gguf_file=path.name, config=config, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path} could not be read as a GGUF model that transformers knows: {error}") from error
 
@@ -294,7 +298,11 @@ def _require_causal(config: Any, source: str) -> None:
 
 
 def build_fresh(
-    description: str | dict[str, Any], revision: str | None, seed: int, dtype: torch.dtype = torch.float32
+    description: str | dict[str, Any],
+    revision: str | None,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    rope: RopeConfig | None = None,
 ) -> nn.Module:
     """A transformers model of this architecture with weights drawn from `seed`."""
     from transformers import AutoModelForCausalLM
@@ -303,6 +311,7 @@ def build_fresh(
         config = read_config(_config_source(description), revision)
     else:
         config = _config_from_mapping(description)
+    extend_rope(config, rope, "model.config")
     with _seeded(seed), quiet_transformers():
         model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
     return model
@@ -377,7 +386,7 @@ def check_sequence_length(model_or_config: Any, sequence_length: int) -> None:
     if limit is not None and sequence_length > limit:
         raise ModelError(
             f"data.sequence_length={sequence_length:,} is more than the {limit:,} positions of the model; "
-            f"at most {limit:,} works"
+            f"at most {limit:,} works, or extend it: model.rope: {{type: yarn, length: {sequence_length}}}"
         )
 
 
