@@ -11,7 +11,7 @@ import torch
 from steep.config.load import load_run_config
 from steep.core.errors import ModelError
 from steep.models.config import ModelConfig, RopeConfig
-from steep.models.load import build_fresh, load_model, resolve_reference
+from steep.models.load import build_fresh, load_model, max_positions, resolve_reference
 from steep.train.loop import train
 from steep.train.plan import plan_run
 from support import LLAMA, losses, run_mapping
@@ -29,11 +29,48 @@ def test_transformers_reloads_a_pretrained_model_with_its_scaling(kind: str, tmp
     assert written["max_position_embeddings"] == 512
     assert written["rope_parameters"]["rope_type"] == kind
     assert written["rope_parameters"]["factor"] == 4
+    assert max_positions(model) == 512
     ids = torch.arange(300)[None]
     with torch.no_grad():
         logits = model(ids).logits
         assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()(ids).logits, logits)
         assert not torch.equal(load_model(ModelConfig(pretrained=str(tmp_path / "base"))).eval()(ids).logits, logits)
+
+
+def test_dynamic_scaling_keeps_short_texts_and_the_written_positions(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    plain = build_fresh(LLAMA, None, seed=0).eval()
+    plain.save_pretrained(tmp_path / "base")
+    rope = RopeConfig(type="dynamic", factor=4)
+    model = load_model(ModelConfig(pretrained=str(tmp_path / "base"), rope=rope)).eval()
+    model.save_pretrained(tmp_path / "long")
+    assert max_positions(model) == 512
+    assert max_positions(AutoModelForCausalLM.from_pretrained(tmp_path / "long")) == 512
+    short, long = torch.arange(100)[None], torch.arange(300)[None]
+    with torch.no_grad():
+        assert torch.equal(model(short).logits, plain(short).logits)
+        assert not torch.allclose(model(long).logits, plain(long).logits, atol=1e-5)
+        reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
+        assert torch.equal(reloaded(long).logits, model(long).logits)
+
+
+def test_an_adapter_trained_with_more_positions_is_merged_with_them(
+    tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
+    import steep
+
+    build_fresh(LLAMA, None, seed=0).save_pretrained(tmp_path / "base")
+    model = {"pretrained": str(tmp_path / "base"), "rope": {"type": "linear", "length": 256}}
+    changes = {"data": {"sequence_length": 256}, "train": {"steps": 3, "global_batch_size": 2}}
+    mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, model=model, **changes)
+    mapping["adapter"] = {"rank": 4}
+    result = train(load_run_config(mapping=mapping))
+    scored = steep.evaluate(result.run_directory, against="base", precision="fp32")
+    assert scored.scores[0].nats_per_token == pytest.approx(result.after["heldout"]["nats_per_token"], abs=1e-5)
+    assert scored.against_scores is not None
+    base = result.before["heldout"]["nats_per_token"]
+    assert scored.against_scores[0].nats_per_token == pytest.approx(base, abs=1e-5)
 
 
 def test_what_cannot_be_extended_is_refused() -> None:

@@ -76,6 +76,33 @@ def epochs_are_a_length(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def adapter_fits(config: RunConfig) -> Iterator[Problem]:
+    """An adapter freezes the model under it, and quantized weights need one."""
+    model = config.model
+    if isinstance(model, Target):
+        return
+    if model.quantize is not None and config.adapter is None:
+        yield Problem(
+            ("model", "quantize"),
+            f"{model.quantize} weights cannot be trained; add an adapter, as in adapter: {{rank: 16}}, or leave quantize away",
+        )
+    if config.adapter is not None and config.adapter.type == "dora" and model.quantize in ("int8", "torchao_int8"):
+        yield Problem(
+            ("adapter", "type"),
+            f"dora needs the norms of the weights, which peft cannot take of {model.quantize} ones; use type lora, or nf4",
+        )
+    if config.adapter is not None and model.freeze is not None:
+        yield Problem(
+            ("model", "freeze"),
+            "an adapter freezes the whole model already; leave freeze away, and choose with adapter.targets what is adapted",
+        )
+    if config.adapter is not None and model.pretrained is None:
+        yield Problem(
+            ("adapter",),
+            "an adapter on fresh weights learns nothing of use, since the weights under it are random; give model.pretrained",
+        )
+
+
 def device_is_known(config: RunConfig) -> Iterator[Problem]:
     """`gpu`, `cuda0` and the like are not torch's names of devices."""
     device = config.train.device
@@ -129,6 +156,7 @@ CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     samples_have_prompts,
     evaluation_has_text,
     epochs_are_a_length,
+    adapter_fits,
     device_is_known,
     source_names_differ,
     plugins_exist,

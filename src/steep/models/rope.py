@@ -38,7 +38,18 @@ def extend_rope(config: Any, rope: RopeConfig | None, source: str) -> None:
     if factor <= 1:
         raise ModelError(f"{source} has {positions:,} positions; model.rope.length={rope.length:,} extends nothing")
     text.rope_parameters = {**known, **_parameters(rope.type, factor, positions)}
-    text.max_position_embeddings = rope.length or round(positions * factor)
+    if rope.type != "dynamic":  # which counts from the positions of before, and `max_positions` multiplies them
+        text.max_position_embeddings = rope.length or round(positions * factor)
+
+
+def take_rope(config: Any, trained: dict[str, Any] | None) -> None:
+    """Give a base's configuration the positions that an adapter on it was trained with, in place.
+
+    trained: content of a config.json.
+    """
+    for name in ("rope_parameters", "max_position_embeddings"):
+        if trained is not None and name in trained:
+            setattr(config.get_text_config(), name, trained[name])
 
 
 def _parameters(kind: str, factor: float, positions: int) -> dict[str, Any]:

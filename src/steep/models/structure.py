@@ -16,6 +16,7 @@ from torch import nn
 from steep.config.run import RunConfig
 from steep.core.errors import ModelError
 from steep.core.section import Target
+from steep.models.adapters import plan_adapter
 from steep.models.config import ModelConfig, RopeConfig
 from steep.models.flops import count_matmul_parameters, flops_saved_by_freezing, model_flops_per_token
 from steep.models.forward import output_head
@@ -31,6 +32,7 @@ from steep.models.load import (
     resolve_reference,
 )
 from steep.models.memory import MemoryPlan, plan_memory, saved_bytes
+from steep.models.quantize import plan_quantized
 from steep.models.rope import extend_rope
 from steep.optim.load import optimizer_state_bytes
 
@@ -58,10 +60,15 @@ def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, 
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = build_structure(config.model, torch.bfloat16 if precision == "bf16" else torch.float32)
+        frozen_in_bf16 = precision == "bf16" or (precision == "mixed_bf16" and config.adapter is not None)
+        model = build_structure(config.model, torch.bfloat16 if frozen_in_bf16 else torch.float32)
         check_sequence_length(model, config.data.sequence_length)
         if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
             freeze(model, config.model.freeze)
+        if isinstance(config.model, ModelConfig) and config.model.quantize is not None:
+            plan_quantized(model, config.model.quantize)
+        if config.adapter is not None:
+            plan_adapter(model, config.adapter)
         if config.train.activation_checkpointing:
             from steep.parallelize.activation_checkpoint import checkpoint_layers
 
