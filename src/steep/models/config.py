@@ -45,6 +45,24 @@ Freeze = Annotated[
 ]
 
 
+class RopeConfig(Section):
+    """Longer sequences for a model with rotary positions. Give factor or length."""
+
+    type: Literal["linear", "dynamic", "yarn", "llama3"]
+    """How the frequencies are rescaled, in transformers' names. `dynamic` (NTK) follows the longest document of a batch, so a score
+    depends on what else is in its batch; the others do not."""
+    factor: Optional[float] = Field(default=None, gt=1)
+    """So many times the positions that the model has."""
+    length: Optional[int] = Field(default=None, gt=0)
+    """So many positions, in tokens."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> RopeConfig:
+        if (self.factor is None) == (self.length is None):
+            raise ValueError("give either factor (times the model's positions) or length (tokens)")
+        return self
+
+
 EMBEDDING_MODULES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 """What families call the token embedding and the output head; no adapter goes on them."""
 
@@ -86,6 +104,8 @@ class ModelConfig(Section):
     attention: Literal["auto", "document", "sdpa", "eager"] = "auto"
     """`document` computes attention document by document (varlen kernel on CUDA); `sdpa` and `eager` are transformers'
     own with restarting position_ids. `auto` takes `document` where the model allows it."""
+    rope: Optional[RopeConfig] = None
+    """Extend the context of a model with rotary positions: `{type: yarn, length: 8192}`."""
     quantize: Optional[Literal["nf4", "int8", "torchao_int8"]] = None
     """Keep the linear layers of the frozen base in 4 bits (`nf4`, double quantization) or 8 bits (`int8`) through bitsandbytes,
     or in 8 bits through torchao, weights only (extra `quant`). Needs an `adapter`: quantized weights cannot be trained."""

@@ -17,7 +17,7 @@ from steep.config.run import RunConfig
 from steep.core.errors import ModelError
 from steep.core.section import Target
 from steep.models.adapters import plan_adapter
-from steep.models.config import ModelConfig
+from steep.models.config import ModelConfig, RopeConfig
 from steep.models.flops import count_matmul_parameters, flops_saved_by_freezing, model_flops_per_token
 from steep.models.forward import output_head
 from steep.models.freeze import freeze
@@ -33,6 +33,7 @@ from steep.models.load import (
 )
 from steep.models.memory import MemoryPlan, plan_memory, saved_bytes
 from steep.models.quantize import plan_quantized
+from steep.models.rope import extend_rope
 from steep.optim.load import optimizer_state_bytes
 
 GUESSED_BYTES_PER_WIDTH = 68
@@ -126,14 +127,16 @@ def build_structure(config: ModelConfig | Target, dtype: torch.dtype) -> nn.Modu
         if isinstance(config, Target):
             return build_target(config, seed=0).train()
         if config.config is not None:
-            return build_fresh(config.config, config.revision, seed=0, dtype=dtype).train()
+            return build_fresh(config.config, config.revision, seed=0, dtype=dtype, rope=config.rope).train()
         assert config.pretrained is not None
-        return _structure_of_pretrained(config.pretrained, config.revision, dtype).train()
+        return _structure_of_pretrained(config.pretrained, config.revision, dtype, config.rope).train()
     finally:
         torch.set_default_dtype(usual)
 
 
-def _structure_of_pretrained(reference: str, revision: str | None, dtype: torch.dtype) -> nn.Module:
+def _structure_of_pretrained(
+    reference: str, revision: str | None, dtype: torch.dtype, rope: RopeConfig | None
+) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     path = resolve_reference(reference)
@@ -141,6 +144,7 @@ def _structure_of_pretrained(reference: str, revision: str | None, dtype: torch.
         hf_config = read_gguf_config(path)
     else:
         hf_config = read_config(reference if path is None else str(path), revision)
+    extend_rope(hf_config, rope, reference)
     model: nn.Module = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, dtype=dtype)
     return model
 

@@ -109,6 +109,8 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
     model = load_model(model_config, dtype=dtype, device=device, seed=config.run.seed)
     facts = describe_model(model)
     check_sequence_length(model, config.data.sequence_length)
+    if rope := getattr(model_config, "rope", None):
+        say(f"model.rope: {rope.type}, {facts['max_positions']:,} positions")
     data.check_vocabulary(facts["vocab_size"])
     fresh = getattr(config.model, "pretrained", None) is None
     align_special_tokens(model, tokenizer, fresh, say)
