@@ -49,8 +49,8 @@ class RopeConfig(Section):
     """Longer sequences for a model with rotary positions. Give factor or length."""
 
     type: Literal["linear", "dynamic", "yarn", "llama3"]
-    """How the frequencies are rescaled, in transformers' names. `dynamic` (NTK) follows the longest document of a batch, so a score
-    depends on what else is in its batch; the others do not."""
+    """How the frequencies are rescaled, in transformers' names. `dynamic` (NTK) follows the longest document of a batch, so that
+    a score depends on what else is in its batch; the others do not."""
     factor: Optional[float] = Field(default=None, gt=1)
     """So many times the positions that the model has."""
     length: Optional[int] = Field(default=None, gt=0)
