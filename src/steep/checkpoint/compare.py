@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FREE = (
-    "console", "trackers", "report", "checkpoint", "evaluate", "run.name", "run.directory",
+    "recipe", "console", "trackers", "report", "checkpoint", "evaluate", "run.name", "run.directory",
     "data.cache_directory", "data.prepare", "data.index_cache_directory", "train.max_seconds",
 )  # fmt: skip
 """Keys (with everything below them) that do not take part in what is learned: they may change at every resume."""

@@ -51,9 +51,10 @@ def samples_have_prompts(config: RunConfig) -> Iterator[Problem]:
 
 def evaluation_has_text(config: RunConfig) -> Iterator[Problem]:
     """Scoring every n steps needs a validation text."""
-    if config.evaluate.every_steps is not None and not config.data.validation:
+    given = "every_steps" if config.evaluate.every_steps is not None else "every_ratio"
+    if getattr(config.evaluate, given) is not None and not config.data.validation:
         yield Problem(
-            ("evaluate", "every_steps"),
+            ("evaluate", given),
             "there is no text to score; name one, as in data.validation: {domain: {share: 0.01}} "
             "(holds out a hundredth of the training documents) or {domain: {path: held_out.jsonl}}",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 from pydantic import Field
 
@@ -33,6 +33,8 @@ class RunConfig(Section):
     """One run of steep, whole: what `steep train` and `steep plan` read."""
 
     run: RunSection = RunSection()
+    recipe: Optional[Literal["continued_pretraining", "pretraining"]] = None
+    """Defaults with their evidence, for every key that the file and the command line leave out; printed with their sources."""
     model: component(ModelConfig)  # type: ignore[valid-type]
     tokenizer: TokenizerConfig = TokenizerConfig()
     adapter: Optional[AdapterConfig] = None

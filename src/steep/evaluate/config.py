@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Optional
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from steep.core.section import Count, Section
 
@@ -14,6 +14,8 @@ class EvaluateConfig(Section):
 
     every_steps: Optional[Count] = Field(default=None, ge=1)
     """Score every validation text after so many steps. The start and the end are always scored."""
+    every_ratio: Optional[float] = Field(default=None, gt=0, le=1)
+    """The same as a share of the run: 0.05 scores twenty times. Give one of the two."""
     tokens: Count = Field(default=200_000, ge=1)
     """At most this many tokens of each text: whole documents in their order, each that still fits; always the same ones."""
     batch_size: Optional[int] = Field(default=None, ge=1)
@@ -24,3 +26,9 @@ class EvaluateConfig(Section):
     """Continue the prompts also after every so many steps."""
     sample_tokens: Count = Field(default=64, ge=1)
     """New tokens per sample."""
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> EvaluateConfig:
+        if self.every_steps is not None and self.every_ratio is not None:
+            raise ValueError("give every_steps or every_ratio, not both")
+        return self

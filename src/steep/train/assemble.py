@@ -16,6 +16,7 @@ from steep.batch import Batch
 from steep.checkpoint.capture import has_adapter
 from steep.checkpoint.consolidated import huggingface_files
 from steep.checkpoint.load import verified_reference
+from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core.progress import progress_when_needed
 from steep.core.section import Target
@@ -91,7 +92,7 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))
-    for message in data.messages:
+    for message in (*data.messages, *recipe_lines(config.to_mapping())):
         say(message)
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
     data.plan.check_length(sizes.total_sequences)

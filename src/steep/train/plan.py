@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steep.config import targets
+from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
@@ -129,6 +130,7 @@ class RunPlan:
             f"  time      about {format_seconds(self.seconds)} of training ({self.hardware.basis})",
             f"  memory    {format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}{facts.memory_note}",
             *memory_bar(self.memory, self.hardware.memory_bytes),
+            *(f"  {line}" for line in recipe_lines(self.config.to_mapping())),
         ]
         return "\n".join(lines)
 
