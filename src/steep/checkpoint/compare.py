@@ -24,6 +24,8 @@ WARNED = {
     "train.activation_checkpointing": "losses will equal the uninterrupted run's to rounding, not bit for bit",
     "train.device": "losses will equal the uninterrupted run's to rounding, not bit for bit",
     "train.deterministic": "losses will equal the uninterrupted run's to rounding, not bit for bit",
+    "train.on_spike": "loss spikes are met in another way from here on",
+    "train.spike_window_steps": "loss spikes are met in another way from here on",
     "data.validation": SCORES_CHANGE,
     "data.num_val_samples": SCORES_CHANGE,
     "evaluate.tokens": SCORES_CHANGE,

@@ -104,6 +104,15 @@ def adapter_fits(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def steps_can_be_skipped(config: RunConfig) -> Iterator[Problem]:
+    """Schedule-free weights stand elsewhere between gradient and update, so an update cannot be left out."""
+    name = getattr(config.optimizer, "name", None)
+    if config.train.on_spike == "skip" and name == "schedule_free_adamw":
+        yield Problem(
+            ("train", "on_spike"), "schedule_free_adamw cannot leave out an update; use rollback, or continue"
+        )
+
+
 def device_is_known(config: RunConfig) -> Iterator[Problem]:
     """`gpu`, `cuda0` and the like are not torch's names of devices."""
     device = config.train.device
@@ -158,6 +167,7 @@ CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     evaluation_has_text,
     epochs_are_a_length,
     adapter_fits,
+    steps_can_be_skipped,
     device_is_known,
     source_names_differ,
     plugins_exist,

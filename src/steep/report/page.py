@@ -276,6 +276,18 @@ def _ledger(run: RunData) -> str:
     dropped, unused = _losses(sources, "dropped"), _losses(sources, "dropped_tokens")
     lost = table(["Source", "Dropped because", "Records"], dropped, numbers_from=2) if dropped else ""
     lost += table(["Source", "Not trained because", "Tokens"], unused, numbers_from=2) if unused else ""
+    spikes = [
+        [
+            spike.get("step"),
+            _plain(spike.get("loss")),
+            _plain(spike.get("threshold")),
+            spike.get("action"),
+            _documents(spike),
+        ]
+        for spike in [*(run.ledger.get("rollbacks") or []), *(run.ledger.get("spikes") or [])]
+    ]
+    head = ["Loss spike at step", "Loss", "Most to expect", "What was done", "Documents"]
+    lost += table(head, spikes, numbers_from=1) if spikes else ""
     notes = [] if dropped else ["No record was dropped."]
     notes += [f"Trained counts every epoch. Padding: {_plain(_padding(run))} tokens."]
     notes += [
@@ -286,6 +298,12 @@ def _ledger(run: RunData) -> str:
         f"{table(['Source', *columns.values()], rows)}{lost}"
         f'<p class="note">{escape(" ".join(notes))}</p>\n{_plan_sources(run)}'
     )
+
+
+def _documents(spike: dict[str, Any]) -> str:
+    """The documents of the batch that spiked, by source."""
+    found = spike.get("documents") or {}
+    return "; ".join(f"{name}: {', '.join(map(str, ids))}" for name, ids in found.items())
 
 
 def _losses(sources: list[dict[str, Any]], key: str) -> list[list[Any]]:

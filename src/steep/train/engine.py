@@ -18,6 +18,10 @@ LossSum = Callable[[Batch], torch.Tensor]
 """From a batch to the fp32 scalar sum of its label losses, with gradients."""
 
 
+Admits = Callable[[float, float], bool]
+"""From the loss and the gradient norm of a step to whether its update is to be made."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """The outcome of a step, still on the device."""
@@ -26,6 +30,8 @@ class StepResult:
     """() fp32, nats per label token over the global batch."""
     grad_norm: torch.Tensor
     """() fp32, before clipping."""
+    applied: bool = True
+    """Whether the weights were updated."""
 
 
 class Engine(Protocol):
@@ -38,8 +44,8 @@ class Engine(Protocol):
     def learning_rate(self) -> float:
         """Of the newest update, in the first parameter group."""
 
-    def train_step(self, batches: list[Batch], multiplier: float) -> StepResult:
-        """One update on the micro-batches of a step, every learning rate times `multiplier`."""
+    def train_step(self, batches: list[Batch], multiplier: float, admits: Admits | None = None) -> StepResult:
+        """One update on the micro-batches of a step, every learning rate times `multiplier`; none where `admits` says no."""
 
 
 class TorchEngine:
@@ -67,8 +73,8 @@ class TorchEngine:
         """Of the newest update, in the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def train_step(self, batches: list[Batch], multiplier: float) -> StepResult:
-        """One update on the micro-batches of a step, every learning rate times `multiplier`."""
+    def train_step(self, batches: list[Batch], multiplier: float, admits: Admits | None = None) -> StepResult:
+        """One update on the micro-batches of a step, every learning rate times `multiplier`; none where `admits` says no."""
         num_label_tokens = max(1, sum(batch.num_label_tokens for batch in batches))
         if len(batches) > 1:
             self._keep_gradients()
@@ -80,6 +86,9 @@ class TorchEngine:
             part.backward()
             loss += part.detach()
         grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
+        if admits is not None and not admits(float(loss), float(grad_norm)):
+            self.optimizer.zero_grad(set_to_none=len(batches) == 1)
+            return StepResult(loss, grad_norm.detach(), applied=False)
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * multiplier
         self.optimizer.step()

@@ -21,6 +21,7 @@ from steep.train.assemble import Job
 from steep.train.hardware import find_hardware
 from steep.train.plan import plan_opened
 from steep.train.run_directory import RunDirectory
+from steep.train.spikes import ROLLBACKS_FILE
 from steep.train.state import TrainState
 
 
@@ -96,7 +97,7 @@ def describe_end(
     exit_code = 0 if done else exit_code
     seconds = state.elapsed_seconds
     texts = {name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()}
-    run.write("ledger.json", job.data.ledger(state))
+    run.write("ledger.json", {**job.data.ledger(state), "rollbacks": run.read(ROLLBACKS_FILE) or []})
     run.write(
         "summary.json",
         {

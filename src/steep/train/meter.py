@@ -111,6 +111,7 @@ class Meter:
             "step_seconds": seconds,
             "eta_seconds": self._eta_seconds(step),
             "time": time.time(),
+            **({} if result.applied else {"skipped": True}),
         }
         self._pending.append(_Pending(record, _Values(result), self._sizes.sequences_of_step(step)))
         self.start_step()
@@ -126,7 +127,7 @@ class Meter:
         while len(self._pending) > until:
             pending = self._pending.popleft()
             loss, grad_norm = pending.values.read()
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            if not pending.record.get("skipped") and not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 raise TrainingError(not_finite_message(pending.record["step"], loss, grad_norm, pending.sequences))
             first = {"kind": "train", "step": pending.record["step"], "loss": loss, "grad_norm": grad_norm}
             records.append(first | pending.record)
