@@ -15,7 +15,7 @@ from typing import Any
 from steep.core.files import write_text
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.evaluate.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, TextChange, forgetting_report
-from steep.metrics import METRICS, MISSING
+from steep.metrics import METRICS, MISSING, SourceTotals
 from steep.report.curves import curve, downsample
 from steep.report.html import details, escape, table
 from steep.report.palette import css_variables
@@ -220,7 +220,30 @@ def _loss(run: RunData) -> str:
     narrow = inline_svg(narrow_figure, "loss-narrow", "Loss over the steps", description, "narrow")
     lost = sum(record.get("loss") is None for record in run.train)
     note = f'<p class="note">{lost:,} training lines have no finite loss and are not drawn.</p>\n' if lost else ""
-    return f"<figure>\n{wide}{narrow}</figure>\n{note}{details('Numbers of this figure', _loss_table(run))}"
+    figure = f"<figure>\n{wide}{narrow}</figure>\n{note}{details('Numbers of this figure', _loss_table(run))}"
+    return figure + _source_losses(run)
+
+
+def _source_losses(run: RunData, most_rows: int = 8) -> str:
+    """Training loss by source in equal stretches of the run; nothing for a run with one source."""
+    lines = [record for record in run.train if isinstance(record.get("loss_by_source"), dict)]
+    names = list(dict.fromkeys(source for record in lines for source in record["loss_by_source"]))
+    if not names:
+        return ""
+    count = min(most_rows, len(lines))
+    rows = []
+    for number in range(count):
+        stretch = lines[number * len(lines) // count : (number + 1) * len(lines) // count]
+        totals = SourceTotals()
+        for record in stretch:
+            totals.add(record)
+        means = totals.means()
+        of_sources = [f"{means[name][0]:.4f}" if name in means else MISSING for name in names]
+        together = totals.mean()
+        steps = f"{stretch[0]['step']:,} to {stretch[-1]['step']:,}"
+        rows.append([steps, *of_sources, MISSING if together is None else f"{together:.4f}"])
+    caption = "Training loss by source, nats per label token; all is their mean weighted by label tokens"
+    return table(["Steps", *names, "all"], rows, caption)
 
 
 def _describe_loss(run: RunData) -> str:
