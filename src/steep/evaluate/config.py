@@ -7,6 +7,7 @@ from typing import Optional
 from pydantic import Field, model_validator
 
 from steep.core.section import Count, Section
+from steep.evaluate.forgetting import DEFAULT_CAP_RATIO
 
 
 class EvaluateConfig(Section):
@@ -20,6 +21,9 @@ class EvaluateConfig(Section):
     """At most this many tokens of each text: whole documents in their order, each that still fits; always the same ones."""
     batch_size: Optional[int] = Field(default=None, ge=1)
     """Sequences per forward pass. Default: the micro-batch size. Changes speed and memory, not the score."""
+    forgetting_cap: float = Field(default=DEFAULT_CAP_RATIO, ge=0)
+    """A general text may become worse by this share of its bits per byte before the forgetting report says that the run forgot.
+    A ratio: 0.02 is two per cent."""
     prompts: list[str] = Field(default_factory=list)
     """Prompts that are continued at the start and the end, into samples/."""
     sample_every_steps: Optional[Count] = Field(default=None, ge=1)

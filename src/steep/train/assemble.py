@@ -23,7 +23,7 @@ from steep.core.section import Target
 from steep.models.adapters import adapter_files, add_adapter, lasting_reference
 from steep.models.config import ModelConfig
 from steep.models.flops import model_flops_per_token, peak_flops
-from steep.models.forward import ModelForward, forward_loss, forward_token_losses, leak_test, prepare_forward
+from steep.models.forward import ModelForward, forward_losses, forward_token_losses, leak_test, prepare_forward
 from steep.models.freeze import freeze
 from steep.models.load import check_sequence_length, describe_model, load_model
 from steep.optim.load import build_optimizer
@@ -139,11 +139,11 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
     for line in check_groups(model, optimizer):
         say(line)
 
-    def loss_sum(batch: Batch) -> torch.Tensor:
+    def loss_sums(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
-            return forward_loss(forward, batch, config.train.loss_chunk_bytes)
+            return forward_losses(forward, batch, config.train.loss_chunk_bytes)
 
-    engine = TorchEngine(model, loss_sum, optimizer, device=device, max_grad_norm=config.train.max_grad_norm)
+    engine = TorchEngine(model, loss_sums, optimizer, device=device, max_grad_norm=config.train.max_grad_norm)
     seed_everything(config.run.seed)
     return Job(
         tokenizer=tokenizer,

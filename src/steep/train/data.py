@@ -161,7 +161,7 @@ def open_run_data(run: RunConfig, tokenizer: TextTokenizer, progress: Progress |
 
 
 def _validation_source(validation: ValidationConfig) -> SourceConfig:
-    fields = validation.model_dump(exclude={"share", "path"})
+    fields = validation.model_dump(exclude={"share", "path", "role"})
     return SourceConfig(**fields, path=validation_paths(paths_of(validation)))
 
 

@@ -14,8 +14,8 @@ import torch
 
 from steep.batch import Batch
 
-LossSum = Callable[[Batch], torch.Tensor]
-"""From a batch to the fp32 scalar sum of its label losses, with gradients."""
+LossSums = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
+"""From a batch to the fp32 scalar sum of its label losses, with gradients, and that of each sequence, (B,) fp32, without."""
 
 
 Admits = Callable[[float, float], bool]
@@ -27,9 +27,11 @@ class StepResult:
     """The outcome of a step, still on the device."""
 
     loss: torch.Tensor
-    """() fp32, nats per label token over the global batch."""
+    """() fp64, nats per label token over the global batch: the sum of `sequence_losses` divided by the label tokens."""
     grad_norm: torch.Tensor
     """() fp32, before clipping."""
+    sequence_losses: torch.Tensor
+    """(sequences,) fp32, the summed nats of each sequence of the step, in the order of its micro-batches."""
     applied: bool = True
     """Whether the weights were updated."""
 
@@ -54,7 +56,7 @@ class TorchEngine:
     def __init__(
         self,
         model: torch.nn.Module,
-        loss_sum: LossSum,
+        loss_sums: LossSums,
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
@@ -62,7 +64,7 @@ class TorchEngine:
     ):
         self.model = model
         self.optimizer = optimizer
-        self._loss_sum = loss_sum
+        self._loss_sums = loss_sums
         self._device = device
         self._max_grad_norm = max_grad_norm if max_grad_norm is not None else float("inf")
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -80,20 +82,21 @@ class TorchEngine:
             self._keep_gradients()
         if prepare := getattr(self.optimizer, "prepare_step", None):
             prepare()  # an optimizer that takes gradients elsewhere than at the weights it leaves behind
-        loss = torch.zeros((), device=self._device)
+        losses = []
         for batch in batches:
-            part = self._loss_sum(batch.to(self._device)) / num_label_tokens
-            part.backward()
-            loss += part.detach()
+            total, losses_B = self._loss_sums(batch.to(self._device))
+            (total / num_label_tokens).backward()
+            losses.append(losses_B)
         grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
-        if admits is not None and not admits(float(loss), float(grad_norm)):
-            self.optimizer.zero_grad(set_to_none=len(batches) == 1)
-            return StepResult(loss, grad_norm.detach(), applied=False)
+        sequence_losses = torch.cat(losses)
+        loss = sequence_losses.double().sum() / num_label_tokens
+        applied = admits is None or admits(float(loss), float(grad_norm))
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * multiplier
-        self.optimizer.step()
+        if applied:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=len(batches) == 1)
-        return StepResult(loss, grad_norm.detach())
+        return StepResult(loss, grad_norm.detach(), sequence_losses, applied)
 
     def _keep_gradients(self) -> None:
         """Give every gradient its memory before the first forward pass. Accumulated gradients live through the next forward pass

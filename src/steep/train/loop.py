@@ -103,6 +103,7 @@ def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sink
         flops_per_token=job.flops_per_token,
         peak_flops=job.peak_flops,
         memory_bytes=lambda: peak_memory_bytes(job.device),
+        source_names=job.data.names,
         lag_steps=1 if on_gpu else 0,
     )
     loader = Loader(
