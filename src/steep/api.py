@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 if TYPE_CHECKING:
     from steep.config.run import RunConfig
     from steep.evaluate.evaluation import Evaluation
+    from steep.evaluate.harness import HarnessResult
     from steep.evaluate.subject import Origin
     from steep.export.result import ExportResult
     from steep.store.prepare import PrepareResult
@@ -158,6 +159,39 @@ def evaluate(
         device=device,
         precision=precision,
         text_key=text_key,
+        allow_code=allow_code,
+    )
+
+
+def evaluate_tasks(
+    model: Reference,
+    tasks: Union[str, Sequence[str]],
+    *,
+    folder: Union[str, os.PathLike[str], None] = None,
+    limit: Optional[int] = None,
+    against: Optional[Reference] = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    precision: str = "auto",
+    allow_code: bool = True,
+) -> HarnessResult:
+    """Run tasks of lm-eval on a model (extra `eval`).
+
+    model, against: as for `evaluate`. tasks: names, also joined by commas or with `*`. folder: of task files (.yaml), which may
+    hold code; without it lm-eval's own tasks, most of which fetch data from the hub. limit: so many documents of each task.
+    Raises MissingExtraError without lm-eval, ConfigError for a task that is not there, DataError for data that is not.
+    """
+    from steep.evaluate.harness import evaluate_on_tasks
+
+    return evaluate_on_tasks(
+        os.fspath(model),
+        tasks,
+        folder=None if folder is None else os.fspath(folder),
+        limit=limit,
+        against=None if against is None else os.fspath(against),
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
         allow_code=allow_code,
     )
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
 from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, refuse_overrides
+from steep.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from steep.evaluate.evaluation import Evaluation
+    from steep.evaluate.harness import HarnessResult
 
 
 def command(
@@ -24,33 +29,64 @@ def command(
         None, min=2, help="Default: the run's, else 1024.", show_default=False
     ),
     text_key: Optional[str] = typer.Option(None, help="JSONL field or Parquet column.", show_default=False),
+    harness: Optional[str] = typer.Option(
+        None, help="Tasks of lm-eval, joined by commas, instead of texts (extra eval).", show_default=False
+    ),
+    harness_path: Optional[str] = typer.Option(None, help="A folder of lm-eval task files.", show_default=False),
+    limit: Optional[int] = typer.Option(
+        None, min=1, help="Only so many documents of each lm-eval task.", show_default=False
+    ),
     device: str = DEVICE,
     precision: str = typer.Option("auto", help="auto, fp32, mixed_bf16 or bf16."),
     no_code: bool = NO_CODE,
     json: bool = JSON,
 ) -> None:
-    """Perplexity and bits per byte of a model on held-out texts, beside another model's."""
+    """Perplexity and bits per byte of a model on held-out texts, beside another model's; or tasks of lm-eval."""
     refuse_overrides(context)
+    _check_harness(harness, {"--harness-path": harness_path, "--limit": limit}, {
+        "texts": texts, "--tokens": tokens, "--sequence-length": sequence_length, "--text-key": text_key})  # fmt: skip
     from steep.runtime.tuning import tune_process
 
     tune_process()
-    from steep.api import evaluate
+    from steep.api import evaluate, evaluate_tasks
 
-    result = evaluate(
-        model,
-        texts,
-        against=against,
-        tokens=tokens,
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        device=device,
-        precision=precision,
-        text_key=text_key,
-        allow_code=not no_code,
-    )
+    result: Evaluation | HarnessResult
+    if harness is not None:
+        result = evaluate_tasks(
+            model,
+            harness,
+            folder=harness_path,
+            limit=limit,
+            against=against,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            allow_code=not no_code,
+        )
+    else:
+        result = evaluate(
+            model,
+            texts,
+            against=against,
+            tokens=tokens,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            device=device,
+            precision=precision,
+            text_key=text_key,
+            allow_code=not no_code,
+        )
     if json:
         import json as json_module
 
         typer.echo(json_module.dumps(result.to_mapping(), indent=2))
     else:
         typer.echo(result.to_text())
+
+
+def _check_harness(harness: str | None, of_harness: dict[str, Any], of_texts: dict[str, Any]) -> None:
+    """Options of one kind of evaluation do nothing in the other. Raises ConfigError."""
+    useless = [name for name, value in (of_harness if harness is None else of_texts).items() if value]
+    if useless:
+        what = "needs --harness TASKS" if harness is None else "is for texts and does nothing to lm-eval's tasks"
+        raise ConfigError(f"evaluate: {', '.join(useless)} {what}; leave it away, or run the command twice")

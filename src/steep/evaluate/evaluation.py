@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,12 +15,24 @@ from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_bar
 from steep.core.units import parse_count
+from steep.evaluate.end_of_text import (
+    EndOfTextAudit,
+    StopScore,
+    audit,
+    measure_stops,
+    named_ids_of_folders,
+    source_ends,
+)
 from steep.evaluate.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
 from steep.evaluate.held_out import HeldOutText, Score, first_documents, score_text
 from steep.evaluate.subject import Say, Subject, base_of, config_of_run, load_subject, origin_of, run_of, tell
 from steep.sources.config import SourceConfig
 from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources
+
+if TYPE_CHECKING:
+    from steep.tokenizer.encode import TextTokenizer
+    from steep.train.data import RunData
 
 DEFAULT_SEQUENCE_LENGTH = 1024
 DEFAULT_TOKENS = 200_000
@@ -35,6 +48,8 @@ class Evaluation:
     against_scores: list[Score] | None = None
     forgetting: ForgettingReport | None = None
     """From the model of `against` to this one, where there is one."""
+    end_of_text: EndOfTextAudit | None = None
+    """Whether both stop where documents end, where there are two."""
 
     def to_mapping(self) -> dict[str, Any]:
         """The evaluation as JSON values."""
@@ -44,6 +59,8 @@ class Evaluation:
             mapping["against_scores"] = [score.to_mapping() for score in self.against_scores]
         if self.forgetting is not None:
             mapping["forgetting"] = self.forgetting.to_mapping()
+        if self.end_of_text is not None:
+            mapping["end_of_text"] = self.end_of_text.to_mapping()
         return mapping
 
     def to_text(self) -> str:
@@ -58,8 +75,8 @@ class Evaluation:
                  enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
         title = f"{self.model} against {self.against}" if self.against else self.model
         tokens = ", ".join(f"{s.text}: {s.tokens:,} tokens of {s.documents:,} documents" for s in self.scores)
-        report = [] if self.forgetting is None else ["", self.forgetting.to_text()]
-        return "\n".join([title, *lines, tokens, *report])
+        reports = [report.to_text() for report in (self.forgetting, self.end_of_text) if report is not None]
+        return "\n".join([title, *lines, tokens, *(f"\n{report}" for report in reports)])
 
     def __repr__(self) -> str:
         return self.to_text()
@@ -98,17 +115,46 @@ def evaluate_model(
     other = None if against is None else base_of(model) if against == "base" else origin_of(against)
     subject = load_subject(origin_of(model), device=device, precision=precision, allow_code=allow_code, say=say)
     length = sequence_length or _default_sequence_length(subject)
-    texts_here = _open_texts(subject, named, run)
+    texts_here, data = _open_texts(subject, named, run)
     chosen = [first_documents(text, limit) for text in texts_here]
     scores = _scores(subject, texts_here, chosen, batch_size, length)
     if other is None:
         return Evaluation(model, scores)
+    after = _stops(subject, texts_here, batch_size, length)
+    audited = partial(_audit, subject.tokenizer, data, run, subject.folder)
     del subject  # one model in memory at a time
     second = load_subject(other, device=device, precision=precision, allow_code=allow_code, say=say)
     # The same documents, whatever the other tokenizer makes of them.
-    base_scores = _scores(second, _open_texts(second, named, run), chosen, batch_size, length)
+    base_texts, _ = _open_texts(second, named, run)
+    base_scores = _scores(second, base_texts, chosen, batch_size, length)
     report = _forgetting(base_scores, scores, config_of_run(run) if run else None)
-    return Evaluation(model, scores, other.reference, base_scores, report)
+    ends = audited(_stops(second, base_texts, batch_size, length), after)
+    return Evaluation(model, scores, other.reference, base_scores, report, ends)
+
+
+def _stops(subject: Subject, texts: list[HeldOutText], batch_size: int, sequence_length: int) -> StopScore | None:
+    return measure_stops(
+        subject.logits_at, texts, subject.tokenizer.eos_id, sequence_length=sequence_length, batch_size=batch_size
+    )
+
+
+def _audit(
+    tokenizer: TextTokenizer,
+    data: RunData | None,
+    run: Path | None,
+    folder: str | None,
+    before: StopScore | None,
+    after: StopScore | None,
+) -> EndOfTextAudit:
+    """The audit of the model, and of its run's data where that was opened."""
+    mask = config_of_run(run).data.document_mask if run else True
+    return audit(
+        tokenizer,
+        sources=source_ends(data.names, data.stores, tokenizer, mask) if data else [],
+        before=before,
+        after=after,
+        ids=named_ids_of_folders(run, folder, tokenizer.backend.token_to_id),
+    )
 
 
 def _forgetting(before: list[Score], after: list[Score], config: RunConfig | None) -> ForgettingReport:
@@ -177,17 +223,20 @@ def _name_and_path(text: str) -> tuple[str, str]:
     return (name, path) if equals and not Path(text).exists() else (Path(text).name, text)
 
 
-def _open_texts(subject: Subject, named: dict[str, SourceConfig], run: Path | None) -> list[HeldOutText]:
-    """The texts as this model's tokenizer reads them: those named, else the validation texts of the run."""
+def _open_texts(
+    subject: Subject, named: dict[str, SourceConfig], run: Path | None
+) -> tuple[list[HeldOutText], RunData | None]:
+    """The texts as this model's tokenizer reads them: those named, else the validation texts of the run, with its data."""
     if not named:
         from steep.train.data import open_run_data
 
         assert run is not None
         config = config_of_run(run)
-        return open_run_data(config, subject.tokenizer).held_out_texts
+        data = open_run_data(config, subject.tokenizer)
+        return data.held_out_texts, data
     stores = open_sources(list(named.values()), subject.tokenizer)
     pairs = zip(named, stores, strict=True)
-    return [HeldOutText(name, [(store, np.arange(store.num_documents))]) for name, store in pairs]
+    return [HeldOutText(name, [(store, np.arange(store.num_documents))]) for name, store in pairs], None
 
 
 def _default_sequence_length(subject: Subject) -> int:

@@ -44,6 +44,18 @@ class Subject:
     precision: str
     run: Path | None
     """The directory of the run that made it, if it is known."""
+    folder: str | None = None
+    """What its weights were loaded from, a folder or a file; None for a model that a `_target_` built."""
+
+    def logits_at(self, batch: Batch, places_K: torch.Tensor) -> torch.Tensor:
+        """(K, V) logits at some of the batch's B*T positions, without gradients."""
+        import torch
+
+        from steep.models.forward import forward_logits_at
+        from steep.runtime.device import autocast
+
+        with torch.no_grad(), autocast(self.device, self.precision):
+            return forward_logits_at(self.forward, batch.to(self.device), places_K)
 
     def token_losses(self, batch: Batch) -> torch.Tensor:
         """(B*T,) fp32 losses of a batch, without gradients."""
@@ -117,6 +129,7 @@ def load_subject(
     torch.set_num_threads(available_cores())
     how = choose_precision(precision, where.type)
     if isinstance(origin.model, Target):
+        folder = None
         model = _load_target(origin, parameter_dtype(how), where, allow_code, say)
         tokenizer_folder = str(origin.tokenizer.pretrained)
     else:
@@ -137,7 +150,7 @@ def load_subject(
         forward, remarks = prepare_forward(model, "auto", describe_model(model)["vocab_size"] or tokenizer.vocab_size)
     for remark in remarks:
         say(remark)
-    return Subject(origin.reference, model, tokenizer, hf_tokenizer, forward, where, how, origin.run)
+    return Subject(origin.reference, model, tokenizer, hf_tokenizer, forward, where, how, origin.run, folder)
 
 
 def _load_target(

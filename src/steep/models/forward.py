@@ -117,6 +117,18 @@ def forward_token_losses(forward: ModelForward, batch: Batch, chunk_bytes: int =
     return losses.view(batch.labels.shape)
 
 
+@torch.no_grad()
+def forward_logits_at(forward: ModelForward, batch: Batch, places_K: Tensor) -> Tensor:
+    """(K, V): logits at some of the B*T flattened positions, without gradients; no others are computed where that is possible.
+
+    places_K: (K,) int64.
+    """
+    places_K = places_K.to(batch.input_ids.device)
+    if not forward.has_head:
+        return logits_of_batch(forward, batch)[places_K]
+    return output_head(forward.model).logits(hidden_states(forward, batch)[places_K])
+
+
 def hidden_states(forward: ModelForward, batch: Batch) -> Tensor:
     """(B*T, D): what the output head reads. Only where `forward.has_head`."""
     return _hidden(forward.model, forward.attention, batch.input_ids, batch.position_ids, batch.cu_seqlens)

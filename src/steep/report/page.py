@@ -14,6 +14,7 @@ from typing import Any
 
 from steep.core.files import write_text
 from steep.core.units import format_bytes, format_count, format_seconds
+from steep.evaluate.end_of_text import audit_lines
 from steep.evaluate.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, TextChange, forgetting_report
 from steep.metrics import METRICS, MISSING, SourceTotals
 from steep.report.curves import curve, downsample
@@ -195,6 +196,23 @@ def _forgetting(run: RunData) -> str:
         f'<p class="lead">{escape(sentence)}</p>\n{table(head, rows, numbers_from=2)}'
         f'<p class="note">{escape(notes)}</p>\n'
     )
+
+
+def _end_of_text(run: RunData) -> str:
+    """Whether documents end in the data, the model stops where they do, and every file names the same token."""
+    audit = run.summary.get("end_of_text")
+    if not isinstance(audit, dict):
+        return _missing(run, "summary.json", "audit of the end of text")
+    rows = [
+        [side, f"{score['eos_probability']:.3f}", f"{100 * score['stop_ratio']:.0f} %", _plain(score["documents"])]
+        for side in ("before", "after")
+        if (score := audit.get(side))
+    ]
+    head = ["", "Probability of it where documents end", "Stop rate", "Held-out documents"]
+    warnings = "".join(f'<p class="lead">Warning: {escape(warning)}.</p>\n' for warning in audit["warnings"])
+    name, *lines = [line.strip() for line in audit_lines({**audit, "before": None, "after": None, "warnings": []})]
+    note = f'<p class="note">{escape(". ".join([name.capitalize(), *lines]))}.</p>\n'
+    return warnings + (table(head, rows) if rows else "") + note
 
 
 def _with_perplexity(score: Record) -> Record:
@@ -460,6 +478,7 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 SECTIONS: dict[str, Callable[[RunData], str]] = {
     "What the model gained and lost": _scores,
     "Forgetting report": _forgetting,
+    "End of text": _end_of_text,
     "Loss": _loss,
     "Learning rate and throughput": _speed,
     "Memory": _memory,

@@ -76,6 +76,11 @@ class TextTokenizer:
         return fingerprint([{part: backend.get(part) for part in _PARTS_THAT_MAKE_IDS}, self.policy])
 
     @property
+    def eos_token(self) -> Optional[str]:
+        """The end-of-text token as it is written; None if there is none."""
+        return None if self.eos_id is None else self.backend.id_to_token(self.eos_id)
+
+    @property
     def policy(self) -> dict[str, Any]:
         """What stands around a document, as JSON."""
         return {

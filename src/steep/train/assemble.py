@@ -20,10 +20,18 @@ from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core.progress import progress_when_needed
 from steep.core.section import Target
+from steep.evaluate.end_of_text import data_warnings, source_ends
 from steep.models.adapters import adapter_files, add_adapter, lasting_reference
 from steep.models.config import ModelConfig
 from steep.models.flops import model_flops_per_token, peak_flops
-from steep.models.forward import ModelForward, forward_losses, forward_token_losses, leak_test, prepare_forward
+from steep.models.forward import (
+    ModelForward,
+    forward_logits_at,
+    forward_losses,
+    forward_token_losses,
+    leak_test,
+    prepare_forward,
+)
 from steep.models.freeze import freeze
 from steep.models.load import check_sequence_length, describe_model, load_model
 from steep.optim.load import build_optimizer
@@ -71,6 +79,11 @@ class Job:
         with torch.no_grad(), autocast(self.device, self.precision):
             return forward_token_losses(self.forward, batch.to(self.device))
 
+    def logits_at(self, batch: Batch, places_K: torch.Tensor) -> torch.Tensor:
+        """(K, V) logits at some of the batch's B*T positions in evaluation, in the precision of training."""
+        with torch.no_grad(), autocast(self.device, self.precision):
+            return forward_logits_at(self.forward, batch.to(self.device), places_K)
+
 
 def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokenizer_folder: Path | None = None) -> Job:
     """Build and check everything before step 0. Targets have passed `targets.check_run`. Raises a SteepError.
@@ -94,6 +107,10 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
         data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))
     for message in (*data.messages, *recipe_lines(config.to_mapping())):
         say(message)
+    for message in data_warnings(
+        source_ends(data.names, data.stores, tokenizer, config.data.document_mask), tokenizer.eos_token
+    ):
+        say(f"warning: {message}")
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
     data.plan.check_length(sizes.total_sequences)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from steep.config.run import RunConfig
 from steep.evaluate.config import EvaluateConfig
+from steep.evaluate.end_of_text import StopScore, measure_stops
 from steep.evaluate.generate import evaluation_mode, generate_text
 from steep.evaluate.held_out import HeldOutText, Score, score_text
 from steep.runtime.device import autocast
@@ -40,6 +41,8 @@ def evaluate(config: RunConfig, job: Job, state: TrainState, sinks: Sinks) -> No
     """Score every held-out text, note the scores in the state and log them."""
     scores = [score(config, job, text) for text in job.data.held_out_texts]
     state.note_scores(scores)
+    if state.step in (0, job.sizes.steps):
+        state.note_stops(stops(config, job))
     for result in scores:
         sinks.log({"kind": "evaluate", "step": state.step, **result.to_mapping()})
 
@@ -55,6 +58,18 @@ def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
             sequence_length=job.sizes.sequence_length,
             eos_id=job.tokenizer.eos_id if job.tokenizer.append_eos else None,
             decode=job.tokenizer.decode_text,
+        )
+
+
+def stops(config: RunConfig, job: Job) -> StopScore | None:
+    """What the model gives at the true ends of the held-out documents, dropout off."""
+    with evaluation_mode(job.model):
+        return measure_stops(
+            job.logits_at,
+            job.data.held_out_texts,
+            job.tokenizer.eos_id,
+            sequence_length=job.sizes.sequence_length,
+            batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
         )
 
 

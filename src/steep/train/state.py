@@ -8,6 +8,7 @@ from typing import Any
 
 from steep.batch import Batch
 from steep.core.errors import CheckpointError
+from steep.evaluate.end_of_text import StopScore
 from steep.evaluate.held_out import Score
 
 
@@ -47,6 +48,10 @@ class TrainState:
     """The newest scores, by text."""
     scores_step: int = -1
     """The step at which `scores` were taken."""
+    base_end_of_text: dict[str, Any] | None = None
+    """What the model before step 0 gave at the true ends of held-out documents."""
+    end_of_text: dict[str, Any] | None = None
+    """The same at the end of the run."""
     samples_step: int = -1
     """The step at which samples were last written."""
     best_loss: float | None = None
@@ -74,6 +79,12 @@ class TrainState:
             self.base_scores = self.scores
         if scores and (self.best_loss is None or scores[0].nats_per_token < self.best_loss):
             self.best_loss, self.best_step = scores[0].nats_per_token, self.step
+
+    def note_stops(self, stops: StopScore | None) -> None:
+        """Take what the weights as they are now give at the ends of documents; the first of a run are the base's."""
+        self.end_of_text = None if stops is None else asdict(stops)
+        if self.step == 0:
+            self.base_end_of_text = self.end_of_text
 
     def to_mapping(self) -> dict[str, Any]:
         """The state as JSON values."""

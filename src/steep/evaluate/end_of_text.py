@@ -1,0 +1,325 @@
+"""Does the model learn to stop, and will what serves it know when? In: data, held-out documents, files. Out: an audit in words.
+
+Three things must hold. Documents in the data end with the end-of-text token (EOS), or nothing teaches it. The model gives it
+where a document truly ends: its probability there, and the share of ends where it is the most probable token (the stop rate),
+before and after. And tokenizer, generation_config and the written folders name the same token, or generation runs to its length
+limit. Weakness: the last END_TOKENS tokens of END_DOCUMENTS documents per text are looked at, so a stop rate has a standard error
+of some points, and a document cut off mid-sentence when it was collected counts as an end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from steep.order.packing import TokenRange
+from steep.order.plan import PlannedSequence
+
+if TYPE_CHECKING:
+    import torch
+
+    from steep.batch import Batch
+    from steep.evaluate.held_out import HeldOutText, ScoredStore
+    from steep.tokenizer.encode import TextTokenizer
+
+    LogitsAt = Callable[[Batch, torch.Tensor], torch.Tensor]
+    """From a batch and places in its B*T flattened positions, (K,), to the logits there, (K, V)."""
+
+DATA_DOCUMENTS = 2_000
+"""Documents per source whose last token is read, spread evenly over the source."""
+END_DOCUMENTS = 48
+"""Documents per held-out text at whose end the model is asked, spread evenly over the text."""
+END_TOKENS = 512
+"""Tokens before the end that the model sees, at most; at most a sequence of the run too."""
+ALL_RATIO = 0.99
+"""From this share on, documents count as ending with EOS: the first or last piece of a foreign file may not."""
+FALL_RATIO = 0.1
+"""A stop rate that fell by more than this, absolute, is warned of: about twice its standard error."""
+
+SAYS_EOS = ("generation_config.json", "config.json")
+
+
+class DocumentStore(Protocol):
+    """What the audit needs of a source."""
+
+    num_documents: int
+    document_lengths: Any
+
+    def read(self, document: int, start: int, count: int, out: Any) -> None:
+        """Tokens [start, start+count) of `document` into `out`."""
+
+
+@dataclass(frozen=True)
+class SourceEnds:
+    """How the documents of a training source end."""
+
+    source: str
+    documents: int | None
+    """That were looked at; None for a stream, whose documents get EOS or not as the tokenizer section says."""
+    ended_ratio: float
+    """Share of them whose last token is EOS."""
+
+
+@dataclass(frozen=True)
+class StopScore:
+    """What a model makes of the true ends of documents."""
+
+    documents: int
+    eos_probability: float
+    """Mean probability of EOS there."""
+    stop_ratio: float
+    """Share of the ends where EOS is the most probable token: where greedy generation would stop."""
+
+
+@dataclass(frozen=True)
+class EndOfTextAudit:
+    """Data, model and files together."""
+
+    eos_id: int | None
+    eos_token: str | None
+    sources: list[SourceEnds]
+    before: StopScore | None
+    after: StopScore | None
+    ids: dict[str, list[int]]
+    """What each place names as end of text; places that name nothing are left out."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is off, in words."""
+        if self.eos_id is None:
+            return ["the tokenizer has no end-of-text token, so the model cannot learn to stop"]
+        return [*data_warnings(self.sources, self.eos_token), *self._stop_warnings(), *self._id_warnings()]
+
+    def _stop_warnings(self) -> list[str]:
+        if self.before is None or self.after is None:
+            return []
+        if self.before.stop_ratio - self.after.stop_ratio <= FALL_RATIO:
+            return []
+        rates = f"{100 * self.before.stop_ratio:.0f} % to {100 * self.after.stop_ratio:.0f} %"
+        return [f"the stop rate fell from {rates}: the model now runs on where it used to stop"]
+
+    def _id_warnings(self) -> list[str]:
+        return [
+            f"{place} names {_ids(ids)} as end of text, but training ends documents with {self.eos_id}: what reads it will not "
+            "stop where the model does"
+            for place, ids in self.ids.items()
+            if self.eos_id not in ids
+        ]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The audit as JSON values: `end_of_text` of summary.json."""
+        return {**asdict(self), "warnings": self.warnings}
+
+    def to_text(self) -> str:
+        """The audit for people."""
+        return "\n".join(audit_lines(self.to_mapping()))
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+
+def audit_lines(audit: Mapping[str, Any]) -> list[str]:
+    """The lines of an audit's mapping: what the console and `steep evaluate` print."""
+    name = f"{audit['eos_token']}, id {audit['eos_id']}" if audit["eos_id"] is not None else "none"
+    lines = [f"end of text ({name})"]
+    lines += [f"  data: {_source_words(source)}" for source in audit["sources"]]
+    for label in ("before", "after"):
+        score = audit[label]
+        if score is not None:
+            lines.append(
+                f"  {label + ':':<7} probability {score['eos_probability']:.3f} at the true ends of {score['documents']} "
+                f"held-out documents, stops at {100 * score['stop_ratio']:.0f} % of them"
+            )
+    if audit["ids"]:
+        lines.append("  ids: " + ", ".join(f"{place} {_ids(ids)}" for place, ids in audit["ids"].items()))
+    return [*lines, *(f"  warning: {warning}" for warning in audit["warnings"])]
+
+
+def _source_words(source: Mapping[str, Any]) -> str:
+    if source["documents"] is None:
+        return f"{source['source']}, a stream: {'every' if source['ended_ratio'] else 'no'} document ends with it"
+    return f"{source['source']}: {100 * source['ended_ratio']:.1f} % of {source['documents']:,} documents end with it"
+
+
+def _ids(ids: Sequence[int]) -> str:
+    return " or ".join(map(str, ids)) or "nothing"
+
+
+# ---- the data ----
+
+
+def source_ends(
+    names: Sequence[str], stores: Sequence[DocumentStore], tokenizer: TextTokenizer, document_mask: bool
+) -> list[SourceEnds]:
+    """How the documents of each training source end, from the stores' own boundaries.
+
+    document_mask: as in the data section. Without it a document is also ended by EOS as the first token of what follows, which
+    is how nanoGPT and llm.c write their files: there the last token's label is the first of the next document.
+    """
+    return [_source_ends(name, store, tokenizer, document_mask) for name, store in zip(names, stores, strict=True)]
+
+
+def _source_ends(name: str, store: DocumentStore, tokenizer: TextTokenizer, document_mask: bool) -> SourceEnds:
+    if not store.num_documents:
+        return SourceEnds(name, None, float(tokenizer.append_eos))
+    documents = _spread(np.arange(store.num_documents), DATA_DOCUMENTS)
+    documents = documents[np.asarray(store.document_lengths)[documents] > 0]
+    ended = sum(
+        tokenizer.eos_id in (_token(store, document, -1), None if document_mask else _token(store, document, 0))
+        for document in map(int, documents)
+        if tokenizer.eos_id is not None
+    )
+    return SourceEnds(name, len(documents), ended / len(documents) if len(documents) else 0.0)
+
+
+def data_warnings(sources: Sequence[SourceEnds], eos_token: str | None) -> list[str]:
+    """One line for each source whose documents do not end with EOS."""
+    name = eos_token or "an end-of-text token"
+    remedy = "prepare it with tokenizer.append_eos true"
+    return [
+        f"no document of {source.source} ends with {name}: the model will not learn to stop from it; {remedy}"
+        if source.ended_ratio == 0
+        else f"only {100 * source.ended_ratio:.1f} % of the documents of {source.source} end with {name}: the others teach the "
+        f"model to run on; {remedy}"
+        for source in sources
+        if source.ended_ratio < ALL_RATIO
+    ]
+
+
+def _spread(documents: Any, most: int) -> Any:
+    """At most `most` of them, evenly spread."""
+    count = min(most, len(documents))
+    return documents[np.arange(count) * len(documents) // max(1, count)]
+
+
+def _token(store: DocumentStore | ScoredStore, document: int, place: int) -> int:
+    """One token of a document; from its end if `place` is negative."""
+    out = np.empty(1, dtype=np.int64)
+    store.read(document, place if place >= 0 else int(store.document_lengths[document]) + place, 1, out)
+    return int(out[0])
+
+
+# ---- the model ----
+
+
+def measure_stops(
+    logits_at: LogitsAt, texts: Sequence[HeldOutText], eos_id: int | None, *, sequence_length: int, batch_size: int
+) -> StopScore | None:
+    """What the model gives at the true ends of held-out documents. None without EOS or without documents.
+
+    The context is the end of the document without its EOS, documents apart from each other, laid out as in scoring.
+    """
+    if eos_id is None:
+        return None
+    probabilities: list[float] = []
+    stops = 0
+    for batch, places in _end_batches(texts, eos_id, sequence_length, batch_size):
+        logits_KV = logits_at(batch, places).float()
+        probabilities += logits_KV.softmax(-1)[:, eos_id].tolist()
+        stops += int((logits_KV.argmax(-1) == eos_id).sum())
+    if not probabilities:
+        return None
+    return StopScore(len(probabilities), sum(probabilities) / len(probabilities), stops / len(probabilities))
+
+
+def _end_batches(
+    texts: Sequence[HeldOutText], eos_id: int, sequence_length: int, batch_size: int
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Batches of document ends, and where in their flattened positions the last token of each end stands."""
+    import torch
+
+    from steep.loader import make_batch
+
+    for text in texts:
+        stores = [store for store, _ in text.parts]
+        share = max(1, END_DOCUMENTS // max(1, len(stores)))
+        rows = [
+            PlannedSequence(part, ranges)
+            for part, (store, documents) in enumerate(text.parts)
+            for ranges in _rows(_ends(store, _spread(documents, share), eos_id, sequence_length), sequence_length)
+        ]
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
+            places = [
+                row * sequence_length + int(stop) - 1
+                for row, sequence in enumerate(chosen)
+                for stop in np.cumsum([part.count for part in sequence.ranges])
+            ]
+            yield make_batch(chosen, stores, sequence_length), torch.tensor(places)
+
+
+def _ends(store: ScoredStore, documents: Any, eos_id: int, sequence_length: int) -> Iterator[TokenRange]:
+    """The end of each document, its EOS left out."""
+    for document in map(int, documents):
+        length = int(store.document_lengths[document])
+        stop = length - int(length > 0 and _token(store, document, -1) == eos_id)
+        if stop > 0:
+            count = min(stop, END_TOKENS, sequence_length)
+            yield TokenRange(document, stop - count, count)
+
+
+def _rows(ends: Iterator[TokenRange], sequence_length: int) -> list[list[TokenRange]]:
+    """Ends side by side in rows, in their order."""
+    rows: list[list[TokenRange]] = []
+    room = 0
+    for end in ends:
+        if end.count > room:
+            rows.append([])
+            room = sequence_length
+        rows[-1].append(end)
+        room -= end.count
+    return rows
+
+
+# ---- the files ----
+
+
+def named_ids(place: str, files: Mapping[str, bytes], token_id: Callable[[str], int | None]) -> dict[str, list[int]]:
+    """What the files of a model's folder name as end of text, by `place` and file. Files that name nothing are left out.
+
+    files: content by name, of which generation_config.json, config.json and tokenizer_config.json are read. token_id: of a token.
+    """
+    found: dict[str, list[int]] = {}
+    for name in SAYS_EOS:
+        value = json.loads(files[name]).get("eos_token_id") if name in files else None
+        if value is not None:
+            found[f"{place}/{name}"] = list(value) if isinstance(value, list) else [value]
+    if "tokenizer_config.json" in files:
+        token = json.loads(files["tokenizer_config.json"]).get("eos_token")
+        number = None if token is None else token_id(token["content"] if isinstance(token, dict) else token)
+        found[f"{place}/tokenizer_config.json"] = [] if number is None else [number]
+    return found
+
+
+def named_ids_of_folders(
+    run: Path | None, loaded: str | None, token_id: Callable[[str], int | None]
+) -> dict[str, list[int]]:
+    """`named_ids` of the folder that a model was loaded from, and of the folders that were exported from its run."""
+    folders = {"model": Path(loaded)} if loaded is not None else {}
+    exported = sorted((run / "export").glob("*")) if run is not None else []
+    folders |= {f"export/{path.name}": path for path in exported if path.resolve() != Path(loaded or "").resolve()}
+    names = (*SAYS_EOS, "tokenizer_config.json")
+    found: dict[str, list[int]] = {}
+    for place, folder in folders.items():
+        files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+        found |= named_ids(place, files, token_id)
+    return found
+
+
+def audit(
+    tokenizer: TextTokenizer,
+    *,
+    sources: Sequence[SourceEnds],
+    before: StopScore | None,
+    after: StopScore | None,
+    ids: Mapping[str, list[int]],
+) -> EndOfTextAudit:
+    """Everything together, with the tokenizer's own id first."""
+    eos_id = tokenizer.eos_id
+    own = {} if eos_id is None else {"tokenizer": [eos_id]}
+    return EndOfTextAudit(eos_id, tokenizer.eos_token, list(sources), before, after, {**own, **ids})

@@ -1,0 +1,179 @@
+"""`steep evaluate --harness`: tasks of lm-eval on a model of steep's. In: a reference and task names. Out: lm-eval's results.
+
+The model is loaded as for every other evaluation, with its run's weights, tokenizer and precision, and handed to lm-eval as it
+is; nothing is downloaded by steep. Tasks come from a folder of task files (`--harness-path`), or from lm-eval's own list, most of
+which fetch their data from the hub. Task files may hold code (`!function`, jinja templates), so `--no-code` refuses a
+folder of them.
+Weakness: a model that is no transformers model cannot be run; relative paths in a task file start at the working directory.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from steep.core.errors import ConfigError, DataError, MissingExtraError, ModelError
+from steep.evaluate.subject import Origin, Say, Subject, base_of, load_subject, origin_of, tell
+
+KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
+"""What is taken of lm-eval's answer; the rest describes the machine."""
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """What lm-eval measured of one or two models."""
+
+    model: str
+    results: dict[str, Any]
+    """lm-eval's own mapping: `results[task]["acc,none"]` and so on."""
+    version: str
+    """Of lm-eval."""
+    limit: int | None = None
+    """Documents per task; None for all."""
+    against: str | None = None
+    against_results: dict[str, Any] | None = None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The results as JSON values."""
+        mapping: dict[str, Any] = {
+            "model": self.model, "lm_eval": self.version, "limit": self.limit, **self.results,
+        }  # fmt: skip
+        if self.against_results is not None:
+            mapping |= {"against": self.against, "against_results": self.against_results["results"]}
+        return mapping
+
+    def to_text(self) -> str:
+        """lm-eval's own table of each model."""
+        tables = [_table(self.model, self.results)]
+        if self.against is not None and self.against_results is not None:
+            tables.append(_table(self.against, self.against_results))
+        limited = f", the first {self.limit} documents of each task" if self.limit is not None else ""
+        return "\n".join([f"lm-eval {self.version}{limited}", *tables])
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+
+def _table(model: str, results: dict[str, Any]) -> str:
+    from lm_eval.utils import make_table
+
+    tables = [make_table(results)] + ([make_table(results, "groups")] if results.get("groups") else [])
+    return "\n".join([model, *(table.rstrip() for table in tables)])
+
+
+def evaluate_on_tasks(
+    model: str,
+    tasks: str | Sequence[str],
+    *,
+    folder: str | Path | None = None,
+    limit: int | None = None,
+    against: str | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    precision: str = "auto",
+    allow_code: bool = True,
+    say: Say = tell,
+) -> HarnessResult:
+    """Run lm-eval's `tasks` on `model`, and on `against`. See `steep.evaluate_tasks`."""
+    manager, names = find_tasks(tasks, folder, allow_code, say)
+    other = None if against is None else base_of(model) if against == "base" else origin_of(against)
+    origins = [origin_of(model), *([other] if other is not None else [])]
+    answers = [
+        _run(_load(origin, device, precision, allow_code, say), manager, names, limit, batch_size) for origin in origins
+    ]
+    return HarnessResult(
+        model,
+        answers[0],
+        importlib.metadata.version("lm-eval"),
+        limit,
+        against=other.reference if other is not None else None,
+        against_results=answers[1] if other is not None else None,
+    )
+
+
+def find_tasks(
+    tasks: str | Sequence[str], folder: str | Path | None, allow_code: bool, say: Say
+) -> tuple[Any, list[str]]:
+    """lm-eval's TaskManager and the names of the tasks, `*` expanded. Its own list is read only where the folder has not all.
+
+    Raises MissingExtraError without lm-eval, and ConfigError for a task that is in neither.
+    """
+    for module, package in (("lm_eval", "lm-eval"), ("accelerate", "accelerate")):
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(package, "eval", "steep evaluate --harness")
+    from lm_eval.tasks import TaskManager
+
+    wanted = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks) if name.strip()]
+    if not wanted:
+        raise ConfigError("--harness: name at least one task")
+    if folder is not None:
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise ConfigError(f"--harness-path {path}: is no folder; needed is one with task files (.yaml) of lm-eval")
+        if not allow_code:
+            raise ConfigError(f"--harness-path {path}: task files may hold code, and --no-code refuses it")
+        say(f"tasks are read from {path}; task files may run code")
+        manager = TaskManager(include_path=str(path), include_defaults=False)
+        if not _unknown(wanted, manager.all_tasks):
+            return manager, _expand(wanted, manager.all_tasks)
+    say("reading lm-eval's own list of tasks, which takes some 20 s")
+    manager = TaskManager(include_path=None if folder is None else str(Path(folder).expanduser()))
+    unknown = _unknown(wanted, manager.all_tasks)
+    if unknown:
+        near = get_close_matches(unknown[0], manager.all_tasks)
+        hint = f" Similar are: {', '.join(near)}." if near else ""
+        raise ConfigError(
+            f"--harness: lm-eval has no task {', '.join(unknown)}.{hint} Task files of your own are found with "
+            "--harness-path FOLDER; `lm-eval ls tasks` lists those that come with lm-eval."
+        )
+    return manager, _expand(wanted, manager.all_tasks)
+
+
+def _unknown(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+    return [name for name in wanted if not any(fnmatch(task, name) for task in known)]
+
+
+def _expand(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The names, those with wildcards as every task they stand for."""
+    return list(dict.fromkeys(task for name in wanted for task in known if fnmatch(task, name)))
+
+
+def _load(origin: Origin, device: str, precision: str, allow_code: bool, say: Say) -> Subject:
+    from transformers import PreTrainedModel
+
+    subject = load_subject(origin, device=device, precision=precision, allow_code=allow_code, say=say)
+    if not isinstance(subject.model, PreTrainedModel):
+        raise ModelError(
+            f"{origin.reference} is a {type(subject.model).__name__}, and lm-eval runs transformers models only. "
+            "What works: `steep export` it to a folder for transformers, and evaluate that."
+        )
+    return subject
+
+
+def _run(subject: Subject, manager: Any, names: list[str], limit: int | None, batch_size: int) -> dict[str, Any]:
+    """lm-eval's answer for one model. Raises DataError where the data of a task cannot be had."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    wrapped = HFLM(
+        pretrained=subject.model,
+        tokenizer=subject.hf_tokenizer,
+        batch_size=batch_size,
+        mixed_precision_dtype="bfloat16" if subject.precision == "mixed_bf16" else None,
+    )
+    try:
+        answer = simple_evaluate(
+            model=wrapped, tasks=names, task_manager=manager, limit=limit, batch_size=batch_size, log_samples=False
+        )
+    except OSError as error:  # what datasets and the hub's client raise for data that is not there
+        raise DataError(
+            f"lm-eval cannot read the data of {', '.join(names)}: {error}. Most of its tasks fetch their data from the hub; a "
+            "task file of your own in --harness-path can name local files."
+        ) from error
+    return {key: answer[key] for key in KEPT if key in answer}
