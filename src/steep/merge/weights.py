@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import sync_directory, temporary_path, write_json, write_text
@@ -49,6 +49,55 @@ class FolderWeights(Mapping[str, "Tensor"]):
         return list(self._file_of[name].get_slice(name).get_shape())
 
 
+class ModelWeights(Mapping[str, "Tensor"]):
+    """Names to tensors of a model that only loading gives (a .gguf file, a hub id). Tied weights count once."""
+
+    def __init__(self, reference: str, revision: str | None = None):
+        from steep.models.config import ModelConfig
+        from steep.models.load import load_model
+
+        self.folder = Path(reference)
+        seen: set[int] = set()
+        self._tensors: dict[str, Tensor] = {}
+        for name, tensor in load_model(ModelConfig(pretrained=reference, revision=revision)).state_dict().items():
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                self._tensors[name] = tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor."""
+        return list(self._tensors[name].shape)
+
+
+Weights = Union[FolderWeights, ModelWeights]
+
+
+def open_weights(reference: str, say: Callable[[str], None], revision: str | None = None) -> Weights:
+    """Names to tensors of a run's or checkpoint's verified weights, a folder, a .gguf file or a hub id.
+
+    `say` is told of checkpoints passed over. Raises ModelError, CheckpointError.
+    """
+    from steep.checkpoint.load import verified_reference
+    from steep.models.load import resolve_reference
+
+    found, messages = verified_reference(reference)
+    for message in messages:
+        say(message)
+    path = resolve_reference(found)
+    if path is not None and path.is_dir():
+        return FolderWeights(path)
+    return ModelWeights(found, revision)
+
+
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -60,7 +109,7 @@ def _weight_files(folder: Path) -> list[Path]:
     )
 
 
-def check_same(first: FolderWeights, second: FolderWeights) -> None:
+def check_same(first: Weights, second: Weights) -> None:
     """Raises ModelError naming the first difference of names or shapes."""
     for one, other in ((first, second), (second, first)):
         missing = sorted(set(one) - set(other))
@@ -73,7 +122,7 @@ def check_same(first: FolderWeights, second: FolderWeights) -> None:
             )
 
 
-def combine(sources: Sequence[FolderWeights], factors: Sequence[float], like: int = -1) -> dict[str, Tensor]:
+def combine(sources: Sequence[Weights], factors: Sequence[float], like: int = -1) -> dict[str, Tensor]:
     """The sum of factor x weights in fp32, stored in the dtypes of `sources[like]`.
 
     A single source with factor 1 (the others 0) comes out bit for bit, in its own dtypes. Raises ModelError if the models differ.
@@ -86,7 +135,7 @@ def combine(sources: Sequence[FolderWeights], factors: Sequence[float], like: in
     return {name: _combined(name, used, sources[like]) for name in sources[0]}
 
 
-def _combined(name: str, used: Sequence[tuple[FolderWeights, float]], like: FolderWeights) -> Tensor:
+def _combined(name: str, used: Sequence[tuple[Weights, float]], like: Weights) -> Tensor:
     import torch
 
     kept = like[name]
@@ -100,13 +149,30 @@ def _combined(name: str, used: Sequence[tuple[FolderWeights, float]], like: Fold
     return total.to(kept.dtype)
 
 
-def write_model(tensors: Mapping[str, Tensor], files_from: Path, out: str | os.PathLike[str], card: str) -> Path:
-    """Write a model folder, whole or absent: config and tokenizer of `files_from`, these weights, a card. Raises ConfigError."""
+def require_free(out: str | os.PathLike[str]) -> Path:
+    """`out` as a path. Raises ConfigError if something is there."""
+    if Path(out).exists():
+        raise ConfigError(f"{out} already exists; choose another --out")
+    return Path(out)
+
+
+def write_model(
+    tensors: Mapping[str, Tensor],
+    files_from: Path,
+    out: str | os.PathLike[str],
+    card: str,
+    *,
+    config_from: Path | None = None,
+    finish: Callable[[Path], None] = lambda temporary: None,
+) -> Path:
+    """Write a model folder, whole or absent: config and tokenizer of `files_from`, these weights, a card.
+
+    config_from: another folder for config.json. finish: called with the folder before it gets its name; may add files or refuse.
+    Raises ConfigError if `out` exists.
+    """
     from safetensors.torch import save_file
 
-    folder = Path(out)
-    if folder.exists():
-        raise ConfigError(f"{folder} already exists; choose another --out")
+    folder = require_free(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(folder)
     if temporary.exists():
@@ -116,12 +182,15 @@ def write_model(tensors: Mapping[str, Tensor], files_from: Path, out: str | os.P
         if path.is_file() and path.suffix not in NOT_COPIED and path.name != INDEX:
             shutil.copyfile(path, temporary / path.name)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS, {"format": "pt"})
+    if config_from is not None:
+        shutil.copyfile(config_from / "config.json", temporary / "config.json")
     config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
     floats = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
     if len(floats) == 1:
         config.pop("torch_dtype", None)
         write_json(temporary / "config.json", {**config, "dtype": floats.pop()})
     write_text(temporary / "README.md", card)
+    finish(temporary)
     os.replace(temporary, folder)
     sync_directory(folder.parent)
     return folder
