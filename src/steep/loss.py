@@ -55,13 +55,32 @@ def linear_cross_entropy(
     and every sum over rows run in fp32. Gradients are made for the inputs that require one, and only for those.
     Weakness: the gradient of the weight takes V*D fp32 from the forward on; no second derivative.
     """
+    loss, _ = linear_cross_entropy_with_losses(
+        hidden_ND, weight_VD, labels_N, bias=bias, softcap=softcap, multiplier=multiplier, chunk_bytes=chunk_bytes
+    )
+    return loss
+
+
+def linear_cross_entropy_with_losses(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    multiplier: float = 1.0,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """The sum of `linear_cross_entropy`, with gradients, and the loss of each token that it is made of, (N,) in the sum's dtype
+    without gradients, 0 where the label is -100."""
     with_grad = torch.is_grad_enabled()
     needs = [with_grad and tensor is not None and tensor.requires_grad for tensor in (hidden_ND, weight_VD, bias)]
     plan = _plan(hidden_ND, weight_VD, softcap, multiplier, chunk_bytes, needs)
     if not any(needs):
-        return _run(plan, hidden_ND, weight_VD, bias, labels_N).losses_N.sum()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias, labels_N, plan)
-    return loss
+        losses_N = _run(plan, hidden_ND, weight_VD, bias, labels_N).losses_N
+        return losses_N.sum(), losses_N
+    both: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias, labels_N, plan)
+    return both
 
 
 @torch.no_grad()
@@ -251,11 +270,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients of the sum are made in forward and handed out, scaled by the incoming gradient, in backward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, plan: _Plan) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, plan: _Plan
+    ) -> tuple[Tensor, Tensor]:
         result = _run(plan, hidden, weight, bias, labels)
         ctx.save_for_backward(result.hidden_grad, result.weight_grad, result.bias_grad)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        return result.losses_N.sum()
+        ctx.mark_non_differentiable(result.losses_N)
+        return result.losses_N.sum(), result.losses_N
 
     @staticmethod
     @once_differentiable

@@ -7,9 +7,9 @@ report and the documentation read this table. A metric that is not in `METRICS` 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from steep.core.units import format_bytes, format_count, format_seconds
 
@@ -128,6 +128,31 @@ def combine_ranks(name: str, values: Sequence[float]) -> float:
     return max(values) if how == "max" else math.fsum(values) / len(values)
 
 
+class SourceTotals:
+    """Training loss by source over several steps, from the `loss_by_source` of training lines."""
+
+    def __init__(self) -> None:
+        self._nats: dict[str, float] = {}
+        self._tokens: dict[str, int] = {}
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take one training line; one without `loss_by_source` adds nothing."""
+        for source, loss in (record.get("loss_by_source") or {}).items():
+            mean, tokens = loss.get("nats_per_token"), loss.get("label_tokens")
+            if isinstance(mean, (int, float)) and isinstance(tokens, int):
+                self._nats[source] = self._nats.get(source, 0.0) + mean * tokens
+                self._tokens[source] = self._tokens.get(source, 0) + tokens
+
+    def means(self) -> dict[str, tuple[float, int]]:
+        """Nats per label token and label tokens of every source that had any."""
+        return {source: (self._nats[source] / tokens, tokens) for source, tokens in self._tokens.items() if tokens}
+
+    def mean(self) -> float | None:
+        """Nats per label token over all sources; None before anything was added."""
+        tokens = sum(self._tokens.values())
+        return sum(self._nats.values()) / tokens if tokens else None
+
+
 def bits_per_byte(nats: float, text_bytes: int) -> float:
     """Bits per UTF-8 byte of a text whose tokens have a summed negative log-likelihood of `nats`."""
     return nats / math.log(2) / text_bytes
@@ -147,7 +172,9 @@ def reference_markdown() -> str:
             "",
             "| `kind` | Other keys |",
             "|---|---|",
-            f"| `train` | {', '.join(f'`{metric.name}`' for metric in TRAIN_METRICS[1:])} |",
+            f"| `train` | {', '.join(f'`{metric.name}`' for metric in TRAIN_METRICS[1:])}; with several sources "
+            "`loss_by_source`: for each that has a label token in the step, `nats_per_token` over its label tokens and "
+            "`label_tokens`, their number. Weighted by them the sources give `loss` |",
             f"| `evaluate` | `text` (name of the held-out text), "
             f"{', '.join(f'`{metric.name}`' for metric in EVALUATE_METRICS)}, `tokens` (predicted ones), `documents`, "
             "`text_bytes` |",

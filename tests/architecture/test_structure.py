@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"core"},
     "trackers": {"core", "metrics"},
     "checkpoint": {"core"},
-    "report": {"core", "metrics", "trackers"},
+    "report": {"core", "metrics", "trackers", "evaluate.forgetting"},
     "evaluate": {
         "core", "batch", "loader", "order", "sources", "store", "tokenizer", "models", "metrics", "checkpoint", "config",
         "runtime", "train.data", "train.run_directory",

@@ -56,6 +56,14 @@ SMALLER = {
     " --data.validation.held_out.share 0.4",
     ("docs/how_to/mix_and_replay.md", "stream.yaml"): "--data.sequence_length 64",
     (
+        "docs/how_to/long_context.md",
+        "long.yaml",
+    ): "--data.sequence_length 2048 --model.rope.length 2048 --data.validation.manuals.share 0.4",
+    (
+        "docs/how_to/choose_lora_or_full.md",
+        "lora.yaml",
+    ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",
+    (
         "docs/how_to/freeze_and_rates.md",
         "freeze.yaml",
     ): "--data.sequence_length 64 --model.freeze.first_layers 1 --data.validation.manuals.share 0.4",

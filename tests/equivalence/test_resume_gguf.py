@@ -31,3 +31,14 @@ def test_a_checkpoint_of_a_gguf_run_loads_again(model_as_from_gguf: torch.nn.Mod
     loaded = dict(load_model(ModelConfig(pretrained=str(tmp_path)), seed=2).named_parameters())
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_a_model_from_gguf_can_be_saved_and_read_again(model_as_from_gguf: torch.nn.Module, tmp_path: Path) -> None:
+    """transformers takes it for a quantized model, which it does not save, although the weights were dequantized."""
+    from steep.models.load import _forget_gguf
+
+    model_as_from_gguf.hf_quantizer = object()
+    _forget_gguf(model_as_from_gguf).save_pretrained(tmp_path)
+    loaded = load_model(ModelConfig(pretrained=str(tmp_path)))
+    for (name, left), (_, right) in zip(loaded.named_parameters(), model_as_from_gguf.named_parameters(), strict=True):
+        assert torch.equal(left, right), name

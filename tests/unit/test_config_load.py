@@ -182,7 +182,7 @@ def test_every_mistake_in_one_error_each_with_its_line() -> None:
         "run.yaml:11: train.precision: 'bf-16' is not a choice; did you mean 'bf16'? It can be: auto, mixed_bf16, bf16, fp32",
         "run.yaml:14: optimizer.learning_rate: 'fast' is not a number above 0",
         "run.yaml:16: evaluate.tokens: '2Q' is not a count; write it like 2000, 500M or 2B",
-        "run.yaml:17: nonsense: there is no such key (given 1). The sections are: run, model, ",
+        "run.yaml:17: nonsense: there is no such key (given 1). The sections are: run, recipe, model, ",
     ]
     assert len(lines) == len(expected), "\n".join(lines)
     for line, start in zip(lines, expected, strict=True):

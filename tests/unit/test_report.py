@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from steep.core.files import write_json, write_text
+from steep.evaluate.forgetting import forgetting_report
 from steep.report.curves import Curve, curve, downsample, smooth
 from steep.report.page import report_page, write_report
 from steep.report.palette import DARK, LIGHT, TEXT_STYLES
 from steep.report.plots import loss_plot, memory_plot, write_training_loss
 from steep.report.run_data import read_run
-from steep.report.verdict import TextChange, judge
 from steep.trackers import jsonl
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -142,7 +142,7 @@ def test_every_picture_has_a_title_a_description_and_its_own_ids(page: Page) -> 
 
 
 def test_pictures_take_their_colours_and_font_from_the_page(run_directory: Path) -> None:
-    text = (run_directory / "report.html").read_text(encoding="utf-8")
+    text = write_report(run_directory).read_text(encoding="utf-8")
     pictures = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
     assert "var(--train)" in pictures
     assert "var(--first)" in pictures
@@ -252,8 +252,9 @@ def test_a_line_written_again_after_a_resume_counts_once(tmp_path: Path) -> None
     ],
 )
 def test_the_verdict_in_words(domain: float, general: float, headline: str) -> None:
-    changes = [TextChange("domain", 1.0, domain, "bits per byte"), TextChange("general", 1.0, general, "bits per byte")]
-    assert judge(changes).headline == headline
+    scores = {text: {"before": {"bits_per_byte": 1.0}, "after": {"bits_per_byte": after}}
+              for text, after in (("general", general), ("domain", domain))}  # fmt: skip
+    assert forgetting_report(scores).headline == headline
 
 
 # ── curves ───────────────────────────────────────────────────────────────────────────────────────────────────────────

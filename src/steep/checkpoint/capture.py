@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from steep.checkpoint.load import Checkpoint
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+ADAPTER_PARTS = (
+    (".lora_magnitude_vector.default.weight", ".lora_magnitude_vector"),
+    (".modules_to_save.default.", "."),
+    (".default.", "."),
+)
+"""What peft takes out of the names of an adapter's tensors when it saves them, in this order."""
+ADAPTER_PREFIX = "base_model.model."
+"""What peft puts before them."""
 IMPLEMENTATION_KEYS = ("foreach", "fused", "capturable", "differentiable")
 """Keys of a parameter group that say how an update is computed, not which: they are the resuming run's own."""
 
@@ -50,13 +58,35 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Captured:
 
 
 def capture_model(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, tied ones once, as transformers saves them."""
+    """Parameters and persistent buffers by name, tied ones once, as transformers saves them; of a model with an adapter only
+    what is trained, under the names of peft's adapter files."""
+    if has_adapter(model):
+        return adapter_tensors(model)
     tensors = {plain_name(name): parameter.detach() for name, parameter in model.named_parameters()}
     persistent = model.state_dict(keep_vars=True).keys()
     for name, buffer in model.named_buffers():
         if name in persistent:
             tensors[plain_name(name)] = buffer.detach()
     return tensors
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether peft has put an adapter into the model."""
+    return hasattr(model, "peft_config")
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors by the names under which peft saves them. Embeddings that the head is tied to come under both names:
+    peft does not load them otherwise."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {adapter_name(plain_name(name)): parameter.detach() for name, parameter in named if parameter.requires_grad}
+
+
+def adapter_name(name: str) -> str:
+    """The name in peft's files of a parameter of a model with an adapter."""
+    for part, short in ADAPTER_PARTS:
+        name = name.replace(part, short)
+    return ADAPTER_PREFIX + name
 
 
 def plain_name(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FREE = (
-    "console", "trackers", "report", "checkpoint", "evaluate", "run.name", "run.directory",
+    "recipe", "console", "trackers", "report", "checkpoint", "evaluate", "run.name", "run.directory",
     "data.cache_directory", "data.prepare", "data.index_cache_directory", "train.max_seconds",
 )  # fmt: skip
 """Keys (with everything below them) that do not take part in what is learned: they may change at every resume."""
@@ -24,6 +24,8 @@ WARNED = {
     "train.activation_checkpointing": "losses will equal the uninterrupted run's to rounding, not bit for bit",
     "train.device": "losses will equal the uninterrupted run's to rounding, not bit for bit",
     "train.deterministic": "losses will equal the uninterrupted run's to rounding, not bit for bit",
+    "train.on_spike": "loss spikes are met in another way from here on",
+    "train.spike_window_steps": "loss spikes are met in another way from here on",
     "data.validation": SCORES_CHANGE,
     "data.num_val_samples": SCORES_CHANGE,
     "evaluate.tokens": SCORES_CHANGE,

@@ -25,6 +25,9 @@ from steep.checkpoint.retention import checkpoint_folders, read_latest
 from steep.checkpoint.safetensors_writer import DTYPE_NAMES
 from steep.core.errors import CheckpointError
 
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""One of them makes a folder a model: transformers' or peft's."""
+
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
@@ -84,7 +87,8 @@ def verified_reference(reference: str) -> tuple[str, list[str]]:
         return reference, []
     checkpoint, messages = find_checkpoint(path)
     folder = checkpoint / "model" / "consolidated"
-    return (str(folder) if (folder / "config.json").is_file() else reference), messages
+    is_model = any((folder / name).is_file() for name in MODEL_FILES)
+    return (str(folder) if is_model else reference), messages
 
 
 def _candidates(checkpoints: Path, messages: list[str]) -> list[Path]:

@@ -55,6 +55,8 @@ class CheckpointState:
     """Whatever else the loop wants back, as JSON."""
     hf_files: Mapping[str, bytes] = field(default_factory=dict)
     """Files that make model/consolidated loadable by transformers, by name: see `huggingface_files`."""
+    weights_file: str = CONSOLIDATED_FILE
+    """What transformers or peft call the file of the weights in model/consolidated."""
     score: float | None = None
     """Held-out loss for retention; lower is better."""
 
@@ -223,7 +225,7 @@ def _write_folder(root: Path, state: CheckpointState) -> None:
     for folder in ("model/consolidated", "optim", "rng"):
         (root / folder).mkdir(parents=True)
     files = _write_tensors(root, "model", state.model_tensors) | _write_tensors(root, "optim", state.optimizer_tensors)
-    files |= _write_consolidated(root, state.hf_files, files[f"model/{RANK_FILE}"])
+    files |= _write_consolidated(root, state, files[f"model/{RANK_FILE}"])
     small = {
         "config.yaml": state.config_yaml,
         "train_state.json": canonical_text(dict(state.train_state)),
@@ -268,13 +270,13 @@ def _write_tensors(root: Path, part: str, tensors: Mapping[str, Tensor]) -> dict
     return {name: entry, f"{part}/shards.json": _write_bytes(root / part / "shards.json", shards)}
 
 
-def _write_consolidated(root: Path, hf_files: Mapping[str, bytes], weights: FileEntry) -> dict[str, FileEntry]:
+def _write_consolidated(root: Path, state: CheckpointState, weights: FileEntry) -> dict[str, FileEntry]:
     """The folder that transformers loads. One rank's file holds the whole model: a hard link costs nothing."""
     folder = "model/consolidated"
-    name = f"{folder}/{CONSOLIDATED_FILE}"
+    name = f"{folder}/{state.weights_file}"
     _link_or_copy(root / "model" / RANK_FILE, root / name)
     files = {name: weights}
-    for file, data in hf_files.items():
+    for file, data in state.hf_files.items():
         path = contained_path(root / folder, file)
         path.parent.mkdir(parents=True, exist_ok=True)
         files[f"{folder}/{file}"] = _write_bytes(path, data)

@@ -51,9 +51,10 @@ def samples_have_prompts(config: RunConfig) -> Iterator[Problem]:
 
 def evaluation_has_text(config: RunConfig) -> Iterator[Problem]:
     """Scoring every n steps needs a validation text."""
-    if config.evaluate.every_steps is not None and not config.data.validation:
+    given = "every_steps" if config.evaluate.every_steps is not None else "every_ratio"
+    if getattr(config.evaluate, given) is not None and not config.data.validation:
         yield Problem(
-            ("evaluate", "every_steps"),
+            ("evaluate", given),
             "there is no text to score; name one, as in data.validation: {domain: {share: 0.01}} "
             "(holds out a hundredth of the training documents) or {domain: {path: held_out.jsonl}}",
         )
@@ -74,6 +75,42 @@ def epochs_are_a_length(config: RunConfig) -> Iterator[Problem]:
                 ("data", "train", position, "stream"),
                 "a run that streams needs its length in train.tokens or train.steps; the size of a stream is not known",
             )
+
+
+def adapter_fits(config: RunConfig) -> Iterator[Problem]:
+    """An adapter freezes the model under it, and quantized weights need one."""
+    model = config.model
+    if isinstance(model, Target):
+        return
+    if model.quantize is not None and config.adapter is None:
+        yield Problem(
+            ("model", "quantize"),
+            f"{model.quantize} weights cannot be trained; add an adapter, as in adapter: {{rank: 16}}, or leave quantize away",
+        )
+    if config.adapter is not None and config.adapter.type == "dora" and model.quantize in ("int8", "torchao_int8"):
+        yield Problem(
+            ("adapter", "type"),
+            f"dora needs the norms of the weights, which peft cannot take of {model.quantize} ones; use type lora, or nf4",
+        )
+    if config.adapter is not None and model.freeze is not None:
+        yield Problem(
+            ("model", "freeze"),
+            "an adapter freezes the whole model already; leave freeze away, and choose with adapter.targets what is adapted",
+        )
+    if config.adapter is not None and model.pretrained is None:
+        yield Problem(
+            ("adapter",),
+            "an adapter on fresh weights learns nothing of use, since the weights under it are random; give model.pretrained",
+        )
+
+
+def steps_can_be_skipped(config: RunConfig) -> Iterator[Problem]:
+    """Schedule-free weights stand elsewhere between gradient and update, so an update cannot be left out."""
+    name = getattr(config.optimizer, "name", None)
+    if config.train.on_spike == "skip" and name == "schedule_free_adamw":
+        yield Problem(
+            ("train", "on_spike"), "schedule_free_adamw cannot leave out an update; use rollback, or continue"
+        )
 
 
 def device_is_known(config: RunConfig) -> Iterator[Problem]:
@@ -129,6 +166,8 @@ CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     samples_have_prompts,
     evaluation_has_text,
     epochs_are_a_length,
+    adapter_fits,
+    steps_can_be_skipped,
     device_is_known,
     source_names_differ,
     plugins_exist,

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from steep.config.checks import CROSS_CHECKS, DISK_CHECKS, nearest_path
 from steep.config.overrides import BadOverride, Override, apply_override, parse_overrides
 from steep.config.problems import ConfigProblems, Problem, problems_of, suggest_key, with_places, wrong_type
+from steep.config.recipes import apply_recipe
 from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.config.structure import (
@@ -172,7 +173,7 @@ class _Draft:
 
     def finish(self) -> RunConfig:
         """Validate. Raises ConfigProblems if anything is wrong."""
-        self.data = _without_empty_sections(self.data)
+        self.data = apply_recipe(_without_empty_sections(self.data))
         config = self.collect()
         if config is None or self.problems or self.bad:
             raise ConfigProblems(self.lines(), self.problems, self.file or "the configuration")

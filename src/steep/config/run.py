@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Optional
 
 from pydantic import Field
 
 from steep.checkpoint.config import CheckpointConfig
 from steep.core.section import Section, component
 from steep.evaluate.config import EvaluateConfig
-from steep.models.config import ModelConfig
+from steep.models.config import AdapterConfig, ModelConfig
 from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.order.config import DataConfig
 from steep.report.config import ReportConfig
@@ -33,8 +33,12 @@ class RunConfig(Section):
     """One run of steep, whole: what `steep train` and `steep plan` read."""
 
     run: RunSection = RunSection()
+    recipe: Optional[Literal["continued_pretraining", "pretraining"]] = None
+    """Defaults with their evidence, for every key that the file and the command line leave out; printed with their sources."""
     model: component(ModelConfig)  # type: ignore[valid-type]
     tokenizer: TokenizerConfig = TokenizerConfig()
+    adapter: Optional[AdapterConfig] = None
+    """Train an adapter beside the frozen model instead of the model itself."""
     data: DataConfig
     train: TrainConfig = TrainConfig()
     optimizer: component(OptimizerConfig) = OptimizerConfig()  # type: ignore[valid-type]

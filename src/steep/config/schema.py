@@ -127,8 +127,16 @@ def reference_markdown() -> str:
     document_sections(RunConfig)
     parts = [_HEAD]
     for name, field in RunConfig.model_fields.items():
-        parts += _section_page(name, field, level=2)
+        parts += _section_page(name, field, level=2) if _holds_section(field.annotation) else _key_page(name, field)
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _key_page(name: str, field: FieldInfo) -> Iterator[str]:
+    """A key that stands by itself beside the sections."""
+    yield f"## `{name}`\n"
+    yield "| Key | Type | Default | Meaning |\n|---|---|---|---|"
+    yield _row(name, field)
+    yield ""
 
 
 def _section_page(name: str, field: FieldInfo, level: int) -> Iterator[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Optional
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from steep.core.section import Count, Section
+from steep.evaluate.forgetting import DEFAULT_CAP_RATIO
 
 
 class EvaluateConfig(Section):
@@ -14,13 +15,24 @@ class EvaluateConfig(Section):
 
     every_steps: Optional[Count] = Field(default=None, ge=1)
     """Score every validation text after so many steps. The start and the end are always scored."""
+    every_ratio: Optional[float] = Field(default=None, gt=0, le=1)
+    """The same as a share of the run: 0.05 scores twenty times. Give one of the two."""
     tokens: Count = Field(default=200_000, ge=1)
     """At most this many tokens of each text: whole documents in their order, each that still fits; always the same ones."""
     batch_size: Optional[int] = Field(default=None, ge=1)
     """Sequences per forward pass. Default: the micro-batch size. Changes speed and memory, not the score."""
+    forgetting_cap: float = Field(default=DEFAULT_CAP_RATIO, ge=0)
+    """A general text may become worse by this share of its bits per byte before the forgetting report says that the run forgot.
+    A ratio: 0.02 is two per cent."""
     prompts: list[str] = Field(default_factory=list)
     """Prompts that are continued at the start and the end, into samples/."""
     sample_every_steps: Optional[Count] = Field(default=None, ge=1)
     """Continue the prompts also after every so many steps."""
     sample_tokens: Count = Field(default=64, ge=1)
     """New tokens per sample."""
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> EvaluateConfig:
+        if self.every_steps is not None and self.every_ratio is not None:
+            raise ValueError("give every_steps or every_ratio, not both")
+        return self

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_bar
 from steep.core.units import parse_count
+from steep.evaluate.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
 from steep.evaluate.held_out import HeldOutText, Score, first_documents, score_text
 from steep.evaluate.subject import Say, Subject, base_of, config_of_run, load_subject, origin_of, run_of, tell
 from steep.sources.config import SourceConfig
@@ -31,6 +33,8 @@ class Evaluation:
     scores: list[Score]
     against: str | None = None
     against_scores: list[Score] | None = None
+    forgetting: ForgettingReport | None = None
+    """From the model of `against` to this one, where there is one."""
 
     def to_mapping(self) -> dict[str, Any]:
         """The evaluation as JSON values."""
@@ -38,6 +42,8 @@ class Evaluation:
         if self.against_scores is not None:
             mapping["against"] = self.against
             mapping["against_scores"] = [score.to_mapping() for score in self.against_scores]
+        if self.forgetting is not None:
+            mapping["forgetting"] = self.forgetting.to_mapping()
         return mapping
 
     def to_text(self) -> str:
@@ -52,7 +58,8 @@ class Evaluation:
                  enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
         title = f"{self.model} against {self.against}" if self.against else self.model
         tokens = ", ".join(f"{s.text}: {s.tokens:,} tokens of {s.documents:,} documents" for s in self.scores)
-        return "\n".join([title, *lines, tokens])
+        report = [] if self.forgetting is None else ["", self.forgetting.to_text()]
+        return "\n".join([title, *lines, tokens, *report])
 
     def __repr__(self) -> str:
         return self.to_text()
@@ -99,8 +106,18 @@ def evaluate_model(
     del subject  # one model in memory at a time
     second = load_subject(other, device=device, precision=precision, allow_code=allow_code, say=say)
     # The same documents, whatever the other tokenizer makes of them.
-    return Evaluation(
-        model, scores, other.reference, _scores(second, _open_texts(second, named, run), chosen, batch_size, length)
+    base_scores = _scores(second, _open_texts(second, named, run), chosen, batch_size, length)
+    report = _forgetting(base_scores, scores, config_of_run(run) if run else None)
+    return Evaluation(model, scores, other.reference, base_scores, report)
+
+
+def _forgetting(before: list[Score], after: list[Score], config: RunConfig | None) -> ForgettingReport:
+    """The report, with the roles and the cap of the run that the model comes from, if it comes from one."""
+    pairs = zip(before, after, strict=True)
+    return forgetting_report(
+        {new.text: {"before": old.to_mapping(), "after": new.to_mapping()} for old, new in pairs},
+        roles=configured_roles(config.data.validation) if config else None,
+        cap_ratio=config.evaluate.forgetting_cap if config else DEFAULT_CAP_RATIO,
     )
 
 

@@ -45,6 +45,52 @@ Freeze = Annotated[
 ]
 
 
+class RopeConfig(Section):
+    """Longer sequences for a model with rotary positions. Give factor or length."""
+
+    type: Literal["linear", "dynamic", "yarn", "llama3"]
+    """How the frequencies are rescaled, in transformers' names. `dynamic` (NTK) follows the longest document of a batch, so that
+    a score depends on what else is in its batch; the others do not."""
+    factor: Optional[float] = Field(default=None, gt=1)
+    """So many times the positions that the model has."""
+    length: Optional[int] = Field(default=None, gt=0)
+    """So many positions, in tokens."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> RopeConfig:
+        if (self.factor is None) == (self.length is None):
+            raise ValueError("give either factor (times the model's positions) or length (tokens)")
+        return self
+
+
+EMBEDDING_MODULES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
+"""What families call the token embedding and the output head; no adapter goes on them."""
+
+
+class AdapterConfig(Section):
+    """Low-rank matrices beside frozen weights, through peft. The weights of the model itself are not trained."""
+
+    type: Literal["lora", "dora"] = "lora"
+    """`lora`: Hu et al. 2021, arXiv:2106.09685. `dora`: magnitude and direction apart, arXiv:2402.09353; slower."""
+    rank: int = Field(default=16, ge=1)
+    """Rank of each matrix. What an adapter can hold grows with it."""
+    alpha: float = Field(default=16.0, gt=0)
+    """The update is scaled by alpha / rank, with `rslora` by alpha / sqrt(rank)."""
+    rslora: bool = False
+    """Scale by the root of the rank, so that high ranks learn as fast as low ones: arXiv:2312.03732."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's input."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the model are trained."""
+    targets: Union[Literal["all-linear"], list[str]] = "all-linear"
+    """The linear layers that get an adapter: `all-linear` (all but the output head), or the last parts of their names such as
+    [q_proj, v_proj]. Embeddings and head named here are trained in full instead, as in `modules_to_save`."""
+    modules_to_save: list[str] = Field(default_factory=list)
+    """Modules trained in full beside the adapters and saved with them, usually [embed_tokens, lm_head]."""
+    lora_plus_ratio: Optional[float] = Field(default=None, ge=1)
+    """LoRA+, arXiv:2402.12354: learning rate of the B matrices over that of the A matrices; 16 is the paper's. Default: equal."""
+
+
 class ModelConfig(Section):
     """Which model is trained: pretrained weights, or an architecture with fresh weights."""
 
@@ -58,6 +104,11 @@ class ModelConfig(Section):
     attention: Literal["auto", "document", "sdpa", "eager"] = "auto"
     """`document` computes attention document by document (varlen kernel on CUDA); `sdpa` and `eager` are transformers'
     own with restarting position_ids. `auto` takes `document` where the model allows it."""
+    rope: Optional[RopeConfig] = None
+    """Extend the context of a model with rotary positions: `{type: yarn, length: 8192}`."""
+    quantize: Optional[Literal["nf4", "int8", "torchao_int8"]] = None
+    """Keep the linear layers of the frozen base in 4 bits (`nf4`, double quantization) or 8 bits (`int8`) through bitsandbytes,
+    or in 8 bits through torchao, weights only (extra `quant`). Needs an `adapter`: quantized weights cannot be trained."""
     freeze: Freeze = None
     """What is not trained: `embeddings`, a list of name patterns, or a mapping of both and of layers counted from either end."""
 

@@ -10,6 +10,7 @@ and counts 2. Attention counts in full, below the first trained parameter too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -50,6 +51,12 @@ def model_flops_per_token(model: _Model, sequence_length: int) -> int | None:
     return flops_per_token(count_matmul_parameters(model), layers, width, sequence_length) - unmade
 
 
+def parameter_numbers(parameter: Any) -> int:
+    """Weights that a parameter stands for: of packed 4-bit ones more than it has elements."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return int(math.prod(shape) if shape is not None else parameter.numel())
+
+
 def attention_width(config: Any) -> int | None:
     """heads * head size, from a configuration's attributes; None where it names neither."""
     hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
@@ -61,7 +68,7 @@ def attention_width(config: Any) -> int | None:
 
 def count_matmul_parameters(model: _Model) -> int:
     """Parameters that multiply activations: two or more dimensions, and not only looked up as an embedding."""
-    return sum(parameter.numel() for parameter in _matmul_parameters(model))
+    return sum(parameter_numbers(parameter) for parameter in _matmul_parameters(model))
 
 
 def flops_saved_by_freezing(model: _Model) -> int:
@@ -73,7 +80,7 @@ def flops_saved_by_freezing(model: _Model) -> int:
     first = next((place for place, parameter in enumerate(order) if parameter.requires_grad), len(order))
     before = {id(parameter) for parameter in order[:first]} - {id(_head_weight(model))}
     frozen = [parameter for parameter in _matmul_parameters(model) if not parameter.requires_grad]
-    return sum(parameter.numel() * (4 if id(parameter) in before else 2) for parameter in frozen)
+    return sum(parameter_numbers(parameter) * (4 if id(parameter) in before else 2) for parameter in frozen)
 
 
 def _matmul_parameters(model: _Model) -> list[Any]:

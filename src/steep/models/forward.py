@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steep.core.errors import ModelError, TrainingError
-from steep.loss import DEFAULT_CHUNK_BYTES, IGNORED_LABEL, linear_cross_entropy, token_losses
+from steep.loss import DEFAULT_CHUNK_BYTES, IGNORED_LABEL, linear_cross_entropy_with_losses, token_losses
 from steep.models.document_attention import enable_document_attention, obstacle, placeholder_mask
 from steep.models.gpt2 import GPT2LMHeadModel
 
@@ -81,15 +81,24 @@ def prepare_forward(
 
 def forward_loss(forward: ModelForward, batch: Batch, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Tensor:
     """The SUM of the cross-entropy over the batch's label tokens, an fp32 scalar with gradients."""
+    return forward_losses(forward, batch, chunk_bytes)[0]
+
+
+def forward_losses(
+    forward: ModelForward, batch: Batch, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+) -> tuple[Tensor, Tensor]:
+    """The sum of `forward_loss`, and the sum of each sequence, (B,) fp32 without gradients, from the same forward pass."""
     labels_N = batch.labels.flatten()
     if not forward.has_head:
         logits = logits_of_batch(forward, batch)
-        return F.cross_entropy(logits.float(), labels_N, ignore_index=IGNORED_LABEL, reduction="sum")
+        losses_N = F.cross_entropy(logits.float(), labels_N, ignore_index=IGNORED_LABEL, reduction="none")
+        return losses_N.sum(), losses_N.detach().view(batch.labels.shape).sum(1)
     head = output_head(forward.model)
-    return linear_cross_entropy(
+    loss, losses_N = linear_cross_entropy_with_losses(
         hidden_states(forward, batch), head.weight, labels_N,
         bias=head.bias, softcap=head.softcap, multiplier=head.multiplier, chunk_bytes=chunk_bytes,
     )  # fmt: skip
+    return loss, losses_N.view(batch.labels.shape).sum(1)
 
 
 @torch.no_grad()

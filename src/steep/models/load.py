@@ -11,7 +11,7 @@ import copy
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache
@@ -23,7 +23,11 @@ from torch import nn
 
 from steep.core.errors import ConfigError, MissingExtraError, ModelError
 from steep.core.section import Target
-from steep.models.config import ModelConfig
+from steep.models.adapters import ADAPTER_CONFIG, base_config_of, base_reference, load_adapter
+from steep.models.config import ModelConfig, RopeConfig
+from steep.models.flops import parameter_numbers
+from steep.models.quantize import quantize
+from steep.models.rope import extend_rope, take_rope
 
 HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset")
 """Underscore keys that transformers itself used to write into config.json; they are dropped."""
@@ -47,10 +51,16 @@ def load_model(
     if isinstance(config, Target):
         model = build_target(config, seed)
     elif config.pretrained is not None:
-        model = _load_pretrained(config.pretrained, config.revision, dtype)
+        model = _load_pretrained(
+            config.pretrained, config.revision, dtype, lambda found, source: extend_rope(found, config.rope, source)
+        )
     else:
         assert config.config is not None
-        model = build_fresh(config.config, config.revision, seed)
+        model = build_fresh(config.config, config.revision, seed, rope=config.rope)
+    method = None if isinstance(config, Target) else config.quantize
+    if method is not None:
+        quantize(cast_weights(model.train(), dtype), method, dtype, device)
+        return model
     return cast_weights(model.to(device=device), dtype).train()
 
 
@@ -68,16 +78,45 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 # ---- pretrained weights ----
 
 
-def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype) -> nn.Module:
+Adjust = Callable[[Any, str], None]
+"""Changes a transformers configuration, in place, before the model is built; told where it comes from."""
+
+
+def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, adjust: Adjust) -> nn.Module:
     path = resolve_reference(reference)
+    if path is not None and (path / ADAPTER_CONFIG).is_file():
+        return _load_merged(path, adjust)
     if path is not None and path.suffix == ".gguf":
-        return _load_gguf(path, dtype)
+        return _load_gguf(path, dtype, adjust)
     source = reference if path is None else str(path)
     config = read_config(source, revision)
+    adjust(config, source)
     try:
         return _from_pretrained(source, revision=revision, config=config, dtype=dtype, use_safetensors=True)
     except OSError as error:
         raise ModelError(_no_weights(source, path, error)) from error
+
+
+def _load_merged(folder: Path, adjust: Adjust) -> nn.Module:
+    """The model under an adapter with the adapter added to its weights, in fp32."""
+    return load_adapter(load_adapter_base(folder, torch.float32, adjust), folder, merge=True)
+
+
+def load_adapter_base(folder: Path, dtype: torch.dtype, adjust: Adjust = lambda config, source: None) -> nn.Module:
+    """The model that the adapter in `folder` belongs on: its base, as large and with the positions that the adapter was trained
+    with."""
+    trained = base_config_of(folder)
+
+    def as_trained(config: Any, source: str) -> None:
+        take_rope(config, trained)
+        adjust(config, source)
+
+    model: Any = _load_pretrained(base_reference(folder), None, dtype, as_trained)
+    if trained is not None:
+        rows = trained.get("vocab_size", model.config.vocab_size)
+        if rows != model.config.vocab_size:
+            model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter brings the rows
+    return model  # type: ignore[no-any-return]
 
 
 def resolve_reference(reference: str) -> Path | None:
@@ -100,15 +139,15 @@ def resolve_reference(reference: str) -> Path | None:
 
 
 def _model_folder(folder: Path) -> Path:
-    """`folder` if it has a config.json; the consolidated model of a checkpoint; or that of a run's last checkpoint."""
-    if (folder / "config.json").is_file():
+    """`folder` if it holds a model or an adapter; the consolidated one of a checkpoint; or that of a run's last checkpoint."""
+    if _holds_model(folder):
         return folder
-    if (folder / "model" / "consolidated" / "config.json").is_file():
+    if _holds_model(folder / "model" / "consolidated"):
         return folder / "model" / "consolidated"
     latest = folder / "checkpoints" / "LATEST"
     if latest.is_file():
         checkpoint = folder / "checkpoints" / latest.read_text(encoding="utf-8").strip()
-        if (checkpoint / "model" / "consolidated" / "config.json").is_file():
+        if _holds_model(checkpoint / "model" / "consolidated"):
             return checkpoint / "model" / "consolidated"
         raise ModelError(f"{latest} names {checkpoint.name}, which holds no model/consolidated/config.json")
     if (folder / "checkpoints").is_dir():
@@ -120,13 +159,29 @@ def _model_folder(folder: Path) -> Path:
     raise ModelError(f"{folder} holds no config.json, no checkpoint and no run of steep{found}")
 
 
-def _load_gguf(path: Path, dtype: torch.dtype) -> nn.Module:
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()
+
+
+def _load_gguf(path: Path, dtype: torch.dtype, adjust: Adjust) -> nn.Module:
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "gguf", f"reading {path.name}")
     try:
-        return _from_pretrained(str(path.parent), gguf_file=path.name, config=read_gguf_config(path), dtype=dtype)
+        config = read_gguf_config(path)
+        adjust(config, path.name)
+        return _forget_gguf(_from_pretrained(str(path.parent), gguf_file=path.name, config=config, dtype=dtype))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path} could not be read as a GGUF model that transformers knows: {error}") from error
+
+
+def _forget_gguf(model: Any) -> nn.Module:
+    """The weights are dequantized by now, but transformers would refuse to save them and call a copy quantized; and what the file
+    calls the model would stand in config.json under a key that `make_config` refuses."""
+    model.hf_quantizer = None
+    for name in ("quantization_config", "_model_name_or_path"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    return model  # type: ignore[no-any-return]
 
 
 def read_gguf_config(path: Path) -> Any:
@@ -294,7 +349,11 @@ def _require_causal(config: Any, source: str) -> None:
 
 
 def build_fresh(
-    description: str | dict[str, Any], revision: str | None, seed: int, dtype: torch.dtype = torch.float32
+    description: str | dict[str, Any],
+    revision: str | None,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    rope: RopeConfig | None = None,
 ) -> nn.Module:
     """A transformers model of this architecture with weights drawn from `seed`."""
     from transformers import AutoModelForCausalLM
@@ -303,6 +362,7 @@ def build_fresh(
         config = read_config(_config_source(description), revision)
     else:
         config = _config_from_mapping(description)
+    extend_rope(config, rope, "model.config")
     with _seeded(seed), quiet_transformers():
         model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
     return model
@@ -368,7 +428,10 @@ def max_positions(model_or_config: Any) -> int | None:
     config = getattr(model_or_config, "config", model_or_config)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(text, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    return round(limit * rope["factor"]) if rope.get("rope_type") == "dynamic" else limit
 
 
 def check_sequence_length(model_or_config: Any, sequence_length: int) -> None:
@@ -377,7 +440,7 @@ def check_sequence_length(model_or_config: Any, sequence_length: int) -> None:
     if limit is not None and sequence_length > limit:
         raise ModelError(
             f"data.sequence_length={sequence_length:,} is more than the {limit:,} positions of the model; "
-            f"at most {limit:,} works"
+            f"at most {limit:,} works, or extend it: model.rope: {{type: yarn, length: {sequence_length}}}"
         )
 
 
@@ -389,7 +452,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     return {
         "family": getattr(text, "model_type", type(model).__name__),
         "class": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in parameters),
+        "parameters": sum(parameter_numbers(parameter) for parameter in parameters),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "layers": getattr(text, "num_hidden_layers", None),
         "hidden_size": getattr(text, "hidden_size", None),

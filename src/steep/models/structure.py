@@ -16,7 +16,8 @@ from torch import nn
 from steep.config.run import RunConfig
 from steep.core.errors import ModelError
 from steep.core.section import Target
-from steep.models.config import ModelConfig
+from steep.models.adapters import plan_adapter
+from steep.models.config import ModelConfig, RopeConfig
 from steep.models.flops import count_matmul_parameters, flops_saved_by_freezing, model_flops_per_token
 from steep.models.forward import output_head
 from steep.models.freeze import freeze
@@ -31,6 +32,8 @@ from steep.models.load import (
     resolve_reference,
 )
 from steep.models.memory import MemoryPlan, plan_memory, saved_bytes
+from steep.models.quantize import plan_quantized
+from steep.models.rope import extend_rope
 from steep.optim.load import optimizer_state_bytes
 
 GUESSED_BYTES_PER_WIDTH = 68
@@ -57,10 +60,15 @@ def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, 
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = build_structure(config.model, torch.bfloat16 if precision == "bf16" else torch.float32)
+        frozen_in_bf16 = precision == "bf16" or (precision == "mixed_bf16" and config.adapter is not None)
+        model = build_structure(config.model, torch.bfloat16 if frozen_in_bf16 else torch.float32)
         check_sequence_length(model, config.data.sequence_length)
         if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
             freeze(model, config.model.freeze)
+        if isinstance(config.model, ModelConfig) and config.model.quantize is not None:
+            plan_quantized(model, config.model.quantize)
+        if config.adapter is not None:
+            plan_adapter(model, config.adapter)
         if config.train.activation_checkpointing:
             from steep.parallelize.activation_checkpoint import checkpoint_layers
 
@@ -119,14 +127,16 @@ def build_structure(config: ModelConfig | Target, dtype: torch.dtype) -> nn.Modu
         if isinstance(config, Target):
             return build_target(config, seed=0).train()
         if config.config is not None:
-            return build_fresh(config.config, config.revision, seed=0, dtype=dtype).train()
+            return build_fresh(config.config, config.revision, seed=0, dtype=dtype, rope=config.rope).train()
         assert config.pretrained is not None
-        return _structure_of_pretrained(config.pretrained, config.revision, dtype).train()
+        return _structure_of_pretrained(config.pretrained, config.revision, dtype, config.rope).train()
     finally:
         torch.set_default_dtype(usual)
 
 
-def _structure_of_pretrained(reference: str, revision: str | None, dtype: torch.dtype) -> nn.Module:
+def _structure_of_pretrained(
+    reference: str, revision: str | None, dtype: torch.dtype, rope: RopeConfig | None
+) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     path = resolve_reference(reference)
@@ -134,6 +144,7 @@ def _structure_of_pretrained(reference: str, revision: str | None, dtype: torch.
         hf_config = read_gguf_config(path)
     else:
         hf_config = read_config(reference if path is None else str(path), revision)
+    extend_rope(hf_config, rope, reference)
     model: nn.Module = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, dtype=dtype)
     return model
 

@@ -24,7 +24,7 @@ runs take a tenth (5e-6 beside 5e-5) to a fifth; nobody has published an ablatio
 
 
 def build_param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups `decay`, `no_decay` and, where they have a rate of their own, `embeddings`; empty ones are left out.
+    """Groups `decay`, `no_decay` and, where they have a rate of their own, `lora_B` and `embeddings`; empty ones are left out.
 
     Each has name, lr, weight_decay and params, pairs of (name, tensor) in the model's order. Frozen parameters are left out.
     Raises ModelError if nothing is trainable, ConfigError for an embedding rate without trained embeddings.
@@ -35,9 +35,13 @@ def build_param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[s
     rate = embedding_rate(model, config)
     embeddings = set() if rate is None else embedding_tensors(model)
     others = [(name, parameter) for name, parameter in trainable if parameter not in embeddings]
+    ratio = lora_plus_ratio(model)
+    faster = [pair for pair in others if ".lora_B." in pair[0]] if ratio is not None else []
+    others = [pair for pair in others if ".lora_B." not in pair[0]] if faster else others
     members = {
         "decay": ([pair for pair in others if pair[1].ndim >= 2], config.learning_rate, config.weight_decay),
         "no_decay": ([pair for pair in others if pair[1].ndim < 2], config.learning_rate, 0.0),
+        "lora_B": (faster, config.learning_rate * (ratio or 1.0), config.weight_decay),
         "embeddings": ([pair for pair in trainable if pair[1] in embeddings], rate, config.weight_decay),
     }
     if config.embedding_learning_rate is not None and not members["embeddings"][0]:
@@ -50,6 +54,12 @@ def build_param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[s
         for name, (parameters, lr, weight_decay) in members.items()
         if parameters
     ]
+
+
+def lora_plus_ratio(model: nn.Module) -> float | None:
+    """Rate of an adapter's B matrices over that of its A matrices, where the adapter asks for one."""
+    ratio = getattr(model, "lora_plus_ratio", None)
+    return ratio if isinstance(ratio, float) else None
 
 
 def embedding_rate(model: nn.Module, config: OptimizerConfig) -> float | None:

@@ -19,6 +19,9 @@ class ValidationConfig(SourceConfig):
     share: Optional[float] = Field(default=None, gt=0, lt=1)
     """Hold out this share of the training documents, chosen by the hash of each document's content, so that the
     choice does not change when data is added, reordered or resharded."""
+    role: Optional[Literal["domain", "general"]] = None
+    """What the forgetting report takes it for: `domain`, text the run is to learn, or `general`, text that should stay as good as
+    it was. Default: general where the name begins with `general`, else domain."""
 
     @model_validator(mode="after")
     def _path_or_share(self) -> ValidationConfig:

@@ -14,14 +14,14 @@ from typing import Any
 
 from steep.core.files import write_text
 from steep.core.units import format_bytes, format_count, format_seconds
-from steep.metrics import METRICS, MISSING
+from steep.evaluate.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, TextChange, forgetting_report
+from steep.metrics import METRICS, MISSING, SourceTotals
 from steep.report.curves import curve, downsample
 from steep.report.html import details, escape, table
 from steep.report.palette import css_variables
 from steep.report.plots import held_out_curve, loss_plot, memory_parts, memory_plot, metric_plot
 from steep.report.run_data import Record, RunData, read_run
 from steep.report.svg import inline_svg
-from steep.report.verdict import TextChange, judge, text_changes
 
 FILE_NAME = "report.html"
 
@@ -71,9 +71,10 @@ def _missing(run: RunData, file_name: str, what: str) -> str:
 
 
 def _header(run: RunData) -> str:
-    verdict = judge(text_changes(run.scores()))
-    headline = "failed" if run.summary.get("status") == "failed" else verdict.headline
-    sentences = f'<p class="lead">{escape(" ".join(verdict.sentences))}</p>\n' if verdict.sentences else ""
+    report = forgetting_of(run)
+    verdict = report.learned if report.changes and started_fresh(run) else report.headline
+    headline = "failed" if run.summary.get("status") == "failed" else verdict
+    sentences = f'<p class="lead">{escape(" ".join(report.sentences))}</p>\n' if report.sentences else ""
     return (
         f'<header>\n<p class="kind">steep run report</p>\n'
         f"<h1><b>{escape(run.name)}</b> {escape(headline)}</h1>\n{sentences}"
@@ -103,7 +104,8 @@ def _facts(run: RunData) -> list[str]:
 
 def _key_figures(run: RunData) -> str:
     """The numbers that people look for first, as a list of terms; those that are unknown are left out."""
-    figures = [(f"{change.text}, {change.unit}", _arrow(change)) for change in text_changes(run.scores())[:3]]
+    report = forgetting_of(run)
+    figures = [(f"{change.text}, {report.unit}", _arrow(change)) for change in report.changes[:3]]
     last = run.train[-1] if run.train else {}
     steps_planned = run.plan.get("steps")
     if last:
@@ -124,7 +126,24 @@ def _key_figures(run: RunData) -> str:
 
 
 def _arrow(change: TextChange) -> str:
-    return f"{change.before:.3f} → {change.after:.3f}"
+    return f"{change.base:.3f} → {change.trained:.3f}"
+
+
+def forgetting_of(run: RunData) -> ForgettingReport:
+    """The forgetting report of a run, from its scores and what its plan says of them."""
+    cap = run.plan.get("forgetting_cap")
+    held_out = (run.plan.get("data") or {}).get("held_out") or []
+    return forgetting_report(
+        run.scores(),
+        roles={str(text.get("name")): text.get("role") for text in held_out},
+        cap_ratio=cap if isinstance(cap, (int, float)) else DEFAULT_CAP_RATIO,
+    )
+
+
+def started_fresh(run: RunData) -> bool:
+    """Whether the plan says that the run started from weights that had learned nothing yet."""
+    model = run.plan.get("model") or {}
+    return "pretrained" in model and model["pretrained"] is None
 
 
 def measured_memory(run: RunData) -> float | None:
@@ -140,7 +159,8 @@ def measured_memory(run: RunData) -> float | None:
 
 def _scores(run: RunData) -> str:
     """Before and after of every held-out text."""
-    rows = [_score_row(text, score) for text, score in run.scores().items()]
+    changes = {change.text: change for change in forgetting_of(run).changes}
+    rows = [_score_row(text, score, changes.get(text)) for text, score in run.scores().items()]
     if not rows:
         return _missing(run, "metrics.jsonl", "held-out scores")
     head = ["Text", "Bits/byte before", "after", "Change", "Perplexity before", "after"]
@@ -148,15 +168,33 @@ def _scores(run: RunData) -> str:
     return table(head, rows) + f'<p class="note">{note}</p>\n'
 
 
-def _score_row(text: str, score: dict[str, Any]) -> list[str]:
+def _score_row(text: str, score: dict[str, Any], change: TextChange | None) -> list[str]:
     before, after = score.get("before") or {}, score.get("after") or {}
-    change = next(iter(text_changes({text: score})), None)
     return [
         text,
         *(_shown("bits_per_byte", side) for side in (before, after)),
-        MISSING if change is None else f"{100 * change.ratio:+.1f} %",
+        MISSING if change is None else f"{100 * change.change_ratio:+.1f} %",
         *(_shown("perplexity", _with_perplexity(side)) for side in (before, after)),
     ]
+
+
+def _forgetting(run: RunData) -> str:
+    """The forgetting report: gain, loss, their ratio and the verdict."""
+    report = forgetting_of(run)
+    if started_fresh(run):
+        return (
+            '<p class="missing">No forgetting report: the run started from fresh weights, which know nothing yet.</p>\n'
+        )
+    if not report.changes:
+        return _missing(run, "metrics.jsonl", "text that was scored before and after")
+    rows = [[text, role or MISSING, *(cell or MISSING for cell in rest)] for text, role, *rest in report.rows()]
+    head = ["Text", "Role", "Base", "Trained", "Change"]
+    sentence = report.verdict_sentence[0].upper() + report.verdict_sentence[1:]
+    notes = f"In {report.unit}; lower is better. Roles: {'; '.join(report.role_notes)}."
+    return (
+        f'<p class="lead">{escape(sentence)}</p>\n{table(head, rows, numbers_from=2)}'
+        f'<p class="note">{escape(notes)}</p>\n'
+    )
 
 
 def _with_perplexity(score: Record) -> Record:
@@ -182,7 +220,30 @@ def _loss(run: RunData) -> str:
     narrow = inline_svg(narrow_figure, "loss-narrow", "Loss over the steps", description, "narrow")
     lost = sum(record.get("loss") is None for record in run.train)
     note = f'<p class="note">{lost:,} training lines have no finite loss and are not drawn.</p>\n' if lost else ""
-    return f"<figure>\n{wide}{narrow}</figure>\n{note}{details('Numbers of this figure', _loss_table(run))}"
+    figure = f"<figure>\n{wide}{narrow}</figure>\n{note}{details('Numbers of this figure', _loss_table(run))}"
+    return figure + _source_losses(run)
+
+
+def _source_losses(run: RunData, most_rows: int = 8) -> str:
+    """Training loss by source in equal stretches of the run; nothing for a run with one source."""
+    lines = [record for record in run.train if isinstance(record.get("loss_by_source"), dict)]
+    names = list(dict.fromkeys(source for record in lines for source in record["loss_by_source"]))
+    if not names:
+        return ""
+    count = min(most_rows, len(lines))
+    rows = []
+    for number in range(count):
+        stretch = lines[number * len(lines) // count : (number + 1) * len(lines) // count]
+        totals = SourceTotals()
+        for record in stretch:
+            totals.add(record)
+        means = totals.means()
+        of_sources = [f"{means[name][0]:.4f}" if name in means else MISSING for name in names]
+        together = totals.mean()
+        steps = f"{stretch[0]['step']:,} to {stretch[-1]['step']:,}"
+        rows.append([steps, *of_sources, MISSING if together is None else f"{together:.4f}"])
+    caption = "Training loss by source, nats per label token; all is their mean weighted by label tokens"
+    return table(["Steps", *names, "all"], rows, caption)
 
 
 def _describe_loss(run: RunData) -> str:
@@ -276,6 +337,18 @@ def _ledger(run: RunData) -> str:
     dropped, unused = _losses(sources, "dropped"), _losses(sources, "dropped_tokens")
     lost = table(["Source", "Dropped because", "Records"], dropped, numbers_from=2) if dropped else ""
     lost += table(["Source", "Not trained because", "Tokens"], unused, numbers_from=2) if unused else ""
+    spikes = [
+        [
+            spike.get("step"),
+            _plain(spike.get("loss")),
+            _plain(spike.get("threshold")),
+            spike.get("action"),
+            _documents(spike),
+        ]
+        for spike in [*(run.ledger.get("rollbacks") or []), *(run.ledger.get("spikes") or [])]
+    ]
+    head = ["Loss spike at step", "Loss", "Most to expect", "What was done", "Documents"]
+    lost += table(head, spikes, numbers_from=1) if spikes else ""
     notes = [] if dropped else ["No record was dropped."]
     notes += [f"Trained counts every epoch. Padding: {_plain(_padding(run))} tokens."]
     notes += [
@@ -286,6 +359,12 @@ def _ledger(run: RunData) -> str:
         f"{table(['Source', *columns.values()], rows)}{lost}"
         f'<p class="note">{escape(" ".join(notes))}</p>\n{_plan_sources(run)}'
     )
+
+
+def _documents(spike: dict[str, Any]) -> str:
+    """The documents of the batch that spiked, by source."""
+    found = spike.get("documents") or {}
+    return "; ".join(f"{name}: {', '.join(map(str, ids))}" for name, ids in found.items())
 
 
 def _losses(sources: list[dict[str, Any]], key: str) -> list[list[Any]]:
@@ -380,6 +459,7 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 SECTIONS: dict[str, Callable[[RunData], str]] = {
     "What the model gained and lost": _scores,
+    "Forgetting report": _forgetting,
     "Loss": _loss,
     "Learning rate and throughput": _speed,
     "Memory": _memory,

@@ -88,6 +88,13 @@ def parameter_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def frozen_dtype(precision: str) -> torch.dtype:
+    """The dtype of weights that are not trained: that of the products, since no update can be lost in its rounding."""
+    import torch
+
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory used so far: allocated on a CUDA device, resident set of the process on a CPU."""
     if device.type == "cuda":

@@ -16,7 +16,7 @@ NOT_CURVES = ("step", "time", "eta_seconds")
 
 
 class TensorBoardTracker:
-    """Writes scalars `train/<metric>` and `evaluate/<text>/<metric>`, and samples as text."""
+    """Writes scalars `train/<metric>`, `train/<source>/<metric>` and `evaluate/<text>/<metric>`, and samples as text."""
 
     def __init__(self, directory: str, flush_seconds: int):
         self._directory = directory
@@ -36,6 +36,10 @@ class TensorBoardTracker:
         kind = record.get("kind")
         if kind == "train":
             self._scalars("train", record, [metric.name for metric in TRAIN_METRICS if metric.name not in NOT_CURVES])
+            for source, loss in (record.get("loss_by_source") or {}).items():
+                self._scalars(
+                    f"train/{source}", {**loss, "step": record.get("step")}, ["nats_per_token", "label_tokens"]
+                )
         elif kind == "evaluate":
             self._scalars(f"evaluate/{record.get('text')}", record, [metric.name for metric in EVALUATE_METRICS])
         elif kind == "sample":

@@ -13,14 +13,17 @@ from typing import Any
 import torch
 
 from steep.batch import Batch
+from steep.checkpoint.capture import has_adapter
 from steep.checkpoint.consolidated import huggingface_files
 from steep.checkpoint.load import verified_reference
+from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core.progress import progress_when_needed
 from steep.core.section import Target
+from steep.models.adapters import adapter_files, add_adapter, lasting_reference
 from steep.models.config import ModelConfig
 from steep.models.flops import model_flops_per_token, peak_flops
-from steep.models.forward import ModelForward, forward_loss, forward_token_losses, leak_test, prepare_forward
+from steep.models.forward import ModelForward, forward_losses, forward_token_losses, leak_test, prepare_forward
 from steep.models.freeze import freeze
 from steep.models.load import check_sequence_length, describe_model, load_model
 from steep.optim.load import build_optimizer
@@ -32,6 +35,7 @@ from steep.runtime.device import (
     choose_device,
     choose_precision,
     device_name,
+    frozen_dtype,
     parameter_dtype,
 )
 from steep.runtime.seed import seed_everything, set_determinism
@@ -88,27 +92,35 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))
-    for message in data.messages:
+    for message in (*data.messages, *recipe_lines(config.to_mapping())):
         say(message)
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
     data.plan.check_length(sizes.total_sequences)
 
     model_config = config.model
-    if isinstance(model_config, ModelConfig) and weights is not None:
+    adapter = config.adapter
+    if isinstance(model_config, ModelConfig) and weights is not None and adapter is None:
         model_config = ModelConfig(pretrained=str(weights), attention=model_config.attention)
     elif isinstance(model_config, ModelConfig) and model_config.pretrained is not None:
         verified, messages = verified_reference(model_config.pretrained)
         model_config = model_config.model_copy(update={"pretrained": verified})
         for message in messages:
             say(message)
-    model = load_model(model_config, dtype=parameter_dtype(precision), device=device, seed=config.run.seed)
+    dtype = parameter_dtype(precision) if adapter is None else frozen_dtype(precision)
+    model = load_model(model_config, dtype=dtype, device=device, seed=config.run.seed)
     facts = describe_model(model)
     check_sequence_length(model, config.data.sequence_length)
+    if rope := getattr(model_config, "rope", None):
+        say(f"model.rope: {rope.type}, {facts['max_positions']:,} positions")
     data.check_vocabulary(facts["vocab_size"])
     fresh = getattr(config.model, "pretrained", None) is None
     align_special_tokens(model, tokenizer, fresh, say)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
         say(str(freeze(model, config.model.freeze)))
+    if adapter is not None:
+        base = lasting_reference(getattr(model_config, "pretrained", None))
+        for line in add_adapter(model, adapter, base=base, seed=config.run.seed):
+            say(line)
     if config.train.activation_checkpointing:
         checkpoint_layers(model)
         say("activation checkpointing: every layer is recomputed in the backward pass")
@@ -127,11 +139,11 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
     for line in check_groups(model, optimizer):
         say(line)
 
-    def loss_sum(batch: Batch) -> torch.Tensor:
+    def loss_sums(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
-            return forward_loss(forward, batch, config.train.loss_chunk_bytes)
+            return forward_losses(forward, batch, config.train.loss_chunk_bytes)
 
-    engine = TorchEngine(model, loss_sum, optimizer, device=device, max_grad_norm=config.train.max_grad_norm)
+    engine = TorchEngine(model, loss_sums, optimizer, device=device, max_grad_norm=config.train.max_grad_norm)
     seed_everything(config.run.seed)
     return Job(
         tokenizer=tokenizer,
@@ -149,6 +161,8 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
 
 
 def _hf_files(model: torch.nn.Module, hf_tokenizer: Any, say: Say) -> dict[str, bytes]:
+    if has_adapter(model):
+        return adapter_files(model, huggingface_files(model, hf_tokenizer))
     if hasattr(getattr(model, "config", None), "save_pretrained"):
         return huggingface_files(model, hf_tokenizer)
     say(f"checkpoints hold no model/consolidated: {type(model).__name__} has no transformers configuration")

@@ -38,6 +38,12 @@ class TrainConfig(Section):
     activation_checkpointing: bool = False
     """Keep only each layer's input and recompute the rest in the backward pass: less memory,
     about a third more time."""
+    on_spike: Literal["continue", "skip", "rollback"] = "continue"
+    """What follows a loss far above those before it (median + 6 scaled median deviations of the last 64). `continue`: it is
+    logged with its documents; a loss that is not finite stops the run. `skip`: the step makes no update. `rollback`: the run goes
+    on from its newest checkpoint, and the steps up to the spike make no update."""
+    spike_window_steps: int = Field(default=8, ge=1)
+    """`rollback`: so many steps up to and with the spike make no update, as far as they come after the checkpoint."""
     loss_chunk_bytes: Bytes = 64 * 2**20
     """Largest piece of logits that exists at a time."""
     deterministic: bool = False

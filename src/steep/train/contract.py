@@ -3,8 +3,8 @@
 In: a model and its optimizer. Out: lines for the person, or an error that names the tensors. A training loss falls nicely when
 half of the model stands still, so this looks at the weights: each trainable tensor must have had a gradient and have changed,
 and no frozen one may have. Main choice: not a copy of the weights but sums over their bits, some 32 to 64 KiB per tensor;
-nothing is drawn at random and nothing written to the model. Weakness: frozen tensors of whole numbers (quantized weights) are
-not compared, and changes inside one block of a large tensor that cancel to the bit would go unseen.
+nothing is drawn at random and nothing written to the model. Weakness: frozen quantized weights are not
+compared, and changes inside one block of a large tensor that cancel to the bit would go unseen.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class TrainableContract:
             if parameter.requires_grad:
                 watched = self._moving[name] = _Watched(parameter, fingerprint(parameter), groups[parameter])
                 self._handles.append(parameter.register_post_accumulate_grad_hook(_noting(watched)))
-            elif parameter.is_floating_point():
+            elif (
+                parameter.is_floating_point() and isinstance(parameter, nn.Parameter) and type(parameter.data) is Tensor
+            ):
                 self._resting[name] = (parameter, fingerprint(parameter))
         self._trainable = len(self._moving)
         self._handles.append(self.optimizer.register_step_pre_hook(lambda *_: self._look_at_gradients()))

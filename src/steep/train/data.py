@@ -71,7 +71,14 @@ class RunData:
                 self.names, self.stores, self.plan.sources, trained, sequences, self.plan.dropped_tokens, strict=True
             )
         ]
-        return {"sources": sources, "padding_tokens": state.padding_tokens, "data_changes": state.data_changes}
+        for source in sources:
+            source["tokens_skipped"] = state.skipped_tokens.get(source["name"], 0)
+        return {
+            "sources": sources,
+            "padding_tokens": state.padding_tokens,
+            "data_changes": state.data_changes,
+            "spikes": state.spikes,
+        }
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
         """Every id must have an embedding, if it is known how many there are. Raises ConfigError."""
@@ -154,7 +161,7 @@ def open_run_data(run: RunConfig, tokenizer: TextTokenizer, progress: Progress |
 
 
 def _validation_source(validation: ValidationConfig) -> SourceConfig:
-    fields = validation.model_dump(exclude={"share", "path"})
+    fields = validation.model_dump(exclude={"share", "path", "role"})
     return SourceConfig(**fields, path=validation_paths(paths_of(validation)))
 
 

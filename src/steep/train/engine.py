@@ -14,8 +14,12 @@ import torch
 
 from steep.batch import Batch
 
-LossSum = Callable[[Batch], torch.Tensor]
-"""From a batch to the fp32 scalar sum of its label losses, with gradients."""
+LossSums = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
+"""From a batch to the fp32 scalar sum of its label losses, with gradients, and that of each sequence, (B,) fp32, without."""
+
+
+Admits = Callable[[float, float], bool]
+"""From the loss and the gradient norm of a step to whether its update is to be made."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,13 @@ class StepResult:
     """The outcome of a step, still on the device."""
 
     loss: torch.Tensor
-    """() fp32, nats per label token over the global batch."""
+    """() fp64, nats per label token over the global batch: the sum of `sequence_losses` divided by the label tokens."""
     grad_norm: torch.Tensor
     """() fp32, before clipping."""
+    sequence_losses: torch.Tensor
+    """(sequences,) fp32, the summed nats of each sequence of the step, in the order of its micro-batches."""
+    applied: bool = True
+    """Whether the weights were updated."""
 
 
 class Engine(Protocol):
@@ -38,8 +46,8 @@ class Engine(Protocol):
     def learning_rate(self) -> float:
         """Of the newest update, in the first parameter group."""
 
-    def train_step(self, batches: list[Batch], multiplier: float) -> StepResult:
-        """One update on the micro-batches of a step, every learning rate times `multiplier`."""
+    def train_step(self, batches: list[Batch], multiplier: float, admits: Admits | None = None) -> StepResult:
+        """One update on the micro-batches of a step, every learning rate times `multiplier`; none where `admits` says no."""
 
 
 class TorchEngine:
@@ -48,7 +56,7 @@ class TorchEngine:
     def __init__(
         self,
         model: torch.nn.Module,
-        loss_sum: LossSum,
+        loss_sums: LossSums,
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
@@ -56,7 +64,7 @@ class TorchEngine:
     ):
         self.model = model
         self.optimizer = optimizer
-        self._loss_sum = loss_sum
+        self._loss_sums = loss_sums
         self._device = device
         self._max_grad_norm = max_grad_norm if max_grad_norm is not None else float("inf")
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -67,24 +75,28 @@ class TorchEngine:
         """Of the newest update, in the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def train_step(self, batches: list[Batch], multiplier: float) -> StepResult:
-        """One update on the micro-batches of a step, every learning rate times `multiplier`."""
+    def train_step(self, batches: list[Batch], multiplier: float, admits: Admits | None = None) -> StepResult:
+        """One update on the micro-batches of a step, every learning rate times `multiplier`; none where `admits` says no."""
         num_label_tokens = max(1, sum(batch.num_label_tokens for batch in batches))
         if len(batches) > 1:
             self._keep_gradients()
         if prepare := getattr(self.optimizer, "prepare_step", None):
             prepare()  # an optimizer that takes gradients elsewhere than at the weights it leaves behind
-        loss = torch.zeros((), device=self._device)
+        losses = []
         for batch in batches:
-            part = self._loss_sum(batch.to(self._device)) / num_label_tokens
-            part.backward()
-            loss += part.detach()
+            total, losses_B = self._loss_sums(batch.to(self._device))
+            (total / num_label_tokens).backward()
+            losses.append(losses_B)
         grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
+        sequence_losses = torch.cat(losses)
+        loss = sequence_losses.double().sum() / num_label_tokens
+        applied = admits is None or admits(float(loss), float(grad_norm))
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * multiplier
-        self.optimizer.step()
+        if applied:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=len(batches) == 1)
-        return StepResult(loss, grad_norm.detach())
+        return StepResult(loss, grad_norm.detach(), sequence_losses, applied)
 
     def _keep_gradients(self) -> None:
         """Give every gradient its memory before the first forward pass. Accumulated gradients live through the next forward pass

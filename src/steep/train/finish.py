@@ -12,6 +12,7 @@ from steep.config.redact import redact_arguments
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.units import format_count, format_seconds
+from steep.evaluate.forgetting import configured_roles
 from steep.report.page import write_report
 from steep.report.plots import write_training_loss
 from steep.runtime.device import peak_memory_bytes
@@ -19,8 +20,10 @@ from steep.runtime.environment import describe_environment
 from steep.trackers.sinks import Sinks
 from steep.train.assemble import Job
 from steep.train.hardware import find_hardware
+from steep.train.outcome import describe_outcome
 from steep.train.plan import plan_opened
 from steep.train.run_directory import RunDirectory
+from steep.train.spikes import ROLLBACKS_FILE
 from steep.train.state import TrainState
 
 
@@ -83,9 +86,19 @@ def describe_start(run: RunDirectory, config: RunConfig, job: Job) -> None:
     write_config(config, run.config)
     run.write("environment.json", describe_environment(redact_arguments(sys.argv)))
     known = run.read("plan.json")
-    if known is None or known.get("steps") != job.sizes.steps:
+    if known is None or not _plan_is_current(known, config, job):
         hardware = find_hardware(str(job.device))
         run.write("plan.json", plan_opened(config, job.data, job.sizes, hardware).to_mapping())
+
+
+def _plan_is_current(known: dict[str, Any], config: RunConfig, job: Job) -> bool:
+    """Whether a plan.json says what the report of this run, as it is now configured, will read from it."""
+    roles = configured_roles(config.data.validation)
+    return (
+        known.get("steps") == job.sizes.steps
+        and known.get("forgetting_cap") == config.evaluate.forgetting_cap
+        and all(text.get("role") == roles.get(text["name"]) for text in known["data"]["held_out"])
+    )
 
 
 def describe_end(
@@ -96,7 +109,8 @@ def describe_end(
     exit_code = 0 if done else exit_code
     seconds = state.elapsed_seconds
     texts = {name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()}
-    run.write("ledger.json", job.data.ledger(state))
+    outcome, lines = describe_outcome(config, job, state) if done else ({}, [])
+    run.write("ledger.json", {**job.data.ledger(state), "rollbacks": run.read(ROLLBACKS_FILE) or []})
     run.write(
         "summary.json",
         {
@@ -108,10 +122,13 @@ def describe_end(
             "tokens_per_second": state.tokens_seen / seconds if seconds else None,
             "peak_memory_bytes": peak_memory_bytes(job.device),
             "texts": texts,
+            **outcome,
         },
     )
     spent = f"{format_count(state.tokens_seen)} tokens in {format_seconds(seconds)}"
     sinks.line(f"{'done' if done else 'interrupted'} at step {state.step} of {job.sizes.steps}: {spent}")
+    for line in lines:
+        sinks.line(line)
     if config.report.enabled:
         write_training_loss(run.path)
         sinks.line(f"report: {write_report(run.path)}")

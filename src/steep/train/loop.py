@@ -25,6 +25,7 @@ from steep.train.meter import Meter
 from steep.train.progress import due, show_model
 from steep.train.resume import Beginning, begin_state, checkpoint_name, checkpoint_state, find_beginning, restore_job
 from steep.train.run_directory import RunDirectory
+from steep.train.spikes import RollBack, SpikeWatch
 
 
 def train(
@@ -44,6 +45,22 @@ def train(
     targets.check_run(config, lambda line: print(line, file=stream), allow_code)
     run = RunDirectory(Path(config.run.directory).expanduser() / config.run.name)
     run.create()
+    while True:
+        try:
+            return _process(config, run, resume, accept_data_change, allow_code, stream)
+        except RollBack:
+            resume, accept_data_change = None, False
+
+
+def _process(
+    config: RunConfig,
+    run: RunDirectory,
+    resume: bool | None,
+    accept_data_change: bool,
+    allow_code: bool,
+    stream: TextIO | None,
+) -> TrainResult:
+    """From the newest checkpoint to the end of the run, an interruption, or a rollback (see spikes.py)."""
     with ExitStack() as stack:
         stack.enter_context(RunLock(run.path))
         run.remove_leftovers()
@@ -86,6 +103,7 @@ def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sink
         flops_per_token=job.flops_per_token,
         peak_flops=job.peak_flops,
         memory_bytes=lambda: peak_memory_bytes(job.device),
+        source_names=job.data.names,
         lag_steps=1 if on_gpu else 0,
     )
     loader = Loader(
@@ -103,14 +121,18 @@ def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sink
         keep_best=config.checkpoint.keep_best,
         on_event=sinks.line,
     )
+    watch = SpikeWatch(config.train, state, job.data.plan, job.data.names, sizes, run, sinks.line, writer.wait)
     with writer:
         for batches in loader:
             meter.batch_arrived()
             factor = multiplier(state.step, sizes.steps, config.schedule)
-            result = engine.train_step(batches, factor)
-            state.advance(batches)
-            sinks.log_all(meter.finish_step(state, batches, result, engine.learning_rate))
-            for line in contract.after_step(factor, last=state.step == sizes.steps):
+            result = None if watch.passes_over(state.step) else engine.train_step(batches, factor, watch.admits)
+            updated = result is not None and result.applied
+            state.advance(batches, job.data.names, updated)
+            if result is not None:
+                records = meter.finish_step(state, batches, result, engine.learning_rate)
+                sinks.log_all(watch.observe(records))
+            for line in contract.after_step(factor * updated, last=state.step == sizes.steps):
                 sinks.line(line)
             if state.step == saved_step + 1 and saved_step == beginning.step:
                 writer.reserve(checkpoint_state(config, job, state))  # the optimizer has its state now
@@ -120,7 +142,9 @@ def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sink
             leaving = stop.received is not None or state.step == sizes.steps or _past(config.train.max_seconds, started)
             wanted = due(config.checkpoint.every_steps, state.step) or _past(config.checkpoint.every_seconds, saved_at)
             if (leaving or wanted) and state.step > saved_step:
-                sinks.log_all(meter.flush())  # a NaN of the newest step is seen before anything is written
+                sinks.log_all(
+                    watch.observe(meter.flush())
+                )  # a NaN of the newest step is seen before anything is written
                 sinks.flush()
                 state.elapsed_seconds = elapsed_before + time.monotonic() - started
                 if stop.received is not None:

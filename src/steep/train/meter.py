@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from steep.batch import Batch
 from steep.core.errors import TrainingError
 from steep.train.engine import StepResult
 from steep.train.sizes import Sizes
+from steep.train.source_losses import StepSources, step_sources
 from steep.train.state import TrainState
 
 ETA_WINDOW_STEPS = 20
@@ -25,22 +26,23 @@ ETA_WINDOW_STEPS = 20
 
 
 class _Values:
-    """The two numbers of a step, on their way to the host: reading them waits for their step and for no later one."""
+    """The numbers of a step, on their way to the host: reading them waits for their step and for no later one."""
 
     def __init__(self, result: StepResult):
-        pair = torch.stack([result.loss.float(), result.grad_norm.float()])
-        self._event = torch.cuda.Event() if pair.is_cuda else None
-        self._host = torch.empty(2, pin_memory=pair.is_cuda)
-        self._host.copy_(pair, non_blocking=True)
+        pair = torch.stack([result.loss.double(), result.grad_norm.double()])
+        values = torch.cat([pair, result.sequence_losses.double()])
+        self._event = torch.cuda.Event() if values.is_cuda else None
+        self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+        self._host.copy_(values, non_blocking=True)
         if self._event is not None:
             self._event.record()
 
-    def read(self) -> tuple[float, float]:
-        """Loss and gradient norm."""
+    def read(self) -> tuple[float, float, list[float]]:
+        """Loss, gradient norm, and the summed loss of each sequence."""
         if self._event is not None:
             self._event.synchronize()
-        loss, grad_norm = self._host.tolist()
-        return loss, grad_norm
+        loss, grad_norm, *sequence_losses = self._host.tolist()
+        return loss, grad_norm, sequence_losses
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class _Pending:
     record: dict[str, Any]
     values: _Values
     sequences: range
+    sources: StepSources | None
 
 
 class Meter:
     """Times steps and turns their results into records.
 
-    flops_per_token, peak_flops: for the MFU; None where unknown. memory_bytes: called at every step.
+    flops_per_token, peak_flops: for the MFU; None where unknown. memory_bytes: called at every step. source_names: of the
+    training sources; with more than one, records say the loss of each.
     """
 
     def __init__(
@@ -63,12 +67,14 @@ class Meter:
         flops_per_token: float | None,
         peak_flops: float | None,
         memory_bytes: Callable[[], int],
+        source_names: Sequence[str] = (),
         lag_steps: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._sizes = sizes
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._memory_bytes = memory_bytes
+        self._source_names = source_names
         self._lag_steps = lag_steps
         self._clock = clock
         self._pending: deque[_Pending] = deque()
@@ -111,8 +117,10 @@ class Meter:
             "step_seconds": seconds,
             "eta_seconds": self._eta_seconds(step),
             "time": time.time(),
+            **({} if result.applied else {"skipped": True}),
         }
-        self._pending.append(_Pending(record, _Values(result), self._sizes.sequences_of_step(step)))
+        sources = step_sources(batches) if len(self._source_names) > 1 else None
+        self._pending.append(_Pending(record, _Values(result), self._sizes.sequences_of_step(step), sources))
         self.start_step()
         # The first step's line does not wait: whoever started the run is looking.
         return older + self._read(until=0 if step == 0 else self._lag_steps)
@@ -125,11 +133,12 @@ class Meter:
         records = []
         while len(self._pending) > until:
             pending = self._pending.popleft()
-            loss, grad_norm = pending.values.read()
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            loss, grad_norm, sequence_losses = pending.values.read()
+            if not pending.record.get("skipped") and not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 raise TrainingError(not_finite_message(pending.record["step"], loss, grad_norm, pending.sequences))
             first = {"kind": "train", "step": pending.record["step"], "loss": loss, "grad_norm": grad_norm}
-            records.append(first | pending.record)
+            by_source = pending.sources and pending.sources.losses(self._source_names, sequence_losses)
+            records.append(first | pending.record | ({"loss_by_source": by_source} if by_source else {}))
         return records
 
     def _mfu(self, tokens_per_second: float) -> float | None:

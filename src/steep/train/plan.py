@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from steep.config import targets
+from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
+from steep.evaluate.forgetting import configured_roles
 from steep.models.structure import StructureFacts, plan_structure
 from steep.runtime.device import choose_precision
 from steep.train.data import RunData, open_run_data
@@ -63,6 +65,7 @@ class RunPlan:
     def to_mapping(self) -> dict[str, Any]:
         """The plan as JSON values: plan.json."""
         optimizer, schedule = self.config.optimizer, self.config.schedule
+        roles = configured_roles(self.config.data.validation)
         return {
             "model": {
                 "name": self.structure.name,
@@ -75,7 +78,10 @@ class RunPlan:
                 "sequence_length": self.sizes.sequence_length,
                 "fingerprint": self.data.plan.fingerprint,
                 "sources": self._sources(),
-                "held_out": [{"name": text.name, "tokens": text.num_tokens} for text in self.data.held_out_texts],
+                "held_out": [
+                    {"name": text.name, "tokens": text.num_tokens, "role": roles.get(text.name)}
+                    for text in self.data.held_out_texts
+                ],
             },
             "device": self.hardware.name,
             "precision": self.precision,
@@ -88,6 +94,7 @@ class RunPlan:
             "micro_batch_size": self.sizes.micro_batch_size,
             "grad_accum_steps": self.sizes.grad_accum_steps,
             "steps": self.sizes.steps,
+            "forgetting_cap": self.config.evaluate.forgetting_cap,
             "tokens": self.tokens,
             "epochs": self.epochs,
             "memory": {**self.memory, "total": self.peak_bytes},
@@ -129,6 +136,7 @@ class RunPlan:
             f"  time      about {format_seconds(self.seconds)} of training ({self.hardware.basis})",
             f"  memory    {format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}{facts.memory_note}",
             *memory_bar(self.memory, self.hardware.memory_bytes),
+            *(f"  {line}" for line in recipe_lines(self.config.to_mapping())),
         ]
         return "\n".join(lines)
 

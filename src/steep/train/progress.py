@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from steep.config.run import RunConfig
+from steep.evaluate.config import EvaluateConfig
 from steep.evaluate.generate import evaluation_mode, generate_text
 from steep.evaluate.held_out import HeldOutText, Score, score_text
 from steep.runtime.device import autocast
@@ -18,10 +19,16 @@ def show_model(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run
     Not done is what an interrupted process left out; the resumed one makes up for it before its first step.
     """
     always = state.step in (0, job.sizes.steps)
-    if state.scores_step != state.step and (always or due(config.evaluate.every_steps, state.step)):
+    every_steps = evaluation_interval(config.evaluate, job.sizes.steps)
+    if state.scores_step != state.step and (always or due(every_steps, state.step)):
         evaluate(config, job, state, sinks)
     if state.samples_step != state.step and (always or due(config.evaluate.sample_every_steps, state.step)):
         write_samples(config, job, state, sinks, run)
+
+
+def evaluation_interval(config: EvaluateConfig, steps: int) -> int | None:
+    """Steps between two scores of the validation texts in a run of `steps`; None: only at its start and end."""
+    return config.every_steps if config.every_ratio is None else max(1, round(config.every_ratio * steps))
 
 
 def due(every_steps: int | None, step: int) -> bool:

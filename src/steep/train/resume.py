@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steep.checkpoint.capture import capture, capture_rng, restore, restore_rng
+from steep.checkpoint.capture import capture, capture_rng, has_adapter, restore, restore_rng
 from steep.checkpoint.compare import SCORES_CHANGE, differences, warnings
 from steep.checkpoint.load import Checkpoint, find_checkpoint, open_checkpoint
-from steep.checkpoint.save import CheckpointState
+from steep.checkpoint.save import CONSOLIDATED_FILE, CheckpointState
 from steep.config.load import dump_yaml
 from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
+from steep.models.adapters import ADAPTER_WEIGHTS
 from steep.order.plan import Plan, same_past
 from steep.train.assemble import Job, Say
 from steep.train.run_directory import RunDirectory
@@ -215,5 +216,6 @@ def checkpoint_state(config: RunConfig, job: Job, state: TrainState) -> Checkpoi
         plan_fingerprint=state.plan_fingerprint,
         train_state=state.to_mapping(),
         hf_files=job.hf_files,
+        weights_file=ADAPTER_WEIGHTS if has_adapter(job.model) else CONSOLIDATED_FILE,
         score=next(iter(state.scores.values()))["nats_per_token"] if fresh_score else None,
     )

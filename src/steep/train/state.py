@@ -26,6 +26,12 @@ class TrainState:
     """Places of trained sequences that held no token."""
     elapsed_seconds: float = 0.0
     """Time spent in training, over all restarts."""
+    skipped_tokens: dict[str, int] = field(default_factory=dict)
+    """Tokens of steps that made no update, by source."""
+    recent_losses: list[float] = field(default_factory=list)
+    """The newest losses that were no spikes."""
+    spikes: list[dict[str, Any]] = field(default_factory=list)
+    """Every loss spike so far, with its sequences and documents."""
     plan_fingerprint: str = ""
     plan: dict[str, Any] = field(default_factory=dict)
     """What the order depends on, the table of phases with it: `Plan.describe`."""
@@ -47,15 +53,18 @@ class TrainState:
     """Lowest nats per token on the first validation text."""
     best_step: int | None = None
 
-    def advance(self, batches: list[Batch]) -> None:
-        """Count the batches of one step as trained."""
+    def advance(self, batches: list[Batch], names: Sequence[str], trained: bool = True) -> None:
+        """Count the batches of one step, as trained or as passed over. names: of the sources."""
         self.step += 1
         for batch in batches:
             self.sequences_seen += len(batch.num_tokens)
-            self.tokens_seen += int(batch.num_tokens.sum())
+            self.tokens_seen += int(batch.num_tokens.sum()) if trained else 0
             self.padding_tokens += batch.input_ids.numel() - int(batch.num_tokens.sum())
             for source, count in zip(batch.source_ids.tolist(), batch.num_tokens.tolist(), strict=True):
-                self.tokens_by_source[source] += count
+                if trained:
+                    self.tokens_by_source[source] += count
+                else:
+                    self.skipped_tokens[names[source]] = self.skipped_tokens.get(names[source], 0) + count
 
     def note_scores(self, scores: Sequence[Score]) -> None:
         """Take the scores of the weights as they are now; the first of a run are the base's."""

@@ -1,0 +1,300 @@
+"""What a run gained and what it forgot, in numbers and words. In: scores of held-out texts before and after. Out: a report.
+
+Pure: no model is run and torch is not imported, so the console, summary.json, the page and `steep evaluate` share this one
+logic. Every text has a role: `domain` is what the run is to learn, `general` what should stay as good as it was. Scores are
+bits per byte where every text has them, else nats per token, which compare under one tokenizer only.
+Weakness: texts of a role are averaged without weights, and two evaluations differ by nothing, so a small change is real but
+says as much about the chosen documents as about the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Role = Literal["domain", "general"]
+VerdictName = Literal["kept", "forgot", "not measured"]
+
+NO_CHANGE_RATIO = 0.005
+"""A change of at most half a per cent is called none: below what a reader would act on."""
+
+DEFAULT_CAP_RATIO = 0.02
+"""General text may become this much worse: `evaluate.forgetting_cap`."""
+
+UNITS = {"bits_per_byte": "bits per byte", "nats_per_token": "nats per token"}
+
+ADD_GENERAL_TEXT = (
+    "Add one to the configuration: data.validation.general: {path: FILE}, or role: general on a held-out text that should stay "
+    "as good as it was; to `steep evaluate` give it as general=FILE"
+)
+
+
+@dataclass(frozen=True)
+class TextChange:
+    """One held-out text before and after."""
+
+    text: str
+    role: Role
+    base: float
+    """Score before the first update, or of the model compared with; lower is better."""
+    trained: float
+
+    @property
+    def change(self) -> float:
+        """In the report's unit; negative is better."""
+        return self.trained - self.base
+
+    @property
+    def change_ratio(self) -> float:
+        """Relative to the base; negative is better. 0 where the base's score is 0."""
+        return self.change / self.base if self.base else 0.0
+
+    def sentence(self, unit: str) -> str:
+        """The change in words."""
+        numbers = f"from {self.base:.4f} to {self.trained:.4f} {unit}"
+        if abs(self.change_ratio) <= NO_CHANGE_RATIO:
+            return f"On {self.text} it is as good as before ({numbers})."
+        word = "better" if self.change_ratio < 0 else "worse"
+        return f"On {self.text} it is {abs(100 * self.change_ratio):.1f} % {word} ({numbers})."
+
+
+@dataclass(frozen=True)
+class ForgettingReport:
+    """Gain on domain texts, loss on general texts, and what to make of them."""
+
+    changes: list[TextChange]
+    """Domain texts first, then general ones, each in their order."""
+    unit: str
+    cap_ratio: float
+    role_notes: list[str]
+    """How each text came to its role."""
+
+    def of(self, role: Role) -> list[TextChange]:
+        """The texts of one role."""
+        return [change for change in self.changes if change.role == role]
+
+    @property
+    def gain(self) -> float | None:
+        """Mean improvement of the domain texts in the report's unit; None without one."""
+        return _negative(_mean_change(self.of("domain")))
+
+    @property
+    def gain_ratio(self) -> float | None:
+        """The same, relative to the mean score of the base."""
+        return _negative(_mean_ratio(self.of("domain")))
+
+    @property
+    def loss(self) -> float | None:
+        """Mean worsening of the general texts in the report's unit, negative where they became better; None without one."""
+        return _mean_change(self.of("general"))
+
+    @property
+    def loss_ratio(self) -> float | None:
+        """The same, relative to the mean score of the base."""
+        return _mean_ratio(self.of("general"))
+
+    @property
+    def loss_per_gain(self) -> float | None:
+        """Lost on general text per unit gained on domain text; 0 where nothing was lost, None where nothing was gained."""
+        if self.gain is None or self.loss is None or self.gain <= 0:
+            return None
+        return max(0.0, self.loss) / self.gain
+
+    @property
+    def worst(self) -> TextChange | None:
+        """The general text that became worse by the largest ratio: it decides, so that no text hides behind another."""
+        return max(self.of("general"), key=lambda change: change.change_ratio, default=None)
+
+    @property
+    def verdict(self) -> VerdictName:
+        """`forgot` where a general text is worse by more than the cap, `kept` at or under it."""
+        if self.worst is None:
+            return "not measured"
+        return "forgot" if self.worst.change_ratio > self.cap_ratio else "kept"
+
+    @property
+    def learned(self) -> str:
+        """What became of the domain texts, in a few words."""
+        if self.gain_ratio is None:
+            return "has no domain text to show what it learned"
+        texts = _texts(self.of("domain"))
+        if self.gain_ratio > NO_CHANGE_RATIO:
+            return f"learned {texts}"
+        return (
+            f"learned nothing measurable of {texts}" if self.gain_ratio >= -NO_CHANGE_RATIO else f"got worse on {texts}"
+        )
+
+    @property
+    def kept(self) -> str:
+        """What became of the worst general text, in a few words; empty without one."""
+        if self.worst is None:
+            return ""
+        texts = _texts([self.worst])
+        if self.verdict == "forgot":
+            return f"forgot some of {texts}"
+        return f"forgot {'little' if self.worst.change_ratio > NO_CHANGE_RATIO else 'none'} of {texts}"
+
+    @property
+    def headline(self) -> str:
+        """Both, as what comes after the run's name."""
+        if not self.changes:
+            return "has no verdict: no held-out text was scored before and after"
+        joint = "but" if self.verdict == "forgot" else "and"
+        return f"{self.learned} {joint} {self.kept}" if self.kept else self.learned
+
+    @property
+    def sentences(self) -> list[str]:
+        """One per text."""
+        return [change.sentence(self.unit) for change in self.changes]
+
+    @property
+    def verdict_sentence(self) -> str:
+        """The verdict against the cap."""
+        cap = f"the cap of {_percent(self.cap_ratio, 2)} (evaluate.forgetting_cap)"
+        if self.worst is None:
+            return f"forgetting is not measured: no general text was scored. {ADD_GENERAL_TEXT}."
+        if self.verdict == "forgot":
+            return (
+                f"over the cap: {self.worst.text} is {_percent(self.worst.change_ratio, 2)} worse, more than {cap}. What helps: "
+                "general text as a source with role replay, a lower learning rate, or blending the run with its base."
+            )
+        return f"under the cap: {self.worst.text} changed by {_percent(self.worst.change_ratio, 2, sign=True)}, within {cap}."
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The report as JSON values: `forgetting` of summary.json."""
+        return {
+            "verdict": self.verdict,
+            "headline": self.headline,
+            "verdict_sentence": self.verdict_sentence,
+            "unit": self.unit,
+            "cap_ratio": self.cap_ratio,
+            "gain": self.gain,
+            "gain_ratio": self.gain_ratio,
+            "loss": self.loss,
+            "loss_ratio": self.loss_ratio,
+            "loss_per_gain": self.loss_per_gain,
+            "texts": [
+                {**asdict(change), "change": change.change, "change_ratio": change.change_ratio}
+                for change in self.changes
+            ],
+            "role_notes": self.role_notes,
+        }
+
+    def rows(self) -> list[list[str]]:
+        """Text, role, base, trained, change: one row per text, then the sums that are known, for a table of strings."""
+        rows = [
+            [
+                c.text,
+                c.role,
+                f"{c.base:.4f}",
+                f"{c.trained:.4f}",
+                f"{c.change:+.4f} ({_percent(c.change_ratio, sign=True)})",
+            ]
+            for c in self.changes
+        ]
+        for name, value, ratio in (
+            ("gain on domain text", self.gain, self.gain_ratio),
+            ("loss on general text", self.loss, self.loss_ratio),
+        ):
+            if value is not None and ratio is not None:
+                rows.append([name, "", "", "", f"{value:.4f} ({_percent(ratio)})"])
+        if self.loss_per_gain is not None:
+            rows.append(["lost per unit gained", "", "", "", f"{self.loss_per_gain:.3f}"])
+        return rows
+
+    def to_text(self) -> str:
+        """The report for people."""
+        if not self.changes:
+            return "forgetting report: no held-out text was scored before and after; name texts in data.validation"
+        head = ["text", "role", "base", "trained", "change"]
+        rows = [head, *self.rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        padded = [
+            [cell.ljust(width) if number < 2 else cell.rjust(width) for cell in column]
+            for number, (column, width) in enumerate(zip(columns, widths, strict=True))
+        ]
+        lines = ["  " + "  ".join(row) for row in zip(*padded, strict=True)]
+        return "\n".join(
+            [
+                f"forgetting report ({self.unit}, lower is better)",
+                *(line.rstrip() for line in lines),
+                f"  the model {self.headline}",
+                f"  {self.verdict_sentence}",
+                *(f"  roles: {note}" for note in self.role_notes),
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+
+def role_of(text: str, configured: str | None = None) -> tuple[Role, str]:
+    """The role of a held-out text and how it was taken: as configured, else `general` for names that begin so, else `domain`."""
+    if configured in ("domain", "general"):
+        return configured, f"{text} is {configured} text, as configured"  # type: ignore[return-value]
+    if text.lower().startswith("general"):
+        return "general", f"{text} is general text, by its name"
+    return "domain", f"{text} is domain text, because nothing says otherwise (role: general would)"
+
+
+def configured_roles(validation: Mapping[str, Any]) -> dict[str, str | None]:
+    """The role that each text of `data.validation` was given, None where none was."""
+    return {name: text.role for name, text in validation.items()}
+
+
+def forgetting_report(
+    scores: Mapping[str, Mapping[str, Any]],
+    *,
+    roles: Mapping[str, str | None] | None = None,
+    cap_ratio: float = DEFAULT_CAP_RATIO,
+) -> ForgettingReport:
+    """The report over texts that were scored both before and after.
+
+    scores: `{text: {"before": score, "after": score}}`, scores as `Score.to_mapping` gives them. roles: the configured role of
+    each text, None where none is; texts that are not named are judged by their names. cap_ratio: what a general text may
+    lose, relative to its score before. Texts with one score only are left out.
+    """
+    unit = next((unit for unit in UNITS if all(_pair(score, unit) for score in _both(scores))), None)
+    if unit is None:  # bytes known for some texts and none for others, by both of the two models
+        unit = "nats_per_token"
+    taken = {text: role_of(text, (roles or {}).get(text)) for text, score in scores.items() if _pair(score, unit)}
+    changes = [TextChange(text, role, *_pair(scores[text], unit)) for text, (role, _) in taken.items()]
+    ordered = sorted(changes, key=lambda change: change.role != "domain")
+    return ForgettingReport(ordered, UNITS[unit], cap_ratio, [note for _, note in taken.values()])
+
+
+def _both(scores: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The texts with both scores in any unit."""
+    return [score for score in scores.values() if any(_pair(score, unit) for unit in UNITS)]
+
+
+def _pair(score: Mapping[str, Any], key: str) -> tuple[float, float] | tuple[()]:
+    before, after = ((score.get(side) or {}).get(key) for side in ("before", "after"))
+    known = isinstance(before, (int, float)) and isinstance(after, (int, float))
+    return (float(before), float(after)) if known else ()  # type: ignore[arg-type]
+
+
+def _mean_change(changes: list[TextChange]) -> float | None:
+    return sum(change.change for change in changes) / len(changes) if changes else None
+
+
+def _mean_ratio(changes: list[TextChange]) -> float | None:
+    base = sum(change.base for change in changes)
+    return (sum(change.change for change in changes) / base if base else 0.0) if changes else None
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else 0.0 - value
+
+
+def _texts(changes: list[TextChange]) -> str:
+    names = [change.text for change in changes]
+    if len(names) == 1:
+        return f"the {names[0]} text"
+    return f"the texts {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _percent(ratio: float, digits: int = 1, sign: bool = False) -> str:
+    return f"{100 * ratio:{'+' if sign else ''}.{digits}f} %"

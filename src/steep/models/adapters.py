@@ -1,0 +1,260 @@
+"""Adapters: low-rank matrices beside frozen weights, put in by peft. In: a model and `adapter`. Out: the same model, adapted.
+
+The model keeps its class and its own names: peft puts its layers into it, and everything that runs a model runs this one. Main
+choice: embeddings and output head never get low-rank matrices. They are trained in full (peft's `modules_to_save`) and, on a
+model that ties them, stay one tensor: an adapter on a tied head is lost or doubled when it is merged, and a loss that reads
+`lm_head.weight` does not see it at all. Weakness: trained embeddings cost their full size in the checkpoint, twice where they
+are tied (peft wants both names).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steep.core.errors import ConfigError, ModelError
+from steep.models.config import EMBEDDING_MODULES, AdapterConfig
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE_CONFIG = "base_config.json"
+"""transformers' configuration of the adapted model. Not `config.json`: transformers would look for whole weights beside it."""
+
+
+def add_adapter(model: nn.Module, config: AdapterConfig, *, base: str | None, seed: int) -> list[str]:
+    """Freeze `model` and put an adapter into it, in place; lines that say what was done.
+
+    base: what to load the base from later, for adapter_config.json. seed: draws the A matrices; torch's generators are left as
+    they were. The adapter's tensors are fp32 (bf16 would lose small updates), the base keeps its dtype.
+    Raises ConfigError for modules that are not there, ModelError for a model that peft cannot adapt.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    lines: list[str] = []
+    targets, saved = _split_targets(model, config, lines)
+    tied = bool(saved) and _is_tied(model)
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        use_rslora=config.rslora,
+        use_dora=config.type == "dora",
+        lora_dropout=config.dropout,
+        bias=config.bias,
+        target_modules=targets,
+        modules_to_save=list(saved) or None,  # peft adds to the list it is given
+        ensure_weight_tying=tied,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers under a name of before
+        torch.manual_seed(seed)
+        get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+    model.peft_config["default"].base_model_name_or_path = base  # type: ignore[index,operator,union-attr]
+    if config.lora_plus_ratio is not None:
+        model.lora_plus_ratio = config.lora_plus_ratio  # type: ignore[assignment]
+    _keep_trained_in_fp32(model)
+    _forget_replaced(model)
+    scale = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
+    kind = ("rs" if config.rslora else "") + {"lora": "LoRA", "dora": "DoRA"}[config.type]
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    lines.append(
+        f"adapter: {kind} of rank {config.rank}, scale {scale:.3g}, on {len(targets)} linear layers"
+        + (f"; {', '.join(saved)} trained in full{' as one tensor' if tied else ''}" if saved else "")
+        + f"; {trained:,} trained parameters"
+    )
+    return lines
+
+
+def _split_targets(model: nn.Module, config: AdapterConfig, lines: list[str]) -> tuple[list[str], list[str]]:
+    """Full names of the linear layers that get an adapter, and last names of the modules that are trained in full."""
+    if not hasattr(model, "prepare_inputs_for_generation"):
+        raise ModelError(
+            f"adapter: {type(model).__name__} is no transformers model, and peft adapts only those. Train it in full "
+            "(leave `adapter` away), with model.freeze where less is to be trained."
+        )
+    saved = list(config.modules_to_save)
+    head = _names_of(model, getattr(model, "get_output_embeddings", lambda: None)())
+    linear = {name for name, module in model.named_modules() if _is_linear(module)} - head
+    if config.targets == "all-linear":
+        chosen = sorted(linear)
+    else:
+        whole = [name for name in config.targets if name.rpartition(".")[2] in EMBEDDING_MODULES]
+        moved = [name for name in whole if name not in saved]
+        if whole:
+            lines.append(
+                f"adapter: {', '.join(whole)} in targets: trained in full instead (modules_to_save); a low-rank matrix on an "
+                "embedding or an output head is lost or doubled when it is merged"
+            )
+        saved += moved
+        wanted = [name for name in config.targets if name not in whole]
+        chosen = sorted(name for name in linear if any(_ends_with(name, target) for target in wanted))
+        missing = [target for target in wanted if not any(_ends_with(name, target) for name in linear)]
+        if missing:
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(
+                f"adapter.targets: {', '.join(missing)} is no linear layer of this model. There are: {', '.join(known)}"
+            )
+    names = [name for name, _ in model.named_modules()]
+    absent = [name for name in saved if not any(_ends_with(known, name) for known in names)]
+    if absent:
+        ends = sorted({name.rpartition(".")[2] for name in _embedding_names(model)})
+        raise ConfigError(
+            f"adapter.modules_to_save: {', '.join(absent)} is no module of this model. Its embedding and output head are: "
+            f"{', '.join(ends)}"
+        )
+    if not chosen:
+        raise ConfigError(
+            "adapter.targets: no linear layer is named; use all-linear, or names such as [q_proj, v_proj]"
+        )
+    if _is_tied(model) and set(saved) & {name.rpartition(".")[2] for name in _embedding_names(model)}:
+        saved = [name for name in saved if name not in {n.rpartition(".")[2] for n in head}]
+        inputs = {name.rpartition(".")[2] for name in _names_of(model, model.get_input_embeddings())}  # type: ignore[operator]
+        saved += [name for name in sorted(inputs) if name not in saved]
+    return chosen, saved
+
+
+def _ends_with(name: str, wanted: str) -> bool:
+    return name == wanted or name.endswith(f".{wanted}")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # transformers' GPT-2
+
+
+def _names_of(model: nn.Module, wanted: Any) -> set[str]:
+    return {name for name, module in model.named_modules() if module is wanted and wanted is not None}
+
+
+def _embedding_names(model: Any) -> set[str]:
+    return _names_of(model, model.get_input_embeddings()) | _names_of(model, model.get_output_embeddings())
+
+
+def _is_tied(model: Any) -> bool:
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    weights = [getattr(layer, "weight", None) for layer in ends]
+    return weights[0] is not None and weights[0] is weights[1]
+
+
+def _keep_trained_in_fp32(model: nn.Module) -> None:
+    """Master weights: whatever is trained, in fp32, tied tensors as one."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+
+
+def _forget_replaced(model: nn.Module) -> None:
+    """peft keeps the module beside its trained copy, to switch the adapter off. Nothing here does, and embeddings are large."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for parameter in module.original_module.parameters():
+                parameter.data = parameter.data.new_empty(0)
+
+
+def adapter_files(model: nn.Module, files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files beside adapter_model.safetensors, by name, from those that would stand beside whole weights: peft's settings are
+    added, and config.json gets another name."""
+    files = {BASE_CONFIG if name == "config.json" else name: data for name, data in files.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        model.peft_config["default"].save_pretrained(folder)  # type: ignore[index,operator,union-attr]
+        files[ADAPTER_CONFIG] = (Path(folder) / ADAPTER_CONFIG).read_bytes()
+    return files
+
+
+def lasting_reference(reference: str | None) -> str | None:
+    """A local path as an absolute one, so that it is found from elsewhere; a hub id as it is."""
+    if reference is None:
+        return None
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if path.exists() else reference
+
+
+def base_reference(folder: Path) -> str:
+    """What the adapter in `folder` was trained on. Raises ModelError where its settings do not say."""
+    try:
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base = settings["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / ADAPTER_CONFIG} cannot be read ({error})") from None
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{folder} holds an adapter that names no base (base_model_name_or_path in {ADAPTER_CONFIG})")
+    return base
+
+
+def base_config_of(folder: Path) -> dict[str, Any] | None:
+    """transformers' configuration of the adapted model, where steep wrote it beside the adapter."""
+    path = folder / BASE_CONFIG
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def load_adapter(model: nn.Module, folder: Path, *, merge: bool) -> nn.Module:
+    """`model` with the adapter of `folder` put in; with `merge`, added to the weights, so that nothing of peft remains.
+
+    Merging runs in the dtype of the weights: load them in fp32. Raises ModelError for an adapter of another model.
+    """
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # as above
+            adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: the adapter does not fit {type(model).__name__}: {error}") from error
+    if not merge:
+        return adapted.get_base_model()
+    merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config
+    return merged
+
+
+# ---- plans: shapes without data ----
+
+
+def plan_adapter(model: nn.Module, config: AdapterConfig) -> None:
+    """What `add_adapter` does, on a model of fake tensors, which peft's own layers cannot be made of. Raises as it does."""
+    targets, saved = _split_targets(model, config, [])
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    tied = _is_tied(model)
+    for name in targets:
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, PlannedAdapter(model.get_submodule(name), config))
+    for name, module in list(model.named_modules()):
+        if any(_ends_with(name, wanted) for wanted in saved):
+            for key, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, key, nn.Parameter(torch.empty(parameter.shape, dtype=torch.float32)))
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    model.peft_config = {}  # type: ignore[assignment]
+    if config.lora_plus_ratio is not None:
+        model.lora_plus_ratio = config.lora_plus_ratio  # type: ignore[assignment]
+
+
+class PlannedAdapter(nn.Module):
+    """A linear layer with its low-rank matrices, as far as a memory plan sees it."""
+
+    def __init__(self, layer: Any, config: AdapterConfig):
+        super().__init__()
+        outputs, inputs = (layer.out_features, layer.in_features) if hasattr(layer, "in_features") else (
+            layer.weight.shape[1], layer.weight.shape[0])  # fmt: skip
+        self.base_layer = layer
+        self.lora_A = nn.Linear(inputs, config.rank, bias=False, dtype=torch.float32)
+        self.lora_B = nn.Linear(config.rank, outputs, bias=False, dtype=torch.float32)
+        self.magnitude = nn.Parameter(torch.empty(outputs, dtype=torch.float32)) if config.type == "dora" else None
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        output: torch.Tensor = self.base_layer(hidden)
+        update: torch.Tensor = self.lora_B(self.lora_A(self.dropout(hidden)))
+        if self.magnitude is not None:
+            return output + self.magnitude * output + self.magnitude * update
+        return output + update

@@ -1,0 +1,152 @@
+"""Quantized bases: the linear layers of a frozen model in 4 or 8 bits, through bitsandbytes or torchao.
+
+In: a model in its own dtype on the CPU. Out: the same model with its linear layers replaced, on the device. Main choice: layers
+are converted one at a time, whatever the model was loaded from (a folder, a hub id, a dequantized .gguf), so that a GPU never
+holds the unquantized model. The output head stays as it is, as in transformers. Weakness: host memory does hold it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steep.core.errors import MissingExtraError
+
+NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
+"""Numbers per scale, and scales per scale of scales (double quantization): Dettmers et al. 2023, arXiv:2305.14314."""
+
+NF4_TABLE_BYTES = (16 + 256) * 4
+"""The values of the 16 codes and of the 256 codes of scales, which every layer holds."""
+
+
+def quantize(model: nn.Module, method: str, compute_dtype: torch.dtype, device: torch.device | str) -> int:
+    """Replace the linear layers by ones of `method`, in place, and move the model to `device`; how many.
+
+    method: `nf4`, `int8` or `torchao_int8`. compute_dtype: of their products. Raises MissingExtraError without bitsandbytes.
+    """
+    package = "torchao" if method == "torchao_int8" else "bitsandbytes"
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, "quant", f"model.quantize: {method}")
+    convert = {"nf4": _nf4, "int8": _int8, "torchao_int8": _torchao_int8}[method]
+    places = linear_layers(model)
+    for parent, name, layer in places:
+        setattr(parent, name, convert(layer, compute_dtype).to(device).train(layer.training))
+    model.to(device)
+    flag = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}.get(method)
+    if flag is not None:
+        setattr(model, flag, True)  # transformers' own mark, by which peft chooses its layers
+    return len(places)
+
+
+def linear_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """(parent, name, layer) of every linear layer but the output head."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    found = ((parent, name, child) for parent in model.modules() for name, child in parent.named_children())
+    return [(p, name, child) for p, name, child in found if type(child) is nn.Linear and child is not head]
+
+
+def _nf4(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    made = Linear4bit(
+        layer.in_features, layer.out_features, layer.bias is not None,
+        compute_dtype=compute_dtype, quant_type="nf4", compress_statistics=True, device="meta",
+    )  # fmt: skip
+    made.weight = Params4bit(
+        layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=made
+    )
+    made.bias = layer.bias
+    # On CPUs with AVX512-BF16 the first forward pass in evaluation repacks the weights for good, and training after it fails.
+    made.support_avx512bf16_for_cpu = False
+    return made
+
+
+def _int8(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    made = Linear8bitLt(
+        layer.in_features,
+        layer.out_features,
+        layer.bias is not None,
+        has_fp16_weights=False,
+        threshold=6.0,
+        device="meta",
+    )
+    made.weight = Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+    made.bias = layer.bias
+    return made
+
+
+def _torchao_int8(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    layer.requires_grad_(False)
+    quantize_(layer, Int8WeightOnlyConfig())
+    return layer
+
+
+# ---- plans: shapes without data ----
+
+
+def plan_quantized(model: nn.Module, method: str) -> None:
+    """Replace the linear layers of a model on fake tensors by stand-ins of the quantized size, in place."""
+    for parent, name, layer in linear_layers(model):
+        setattr(parent, name, PlannedLinear(layer, method))
+
+
+class PlannedLinear(nn.Linear):
+    """A quantized linear layer as far as a memory plan sees it: its packed weight, its scales, and what it saves (nothing)."""
+
+    def __init__(self, layer: nn.Linear, method: str):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+        numbers = layer.in_features * layer.out_features
+        packed = (math.ceil(numbers / 2), 1) if method == "nf4" else (layer.out_features, layer.in_features)
+        self.weight = nn.Parameter(torch.empty(packed, dtype=torch.uint8), requires_grad=False)
+        self.weight.quant_state = SimpleNamespace(shape=layer.weight.shape)  # type: ignore[attr-defined]
+        self.register_buffer("scales", torch.empty(_scale_bytes(method, layer), dtype=torch.uint8), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        output: Tensor = _Dequantized.apply(input, self.out_features)
+        return output if self.bias is None else output + self.bias
+
+
+class _Dequantized(torch.autograd.Function):
+    """Shapes of a product with a weight that is dequantized for it, in the forward and again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, out_features: int) -> Tensor:
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.to(torch.get_autocast_dtype(input.device.type))
+        return F.linear(input, input.new_empty(out_features, input.shape[-1]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError("a plan makes no backward pass")
+
+
+def _scale_bytes(method: str, layer: nn.Linear) -> int:
+    if method != "nf4":
+        return layer.out_features * 4
+    blocks = math.ceil(layer.in_features * layer.out_features / NF4_BLOCK)
+    return blocks + math.ceil(blocks / NF4_NESTED_BLOCK) * 4 + NF4_TABLE_BYTES
+
+
+def extra_bytes(model: nn.Module) -> int:
+    """Scales and tables of quantized layers, which are neither parameters nor buffers of bitsandbytes' modules."""
+    total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        for part in (state, getattr(state, "state2", None)):
+            tensors = (getattr(part, "absmax", None), getattr(part, "code", None))
+            total += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+        scales = getattr(parameter, "SCB", None)
+        total += scales.numel() * scales.element_size() if isinstance(scales, Tensor) else 0
+    return total

@@ -1,0 +1,62 @@
+"""Context extension: rotary positions rescaled so that a model reads longer sequences than it was trained on.
+
+In: a transformers configuration, before the model is built, and the `model.rope` section. Out: the same configuration with
+`rope_parameters` and `max_position_embeddings` set, so that config.json carries both. Weakness: one set of frequencies per
+model; families with one per layer type (gemma3) are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steep.core.errors import ModelError
+from steep.models.config import RopeConfig
+
+
+def extend_rope(config: Any, rope: RopeConfig | None, source: str) -> None:
+    """Rescale the rotary positions of a transformers configuration, in place; nothing without `rope`.
+
+    Raises ModelError for a model without rotary positions, one that is scaled already, and a length that extends nothing.
+    """
+    if rope is None:
+        return
+    text = config.get_text_config()
+    known = getattr(text, "rope_parameters", None)
+    positions = getattr(text, "max_position_embeddings", None)
+    if not isinstance(known, dict) or not known or not positions:
+        raise ModelError(f"{source}: {text.model_type} has no rotary positions (RoPE); model.rope cannot extend it")
+    if "rope_type" not in known:
+        raise ModelError(
+            f"{source}: {text.model_type} has rotary positions per layer type, which model.rope cannot extend"
+        )
+    if known["rope_type"] != "default":
+        raise ModelError(
+            f"{source} has scaled rotary positions already ({known['rope_type']}, {positions:,} positions); "
+            "remove model.rope to train with those"
+        )
+    factor = rope.factor or (rope.length or 0) / positions
+    if factor <= 1:
+        raise ModelError(f"{source} has {positions:,} positions; model.rope.length={rope.length:,} extends nothing")
+    text.rope_parameters = {**known, **_parameters(rope.type, factor, positions)}
+    if rope.type != "dynamic":  # which counts from the positions of before, and `max_positions` multiplies them
+        text.max_position_embeddings = rope.length or round(positions * factor)
+
+
+def take_rope(config: Any, trained: dict[str, Any] | None) -> None:
+    """Give a base's configuration the positions that an adapter on it was trained with, in place.
+
+    trained: content of a config.json.
+    """
+    for name in ("rope_parameters", "max_position_embeddings"):
+        if trained is not None and name in trained:
+            setattr(config.get_text_config(), name, trained[name])
+
+
+def _parameters(kind: str, factor: float, positions: int) -> dict[str, Any]:
+    """What transformers needs beside rope_theta; low and high frequency factors are those of Llama 3.1."""
+    parameters: dict[str, Any] = {"rope_type": kind, "factor": float(factor)}
+    if kind in ("yarn", "llama3"):
+        parameters["original_max_position_embeddings"] = positions
+    if kind == "llama3":
+        parameters.update(low_freq_factor=1.0, high_freq_factor=4.0)
+    return parameters
