@@ -12,13 +12,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "evaluate_tasks", "export", "generate", "plan", "prepare", "train"]
+__all__ = [
+    "__version__",
+    "average",
+    "blend",
+    "evaluate",
+    "evaluate_tasks",
+    "export",
+    "generate",
+    "plan",
+    "prepare",
+    "restore_instruct",
+    "train",
+]
 
 PACKAGES = ("evaluate", "export", "train")
 """Functions that are also folders: see `steep.core.callable_module`."""
 
 if TYPE_CHECKING:
-    from steep.api import evaluate, evaluate_tasks, export, generate, plan, prepare, train
+    from steep.api import (
+        average,
+        blend,
+        evaluate,
+        evaluate_tasks,
+        export,
+        generate,
+        plan,
+        prepare,
+        restore_instruct,
+        train,
+    )
 
 
 def __getattr__(name: str) -> Any:

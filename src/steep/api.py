@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from steep.evaluate.harness import HarnessResult
     from steep.evaluate.subject import Origin
     from steep.export.result import ExportResult
+    from steep.merge.average import AverageResult
+    from steep.merge.blend import BlendResult
+    from steep.merge.restore_instruct import RestoreResult
     from steep.store.prepare import PrepareResult
     from steep.train.finish import TrainResult
     from steep.train.plan import RunPlan
@@ -255,3 +258,74 @@ def export(
         overwrite=overwrite,
         allow_code=allow_code,
     )
+
+
+def blend(
+    model: Reference,
+    texts: Union[Mapping[str, str], Sequence[str], None] = None,
+    *,
+    base: Optional[Reference] = None,
+    alphas: Optional[Sequence[float]] = None,
+    cap: float = 0.02,
+    general: str = "general",
+    tokens: Union[int, str, None] = None,
+    out: Union[str, os.PathLike[str], None] = None,
+) -> BlendResult:
+    """Weights between the base and the trained model, each blend scored, the best one under the cap written and verified.
+
+    base: default, what the run started from. alphas: 0 is the base, 1 the trained model, both bit for bit. cap: the text named by
+    `general` may lose that share of the base's bits per byte. texts: default the run's validation texts. out: default
+    `<run>/blend/best`. Raises ModelError for models that differ in names or shapes.
+    """
+    from steep.merge.blend import ALPHAS, blend_models
+
+    return blend_models(
+        os.fspath(model),
+        base=None if base is None else os.fspath(base),
+        alphas=ALPHAS if alphas is None else alphas,
+        cap=cap,
+        general=general,
+        out=None if out is None else os.fspath(out),
+        texts=texts,
+        tokens=tokens,
+    )
+
+
+def average(
+    models: Union[Reference, Sequence[Reference]],
+    *,
+    last: int = 5,
+    weights: str = "uniform",
+    texts: Union[Mapping[str, str], Sequence[str], None] = None,
+    out: Union[str, os.PathLike[str], None] = None,
+    score: bool = True,
+) -> AverageResult:
+    """The mean of a run's `last` checkpoints, or of several models (oldest first), in fp32, written and verified.
+
+    weights: `uniform`, or `ema:0.9`. score: also score it beside the newest one. out: default `<run>/average/last_<N>`.
+    Raises ConfigError if the run keeps fewer checkpoints, ModelError for models that differ in names or shapes.
+    """
+    from steep.merge.average import average_models
+
+    named = [models] if isinstance(models, (str, os.PathLike)) else models
+    references = [os.fspath(model) for model in named]
+    place = None if out is None else os.fspath(out)
+    return average_models(references, last=last, weights=weights, out=place, texts=texts, score=score)
+
+
+def restore_instruct(
+    trained: Reference,
+    *,
+    base: Reference,
+    instruct: Reference,
+    out: Union[str, os.PathLike[str]],
+    scale: float = 1.0,
+) -> RestoreResult:
+    """Write trained + scale x (instruct - base) with the instruct model's tokenizer and chat template, verified.
+
+    Raises ModelError if names, shapes or the ids of tokens differ.
+    """
+    from steep.merge.restore_instruct import restore_instruct_model
+
+    three = [os.fspath(reference) for reference in (trained, base, instruct)]
+    return restore_instruct_model(three[0], base=three[1], instruct=three[2], out=os.fspath(out), scale=scale)

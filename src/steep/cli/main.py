@@ -14,7 +14,21 @@ from typing import Any
 
 import typer
 
-from steep.cli import demo, evaluate, export, generate, inspect, plan, prepare, report, schema, train
+from steep.cli import (
+    average,
+    blend,
+    demo,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    plan,
+    prepare,
+    report,
+    restore_instruct,
+    schema,
+    train,
+)
 from steep.cli.overrides import split_overrides
 from steep.core.errors import SteepError
 
@@ -47,8 +61,22 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich's takes longer to import than everything else together
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (prepare, plan, train, evaluate, generate, export, report, inspect, schema, demo):
-    app.command(name=command.__name__.rpartition(".")[2])(interruptible(command.command))
+for command in (
+    prepare,
+    plan,
+    train,
+    evaluate,
+    generate,
+    export,
+    blend,
+    average,
+    restore_instruct,
+    report,
+    inspect,
+    schema,
+    demo,
+):
+    app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"))(interruptible(command.command))
 
 
 @app.callback(invoke_without_command=True)

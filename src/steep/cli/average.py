@@ -1,0 +1,27 @@
+"""`steep average`: the mean of checkpoints."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import typer
+
+from steep.cli.options import refuse_overrides
+
+
+def command(
+    context: typer.Context,
+    models: list[str] = typer.Argument(
+        help="A run, or several checkpoints or models, oldest first.", show_default=False
+    ),
+    last: int = typer.Option(5, min=2, help="So many of a run's newest checkpoints."),
+    weights: str = typer.Option("uniform", help="uniform, or ema:DECAY as in ema:0.9."),
+    text: Optional[list[str]] = typer.Option(None, help="Text to score, as PATH or NAME=PATH.", show_default=False),
+    out: Optional[str] = typer.Option(None, help="Default: <run>/average/last_<N>.", show_default=False),
+    no_score: bool = typer.Option(False, "--no-score", help="Do not score it beside the newest."),
+) -> None:
+    """Average the last checkpoints of a run, or models of one architecture, and score the result beside the newest."""
+    refuse_overrides(context)
+    from steep.api import average
+
+    typer.echo(str(average(models, last=last, weights=weights, texts=text, out=out, score=not no_score)))

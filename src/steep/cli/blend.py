@@ -1,0 +1,45 @@
+"""`steep blend`: between the base and the trained model."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import typer
+
+from steep.cli.options import MODEL, refuse_overrides
+from steep.core.errors import ConfigError
+
+
+def command(
+    context: typer.Context,
+    model: str = MODEL,
+    texts: Optional[list[str]] = typer.Argument(
+        None, help="Texts as PATH or NAME=PATH. Default: the run's validation texts.", show_default=False
+    ),
+    base: Optional[str] = typer.Option(None, help="Default: the model that the run started from.", show_default=False),
+    alphas: Optional[str] = typer.Option(None, help="As in 0,0.5,1. Default: 0,0.25,0.5,0.75,1.", show_default=False),
+    points: Optional[int] = typer.Option(None, min=2, help="So many alphas, evenly spaced.", show_default=False),
+    cap: float = typer.Option(0.02, min=0, help="Largest loss of general bits per byte, as a share of the base's."),
+    general: str = typer.Option("general", help="The text that the cap is about."),
+    tokens: Optional[str] = typer.Option(None, help="At most so many tokens of each text.", show_default=False),
+    out: Optional[str] = typer.Option(None, help="Default: <run>/blend/best.", show_default=False),
+) -> None:
+    """Blend the base and the trained weights, score each blend, and write the best one under the forgetting cap."""
+    refuse_overrides(context)
+    if alphas is not None and points is not None:
+        raise ConfigError("give --alphas or --points, not both")
+    from steep.api import blend
+
+    result = blend(
+        model, texts, base=base, alphas=_alphas(alphas, points), cap=cap, general=general, tokens=tokens, out=out
+    )
+    typer.echo(str(result))
+
+
+def _alphas(text: Optional[str], points: Optional[int]) -> Optional[list[float]]:
+    if points is not None:
+        return [i / (points - 1) for i in range(points)]
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--alphas {text}: give numbers from 0 to 1, as in 0,0.5,1") from None

@@ -1,0 +1,22 @@
+"""`steep restore-instruct`: a trained base model follows instructions again."""
+
+from __future__ import annotations
+
+import typer
+
+from steep.cli.options import MODEL, refuse_overrides
+
+
+def command(
+    context: typer.Context,
+    trained: str = MODEL,
+    base: str = typer.Option(..., help="The base model of both.", show_default=False),
+    instruct: str = typer.Option(..., help="The instruction-tuned model of that base.", show_default=False),
+    out: str = typer.Option(..., help="The folder to write.", show_default=False),
+    scale: float = typer.Option(1.0, help="Factor of the difference."),
+) -> None:
+    """Write trained + scale x (instruct - base), with the instruct model's tokenizer and chat template."""
+    refuse_overrides(context)
+    from steep.api import restore_instruct
+
+    typer.echo(str(restore_instruct(trained, base=base, instruct=instruct, out=out, scale=scale)))

@@ -1,0 +1,100 @@
+"""`steep average`: the mean of a run's last checkpoints, or of any models of one architecture.
+
+Sources: LAWA (arXiv 2306.03241), PMA (2505.12082): averaging late checkpoints does much of what decay does. Weakness: checkpoints
+that lie far apart (another learning rate, another basin) average to a worse model; the scores printed beside say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steep.core.errors import ConfigError
+from steep.evaluate.evaluation import Evaluation, evaluate_model
+from steep.evaluate.subject import Say, run_of, tell
+from steep.merge.card import merge_card
+from steep.merge.verify import verify_folder
+from steep.merge.weights import FolderWeights, combine, open_weights, require_free, write_model
+
+
+@dataclass(frozen=True)
+class AverageResult:
+    """The model written, what went in with which share, and its scores beside the newest one's."""
+
+    path: Path
+    parts: dict[str, float]
+    evaluation: Evaluation | None
+
+    def __str__(self) -> str:
+        parts = [f"{share:.4f} x {name}" for name, share in self.parts.items()]
+        scores = [self.evaluation.to_text()] if self.evaluation else []
+        return "\n".join([f"average of {len(parts)} models, verified by transformers: {self.path}", *parts, *scores])
+
+
+def average_models(
+    references: Sequence[str],
+    *,
+    last: int = 5,
+    weights: str = "uniform",
+    out: str | None = None,
+    texts: Mapping[str, str] | Sequence[str] | None = None,
+    score: bool = True,
+    say: Say = tell,
+) -> AverageResult:
+    """Average the `last` checkpoints of one run, or the models named, oldest first. See `steep.average`."""
+    parts = list(references) if len(references) > 1 else last_checkpoints(references[0], last)
+    shares = shares_of(weights, len(parts))
+    run = run_of(parts[-1])
+    if out is None and run is None:
+        raise ConfigError("these models are in no run directory; say where the average goes with --out")
+    folder = require_free(out if out is not None else f"{run}/average/last_{len(parts)}")
+    opened = [open_weights(part, say) for part in parts]
+    newest = opened[-1]
+    if not isinstance(newest, FolderWeights):
+        raise ConfigError(f"{parts[-1]}: the last model gives config and tokenizer, so it must be a folder")
+    tensors = combine(opened, shares)
+    made = dict(zip(parts, shares, strict=True))
+    if len(made) < len(parts):
+        raise ConfigError(f"a model is named twice: {', '.join(parts)}")
+    card = merge_card(folder.name, [f"{share:.6g} x `{name}`" for name, share in made.items()])
+    write_model(tensors, newest.folder, folder, card, finish=lambda path: _check(path, tensors, newest.folder))
+    if score and not texts and run_of(folder) is None:
+        say("not scored: the average lies in no run directory and no text was named")
+        score = False
+    return AverageResult(folder, made, evaluate_model(str(folder), texts, against=parts[-1]) if score else None)
+
+
+def _check(path: Path, tensors: Mapping[str, object], architecture: Path) -> None:
+    verify_folder(path, tensors, architecture)  # type: ignore[arg-type]
+
+
+def last_checkpoints(run: str, last: int) -> list[str]:
+    """The paths of a run's newest whole checkpoints, oldest first, one per step. Raises ConfigError if there are fewer."""
+    from steep.checkpoint.retention import whole_checkpoints
+
+    if last < 2:
+        raise ConfigError(f"--last {last}: an average needs at least 2 checkpoints")
+    by_step = {kept.manifest.step: kept.path for kept in reversed(whole_checkpoints(Path(run) / "checkpoints"))}
+    if len(by_step) < last:
+        steps = ", ".join(map(str, sorted(by_step))) or "none"
+        raise ConfigError(
+            f"{run} keeps {len(by_step)} whole checkpoints (steps: {steps}), and --last asks for {last}. Ask for fewer, or train "
+            f"with checkpoint.keep_last: {last} or more and a smaller checkpoint.every_steps"
+        )
+    return [str(by_step[step]) for step in sorted(by_step)[-last:]]
+
+
+def shares_of(weights: str, count: int) -> list[float]:
+    """Shares that add up to 1, oldest first: equal, or those of an exponential moving average. Raises ConfigError."""
+    if weights == "uniform":
+        return [1 / count] * count
+    kind, _, text = weights.partition(":")
+    try:
+        decay = float(text) if kind == "ema" else -1.0
+    except ValueError:
+        decay = -1.0
+    if not 0 < decay < 1:
+        raise ConfigError(f"--weights {weights}: use uniform, or ema:DECAY with a decay between 0 and 1, as in ema:0.9")
+    later = [(1 - decay) * decay ** (count - 1 - i) for i in range(1, count)]
+    return [decay ** (count - 1), *later]

@@ -1,0 +1,165 @@
+"""`steep blend`: models between the base and the trained one, scored, and the best one that forgets little enough.
+
+Source: WiSE-FT (arXiv 2109.01903). Weakness: the validation texts choose the blend, so the score of the chosen one is a little
+too good; score it once more on text that was not used.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steep.core.errors import ConfigError
+from steep.evaluate.evaluation import evaluate_model
+from steep.evaluate.subject import Say, base_of, run_of, tell
+from steep.merge.card import merge_card
+from steep.merge.verify import verify_folder
+from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+GENERAL = "general"
+
+
+@dataclass(frozen=True)
+class BlendPoint:
+    """One blend: alpha 0 is the base, 1 the trained model; bits per byte by text."""
+
+    alpha: float
+    bits_per_byte: dict[str, float]
+
+    def domain(self, general: str) -> float:
+        """The mean over the texts other than the general one."""
+        others = [bits for name, bits in self.bits_per_byte.items() if name != general]
+        return sum(others) / len(others)
+
+
+@dataclass(frozen=True)
+class BlendResult:
+    """The model written, its alpha, and every point of the sweep."""
+
+    path: Path
+    alpha: float
+    points: list[BlendPoint]
+    reason: str
+
+    def __str__(self) -> str:
+        names = list(self.points[0].bits_per_byte)
+        rows = [["alpha", *(f"{name} bits/byte" for name in names), ""]]
+        for point in self.points:
+            mark = "chosen" if point.alpha == self.alpha else ""
+            rows.append([f"{point.alpha:g}", *(f"{point.bits_per_byte[name]:.4f}" for name in names), mark])
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        table = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*table, self.reason, f"verified by transformers: {self.path}"])
+
+
+def blend_models(
+    trained: str,
+    *,
+    base: str | None = None,
+    alphas: Sequence[float] = ALPHAS,
+    cap: float = 0.02,
+    general: str = GENERAL,
+    out: str | None = None,
+    texts: Mapping[str, str] | Sequence[str] | None = None,
+    tokens: int | str | None = None,
+    say: Say = tell,
+) -> BlendResult:
+    """Sweep alpha and write the best blend. See `steep.blend`."""
+    run = run_of(trained)
+    if run is None and (out is None or not texts):
+        raise ConfigError(f"{trained} is in no run directory: name --base, --out and at least one text")
+    wanted = sorted({float(alpha) for alpha in alphas} | {0.0})
+    if any(not 0 <= alpha <= 1 for alpha in wanted) or len(wanted) < 2:
+        raise ConfigError(f"alphas {', '.join(map(str, alphas))}: give numbers from 0 (the base) to 1 (the trained)")
+    folder = require_free(out if out is not None else f"{run}/blend/best")
+    end = open_weights(trained, say)
+    if not isinstance(end, FolderWeights):
+        raise ConfigError(f"{trained}: the trained model gives config and tokenizer, so it must be a run or a folder")
+    start = _open_base(trained, base, say)
+    points = [_score(alpha, start, end, run, texts, tokens, say) for alpha in wanted]
+    chosen, reason = choose(points, cap, general)
+    tensors = combine([start, end], [1 - chosen.alpha, chosen.alpha])
+    made = [f"{1 - chosen.alpha:g} x `{start.folder}`", f"{chosen.alpha:g} x `{trained}`", reason]
+
+    def finish(path: Path) -> None:
+        verify_folder(path, tensors, end.folder)
+        _draw(points, chosen, path / "blend.svg", say)
+
+    write_model(tensors, end.folder, folder, merge_card(folder.name, made), finish=finish)
+    return BlendResult(folder, chosen.alpha, points, reason)
+
+
+def _open_base(trained: str, base: str | None, say: Say) -> Weights:
+    if base is not None:
+        return open_weights(base, say)
+    origin = base_of(trained)
+    return open_weights(origin.reference, say, getattr(origin.model, "revision", None))
+
+
+def _score(
+    alpha: float,
+    start: Weights,
+    end: FolderWeights,
+    run: Path | None,
+    texts: Mapping[str, str] | Sequence[str] | None,
+    tokens: int | str | None,
+    say: Say,
+) -> BlendPoint:
+    """One blend, written where the run's texts and tokenizer policy are found, scored, removed."""
+    if run is not None:
+        (run / "blend").mkdir(exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=run / "blend" if run is not None else None))
+    try:
+        tensors = combine([start, end], [1 - alpha, alpha])
+        model = write_model(tensors, end.folder, scratch / "model", "")
+        del tensors
+        scores = evaluate_model(str(model), texts, tokens=tokens, say=say).scores
+    finally:
+        shutil.rmtree(scratch)
+    bits = {score.text: score.bits_per_byte for score in scores}
+    if not bits or any(value is None for value in bits.values()):
+        raise ConfigError(f"bits per byte are needed to choose a blend, and the texts give {bits}; name texts to score")
+    return BlendPoint(alpha, {name: value for name, value in bits.items() if value is not None})
+
+
+def choose(points: Sequence[BlendPoint], cap: float, general: str) -> tuple[BlendPoint, str]:
+    """The point of the lowest domain score whose general score is at most (1 + cap) x the base's, and why.
+
+    points: with alpha 0 among them. Raises ConfigError if there is no domain text. Without a general text no cap can hold: said.
+    """
+    base = next(point for point in points if point.alpha == 0)
+    if not set(base.bits_per_byte) - {general}:
+        raise ConfigError(f"the only text is {general!r}; name a domain text too, as in domain=PATH")
+    if general not in base.bits_per_byte:
+        best = min(points, key=lambda point: point.domain(general))
+        names = ", ".join(base.bits_per_byte)
+        return best, f"no text is called {general!r} (texts: {names}), so forgetting is not capped: best of all alphas"
+    limit = (1 + cap) * base.bits_per_byte[general]
+    allowed = [point for point in points if point.bits_per_byte[general] <= limit]
+    best = min(allowed or [base], key=lambda point: point.domain(general))
+    return best, f"alpha {best.alpha:g}: best domain score with {general} at most {limit:.4f} bits/byte (cap {cap:.1%})"
+
+
+def _draw(points: Sequence[BlendPoint], chosen: BlendPoint, path: Path, say: Say) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("matplotlib") is None:
+        say("no plot: matplotlib is not installed")
+        return
+    from steep.report.palette import LIGHT, TEXT_STYLES
+    from steep.report.plots import drawing
+
+    with drawing(700, 380) as (figure, axes):
+        for number, name in enumerate(chosen.bits_per_byte):
+            colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]
+            values = [point.bits_per_byte[name] for point in points]
+            axes.plot([p.alpha for p in points], values, dash, marker=marker, color=LIGHT[colour], label=name)
+        axes.axvline(chosen.alpha, color=LIGHT["faint"], linewidth=0.8)
+        axes.set_xlabel("alpha (0: base, 1: trained)")
+        axes.set_ylabel("bits per byte")
+        figure.legend(loc="outside upper left", ncols=4)
+        figure.savefig(path, format="svg", metadata={"Date": None})

@@ -1,0 +1,68 @@
+"""`steep restore-instruct`: trained + scale x (instruct - base), so that a further trained base model follows instructions.
+
+Source: instruction residuals (see task arithmetic, arXiv 2212.04089). Weakness: the difference was learned for the base model, so
+it fits less the further training went.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steep.core.errors import ConfigError, ModelError
+from steep.evaluate.subject import Say, tell
+from steep.merge.card import merge_card
+from steep.merge.verify import verify_folder
+from steep.merge.weights import FolderWeights, combine, open_weights, require_free, write_model
+from steep.tokenizer.load import load_hf_tokenizer
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """The model written, and the scale of the difference that was added."""
+
+    path: Path
+    scale: float
+
+    def __str__(self) -> str:
+        return f"trained + {self.scale:g} x (instruct - base), verified by transformers: {self.path}"
+
+
+def restore_instruct_model(
+    trained: str, *, base: str, instruct: str, out: str, scale: float = 1.0, say: Say = tell
+) -> RestoreResult:
+    """Add what instruction tuning changed to a trained model. See `steep.restore_instruct`."""
+    folder = require_free(out)
+    one, two, three = (open_weights(reference, say) for reference in (trained, base, instruct))
+    if not isinstance(one, FolderWeights) or not isinstance(three, FolderWeights):
+        raise ConfigError(
+            "the trained and the instruct model must be folders (or runs): they give config and tokenizer"
+        )
+    ours, bases, theirs = (load_hf_tokenizer(str(weights.folder)) for weights in (one, two, three))
+    if getattr(bases, "chat_template", None):
+        say(f"{base} has a chat template: it is a chat model already, so there may be nothing to restore")
+    check_vocabularies(ours, bases, "the base", say)
+    check_vocabularies(ours, theirs, "the instruct model", say)
+    tensors = combine([one, two, three], [1.0, -scale, scale], like=0)
+    card = merge_card(folder.name, [f"`{trained}`", f"+ {scale:g} x (`{instruct}` - `{base}`)"])
+
+    def verified(path: Path) -> None:
+        verify_folder(path, tensors, one.folder)
+
+    write_model(tensors, three.folder, folder, card, config_from=one.folder, finish=verified)
+    return RestoreResult(folder, scale)
+
+
+def check_vocabularies(ours: Any, other: Any, name: str, say: Say) -> None:
+    """Raises ModelError unless every token of `ours` has the same id in `other`; what `other` adds is said."""
+    mine, its = ours.get_vocab(), other.get_vocab()
+    for token, number in mine.items():
+        if its.get(token) != number:
+            found = its.get(token, "none")
+            raise ModelError(f"the token {token!r} has id {number} in the trained model and {found} in {name}")
+    added = sorted(its.keys() - mine.keys())
+    if not_added := [token for token in added if token not in other.get_added_vocab()]:
+        raise ModelError(f"{name} has the token {not_added[0]!r} in its vocabulary, and the trained model has not")
+    if added:
+        say(f"{name} adds {len(added)} tokens: {', '.join(added[:8])}")

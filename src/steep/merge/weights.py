@@ -1,0 +1,196 @@
+"""Weights of a folder, opened lazily, and their linear combination, one tensor at a time in fp32.
+
+Sources: WiSE-FT (arXiv 2109.01903) for blending, LAWA (2306.03241) and PMA (2505.12082) for averaging, task arithmetic
+(2212.04089) for adding a difference. Weakness: the result is held in memory once before it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from steep.core.errors import ConfigError, ModelError
+from steep.core.files import sync_directory, temporary_path, write_json, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+NOT_COPIED = (".safetensors", ".bin", ".gguf", ".md", ".pt")
+
+
+class FolderWeights(Mapping[str, "Tensor"]):
+    """Names to tensors of a model folder's safetensors; each tensor is read when asked for. Raises ModelError."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        from safetensors import safe_open
+
+        self.folder = Path(folder)
+        files = _weight_files(self.folder)
+        self._open = [safe_open(path, framework="pt") for path in files]
+        self._file_of = {name: file for file in self._open for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor, without reading it."""
+        return list(self._file_of[name].get_slice(name).get_shape())
+
+
+class ModelWeights(Mapping[str, "Tensor"]):
+    """Names to tensors of a model that only loading gives (a .gguf file, a hub id). Tied weights count once."""
+
+    def __init__(self, reference: str, revision: str | None = None):
+        from steep.models.config import ModelConfig
+        from steep.models.load import load_model
+
+        self.folder = Path(reference)
+        seen: set[int] = set()
+        self._tensors: dict[str, Tensor] = {}
+        for name, tensor in load_model(ModelConfig(pretrained=reference, revision=revision)).state_dict().items():
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                self._tensors[name] = tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor."""
+        return list(self._tensors[name].shape)
+
+
+Weights = Union[FolderWeights, ModelWeights]
+
+
+def open_weights(reference: str, say: Callable[[str], None], revision: str | None = None) -> Weights:
+    """Names to tensors of a run's or checkpoint's verified weights, a folder, a .gguf file or a hub id.
+
+    `say` is told of checkpoints passed over. Raises ModelError, CheckpointError.
+    """
+    from steep.checkpoint.load import verified_reference
+    from steep.models.load import resolve_reference
+
+    found, messages = verified_reference(reference)
+    for message in messages:
+        say(message)
+    path = resolve_reference(found)
+    if path is not None and path.is_dir():
+        return FolderWeights(path)
+    return ModelWeights(found, revision)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    raise ModelError(
+        f"{folder} holds neither {WEIGHTS} nor {INDEX}; export the model with `steep export --to hf` first"
+    )
+
+
+def check_same(first: Weights, second: Weights) -> None:
+    """Raises ModelError naming the first difference of names or shapes."""
+    for one, other in ((first, second), (second, first)):
+        missing = sorted(set(one) - set(other))
+        if missing:
+            raise ModelError(f"{one.folder} has {missing[0]} ({len(missing)} such tensors), and {other.folder} has not")
+    for name in first:
+        if first.shape(name) != second.shape(name):
+            raise ModelError(
+                f"{name} has shape {first.shape(name)} in {first.folder} and {second.shape(name)} in {second.folder}"
+            )
+
+
+def combine(sources: Sequence[Weights], factors: Sequence[float], like: int = -1) -> dict[str, Tensor]:
+    """The sum of factor x weights in fp32, stored in the dtypes of `sources[like]`.
+
+    A single source with factor 1 (the others 0) comes out bit for bit, in its own dtypes. Raises ModelError if the models differ.
+    """
+    for other in sources[1:]:
+        check_same(sources[0], other)
+    used = [(source, factor) for source, factor in zip(sources, factors, strict=True) if factor != 0]
+    if len(used) == 1 and used[0][1] == 1:
+        return dict(used[0][0])
+    return {name: _combined(name, used, sources[like]) for name in sources[0]}
+
+
+def _combined(name: str, used: Sequence[tuple[Weights, float]], like: Weights) -> Tensor:
+    import torch
+
+    kept = like[name]
+    if not kept.is_floating_point():
+        if any(not torch.equal(source[name], kept) for source, _ in used):
+            raise ModelError(f"{name} holds whole numbers that differ between the models, so it cannot be averaged")
+        return kept
+    total = torch.zeros(kept.shape, dtype=torch.float32)
+    for source, factor in used:
+        total.add_(source[name].float(), alpha=factor)
+    return total.to(kept.dtype)
+
+
+def require_free(out: str | os.PathLike[str]) -> Path:
+    """`out` as a path. Raises ConfigError if something is there."""
+    if Path(out).exists():
+        raise ConfigError(f"{out} already exists; choose another --out")
+    return Path(out)
+
+
+def write_model(
+    tensors: Mapping[str, Tensor],
+    files_from: Path,
+    out: str | os.PathLike[str],
+    card: str,
+    *,
+    config_from: Path | None = None,
+    finish: Callable[[Path], None] = lambda temporary: None,
+) -> Path:
+    """Write a model folder, whole or absent: config and tokenizer of `files_from`, these weights, a card.
+
+    config_from: another folder for config.json. finish: called with the folder before it gets its name; may add files or refuse.
+    Raises ConfigError if `out` exists.
+    """
+    from safetensors.torch import save_file
+
+    folder = require_free(out)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(folder)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir()
+    for path in sorted(files_from.iterdir()):
+        if path.is_file() and path.suffix not in NOT_COPIED and path.name != INDEX:
+            shutil.copyfile(path, temporary / path.name)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS, {"format": "pt"})
+    if config_from is not None:
+        shutil.copyfile(config_from / "config.json", temporary / "config.json")
+    config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+    floats = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(floats) == 1:
+        config.pop("torch_dtype", None)
+        write_json(temporary / "config.json", {**config, "dtype": floats.pop()})
+    write_text(temporary / "README.md", card)
+    finish(temporary)
+    os.replace(temporary, folder)
+    sync_directory(folder.parent)
+    return folder

@@ -1,0 +1,142 @@
+"""Blend, average and restore-instruct by the real command, on a run of a few seconds that continues another one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import steep
+from steep.core.errors import ConfigError, ModelError
+from steep.merge.average import shares_of
+from steep.merge.blend import BlendPoint, choose
+from support import run_mapping
+from support import steep as command
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> list[Path]:
+    folder = tmp_path_factory.mktemp("merge")
+    first = run_mapping(folder, corpus_directory, tiny_tokenizer_directory, run={"name": "first"})
+    steep.train(first)
+    base = folder / "base"
+    steep.export(str(folder / "runs/first"), out=base, dtype="float32")
+    second = run_mapping(
+        folder, corpus_directory, tiny_tokenizer_directory, run={"name": "second"}, model={"pretrained": str(base)},
+        checkpoint={"keep_last": 3},
+    )  # fmt: skip
+    steep.train(second)
+    return [base, folder / "runs/second"]
+
+
+def newest(run: Path) -> Path:
+    return run / "checkpoints" / (run / "checkpoints/LATEST").read_text().strip() / "model/consolidated"
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = load_file(one / WEIGHTS), load_file(other / WEIGHTS)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_blend_command_writes_a_model_that_every_command_takes(runs: list[Path], corpus_directory: Path) -> None:
+    run = runs[1]
+    done = command("blend", str(run), "--alphas", "0,0.5,1", "--tokens", "1000")
+    assert done.returncode == 0, done.stderr
+    assert "forgetting is not capped" in done.stdout
+    out = run / "blend/best"
+    assert (out / "blend.svg").is_file()
+    assert [path.name for path in (run / "blend").iterdir()] == ["best"]
+    assert steep.evaluate(out).scores[0].bits_per_byte
+
+
+@pytest.mark.parametrize(("alpha", "end"), [(0.0, 0), (1.0, 1)])
+def test_the_ends_of_a_blend_are_the_models_bit_for_bit(
+    runs: list[Path], tmp_path: Path, alpha: float, end: int
+) -> None:
+    base, run = runs
+    # Which alpha the command writes is decided by the scores, so the ends are written by hand.
+    from steep.merge.weights import combine, open_weights, write_model
+
+    weights = [open_weights(str(base), print), open_weights(str(run), print)]
+    out = write_model(combine(weights, [1 - alpha, alpha]), newest(run), tmp_path / "out", "")
+    assert same(out, [base, newest(run)][end])
+
+
+def test_average_command_is_the_mean_of_the_checkpoints(runs: list[Path], tmp_path: Path) -> None:
+    run = runs[1]
+    done = command("average", str(run), "--last", "3", "--out", str(run / "mean"))
+    assert done.returncode == 0, done.stderr
+    assert "step_6" in done.stdout
+    assert "bits/byte" in done.stdout
+    folders = sorted((run / "checkpoints").glob("epoch*"))
+    assert len(folders) == 3
+    parts = [load_file(folder / "model/consolidated" / WEIGHTS) for folder in folders]
+    for name, mean in load_file(run / "mean" / WEIGHTS).items():
+        torch.testing.assert_close(mean, torch.stack([part[name] for part in parts]).mean(0), rtol=1e-6, atol=1e-8)
+    with pytest.raises(ConfigError, match="keeps 3 whole checkpoints"):
+        steep.average(run, last=5)
+
+
+def test_a_damaged_checkpoint_is_not_averaged(runs: list[Path], tmp_path: Path) -> None:
+    folders = sorted((runs[1] / "checkpoints").glob("epoch*"))[:2]
+    copies = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in folders]
+    path = copies[0] / "model/consolidated" / WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(steep.core.errors.CheckpointError, match="cannot be used"):  # type: ignore[attr-defined]
+        steep.average(copies, out=tmp_path / "out", score=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_restore_instruct_adds_the_difference_and_carries_the_chat_template(runs: list[Path], tmp_path: Path) -> None:
+    base, run = runs
+    instruct = Path(shutil.copytree(base, tmp_path / "instruct"))
+    save_file({n: t + 0.25 for n, t in load_file(base / WEIGHTS).items()}, instruct / WEIGHTS, {"format": "pt"})
+    (instruct / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    done = command(
+        "restore-instruct", str(run), "--base", str(base), "--instruct", str(instruct), "--scale", "0.5",
+        "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    trained = load_file(newest(run) / WEIGHTS)
+    for name, tensor in load_file(tmp_path / "out" / WEIGHTS).items():
+        torch.testing.assert_close(tensor, trained[name] + 0.125, rtol=1e-5, atol=1e-6)
+    assert (tmp_path / "out/chat_template.jinja").is_file()
+
+
+def test_restore_instruct_refuses_another_vocabulary(runs: list[Path], tmp_path: Path) -> None:
+    base, run = runs
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    one, two = sorted(vocabulary, key=vocabulary.get)[-2:]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="in the instruct model"):
+        steep.restore_instruct(run, base=base, instruct=other, out=tmp_path / "out")
+
+
+def test_the_best_domain_score_under_the_cap_is_chosen() -> None:
+    numbers = [(0.0, 2.0, 1.0), (0.5, 1.5, 1.01), (1.0, 1.2, 1.05)]
+    points = [BlendPoint(alpha, {"domain": domain, "general": general}) for alpha, domain, general in numbers]
+    assert choose(points, 0.02, "general")[0].alpha == 0.5
+    assert choose(points, 0.10, "general")[0].alpha == 1.0
+    assert choose(points, 0.0, "general")[0].alpha == 0.0
+    with pytest.raises(ConfigError, match="domain text"):
+        choose([BlendPoint(0.0, {"general": 1.0})], 0.02, "general")
+
+
+def test_shares() -> None:
+    assert shares_of("uniform", 4) == [0.25] * 4
+    assert shares_of("ema:0.5", 3) == [0.25, 0.25, 0.5]
+    with pytest.raises(ConfigError, match=r"ema:0\.9"):
+        shares_of("ema:2", 3)
