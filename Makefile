@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo demo-short test test-all lint types check docs clean
+.PHONY: setup demo demo-short test test-all lint types check llama-env docs clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -43,6 +43,12 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+# llama.cpp for the tests of the gguf form, in an environment of its own; built from source, a quarter of an hour.
+llama-env:
+	$(PYTHON) -m venv .llama-venv
+	.llama-venv/bin/python -m pip install --quiet llama-cpp-python==0.3.36
+	@echo "export STEEP_LLAMA_CPP_PYTHON=$(CURDIR)/.llama-venv/bin/python"
 
 docs: setup
 	$(BIN)/python docs/generate.py

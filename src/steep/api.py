@@ -237,15 +237,21 @@ def export(
     *,
     to: str = "hf",
     out: Union[str, os.PathLike[str], None] = None,
-    dtype: str = "bfloat16",
+    dtype: Optional[str] = None,
+    quantize: Optional[str] = None,
     max_shard_size: Union[int, str] = "5GB",
+    tokenizer_pre: Optional[str] = None,
+    verify_with: Optional[str] = None,
     overwrite: bool = False,
     allow_code: bool = True,
 ) -> ExportResult:
     """Write a trained model in the form that another program serves, and verify it with that program.
 
-    run: a run, checkpoint or model. to: `hf`, a folder for transformers and vLLM. out: default `<run>/export/<to>`.
-    dtype: float32, bfloat16 or float16. Raises ModelError if the export does not give the trained model's logits.
+    run: a run, checkpoint or model. to: `hf`, a folder for transformers and vLLM; `gguf`, a file for llama.cpp; `ollama`, that
+    and a Modelfile. out: a folder, default `<run>/export/<to>`. dtype: float32, bfloat16 (default) or float16, and q8_0 for gguf
+    and ollama. quantize: nf4, int8 or torchao_int8, for hf. tokenizer_pre: llama.cpp's name of the rule that splits text, where
+    it is not found. verify_with: a Python interpreter that has llama-cpp-python. Raises ModelError, with the numbers, if the
+    exported model is not the trained one.
     """
     from steep.export.run import export_model
 
@@ -254,7 +260,10 @@ def export(
         to=to,
         out=out,
         dtype=dtype,
+        quantize=quantize,
         max_shard_size=max_shard_size,
+        tokenizer_pre=tokenizer_pre,
+        verify_with=verify_with,
         overwrite=overwrite,
         allow_code=allow_code,
     )

@@ -61,6 +61,10 @@ SMALLER = {
         "long.yaml",
     ): "--data.sequence_length 2048 --model.rope.length 2048 --data.validation.manuals.share 0.4",
     (
+        "docs/how_to/export_to_llama_cpp_ollama_vllm.md",
+        "export.yaml",
+    ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",
+    (
         "docs/how_to/choose_lora_or_full.md",
         "lora.yaml",
     ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",

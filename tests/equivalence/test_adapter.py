@@ -64,6 +64,32 @@ def test_the_export_is_the_trained_model_and_as_tied_as_before(trained: Any, tmp
     assert torch.allclose(logits(model), ours, atol=1e-5)
 
 
+def test_the_adapter_alone_is_exported_in_the_layout_of_peft(
+    trained: Any, corpus_directory: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from steep.core.errors import ModelError
+    from steep.export.form import Options
+    from steep.export.run import ask_trained, make_job
+
+    result, _ = trained
+    exported = steep.export(result.run_directory, to="adapter", out=tmp_path / "adapter")
+    assert "peft" in exported.verified_with
+    assert exported.parities[0].greedy_tokens_equal == exported.parities[0].greedy_tokens
+    again = steep.evaluate(exported.path, {"page": str(min(corpus_directory.glob("*.txt")))}, tokens=500)
+    assert again.scores[0].nats_per_token > 0
+    form, job = make_job(str(result.run_directory), "adapter", Options())
+    ask_trained(job)
+    expected = form.write(job, tmp_path / "changed")
+    weights = load_file(tmp_path / "changed" / "adapter_model.safetensors")
+    save_file(
+        {k: v * 1.5 for k, v in weights.items()}, tmp_path / "changed" / "adapter_model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ModelError, match="is not the trained model"):
+        form.verify(job, tmp_path / "changed", expected)
+
+
 def test_peft_loads_the_checkpoint_as_it_is(trained: Any, tmp_path: Path) -> None:
     from peft import PeftModel
 

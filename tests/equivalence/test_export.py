@@ -11,7 +11,6 @@ import torch
 
 import steep
 from steep.core.errors import ConfigError, ModelError
-from steep.export.verify import verify_export
 from support import run_mapping
 
 
@@ -54,22 +53,22 @@ def test_export_refuses_to_replace_and_unknown_settings(run: Path, tmp_path: Pat
 def test_a_changed_export_fails_the_verification(run: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from steep.evaluate.subject import load_subject, origin_of
-    from steep.export.run import logits_of, verification_ids
+    from steep.export.form import Options
+    from steep.export.run import ask_trained, make_job
 
-    result = steep.export(str(run), dtype="float32", out=tmp_path / "hf")
-    subject = load_subject(origin_of(run), device="cpu", precision="fp32")
-    ids = verification_ids(subject)
-    expected_TV = logits_of(subject.model, ids)
-    verify_export(result.path, ids, expected_TV, "float32")
-    weights = load_file(result.path / "model.safetensors")
+    form, job = make_job(str(run), "hf", Options(dtype="f32"))
+    ask_trained(job)
+    folder = tmp_path / "hf"
+    expected = form.write(job, folder)
+    form.verify(job, folder, expected)
+    weights = load_file(folder / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"] *= 1.5
-    save_file(weights, result.path / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="is not the trained model"):
-        verify_export(result.path, ids, expected_TV, "float32")
-    (result.path / "config.json").write_text("{}")
+        form.verify(job, folder, expected)
+    (folder / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="does not load in a new process"):
-        verify_export(result.path, ids, expected_TV, "float32")
+        form.verify(job, folder, expected)
 
 
 def test_evaluate_repeats_the_runs_own_scores(run: Path) -> None:

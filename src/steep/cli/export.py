@@ -13,10 +13,23 @@ from steep.cli.options import MODEL, NO_CODE, refuse_overrides
 def command(
     context: typer.Context,
     run: str = MODEL,
-    to: str = typer.Option("hf", help="hf: a folder for transformers and vLLM."),
+    to: str = typer.Option(
+        "hf",
+        help="hf: a folder for transformers and vLLM. gguf: a file for llama.cpp. ollama: that and a Modelfile. "
+        "adapter: in peft's layout.",
+    ),
     out: Optional[Path] = typer.Option(None, help="Default: <run>/export/<to>.", show_default=False),
-    dtype: str = typer.Option("bfloat16", help="float32, bfloat16 or float16."),
+    dtype: Optional[str] = typer.Option(
+        None, help="f32, bf16 (default) or f16; q8_0 for gguf and ollama.", show_default=False
+    ),
+    quantize: Optional[str] = typer.Option(None, help="For hf: nf4, int8 or torchao_int8.", show_default=False),
     max_shard_size: str = typer.Option("5GB", help="Largest weight file."),
+    tokenizer_pre: Optional[str] = typer.Option(
+        None, help="For gguf: llama.cpp's name of the rule that splits text, if it is not found.", show_default=False
+    ),
+    verify_with: Optional[str] = typer.Option(
+        None, help="For gguf: a Python that has llama-cpp-python; default $STEEP_LLAMA_CPP_PYTHON.", show_default=False
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an export that is there."),
     no_code: bool = NO_CODE,
 ) -> None:
@@ -29,7 +42,10 @@ def command(
         to=to,
         out=out,
         dtype=dtype,
+        quantize=quantize,
         max_shard_size=max_shard_size,
+        tokenizer_pre=tokenizer_pre,
+        verify_with=verify_with,
         overwrite=overwrite,
         allow_code=not no_code,
     )

@@ -122,6 +122,7 @@ def load_subject(
     from steep.checkpoint.load import verified_reference
     from steep.models.forward import prepare_forward
     from steep.models.load import describe_model, load_model
+    from steep.models.load_quantized import load_quantized, quantization_of
     from steep.runtime.device import autocast, available_cores, choose_device, choose_precision, parameter_dtype
     from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer
 
@@ -137,7 +138,13 @@ def load_subject(
         for message in messages:
             say(message)
         config = origin.model.model_copy(update={"pretrained": folder})
-        model = load_model(config, dtype=parameter_dtype(how), device=where)
+        if (quantization := quantization_of(folder)) is not None:
+            say(
+                f"{folder} is quantized ({quantization.get('quant_method')}): it is used as it is, and cannot be trained"
+            )
+            model = load_quantized(folder, where)
+        else:
+            model = load_model(config, dtype=parameter_dtype(how), device=where)
         own = origin.tokenizer.pretrained in (None, origin.model.pretrained)
         tokenizer_folder = folder if own else str(origin.tokenizer.pretrained)
     model.eval()

@@ -1,30 +1,90 @@
-"""Export for transformers (and what reads its folders, such as vLLM): safetensors, config, tokenizer, generation_config, card."""
+"""Export for transformers (and what reads its folders, such as vLLM): safetensors, config, tokenizer, generation_config, card.
+
+With `--quantize` the linear layers are written in 4 or 8 bits; see `quantized.py`.
+"""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from steep.core.errors import ModelError
 from steep.core.files import write_text
-from steep.evaluate.generate import end_of_text_ids
+from steep.export.form import ExportJob, refuse
+from steep.export.ids import check_ids, with_strings
+from steep.export.parity import Answers, Bounds, Parity, answer, check, compare
+from steep.export.verify import ask_transformers
 
-if TYPE_CHECKING:
-    from steep.evaluate.subject import Subject
+SAME_KERNELS = "same weights, same kernels: only the order of sums may differ"
+DTYPES = {
+    "float32": Bounds(1e-4, 1e-6, 1e-5, SAME_KERNELS),
+    "bfloat16": Bounds(1e-2, 2e-2, 2e-2, SAME_KERNELS + "; bf16 keeps 8 bits of every number"),
+    "float16": Bounds(2e-3, 2e-3, 2e-3, SAME_KERNELS + "; fp16 keeps 11 bits of every number"),
+}
+"""Logits against the trained model in the same dtype: a few units of the last place (2**-23, 2**-8, 2**-11) over some tens of
+layers. KL and loss against fp32: what rounding every weight and activation costs, some ten times what is usual."""
+DEFAULT_DTYPE = "bfloat16"
+ENDINGS = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
 
 
-def write(subject: Subject, model: Any, folder: Path, max_shard_size: int | str, card: str) -> None:
-    """Write `model`, which is the subject's in the dtype of the export, into `folder`."""
-    from steep.models.load import quiet_transformers
+def check_job(job: ExportJob) -> None:
+    """Raises ConfigError, MissingExtraError for what this form cannot do."""
+    refuse(job.options, "hf", tokenizer_pre="--to gguf", verify_with="--to gguf")
+    if job.options.quantize is not None:
+        from steep.export.quantized import check_method
 
-    eos_ids = sorted(end_of_text_ids(model, subject.tokenizer.eos_id))
+        check_method(job.options.quantize, job.dtype)
+
+
+def write(job: ExportJob, folder: Path) -> Answers:
+    """Write the model in the job's dtype, or quantized. Returns the answers that the folder must repeat."""
+    from steep.models.load import cast_weights
+
+    _prepare_configurations(job)
+    if job.options.quantize is not None:
+        from steep.export.quantized import write_quantized
+
+        expected = write_quantized(job, folder)
+    else:
+        import torch
+
+        model = cast_weights(job.model, getattr(torch, job.dtype))
+        expected = answer(model, job.questions, "trained")
+        _save(model, folder, job.options.max_shard_size)
+    job.subject.hf_tokenizer.save_pretrained(folder)
+    write_text(folder / "README.md", job.card)
+    return expected
+
+
+def verify(job: ExportJob, folder: Path, expected: Answers) -> list[Parity]:
+    """What transformers makes of the folder in a new process. Raises ModelError with the numbers if it is another model."""
+    from steep.export.quantized import BOUNDS
+
+    bounds = DTYPES[job.dtype] if job.options.quantize is None else BOUNDS[job.options.quantize]
+    questions = with_strings(job, normal_only=False)
+    found = ask_transformers("hf", folder, questions)
+    parity = compare(job.trained, expected, found, job.questions.texts)
+    check(parity, expected, bounds, found.greedy, f"the export {folder}")
+    check_ids(job, [found], questions)
+    return [parity]
+
+
+def _prepare_configurations(job: ExportJob) -> None:
+    model: Any = job.model
+    eos_ids = sorted(job.eos_ids())
     generation = copy.deepcopy(model.generation_config)
     if eos_ids:
         generation.eos_token_id = eos_ids[0] if len(eos_ids) == 1 else eos_ids
     generation.use_cache = True
     model.generation_config = generation
     model.config.use_cache = True  # off in training, but whoever serves the model wants it
+
+
+def _save(model: Any, folder: Path, max_shard_size: int | str) -> None:
+    from steep.models.load import quiet_transformers
+
+    if not hasattr(model, "save_pretrained"):
+        raise ModelError(f"{type(model).__name__} is no transformers model, so there is no hf form of it")
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-    subject.hf_tokenizer.save_pretrained(folder)
-    write_text(folder / "README.md", card)

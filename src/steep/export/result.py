@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steep.core.units import format_bytes
+from steep.export.parity import Parity
 
 
 @dataclass(frozen=True)
@@ -15,15 +16,24 @@ class ExportResult:
     path: Path
     dtype: str
     size_bytes: int
-    verified_with: str
-    """Program and version that loaded it in a process of its own."""
-    largest_logit_difference: float
-    """Between the trained model in this dtype here and the exported one there, over the verification text."""
-    loss_change: float
-    """Nats per token of the exported model minus those of the trained model in fp32, over the verification text."""
+    parities: list[Parity]
+    """One per program that read it in a process of its own; the last is the one that will serve it, as far as it was there."""
+
+    @property
+    def verified_with(self) -> str:
+        """Program and version that loaded it in a process of its own."""
+        return self.parities[-1].program
+
+    @property
+    def largest_logit_difference(self) -> float:
+        """Between the trained model in this dtype here and the exported one there, over the verification texts."""
+        return self.parities[-1].largest_logit_difference
+
+    @property
+    def loss_change(self) -> float:
+        """Nats per token of the exported model minus those of the trained model in fp32, over the verification texts."""
+        return self.parities[-1].loss_change
 
     def __str__(self) -> str:
-        return (
-            f"{self.path}: {self.dtype}, {format_bytes(self.size_bytes)}. Verified with {self.verified_with}: logits differ by "
-            f"at most {self.largest_logit_difference:.2g}, loss by {self.loss_change:+.2g} nats/token from fp32."
-        )
+        lines = [f"{self.path}: {self.dtype}, {format_bytes(self.size_bytes)}. Verified:"]
+        return "\n".join([*lines, *(f"  {parity}" for parity in self.parities)])

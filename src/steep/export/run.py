@@ -5,26 +5,41 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
 from steep.core.plugins import load_plugin
-from steep.evaluate.subject import Subject, load_subject, origin_of
+from steep.evaluate.held_out_ids import held_out_ids
+from steep.evaluate.subject import Say, Subject, load_subject, origin_of, tell
+from steep.export.form import ExportJob, Options, dtype_name
 from steep.export.model_card import model_card
+from steep.export.parity import GREEDY_TOKENS, Questions, answer
 from steep.export.result import ExportResult
-from steep.export.verify import TOLERANCE, nats_per_token, verify_export
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
+NOT_FORMS = (
+    "form", "gguf_model", "gguf_tokenizer", "ids", "llama_cpp_process", "model_card", "modelfile", "parity", "quantized",
+    "result", "run", "verify",
+)  # fmt: skip
+VERIFICATION_TEXT = """\
+In the beginning of every verification there is a text that both programs read. It has words, numbers such as 3.14159 and 2,048, \
+code like `for i in range(10): print(i)`, a little français, and a question: is it the same model?
 
-NOT_FORMS = ("model_card", "result", "run", "verify")
-VERIFICATION_TEXT = (
-    "In the beginning of every verification there is a text that both programs read. It has words, numbers such as "
-    "3.14159 and 2,048, code like `for i in range(10): print(i)`, a little français, and a question: is it the same model?"
-)
+A model that was written down wrongly seldom falls silent. It goes on speaking, a little worse than before, and whoever serves it
+learns of that weeks later. So the two are made to read the same page: at every place of it each says how likely it holds every
+token that could come next, and the two lists are laid side by side. Where rows of a matrix were exchanged, where a one was
+added to the weights of a norm or was not, where positions are counted otherwise, the lists part early, and they do so on
+any page whatever, on this one too.
+
+    def same(one, other, tolerance=1e-4):
+        return max(abs(a - b) for a, b in zip(one, other)) <= tolerance
+
+Then each continues a sentence, thirty-two tokens long, always by the likeliest one. On 14 March 1879, at 11:30, nobody had \
+asked for such a thing yet; today it costs about a minute.
+"""
+MOST_TOKENS = 384
+"""Per verification text. Logits of both programs are held in memory: tokens x vocabulary x 4 bytes each."""
+PROMPT_TOKENS = 12
 
 
 def export_model(
@@ -32,89 +47,103 @@ def export_model(
     *,
     to: str = "hf",
     out: str | os.PathLike[str] | None = None,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
+    quantize: str | None = None,
     max_shard_size: int | str = "5GB",
+    tokenizer_pre: str | None = None,
+    verify_with: str | None = None,
     overwrite: bool = False,
     allow_code: bool = True,
+    say: Say = tell,
 ) -> ExportResult:
     """Export `reference`. See `steep.export`."""
-    from steep.models.load import cast_weights
-
-    form: Any = load_plugin("steep.export", to, NOT_FORMS)
-    if dtype not in TOLERANCE:
-        raise ConfigError(f"--dtype {dtype}: use one of {', '.join(TOLERANCE)}")
-    subject = load_subject(origin_of(reference), device="cpu", precision="fp32", allow_code=allow_code)
-    if not hasattr(subject.model, "save_pretrained") or not hasattr(subject.model, "generation_config"):
-        raise ModelError(
-            f"{reference}: {type(subject.model).__name__} is no transformers model, so there is no hf form of it"
-        )
-    folder = Path(out) if out is not None else _default_folder(subject, to)
-    check_replaceable(folder, overwrite)
-    input_ids = verification_ids(subject)
-    trained_loss = nats_per_token(logits_of(subject.model, input_ids), input_ids)
-    model = cast_weights(subject.model, _torch_dtype(dtype))
-    expected_TV = logits_of(model, input_ids)
+    options = Options(dtype, quantize, max_shard_size, tokenizer_pre, verify_with)
+    form, job = make_job(reference, to, options, allow_code=allow_code, say=say)
+    folder = Path(out) if out is not None else _default_folder(job.subject, to, quantize)
+    check_replaceable(folder, overwrite, form.ENDINGS)
+    ask_trained(job)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(folder)
     for leftover in folder.parent.glob(f"{TEMPORARY_PREFIX}*-{folder.name}"):  # of exports that were killed or refused
         shutil.rmtree(leftover)
-    form.write(subject, model, temporary, max_shard_size, model_card(reference, subject.run, dtype))
-    found = verify_export(temporary, input_ids, expected_TV, dtype)
+    temporary = temporary_path(folder)
+    expected = form.write(job, temporary)
+    parities = form.verify(job, temporary, expected)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(temporary, folder)
     sync_directory(folder.parent)
     return ExportResult(
         path=folder,
-        dtype=dtype,
+        dtype=quantize or job.dtype,
         size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        verified_with=found.program,
-        largest_logit_difference=found.largest_logit_difference,
-        loss_change=found.nats_per_token - trained_loss,
+        parities=parities,
     )
 
 
-def check_replaceable(folder: Path, overwrite: bool) -> None:
+def make_job(
+    reference: str, to: str, options: Options, *, allow_code: bool = True, say: Say = tell
+) -> tuple[Any, ExportJob]:
+    """The form and what it is to export, with everything checked that can be before work. Raises ConfigError, ModelError."""
+    form: Any = load_plugin("steep.export", to, NOT_FORMS)
+    dtype = dtype_name(options.dtype, form, to)
+    subject = load_subject(origin_of(reference), device="cpu", precision="fp32", allow_code=allow_code, say=say)
+    if not hasattr(subject.model, "save_pretrained") or not hasattr(subject.model, "generation_config"):
+        raise ModelError(
+            f"{reference}: {type(subject.model).__name__} is no transformers model, so there is no {to} form of it"
+        )
+    if getattr(subject.model.config, "quantization_config", None) is not None:
+        raise ModelError(f"{reference} is quantized already; export the model that it was made from")
+    card = model_card(reference, subject.run, options.quantize or dtype)
+    job = ExportJob(subject, options, dtype, _model_name(subject), card, say)
+    form.check_job(job)
+    return form, job
+
+
+def ask_trained(job: ExportJob) -> None:
+    """Let the model in fp32 answer, before anything is rounded."""
+    job.questions = questions_for(job.subject, job.say)
+    job.trained = answer(job.model, job.questions, "trained")
+
+
+def check_replaceable(folder: Path, overwrite: bool, endings: set[str]) -> None:
     """Raises ConfigError unless `folder` is free, or an earlier export that may be replaced."""
+    if folder.suffix == ".gguf":
+        raise ConfigError(f"--out {folder}: give a folder; the .gguf file is made in it")
     if not folder.exists():
         return
     if not overwrite:
         raise ConfigError(f"{folder} already exists; choose another --out, or give --overwrite")
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file()):
+    holds_model = (folder / "config.json").is_file() or any(folder.glob("*.gguf"))
+    if not folder.is_dir() or (any(folder.iterdir()) and not holds_model):
         raise ConfigError(f"{folder} is no exported model, so it is not overwritten; choose another --out")
-    kinds = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
-    others = [path.name for path in folder.iterdir() if path.is_dir() or path.suffix not in kinds]
+    others = [
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() or (path.suffix not in endings and path.name not in endings)
+    ]
     if others:
         raise ConfigError(
             f"{folder} holds more than an export ({others[0]}), so it is not overwritten; choose another --out"
         )
 
 
-def _default_folder(subject: Subject, to: str) -> Path:
+def _default_folder(subject: Subject, to: str, quantize: str | None) -> Path:
     if subject.run is None:
         raise ConfigError(f"{subject.reference} is in no run directory; say where the export goes with --out")
-    return subject.run / "export" / to
+    return subject.run / "export" / (to if quantize is None else f"{to}-{quantize}")
 
 
-def verification_ids(subject: Subject) -> list[int]:
-    """The ids of the verification text, as many as the model has room for."""
+def _model_name(subject: Subject) -> str:
+    path = subject.run or Path(subject.reference)
+    return path.resolve().name.removesuffix(".gguf") or "model"
+
+
+def questions_for(subject: Subject, say: Say = tell) -> Questions:
+    """What is asked of both programs: the verification text, the run's held-out texts, and a sentence to continue."""
     room = getattr(subject.model.config, "max_position_embeddings", None) or 2048
-    return subject.tokenizer.encode(VERIFICATION_TEXT)[:room]
-
-
-def logits_of(model: torch.nn.Module, input_ids: list[int]) -> NDArray[np.float32]:
-    """(tokens, vocabulary) fp32: the model's own logits."""
-    import torch
-
-    with torch.no_grad():
-        logits_TV: NDArray[np.float32] = (
-            model(input_ids=torch.tensor([input_ids]), use_cache=False).logits[0].float().numpy()
-        )
-        return logits_TV
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    import torch
-
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    most = min(MOST_TOKENS, room)
+    start = [subject.tokenizer.bos_id] if subject.tokenizer.prepend_bos and subject.tokenizer.bos_id is not None else []
+    ids = start + subject.tokenizer.encode(VERIFICATION_TEXT)
+    texts = {"verification text": ids[:most], **held_out_ids(subject, most, say)}
+    prompt = ids[: min(PROMPT_TOKENS, room // 2)]
+    return Questions(texts, prompt, min(GREEDY_TOKENS, room - len(prompt)))

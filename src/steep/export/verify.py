@@ -1,7 +1,8 @@
-"""Load an export in a new process with the program that will use it, and compare.
+"""Ask an exported model in a new process, with the program that will use it. In: files, questions. Out: its answers.
 
-`python -m steep.export.verify FOLDER` runs there: it loads the folder with transformers alone, reads token ids as JSON from
-standard input and writes logits to a .npy file. `verify_export` runs here and compares.
+`python -m steep.export.verify KIND RESULT.npz` runs there with transformers alone: KIND is `hf` (a folder), `adapter` (peft's,
+loaded with peft) or `gguf` (a file, read by transformers' own reader, independent of ours, which writes). llama.cpp runs in
+`llama_cpp_process.py`, in any interpreter.
 """
 
 from __future__ import annotations
@@ -10,78 +11,119 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from steep.core.errors import ModelError
+from steep.export.parity import Answers, Questions
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 2e-3}
-"""Largest difference of logits, as a share of their standard deviation. Same weights, same kernels: only the order of sums
-may differ, which costs a few units of the last place of the dtype (2**-23, 2**-8, 2**-11) over some tens of layers."""
+LLAMA_CPP_PROCESS = Path(__file__).with_name("llama_cpp_process.py")
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What the other process found."""
-
-    program: str
-    largest_logit_difference: float
-    nats_per_token: float
+def ask_transformers(kind: str, path: Path, questions: Questions) -> Answers:
+    """What transformers makes of an exported folder (`hf`) or .gguf file (`gguf`) in a process of its own. Raises ModelError."""
+    return _ask([sys.executable, "-m", "steep.export.verify", kind], path, questions)
 
 
-def nats_per_token(logits_TV: NDArray[np.float32], input_ids: list[int]) -> float:
-    """Mean loss of the tokens after the first. logits_TV: (tokens, vocabulary) fp32."""
-    logits = logits_TV[:-1].astype(np.float64)
-    logits -= logits.max(axis=-1, keepdims=True)
-    picked = logits[np.arange(len(logits)), input_ids[1:]]
-    return float((np.log(np.exp(logits).sum(axis=-1)) - picked).mean())
+def ask_llama_cpp(python: str, path: Path, questions: Questions) -> Answers:
+    """What llama.cpp makes of a .gguf file. python: an interpreter that has llama-cpp-python. Raises ModelError."""
+    return _ask([python, str(LLAMA_CPP_PROCESS)], path, questions)
 
 
-def verify_export(folder: Path, input_ids: list[int], expected_TV: NDArray[np.float32], dtype: str) -> Verification:
-    """Compare the exported model's logits with the expected ones. Raises ModelError with the numbers if they differ."""
+def _ask(command: list[str], path: Path, questions: Questions) -> Answers:
+    asked = {**questions.to_mapping(), "path": str(path)}
     with tempfile.TemporaryDirectory() as scratch:
-        result = Path(scratch) / "logits.npy"
-        command = [sys.executable, "-m", "steep.export.verify", str(folder), str(result)]
-        done = subprocess.run(command, input=json.dumps(input_ids), capture_output=True, text=True)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ModelError(f"the export {folder} does not load in a new process: {reason}")
-        logits_TV = np.load(result, allow_pickle=False)
-        program = done.stdout.strip().splitlines()[-1]
-    if logits_TV.shape != expected_TV.shape:
-        raise ModelError(
-            f"the export {folder} gives logits of shape {logits_TV.shape}, the trained model {expected_TV.shape}"
-        )
-    difference = float(np.abs(logits_TV - expected_TV).max())
-    allowed = TOLERANCE[dtype] * float(expected_TV.std())
-    if not difference <= allowed:
-        raise ModelError(
-            f"the export {folder} is not the trained model: its logits differ by up to {difference:.3g}, and {dtype} allows "
-            f"{allowed:.3g}. The folder is kept until the next export; do not serve it."
-        )
-    return Verification(program, difference, nats_per_token(logits_TV, input_ids))
+        result = Path(scratch) / "answers.npz"
+        done = subprocess.run([*command, str(result)], input=json.dumps(asked), capture_output=True, text=True)
+        if done.returncode != 0 or not result.is_file():
+            reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise ModelError(f"the export {path} does not load in a new process ({Path(command[0]).name}): {reason}")
+        with np.load(result, allow_pickle=False) as arrays:
+            return _answers(done.stdout.strip().splitlines()[-1], {name: arrays[name] for name in arrays.files})
 
 
-def _logits_of_folder(folder: str, result: str) -> None:
+def _answers(program: str, arrays: dict[str, Any]) -> Answers:
+    def named(prefix: str) -> dict[str, Any]:
+        return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+    ids = {name: array.tolist() for name, array in named("ids:").items()}
+    return Answers(program, named("text:"), arrays["greedy"].tolist(), ids=ids)
+
+
+def _main(kind: str, result: str) -> None:
     """The other process: transformers alone."""
-    import torch
     import transformers
 
-    input_ids = json.load(sys.stdin)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
-    transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    from steep.export.parity import answer
+
+    asked = json.load(sys.stdin)
+    path = Path(asked.pop("path"))
+    questions = Questions(**asked)
+    model, tokenizer = {"hf": _load_folder, "gguf": _load_gguf, "adapter": _load_adapter}[kind](path)
     model.eval()
-    with torch.no_grad():
-        logits_TV = model(input_ids=torch.tensor([input_ids]), use_cache=False).logits[0].float().numpy()
-    np.save(result, logits_TV, allow_pickle=False)
-    print(f"transformers {transformers.__version__}")
+    found = answer(model, questions)
+    arrays: dict[str, Any] = {f"text:{name}": logits for name, logits in found.logits.items()}
+    arrays["greedy"] = np.array(found.greedy, dtype=np.int64)
+    for name, text in questions.strings.items():
+        arrays[f"ids:{name}"] = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    np.savez(result, **arrays)
+    reader = " (its reader of .gguf files)" if kind == "gguf" else ""
+    if kind == "adapter":
+        import peft
+
+        reader = f" with peft {peft.__version__}"
+    print(f"transformers {transformers.__version__}{reader}")
+
+
+def _load_folder(path: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
+    return model, AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def _load_adapter(path: Path) -> tuple[Any, Any]:
+    """The base as steep loads it (a .gguf base is none that peft finds), under peft's own loading of the adapter."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    from steep.models.load import load_adapter_base
+
+    base: Any = load_adapter_base(path, torch.float32)
+    return PeftModel.from_pretrained(base, str(path)), AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def _load_gguf(path: Path) -> tuple[Any, Any]:
+    """The file's tensors, dequantized to fp32, in the model whose configuration the file carries; and its tokenizer.
+
+    What transformers itself reads of llama.cpp's keys must agree with that configuration, or llama.cpp would build another model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from steep.models.load import read_gguf_config
+    from steep.tokenizer.load import load_hf_tokenizer
+
+    config = read_gguf_config(path)
+    derived = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+    _compare_configurations(config, derived)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(path.parent), gguf_file=path.name, config=config, dtype=torch.float32
+    )
+    return model, load_hf_tokenizer(str(path))
+
+
+def _compare_configurations(written: Any, derived: Any) -> None:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+             "rms_norm_eps", "layer_norm_epsilon", "tie_word_embeddings")  # fmt: skip
+    for name in names:
+        one, other = getattr(written, name, None), getattr(derived, name, None)
+        if one is not None and other is not None and not np.isclose(float(one), float(other), rtol=1e-6):
+            raise ModelError(f"the file says {name} {other!r} to llama.cpp, and the model has {one!r}")
 
 
 if __name__ == "__main__":
-    _logits_of_folder(sys.argv[1], sys.argv[2])
+    _main(sys.argv[1], sys.argv[2])

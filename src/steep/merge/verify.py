@@ -14,23 +14,28 @@ if TYPE_CHECKING:
 
 def verify_folder(folder: Path, tensors: Mapping[str, Tensor], architecture: Path) -> float:
     """The largest difference of logits. `architecture`: a folder whose model takes these tensors. Raises ModelError."""
-    from steep.export.run import logits_of
-    from steep.export.verify import TOLERANCE, verify_export
+    from steep.export.hf import DTYPES
+    from steep.export.parity import Questions, answer, check, compare
+    from steep.export.verify import ask_transformers
     from steep.models.config import ModelConfig
     from steep.models.load import cast_weights, describe_model, is_tied, load_model, max_positions
 
     model = load_model(ModelConfig(pretrained=str(architecture)))
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ModelError(f"weights in {name} cannot be verified; use a model in one of {', '.join(DTYPES)}")
     cast_weights(model, dtype)
     missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
-    missing = [name for name in missing if not (is_tied(model) and name.endswith(("lm_head.weight", "wte.weight")))]
+    missing = [key for key in missing if not (is_tied(model) and key.endswith(("lm_head.weight", "wte.weight")))]
     if missing or unexpected:
         raise ModelError(f"{architecture} is another architecture: {[*missing, *unexpected][0]} does not fit")
     model.eval()
     vocabulary = describe_model(model)["vocab_size"]
     input_ids = [7 * i % vocabulary for i in range(min(64, max_positions(model) or 64))]
-    expected_TV = logits_of(model, input_ids)
-    name = str(dtype).removeprefix("torch.")
-    if name not in TOLERANCE:
-        raise ModelError(f"weights in {name} cannot be verified; use a model in one of {', '.join(TOLERANCE)}")
-    return verify_export(folder, input_ids, expected_TV, name).largest_logit_difference
+    questions = Questions({"some ids": input_ids}, input_ids[:1], 1)
+    expected = answer(model, questions, "combined")
+    found = ask_transformers("hf", folder, questions)
+    parity = compare(expected, expected, found, questions.texts)
+    check(parity, expected, DTYPES[name], found.greedy, f"{folder}")
+    return parity.largest_logit_difference

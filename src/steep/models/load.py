@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from steep.core.errors import ConfigError, MissingExtraError, ModelError
+from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field
 from steep.core.section import Target
 from steep.models.adapters import ADAPTER_CONFIG, base_config_of, base_reference, load_adapter
 from steep.models.config import ModelConfig, RopeConfig
@@ -29,8 +30,8 @@ from steep.models.flops import parameter_numbers
 from steep.models.quantize import quantize
 from steep.models.rope import extend_rope, take_rope
 
-HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset")
-"""Underscore keys that transformers itself used to write into config.json; they are dropped."""
+HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_sliding_window_pattern")
+"""Underscore keys that transformers itself writes or wrote into config.json; they are dropped (layer_types says the last)."""
 
 REQUIRED_SIZES = ("model_type", "vocab_size")
 """Keys that a configuration mapping must give: a default vocabulary would fit no tokenizer of the user's."""
@@ -194,6 +195,9 @@ def read_gguf_config(path: Path) -> Any:
 def _read_gguf_config(path: Path, mtime_ns: int, size: int) -> Any:
     from transformers import AutoConfig
 
+    own = read_string_field(path, CONFIG_FIELD)  # a file that steep exported
+    if own is not None:
+        return make_config(json.loads(own), path.name)
     return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
 
 
@@ -241,10 +245,13 @@ def make_config(content: dict[str, Any], source: str) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    _refuse_code(content, source)
     if content.get("quantization_config"):
         method = content["quantization_config"].get("quant_method", "unknown")
-        raise ModelError(f"{source} is quantized ({method}); training needs its unquantized weights")
+        raise ModelError(
+            f"{source} is quantized ({method}); training needs its unquantized weights, which "
+            "model.quantize then quantizes itself"
+        )
+    _refuse_code(content, source)
     model_type = content.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError(f"{source}: its configuration has no model_type")

@@ -1,0 +1,46 @@
+"""The first tokens of a run's held-out texts, where they are still at hand: something to compare two programs on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from steep.core.errors import DataError, SteepError
+from steep.evaluate.subject import Say, Subject, config_of_run, tell
+
+if TYPE_CHECKING:
+    from steep.evaluate.held_out import HeldOutText
+
+
+def held_out_ids(subject: Subject, most_tokens: int, say: Say = tell) -> dict[str, list[int]]:
+    """Per held-out text of the subject's run the beginning of its first document that has two tokens or more.
+
+    Empty for a model that is in no run. Where the run's stores are gone nothing is prepared anew; `say` is told.
+    """
+    if subject.run is None:
+        return {}
+    from steep.train.data import open_run_data
+
+    try:
+        texts = open_run_data(config_of_run(subject.run), subject.tokenizer, _refuse_to_prepare).held_out_texts
+    except SteepError as error:
+        say(f"the run's held-out texts are not compared: {error}")
+        return {}
+    found = {text.name: _beginning(text, most_tokens) for text in texts}
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def _refuse_to_prepare(done_bytes: int, total_bytes: int, tokens: int) -> None:
+    raise DataError("they would have to be prepared again")
+
+
+def _beginning(text: HeldOutText, most_tokens: int) -> list[int]:
+    for store, documents in text.parts:
+        for document in documents.tolist():
+            count = min(int(store.document_lengths[document]), most_tokens)
+            if count >= 2:
+                out = np.empty(count, dtype=np.int64)
+                store.read(document, 0, count, out)
+                return [int(number) for number in out]
+    return []

@@ -1,0 +1,58 @@
+"""Export of an adapter alone, in peft's layout: adapter_config.json, adapter_model.safetensors, tokenizer, card.
+
+What is compared is the adapter on its base in fp32: the trained model (the adapter added to the weights) against peft's own
+computation beside them in a new process. Weakness: whoever loads it needs the base that adapter_config.json names.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from steep.core.errors import ModelError
+from steep.core.files import write_text
+from steep.export.form import ExportJob, refuse
+from steep.export.parity import Answers, Bounds, Parity, check, compare
+from steep.export.verify import ask_transformers
+
+DTYPES = {
+    "float32": Bounds(
+        1e-3, 1e-6, 1e-5, "the same numbers; an adapter beside a weight and in it differ in the order of sums"
+    )
+}
+DEFAULT_DTYPE = "float32"
+ENDINGS = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
+
+
+def adapter_folder(job: ExportJob) -> Path:
+    """Where the trained adapter lies. Raises ModelError for a model without one."""
+    from steep.checkpoint.load import verified_reference
+    from steep.models.adapters import ADAPTER_CONFIG
+
+    folder = Path(verified_reference(job.subject.reference)[0])
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{job.subject.reference} holds no adapter: the whole model was trained. Export it with --to hf"
+        )
+    return folder
+
+
+def check_job(job: ExportJob) -> None:
+    """Raises ConfigError, ModelError for what this form cannot do."""
+    refuse(job.options, "adapter", quantize="--to hf", tokenizer_pre="--to gguf", verify_with="--to gguf")
+    adapter_folder(job)
+
+
+def write(job: ExportJob, folder: Path) -> Answers:
+    """Write the files as they were trained. Returns the trained model's answers."""
+    shutil.copytree(adapter_folder(job), folder)
+    write_text(folder / "README.md", job.card)
+    return job.trained
+
+
+def verify(job: ExportJob, folder: Path, expected: Answers) -> list[Parity]:
+    """What peft makes of the folder in a new process. Raises ModelError with the numbers if it is another model."""
+    found = ask_transformers("adapter", folder, job.questions)
+    parity = compare(job.trained, expected, found, job.questions.texts)
+    check(parity, expected, DTYPES[job.dtype], found.greedy, f"the export {folder}")
+    return [parity]

@@ -1,0 +1,191 @@
+"""Export for llama.cpp and what is built on it: one .gguf file with weights, sizes and tokenizer.
+
+Tensors are written one at a time; each is rounded, written, and put back into the model as the file holds it, so that the model
+in memory becomes the reference for what was written. The file is read back twice: by transformers' reader of .gguf files, which
+dequantizes it and must give the same logits almost exactly, and by llama.cpp, whose own rounding of activations is allowed for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steep.core.errors import ConfigError, MissingExtraError, ModelError
+from steep.core.files import write_text
+from steep.export.form import ExportJob, refuse
+from steep.export.gguf_model import Tensor, config_mapping, family_of, tensors_of, write_keys
+from steep.export.gguf_tokenizer import describe_tokenizer, write_tokenizer
+from steep.export.ids import check_ids, with_strings
+from steep.export.parity import Answers, Bounds, Parity, answer, check, compare
+from steep.export.verify import ask_llama_cpp, ask_transformers
+
+DTYPES = {
+    "float32": Bounds(1e-2, 1e-4, 1e-3, "llama.cpp tabulates or approximates some functions, in fp16 for gelu"),
+    "float16": Bounds(3e-2, 1e-3, 5e-3, "llama.cpp rounds the activations to fp16 too"),
+    "bfloat16": Bounds(1e-1, 2e-2, 2e-2, "llama.cpp rounds the activations to bf16 too, 8 bits of every number"),
+    "q8_0": Bounds(
+        5e-1, 1e-2, 2e-2, "8 bits per weight, with a scale per 32, and llama.cpp rounds the activations likewise"
+    ),
+}
+"""What llama.cpp may differ by. Measured on SmolLM2-135M and on tiny random models of every family, times some three to ten."""
+
+READER_BOUNDS = {
+    "float32": Bounds(1e-4, 1e-6, 1e-5, "the same numbers in the same kernels"),
+    "float16": Bounds(1e-4, 1e-3, 5e-3, "the same numbers in the same kernels"),
+    "bfloat16": Bounds(1e-4, 2e-2, 2e-2, "the same numbers in the same kernels"),
+    "q8_0": Bounds(1e-4, 2e-2, 3e-2, "the same numbers, dequantized, in the same kernels"),
+}
+"""What transformers' reading of the file may differ by, in fp32: nothing but the order of sums."""
+
+DEFAULT_DTYPE = "bfloat16"
+ENDINGS = {".gguf", ".md"}
+PYTHON_VARIABLE = "STEEP_LLAMA_CPP_PYTHON"
+"""Environment variable that names an interpreter with llama-cpp-python, as --verify-with does."""
+BLOCK = 32
+"""Numbers that share a scale in q8_0; a tensor whose rows are no multiple of it is written in fp16."""
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+def check_job(job: ExportJob) -> None:
+    """Raises ConfigError, ModelError, MissingExtraError for what this form cannot do, before any work."""
+    refuse(job.options, "gguf", quantize="--to hf (for gguf, --dtype q8_0 quantizes)")
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf", "writing a .gguf file")
+    family_of(job.model.config)
+    found = describe_tokenizer(job.subject.hf_tokenizer, job.model.config.vocab_size, job.options.tokenizer_pre)
+    for remark in found.remarks:
+        job.say(remark)
+    llama_cpp_python(job.options.verify_with)
+
+
+def llama_cpp_python(given: str | None) -> str | None:
+    """The interpreter that has llama.cpp: the one given, that of STEEP_LLAMA_CPP_PYTHON, or this one; None if there is none.
+
+    Raises ConfigError if the one that is named does not exist.
+    """
+    named = given or os.environ.get(PYTHON_VARIABLE)
+    if named:
+        found = shutil.which(named)
+        if found is None:
+            raise ConfigError(f"{named} (--verify-with, {PYTHON_VARIABLE}): there is no such program; needed is a Python "
+                              "interpreter that has llama-cpp-python")  # fmt: skip
+        return found
+    return sys.executable if importlib.util.find_spec("llama_cpp") is not None else None
+
+
+def write(job: ExportJob, folder: Path) -> Answers:
+    """Write the file. Returns the answers of the model with every weight as the file holds it, computed in fp32."""
+    folder.mkdir(parents=True)
+    write_gguf(job, folder / f"{job.name}-{job.dtype}.gguf")
+    write_text(folder / "README.md", job.card)
+    return answer(job.model, job.questions, "trained")
+
+
+def write_gguf(job: ExportJob, path: Path) -> None:
+    """The file itself; `job.model` then holds the rounded weights."""
+    from gguf import GGUFWriter
+
+    model, hf_tokenizer = job.model, job.subject.hf_tokenizer
+    family = family_of(model.config)
+    writer = GGUFWriter(path, family.architecture)
+    eos_ids = job.eos_ids()
+    write_keys(writer, model.config, family, job.name, job.dtype, config_mapping(model.config, eos_ids))
+    found = describe_tokenizer(hf_tokenizer, model.config.vocab_size, job.options.tokenizer_pre)
+    write_tokenizer(writer, found, hf_tokenizer, eos_ids, job.subject.tokenizer.prepend_bos)
+    tensors = tensors_of(model, family)
+    kinds = [_kind(tensor, job.dtype) for tensor in tensors]
+    odd = [
+        tensor.name for tensor, kind in zip(tensors, kinds, strict=True) if job.dtype == "q8_0" and kind == "float16"
+    ]
+    if odd:
+        job.say(
+            f"{len(odd)} tensors are written in fp16 and not q8_0: their rows are no multiple of {BLOCK} ({odd[0]}, ...)"
+        )
+    for tensor, kind in zip(tensors, kinds, strict=True):
+        _announce(writer, tensor, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor, kind in zip(tensors, kinds, strict=True):
+        packed = pack(tensor.read(), kind, tensor.name)
+        writer.write_tensor_data(packed)
+        tensor.write_back(unpack(packed, kind))
+    writer.close()
+
+
+def _kind(tensor: Tensor, dtype: str) -> str:
+    if tensor.keeps_fp32:
+        return "float32"
+    return "float16" if dtype == "q8_0" and tensor.shape[-1] % BLOCK else dtype
+
+
+def _ggml_type(kind: str) -> Any:
+    from gguf import GGMLQuantizationType
+
+    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+    return GGMLQuantizationType[names[kind]]
+
+
+def _announce(writer: Any, tensor: Tensor, kind: str) -> None:
+    from gguf.quants import quant_shape_to_byte_shape
+
+    stored, number = (tensor.shape, np.dtype(kind)) if kind in ("float32", "float16") else (
+        quant_shape_to_byte_shape(tensor.shape, _ggml_type(kind)), np.dtype(np.uint8)
+    )  # fmt: skip
+    writer.add_tensor_info(
+        tensor.name, stored, number, int(np.prod(stored)) * number.itemsize, raw_dtype=_ggml_type(kind)
+    )
+
+
+def pack(values: NDArray[np.float32], kind: str, name: str) -> NDArray[Any]:
+    """Numbers as the file holds them. Raises ModelError for one that fp16 cannot hold."""
+    from gguf.quants import quantize
+
+    if kind == "float32":
+        return values
+    if kind == "float16" and float(np.abs(values).max()) > FLOAT16_MAX:
+        raise ModelError(f"{name} holds {np.abs(values).max():.3g}, beyond fp16's {FLOAT16_MAX:.0f}; use --dtype bf16")
+    packed: NDArray[Any] = values.astype(np.float16) if kind == "float16" else quantize(values, _ggml_type(kind))
+    return packed
+
+
+def unpack(packed: NDArray[Any], kind: str) -> NDArray[np.float32]:
+    """The numbers that a program reads there."""
+    from gguf.quants import dequantize
+
+    if kind in ("float32", "float16"):
+        return packed.astype(np.float32)
+    values: NDArray[np.float32] = dequantize(packed, _ggml_type(kind))
+    return values
+
+
+# ---- verification ----
+
+
+def verify(job: ExportJob, folder: Path, expected: Answers) -> list[Parity]:
+    """What transformers' reader and llama.cpp make of the file. Raises ModelError with the numbers if it is another model."""
+    [path] = folder.glob("*.gguf")
+    questions = with_strings(job, normal_only=True)
+    found = [(ask_transformers("gguf", path, questions), READER_BOUNDS[job.dtype])]
+    python = llama_cpp_python(job.options.verify_with)
+    if python is not None:
+        found.append((ask_llama_cpp(python, path, questions), DTYPES[job.dtype]))
+    else:
+        job.say(
+            "llama.cpp was not there, so the file was read by transformers only. To have llama.cpp itself compared: "
+            f"pip install llama-cpp-python (in any environment), and give its interpreter as --verify-with or {PYTHON_VARIABLE}"
+        )
+    verified = []
+    for answers, bounds in found:
+        parity = compare(job.trained, expected, answers, questions.texts)
+        check(parity, expected, bounds, answers.greedy, f"the export {path}")
+        verified.append(parity)
+    check_ids(job, [answers for answers, _ in found], questions)
+    return verified

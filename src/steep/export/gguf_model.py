@@ -1,0 +1,321 @@
+"""A model of transformers as llama.cpp wants it: keys, tensor names and layouts, per family.
+
+Sources: the GGUF specification; llama.cpp's model loaders (which keys and tensors each architecture reads) and what its converter
+does to weights: llama's query and key rows interleaved for its kind of rotation, gemma's norms stored as 1 + weight, GPT-2's
+linear layers transposed. Names come from the gguf package. What llama.cpp would compute otherwise is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steep.core.errors import ModelError
+from steep.core.gguf_metadata import CONFIG_FIELD
+
+FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
+"""general.file_type: llama.cpp's LLAMA_FTYPE of mostly this type."""
+
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one architecture of llama.cpp wants a family's weights."""
+
+    architecture: str
+    interleaves_rotation: bool = False
+    """Query and key rows are paired as (0, 1), (2, 3), ... and not as (0, half), (1, half + 1), ..."""
+    norm_offset: float = 0.0
+    """Added to every norm's weight."""
+    transposes: bool = False
+    """Linear layers lie as (in, out) in transformers (GPT-2's Conv1D)."""
+    activations: tuple[str, ...] = ("silu",)
+    """What llama.cpp computes, under transformers' names."""
+
+
+GEMMA_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")
+FAMILIES = {
+    "llama": Family("llama", interleaves_rotation=True),
+    "mistral": Family("llama", interleaves_rotation=True),
+    "qwen2": Family("qwen2"),
+    "qwen3": Family("qwen3"),
+    "gemma2": Family("gemma2", norm_offset=1.0, activations=GEMMA_ACTIVATIONS),
+    "gemma3_text": Family("gemma3", norm_offset=1.0, activations=GEMMA_ACTIVATIONS),
+    "gpt2": Family("gpt2", transposes=True, activations=("gelu_new", "gelu_pytorch_tanh")),
+}
+"""By transformers' model_type."""
+
+SLIDING_PERIOD = {"gemma2": 2, "gemma3": 6}
+"""Every how many layers attention is over everything, where the file does not say."""
+
+MANY_LAYERS = {"gemma2": 46, "gemma3": 62}
+"""Layers by which llama.cpp knows the 27B models: it scales their attention by hidden size over heads, others' by head size."""
+
+
+def family_of(config: Any) -> Family:
+    """The family of a configuration. Raises ModelError for one without a gguf form here, or that llama.cpp computes otherwise."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ModelError(
+            f"there is no gguf form of {config.model_type} here; there are: {', '.join(FAMILIES)}. "
+            "Export it as hf and convert that folder with llama.cpp's convert_hf_to_gguf.py"
+        )
+    for problem in _problems(config, family):
+        raise ModelError(f"llama.cpp cannot compute this {config.model_type}: {problem}")
+    return family
+
+
+def _problems(config: Any, family: Family) -> Iterator[str]:
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    activation = getattr(config, "activation_function", activation)
+    if activation not in family.activations:
+        yield f"its activation is {activation!r}, and llama.cpp's {family.architecture} has {family.activations[0]!r}"
+    if family.architecture == "llama" and _window(config) is not None and _window(config) < _positions(config):
+        yield f"it slides attention over {_window(config)} tokens, and llama.cpp runs {config.model_type} without a window"
+    if family.architecture in ("qwen2", "qwen3") and getattr(config, "use_sliding_window", False):
+        yield "it slides attention over a window (use_sliding_window)"
+    if family.architecture in MANY_LAYERS and config.query_pre_attn_scalar != _assumed_scalar(config, family):
+        yield (
+            f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, and llama.cpp takes {_assumed_scalar(config, family)}"
+        )
+    if family.architecture == "gpt2" and not getattr(config, "scale_attn_weights", True):
+        yield "scale_attn_weights is off"
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        yield "scale_attn_by_inverse_layer_idx is on"
+    for layer_type, rope in _ropes(config).items():
+        kind = rope.get("rope_type", "default")
+        known = ("default", "linear", "yarn", *(("llama3",) if family.architecture == "llama" else ()))
+        if kind not in known or (kind != "default" and layer_type == "sliding_attention"):
+            yield f"its positions are stretched with {kind!r}, which a gguf file of {family.architecture} cannot say"
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            yield f"it rotates {rope['partial_rotary_factor']} of each head"
+
+
+def _window(config: Any) -> Any:
+    return getattr(config, "sliding_window", None)
+
+
+def _positions(config: Any) -> int:
+    return int(config.max_position_embeddings)
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _assumed_scalar(config: Any, family: Family) -> float:
+    if config.num_hidden_layers == MANY_LAYERS[family.architecture]:
+        return float(config.hidden_size / config.num_attention_heads)
+    return float(_head_size(config))
+
+
+def _ropes(config: Any) -> dict[str, dict[str, Any]]:
+    """Rotation settings by layer type; all layers are `full_attention` where there is one kind. Empty without rotation."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if not parameters:
+        return {}
+    if "full_attention" in parameters:
+        return {name: dict(rope) for name, rope in parameters.items() if isinstance(rope, dict)}
+    return {"full_attention": dict(parameters)}
+
+
+# ---- keys ----
+
+NOT_ABOUT_THE_MODEL = ("dtype", "torch_dtype", "transformers_version", "quantization_config", "architectures")
+
+
+def config_mapping(config: Any, eos_ids: list[int]) -> dict[str, Any]:
+    """transformers' configuration as JSON, for steep and its checks; what llama.cpp knows as llama is one there."""
+    known: Any = config
+    if config.model_type == "mistral":
+        from transformers import LlamaConfig
+
+        own = LlamaConfig().to_dict()
+        known = LlamaConfig(
+            **{key: value for key, value in config.to_dict().items() if key in own and key != "model_type"}
+        )
+    mapping = {**known.to_diff_dict(), "model_type": known.model_type, "use_cache": True}
+    mapping.update({"eos_token_id": eos_ids if len(eos_ids) > 1 else eos_ids[0]} if eos_ids else {})
+    return {key: value for key, value in mapping.items() if key not in NOT_ABOUT_THE_MODEL and not key.startswith("_")}
+
+
+def write_keys(writer: Any, config: Any, family: Family, name: str, dtype: str, config_json: dict[str, Any]) -> None:
+    """Everything but the tokenizer: sizes, positions, attention, and transformers' configuration itself as JSON."""
+    heads = config.num_attention_heads
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_file_type(FILE_TYPES[dtype])
+    writer.add_quantization_version(2)  # GGML_QNT_VERSION
+    writer.add_string(CONFIG_FIELD, json.dumps(config_json, sort_keys=True))
+    writer.add_context_length(_positions(config))
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_feed_forward_length(_feed_forward(config))
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(getattr(config, "num_key_value_heads", None) or heads)
+    if family.architecture == "gpt2":
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        return
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(_head_size(config))
+    writer.add_key_length(_head_size(config))
+    writer.add_value_length(_head_size(config))
+    _write_rope(writer, config)
+    if family.architecture in SLIDING_PERIOD:
+        _write_gemma(writer, config, family)
+
+
+def _feed_forward(config: Any) -> int:
+    size = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    return int(size or 4 * config.hidden_size)
+
+
+def _write_rope(writer: Any, config: Any) -> None:
+    from gguf import RopeScalingType
+
+    ropes = _ropes(config)
+    rope = ropes.get("full_attention", {})
+    writer.add_rope_freq_base(rope.get("rope_theta", 10000.0))
+    if "sliding_attention" in ropes:
+        writer.add_rope_freq_base_swa(ropes["sliding_attention"].get("rope_theta", 10000.0))
+    kind = rope.get("rope_type", "default")
+    if kind not in ("linear", "yarn"):
+        return  # llama3's factors are a tensor
+    writer.add_rope_scaling_type(RopeScalingType.LINEAR if kind == "linear" else RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(rope["factor"])
+    if kind == "yarn":
+        original = rope.get("original_max_position_embeddings") or _positions(config)
+        writer.add_rope_scaling_orig_ctx_len(original)
+        if rope.get("beta_fast") is not None:
+            writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        if rope.get("beta_slow") is not None:
+            writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+        if rope.get("attention_factor") is not None:
+            # llama.cpp multiplies this with its own 1 + 0.1 ln(factor), which is transformers' default.
+            writer.add_rope_scaling_attn_factors(rope["attention_factor"] / (1 + 0.1 * np.log(rope["factor"])))
+
+
+def _write_gemma(writer: Any, config: Any, family: Family) -> None:
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    slides = [kind == "sliding_attention" for kind in config.layer_types]
+    if any(slides):
+        writer.add_sliding_window(config.sliding_window)
+    period = SLIDING_PERIOD[family.architecture]
+    if any(slides) and slides != [(layer + 1) % period != 0 for layer in range(len(slides))]:
+        writer.add_sliding_window_pattern(slides)
+
+
+# ---- tensors ----
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the file, its values not read yet."""
+
+    name: str
+    shape: tuple[int, ...]
+    keeps_fp32: bool
+    """llama.cpp wants norms, biases, position embeddings and rotation factors in fp32."""
+    read: Callable[[], NDArray[np.float32]]
+    """Its values in the file's layout."""
+    write_back: Callable[[NDArray[np.float32]], None]
+    """Set the model's own weights to these values, given in the file's layout."""
+
+
+def tensors_of(model: Any, family: Family) -> list[Tensor]:
+    """Every tensor of the file, in the model's order. Raises ModelError for a weight that the architecture has no place for."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    [architecture] = [key for key, name in MODEL_ARCH_NAMES.items() if name == family.architecture]
+    names = get_tensor_name_map(architecture, model.config.num_hidden_layers)
+    seen: set[int] = set()
+    tensors = []
+    for own_name, weight in model.state_dict().items():
+        if id_of(weight) in seen:
+            continue  # the output head of a model that shares it with the embeddings
+        seen.add(id_of(weight))
+        stem, _, kind = own_name.rpartition(".")
+        name = names.get_name(stem)
+        if name is None:
+            raise ModelError(f"llama.cpp's {family.architecture} has no place for the weight {own_name}")
+        tensors.append(_tensor(f"{name}.{kind}", weight, model.config, family))
+    factors = _llama3_factors(model)
+    if factors is not None:
+        tensors.append(Tensor(ROPE_FACTORS, factors.shape, True, lambda: factors, lambda values: None))
+    return tensors
+
+
+def id_of(weight: Any) -> int:
+    """What two names of one stored tensor have in common."""
+    return int(weight.data_ptr())
+
+
+def _tensor(name: str, weight: Any, config: Any, family: Family) -> Tensor:
+    there, back = _layout(name, weight, config, family)
+    keeps_fp32 = weight.ndim == 1 or name == "position_embd.weight"
+    shape = tuple(weight.shape)
+
+    def read() -> NDArray[np.float32]:
+        return np.ascontiguousarray(there(weight.detach().float().numpy()), dtype=np.float32)
+
+    def write_back(values: NDArray[np.float32]) -> None:
+        import torch
+
+        with torch.no_grad():
+            weight.copy_(torch.from_numpy(np.ascontiguousarray(back(values))))
+
+    transposed = family.transposes and _is_linear(name, weight)
+    return Tensor(name, shape[::-1] if transposed else shape, keeps_fp32, read, write_back)
+
+
+Layout = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def _layout(name: str, weight: Any, config: Any, family: Family) -> tuple[Layout, Layout]:
+    """From transformers' layout to the file's, and back."""
+    if family.norm_offset and name.endswith("norm.weight"):
+        return (lambda values: values + family.norm_offset), (lambda values: values - family.norm_offset)
+    if family.interleaves_rotation and (".attn_q." in name or ".attn_k." in name):
+        heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
+        return (lambda values: interleave(values, heads)), (lambda values: deinterleave(values, heads))
+    if family.transposes and _is_linear(name, weight):
+        return (lambda values: values.T), (lambda values: values.T)
+    return (lambda values: values), (lambda values: values)
+
+
+def _is_linear(name: str, weight: Any) -> bool:
+    return bool(weight.ndim == 2 and name.startswith("blk."))
+
+
+def interleave(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Rows (or biases) of each head from (0, half), (1, half + 1), ... to (0, 1), (2, 3), ...: llama.cpp rotates neighbours."""
+    shape = (heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
+
+
+def deinterleave(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """The inverse of `interleave`."""
+    shape = (heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
+
+
+def _llama3_factors(model: Any) -> NDArray[np.float32] | None:
+    """What each rotation frequency is divided by, for Llama 3.1's stretching: from the model's own frequencies."""
+    rope = _ropes(model.config).get("full_attention", {})
+    if rope.get("rope_type") != "llama3":
+        return None
+    size = _head_size(model.config)
+    plain = 1.0 / rope["rope_theta"] ** (np.arange(0, size, 2, dtype=np.float64) / size)
+    own = model.model.rotary_emb.inv_freq.float().numpy().astype(np.float64)
+    factors: NDArray[np.float32] = (plain / own).astype(np.float32)
+    return factors

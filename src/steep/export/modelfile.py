@@ -1,0 +1,145 @@
+"""An Ollama Modelfile: where the weights are, how a conversation becomes text, where an answer ends.
+
+Ollama writes conversations with templates in Go's language, and a tokenizer has one in Jinja. The way of writing is found by
+behaviour: a known family is taken if its turns, put together, are exactly what the tokenizer's own template makes of the same
+conversation. No family, no chat template: the model then continues what it is given. Weakness: tools and images are left out.
+Source: Ollama's docs/modelfile.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+RAW_TEMPLATE = "{{ .Prompt }}"
+LARGEST_CONTEXT = 8192
+"""num_ctx beyond this is left to the person: Ollama reserves the memory for it at the start."""
+
+
+@dataclass(frozen=True)
+class ChatFamily:
+    """How turns are written: role -> what stands before and after the content, and what an answer begins with."""
+
+    turns: Mapping[str, tuple[str, str]]
+    answer: str
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A conversation up to the beginning of the next answer."""
+        written = (self.turns[message["role"]] for message in messages)
+        pairs = zip(written, messages, strict=True)
+        return "".join(before + message["content"] + after for (before, after), message in pairs) + self.answer
+
+    def go_template(self) -> str:
+        """The same for Ollama. A system message is a user's where the family has none."""
+        turns = {"system": self.turns["user"], **self.turns}
+        branches = [
+            f'{{{{ {"if" if number == 0 else "else if"} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
+            for number, (role, (before, after)) in enumerate(turns.items())
+        ]
+        return "{{ range .Messages }}" + "".join(branches) + "{{ end }}{{ end }}" + self.answer
+
+    @property
+    def stop(self) -> str:
+        """What ends an answer."""
+        return self.turns["assistant"][1].strip()
+
+
+def _headed(before: str, after: str, end: str, assistant: str = "assistant") -> ChatFamily:
+    names = {"system": "system", "user": "user", "assistant": assistant}
+    turns = {role: (before + name + after, end) for role, name in names.items()}
+    return ChatFamily(turns, before + assistant + after)
+
+
+CHAT_FAMILIES = {
+    "chatml": _headed("<|im_start|>", "\n", "<|im_end|>\n"),
+    "llama3": _headed("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>"),
+    "phi3": _headed("<|", "|>\n", "<|end|>\n"),
+    "zephyr": _headed("<|", "|>\n", "</s>\n"),
+    "gemma": ChatFamily(
+        {
+            "user": ("<start_of_turn>user\n", "<end_of_turn>\n"),
+            "assistant": ("<start_of_turn>model\n", "<end_of_turn>\n"),
+        },
+        "<start_of_turn>model\n",
+    ),
+    "mistral": ChatFamily({"user": ("[INST] ", " [/INST]"), "assistant": (" ", "</s>")}, ""),
+}
+
+CONVERSATION = (
+    {"role": "system", "content": "Speak briefly."},
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "It is 4."},
+    {"role": "user", "content": "And 3 + 3?"},
+)
+
+
+def find_chat_family(hf_tokenizer: Any) -> tuple[str, ChatFamily] | None:
+    """The family whose turns are the tokenizer's own, with its name; None without a chat template or for another one."""
+    if not isinstance(hf_tokenizer.chat_template, str):
+        return None
+    for name, family in CHAT_FAMILIES.items():
+        messages = [message for message in CONVERSATION if message["role"] in family.turns]
+        if _own(hf_tokenizer, messages) == family.render(messages):
+            return name, family
+    return None
+
+
+def default_system(hf_tokenizer: Any, family: ChatFamily) -> str | None:
+    """What the tokenizer's template says as system where nobody does; None for nothing."""
+    if "system" not in family.turns:
+        return None
+    user = [message for message in CONVERSATION if message["role"] == "user"][:1]
+    written, bare = _own(hf_tokenizer, user), family.render(user)
+    before, after = family.turns["system"]
+    if written is None or not written.startswith(before) or not written.endswith(after + bare):
+        return None
+    return written[len(before) : len(written) - len(after + bare)]
+
+
+def _own(hf_tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str | None:
+    """The conversation as the tokenizer writes it, without BOS, which llama.cpp adds; None if the template refuses it."""
+    from jinja2 import TemplateError
+
+    try:
+        text = hf_tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except TemplateError:  # some raise for a system message
+        return None
+    bos = hf_tokenizer.bos_token
+    return str(text.removeprefix(bos) if bos else text)
+
+
+SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
+            "repetition_penalty": "repeat_penalty"}  # fmt: skip
+"""transformers' name -> Ollama's."""
+
+
+def modelfile(
+    weights: str, hf_tokenizer: Any, generation: Mapping[str, Any], eos_ids: Sequence[int], context_length: int
+) -> tuple[str, str]:
+    """The Modelfile, and a line that says which template it has. weights: the .gguf file beside it.
+
+    generation: what the model's generation_config sets. eos_ids: every id that ends a text.
+    """
+    found = find_chat_family(hf_tokenizer)
+    template = RAW_TEMPLATE if found is None else found[1].go_template()
+    lines = [f"FROM ./{weights}", f'TEMPLATE """{template}"""']
+    stops = [hf_tokenizer.convert_ids_to_tokens(number) for number in eos_ids]
+    if found is not None:
+        system = default_system(hf_tokenizer, found[1])
+        lines += [f'SYSTEM """{system}"""'] if system else []
+        stops.append(found[1].stop)
+    lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops) if stop]
+    lines += [
+        f"PARAMETER {theirs} {generation[ours]}"
+        for ours, theirs in SAMPLING.items()
+        if generation.get(ours) is not None
+    ]
+    lines.append(f"PARAMETER num_ctx {min(context_length, LARGEST_CONTEXT)}")
+    if found is not None:
+        said = f"its TEMPLATE is {found[0]}, which writes a conversation exactly as the tokenizer's chat template"
+    elif isinstance(hf_tokenizer.chat_template, str):
+        said = "the tokenizer's chat template is of no known family, so its TEMPLATE is raw: it continues the text it is given"
+    else:
+        said = "the tokenizer has no chat template, so its TEMPLATE is raw: it continues the text it is given"
+    return "\n".join(lines) + "\n", f"Modelfile: {said}"

@@ -1,0 +1,256 @@
+"""The same questions to the trained model and to the exported one, and how far the answers may differ.
+
+In: texts as token ids, a prompt, strings. Out: logits, a greedy continuation, ids. Three comparisons, each with its own bound:
+logits against the trained model *in the export's own rounding* (same numbers, another program: nearly exact); the next-token
+distributions against the trained model in fp32 (what the rounding costs); the greedy continuation, which may leave the
+trained model's only where that model's own choice was nearer to a tie than the logits are allowed to differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steep.core.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+GREEDY_TOKENS = 32
+"""How far a greedy continuation is compared."""
+ROUNDING = 1e-5
+"""Share of the logits' spread by which fp32 sums in another order differ: some tens of units of the last place."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What both programs are asked."""
+
+    texts: Mapping[str, list[int]]
+    """Name -> token ids whose next-token logits are compared."""
+    prompt: list[int]
+    new_tokens: int
+    strings: Mapping[str, str] = field(default_factory=dict)
+    """Name -> string to encode; only forms that carry their own tokenizer's rules are asked."""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """JSON values, for another process."""
+        return asdict(self)
+
+
+@dataclass
+class Answers:
+    """What one program said."""
+
+    program: str
+    logits: dict[str, NDArray[np.float32]]
+    """Per text (tokens, vocabulary) fp32."""
+    greedy: list[int]
+    greedy_logits_TV: NDArray[np.float32] | None = None
+    """(new tokens, vocabulary): the logits that each greedy token was chosen from; None if they were not kept."""
+    ids: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far an exported model may be from the trained one."""
+
+    logits_ratio: float
+    """Largest difference of one logit, as a share of the standard deviation of all logits, against the same rounding."""
+    kl_nats: float
+    """Mean Kullback-Leibler divergence per token from the trained model in fp32."""
+    loss_change: float
+    """Largest change of the loss in nats per token against the trained model in fp32."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an exported model compares, in numbers."""
+
+    program: str
+    largest_logit_difference: float
+    """Against the trained model in the export's rounding."""
+    logits_ratio: float
+    """The same as a share of the logits' standard deviation."""
+    trained_nats_per_token: float
+    """Of the trained model in fp32, over the verification texts."""
+    nats_per_token: float
+    """Of the exported model there."""
+    kl_nats: float
+    top1_agreement_ratio: float
+    """Share of positions where the exported model's likeliest token is the trained model's (in fp32)."""
+    greedy_tokens: int
+    greedy_tokens_equal: int
+    """How many tokens from the first on are the trained model's in the export's rounding."""
+    tokens: int
+    """Positions compared."""
+
+    @property
+    def loss_change(self) -> float:
+        """Nats per token of the exported model minus those of the trained one."""
+        return self.nats_per_token - self.trained_nats_per_token
+
+    def __str__(self) -> str:
+        return (
+            f"{self.program}: over {self.tokens} tokens logits differ by at most {self.largest_logit_difference:.2g} "
+            f"({self.logits_ratio:.1e} of their spread) from the same rounding; against the trained model in fp32 "
+            f"perplexity {np.exp(self.nats_per_token):.4f} for {np.exp(self.trained_nats_per_token):.4f} "
+            f"({self.loss_change:+.1e} nats/token), "
+            f"KL {self.kl_nats:.1e} nats, likeliest token equal in {self.top1_agreement_ratio:.1%}; greedy text equal for "
+            f"{self.greedy_tokens_equal} of {self.greedy_tokens} tokens"
+        )
+
+
+def answer(model: Any, questions: Questions, program: str = "") -> Answers:
+    """What a transformers model answers, logits computed in its own dtype and returned in fp32."""
+    logits = {name: _logits(model, ids) for name, ids in questions.texts.items()}
+    greedy, greedy_logits_TV = _greedy(model, questions.prompt, questions.new_tokens)
+    return Answers(program, logits, greedy, greedy_logits_TV)
+
+
+def _logits(model: Any, input_ids: list[int]) -> NDArray[np.float32]:
+    import torch
+
+    with torch.no_grad():
+        out: torch.Tensor = model(input_ids=torch.tensor([input_ids]), use_cache=False).logits[0]
+        logits_TV: NDArray[np.float32] = out.float().numpy()
+        return logits_TV
+
+
+def _greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[list[int], NDArray[np.float32]]:
+    """The likeliest continuation, past any end-of-text token, with the logits it was chosen from."""
+    import torch
+
+    tokens: list[int] = []
+    rows: list[NDArray[np.float32]] = []
+    cache, step = None, prompt
+    with torch.no_grad():
+        while len(tokens) < new_tokens:
+            out = model(input_ids=torch.tensor([step]), past_key_values=cache, use_cache=True)
+            cache, row = out.past_key_values, out.logits[0, -1].float().numpy()
+            rows.append(row)
+            tokens.append(int(row.argmax()))
+            step = tokens[-1:]
+    return tokens, np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def compare(trained: Answers, expected: Answers, found: Answers, texts: Mapping[str, list[int]]) -> Parity:
+    """The numbers of one exported model. trained: in fp32. expected: trained, in the export's rounding.
+
+    Raises ModelError if the shapes differ.
+    """
+    for name, expected_TV in expected.logits.items():
+        shape = found.logits[name].shape
+        if shape != expected_TV.shape:
+            raise ModelError(f"the exported model gives logits of shape {shape}, the trained model {expected_TV.shape}")
+    difference = max(float(np.abs(found.logits[name] - expected.logits[name]).max()) for name in texts)
+    if any(not np.isfinite(logits_TV).all() for logits_TV in found.logits.values()):
+        difference = float("nan")
+    sums = np.sum([_sums(trained.logits[name], found.logits[name], ids) for name, ids in texts.items()], axis=0)
+    positions, predicted = sums[4], sums[5]
+    return Parity(
+        program=found.program,
+        largest_logit_difference=difference,
+        logits_ratio=difference / spread(expected),
+        trained_nats_per_token=float(sums[0] / predicted),
+        nats_per_token=float(sums[1] / predicted),
+        kl_nats=float(sums[2] / positions),
+        top1_agreement_ratio=float(sums[3] / positions),
+        greedy_tokens=len(expected.greedy),
+        greedy_tokens_equal=_equal_tokens(expected.greedy, found.greedy),
+        tokens=int(positions),
+    )
+
+
+def spread(answers: Answers) -> float:
+    """The standard deviation of all its logits."""
+    return float(np.concatenate([logits.reshape(-1) for logits in answers.logits.values()]).std())
+
+
+def check(parity: Parity, expected: Answers, bounds: Bounds, found_greedy: Sequence[int], what: str) -> None:
+    """Raises ModelError with the numbers if `parity` is beyond `bounds`. what: the exported thing, for the message."""
+    wrong = []
+    if not parity.logits_ratio <= bounds.logits_ratio:
+        wrong.append(
+            f"its logits differ by up to {parity.largest_logit_difference:.3g}, {parity.logits_ratio:.1e} of their spread, "
+            f"and {bounds.logits_ratio:.1e} is allowed"
+        )
+    if not parity.kl_nats <= bounds.kl_nats:
+        wrong.append(f"KL is {parity.kl_nats:.2e} nats per token, and {bounds.kl_nats:.1e} is allowed")
+    if not abs(parity.loss_change) <= bounds.loss_change:
+        wrong.append(
+            f"its loss differs by {parity.loss_change:+.2e} nats/token, and {bounds.loss_change:.1e} is allowed"
+        )
+    wrong += _greedy_problem(parity, expected, found_greedy)
+    if wrong:
+        raise ModelError(
+            f"{what} is not the trained model: {'; '.join(wrong)} ({bounds.reason}). All numbers: {parity}. "
+            "The files are kept until the next export; do not serve them."
+        )
+
+
+def _greedy_problem(parity: Parity, expected: Answers, found: Sequence[int]) -> list[str]:
+    """If no logit differs by more than d, another token can win only where the winner led by less than 2 d. d is taken as twice
+    what was measured on the texts, since the continuation is another context."""
+    at = parity.greedy_tokens_equal
+    if at == parity.greedy_tokens:
+        return []
+    if len(found) <= at or expected.greedy_logits_TV is None:
+        return [f"its greedy text ends after {len(found)} tokens"]
+    row = expected.greedy_logits_TV[at]
+    margin = float(row.max() - row[found[at]])
+    allowed = 4 * parity.largest_logit_difference + ROUNDING * spread(expected)
+    if margin <= allowed:
+        return []
+    return [
+        f"greedy token {at + 1} is another, where the trained model was sure by {margin:.3g} (a tie is up to {allowed:.3g})"
+    ]
+
+
+def _equal_tokens(expected: Sequence[int], found: Sequence[int]) -> int:
+    pairs = zip(expected, found, strict=False)
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(expected), len(found)))
+
+
+def _sums(trained_TV: NDArray[np.float32], found_TV: NDArray[np.float32], ids: list[int]) -> NDArray[np.float64]:
+    """Loss of trained and found, KL, agreeing positions, positions, predicted tokens; a block of rows at a time."""
+    total = np.zeros(6)
+    for start in range(0, len(ids), 64):
+        rows = slice(start, start + 64)
+        trained, found = _log_softmax(trained_TV[rows]), _log_softmax(found_TV[rows])
+        targets = np.array(ids[start + 1 : start + 65], dtype=np.int64)
+        picked = np.arange(len(targets))
+        total += [
+            -trained[picked, targets].sum(),
+            -found[picked, targets].sum(),
+            (np.exp(trained) * (trained - found)).sum(),
+            (trained.argmax(axis=-1) == found.argmax(axis=-1)).sum(),
+            len(trained),
+            len(targets),
+        ]
+    return total
+
+
+def _log_softmax(logits_TV: NDArray[np.float32]) -> NDArray[np.float64]:
+    logits = logits_TV.astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    shifted: NDArray[np.float64] = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def first_difference(
+    expected: Mapping[str, list[int]], found: Mapping[str, list[int]]
+) -> dict[str, tuple[int, int, int]]:
+    """Per string that two tokenizers read differently: (place, expected id, found id), -1 for past the end."""
+    different = {}
+    for name, ids in expected.items():
+        other = found[name]
+        if ids != other:
+            at = _equal_tokens(ids, other)
+            different[name] = (at, ids[at] if at < len(ids) else -1, other[at] if at < len(other) else -1)
+    return different

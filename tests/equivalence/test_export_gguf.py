@@ -1,0 +1,186 @@
+"""A .gguf file is the model that was trained: read back by transformers' own reader, and by llama.cpp where it is there.
+
+llama.cpp comes from llama-cpp-python in an environment of its own, which `make llama-env` builds; its interpreter is named by
+STEEP_LLAMA_CPP_PYTHON.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import steep
+from steep.core.errors import ConfigError, ModelError
+from steep.export import gguf as form
+from steep.export.form import Options
+from steep.export.run import ask_trained, make_job
+from steep.models.config import ModelConfig
+from steep.models.load import load_model
+
+pytest.importorskip("gguf", reason="the extra gguf is not installed")
+
+LAYERS = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512,
+          "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {**LAYERS, "tie_word_embeddings": True},
+    "llama, untied, llama3 rope": {
+        **LAYERS, "tie_word_embeddings": False, "model_type": "llama",
+        "rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
+                            "high_freq_factor": 4.0, "original_max_position_embeddings": 128},
+    },
+    "llama, yarn rope": {
+        **LAYERS, "model_type": "llama",
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128},
+    },
+    "mistral": {**LAYERS, "sliding_window": None},
+    "qwen2": {**LAYERS},
+    "qwen3": {**LAYERS, "head_dim": 32},
+    "gemma2": {**LAYERS, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64},
+    "gemma3_text": {**LAYERS, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 512, "n_positions": 512},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_directory: Path) -> dict[str, Path]:
+    """One small random model of each family, with a tokenizer."""
+    import torch
+    from transformers import AutoTokenizer
+
+    folders = {}
+    for name, sizes in FAMILIES.items():
+        folders[name] = tmp_path_factory.mktemp(name.replace(" ", "_").replace(",", ""))
+        model: Any = load_model(ModelConfig(config={"model_type": name, **sizes, "eos_token_id": 0, "bos_token_id": 0}))
+        with torch.no_grad():
+            torch.manual_seed(0)
+            for parameter in model.parameters():  # norms too: those that are all ones hide a missing + 1
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        model.save_pretrained(folders[name])
+        AutoTokenizer.from_pretrained(tiny_tokenizer_directory).save_pretrained(folders[name])
+    return folders
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_transformers_reads_the_trained_model_from_the_file(models: dict[str, Path], name: str, tmp_path: Path) -> None:
+    result = steep.export(models[name], to="gguf", dtype="f32", out=tmp_path / "out")
+    reader = result.parities[0]
+    assert "its reader of .gguf files" in reader.program
+    assert reader.logits_ratio < 1e-4
+    assert reader.greedy_tokens_equal == reader.greedy_tokens == 32
+
+
+@pytest.mark.parametrize(("dtype", "kl"), [("bf16", 1e-3), ("f16", 1e-5), ("q8_0", 1e-3)])
+def test_the_rounding_of_a_dtype_is_told(
+    models: dict[str, Path], dtype: str, kl: float, corpus_directory: Path, tmp_path: Path
+) -> None:
+    result = steep.export(models["llama"], to="gguf", dtype=dtype, out=tmp_path / "out")
+    assert 0 < result.parities[0].kl_nats < kl
+    assert result.parities[0].logits_ratio < 1e-4  # against the same rounding
+    file = next((tmp_path / "out").glob("*.gguf"))
+    texts = {"page": str(min(corpus_directory.glob("*.txt")))}
+    scores = [
+        steep.evaluate(reference, texts, tokens=400, precision="fp32").scores[0]
+        for reference in (file, models["llama"])
+    ]
+    assert scores[0].nats_per_token == pytest.approx(scores[1].nats_per_token, abs=0.02)
+    assert steep.generate(tmp_path / "out", "The with", max_new_tokens=4, precision="fp32")
+
+
+def corrupted(job: Any, folder: Path, expected: Any, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write again with `change` done to the converter's description of the family, and verify against the first answers."""
+    from steep.export import gguf_model
+
+    monkeypatch.setitem(gguf_model.FAMILIES, job.model.config.model_type, change)
+    form.write(job, folder)
+    with pytest.raises(ModelError, match="is not the trained model"):
+        form.verify(job, folder, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("llama", {"interleaves_rotation": False}), ("gemma3_text", {"norm_offset": 0.0})]
+)
+def test_a_wrong_conversion_is_refused(
+    models: dict[str, Path], name: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from steep.export.gguf_model import FAMILIES as known
+
+    _, job = make_job(str(models[name]), "gguf", Options(dtype="f32"))
+    ask_trained(job)
+    expected = form.write(job, tmp_path / "right")
+    form.verify(job, tmp_path / "right", expected)
+    corrupted(job, tmp_path / "wrong", expected, replace(known[name], **changes), monkeypatch)
+
+
+def test_a_flipped_weight_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    _, job = make_job(str(models["qwen2"]), "gguf", Options(dtype="f32"))
+    ask_trained(job)
+    expected = form.write(job, tmp_path / "out")
+    [file] = (tmp_path / "out").glob("*.gguf")
+    data = np.memmap(file, dtype=np.float32, mode="r+", offset=file.stat().st_size % 4)
+    data[-2000:] *= -1
+    data.flush()
+    with pytest.raises(ModelError, match="is not the trained model"):
+        form.verify(job, tmp_path / "out", expected)
+
+
+def test_ollama_gets_a_modelfile_that_names_the_file_and_the_end(models: dict[str, Path], tmp_path: Path) -> None:
+    steep.export(models["llama"], to="ollama", dtype="q8_0", out=tmp_path / "out")
+    text = (tmp_path / "out" / "Modelfile").read_text()
+    [file] = (tmp_path / "out").glob("*.gguf")
+    assert f"FROM ./{file.name}" in text
+    assert 'PARAMETER stop "<|endoftext|>"' in text
+    assert "TEMPLATE" in text
+
+
+def test_what_cannot_be_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="q8_0"):
+        steep.export(models["llama"], to="gguf", dtype="q4_k", out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="has no --quantize"):
+        steep.export(models["llama"], to="gguf", quantize="nf4", out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="give a folder"):
+        steep.export(models["llama"], to="gguf", out=tmp_path / "out.gguf")
+    with pytest.raises(ConfigError, match="there is no such program"):
+        steep.export(models["llama"], to="gguf", out=tmp_path / "out", verify_with="no-such-python")
+    bloom = load_model(
+        ModelConfig(config={"model_type": "bloom", "vocab_size": 512, "hidden_size": 32, "n_layer": 1, "n_head": 2})
+    )
+    bloom.save_pretrained(tmp_path / "bloom")  # type: ignore[operator]
+    for file in models["llama"].glob("tokenizer*"):
+        (tmp_path / "bloom" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ModelError, match="no gguf form of bloom"):
+        steep.export(tmp_path / "bloom", to="gguf", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_a_quantized_folder_is_verified_evaluated_and_not_trained(
+    models: dict[str, Path], method: str, corpus_directory: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")
+    result = steep.export(models["llama"], to="hf", quantize=method, dtype="f32", out=tmp_path / "out")
+    assert result.dtype == method
+    assert 0 < result.parities[0].kl_nats < 0.5
+    texts = {"page": str(min(corpus_directory.glob("*.txt")))}
+    assert steep.evaluate(tmp_path / "out", texts, tokens=400, precision="fp32").scores[0].nats_per_token > 0
+    assert steep.generate(tmp_path / "out", "The with", max_new_tokens=4, precision="fp32")
+    with pytest.raises(ModelError, match="training needs its unquantized weights"):
+        load_model(ModelConfig(pretrained=str(tmp_path / "out")))
+
+
+@pytest.mark.skipif(
+    "STEEP_LLAMA_CPP_PYTHON" not in os.environ,
+    reason="llama.cpp is built from source, which takes a quarter of an hour: make llama-env, and set STEEP_LLAMA_CPP_PYTHON",
+)
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_llama_cpp_reads_the_trained_model_from_the_file(
+    models: dict[str, Path], name: str, dtype: str, tmp_path: Path
+) -> None:
+    result = steep.export(models[name], to="gguf", dtype=dtype, out=tmp_path / "out")
+    assert "llama" in result.verified_with
+    print(name, dtype, result.parities[-1])
