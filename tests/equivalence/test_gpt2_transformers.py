@@ -11,7 +11,6 @@ from transformers import GPT2Config as HFConfig
 from transformers import GPT2LMHeadModel as HFGPT2
 
 from steep.models.gpt2 import build_gpt2_model
-from steep.parallelize.activation_checkpoint import checkpoint_layers
 from steep.parallelize.compile import compile_layers
 
 IDS = (torch.arange(3 * 20).view(3, 20) * 7) % 101
@@ -42,54 +41,6 @@ def gradients(model, train=True):
     model.train(train).zero_grad()
     model(IDS, labels=IDS)[1].backward()
     return [parameter.grad.clone() for parameter in model.parameters()]
-
-
-def test_activation_checkpointing_keeps_every_gradient_dropout_included():
-    model = build_gpt2_model(101, 32, 48, 3, 4, dropout=0.1, seed=0)
-    plain = gradients(model)
-    checkpoint_layers(model)
-    for before, after in zip(plain, gradients(model), strict=True):
-        torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-8)
-
-
-def test_activation_checkpointing_keeps_every_gradient_of_a_transformers_model():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=101, **sizes))
-
-    def run():
-        model.train().zero_grad()
-        model(IDS, labels=IDS, use_cache=False).loss.backward()
-        return [parameter.grad.clone() for parameter in model.parameters()]
-
-    plain = run()
-    checkpoint_layers(model)
-    for before, after in zip(plain, run(), strict=True):
-        torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-8)
-
-
-def test_activation_checkpointing_saves_memory():
-    """Bytes that autograd keeps for the backward pass, counted by its own hook, parameters left out."""
-
-    def saved_bytes(model) -> int:
-        own = {parameter.data_ptr() for parameter in model.parameters()}
-        seen = {}
-
-        def pack(tensor):
-            if tensor.data_ptr() not in own:
-                seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model.train().hidden_states(IDS).sum()
-        return sum(seen.values())
-
-    model = build_gpt2_model(101, 32, 48, 8, 4, seed=0)
-    plain = saved_bytes(model)
-    checkpoint_layers(model)
-    assert saved_bytes(model) < 0.25 * plain
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -458,3 +459,45 @@ def test_a_bad_file_is_reported_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "did you mean optimizer.learning_rate?" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("written", "resolved"),
+    [
+        (True, True),
+        (False, False),
+        (None, False),
+        ("full", True),
+        ({"mode": "full"}, True),
+        ({"mode": "full", "offload": False}, True),
+        ("selective", "selective"),
+        ({"mode": "selective"}, "selective"),
+        ({"offload": True}, {"mode": "full", "offload": True}),
+        ({"mode": "every_nth"}, {"mode": "every_nth", "every": 2}),
+        ({"mode": "every_nth", "every": 3, "offload": True}, {"mode": "every_nth", "every": 3, "offload": True}),
+    ],
+)
+def test_activation_checkpointing_is_resolved_to_its_shortest_form(written: Any, resolved: Any) -> None:
+    """Two ways to write one thing must not differ when a run is resumed, nor from what older runs wrote."""
+    config = load_run_config(mapping={**MINIMAL, "train": {"activation_checkpointing": written}})
+    saved = config.to_mapping()["train"]["activation_checkpointing"]
+    assert saved == resolved
+    again = load_run_config(mapping={**MINIMAL, "train": {"activation_checkpointing": saved}})
+    assert again.train.activation_checkpointing == config.train.activation_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"activation_checkpointing": "some"}, "'some' is no form of it; use true, false, full, selective"),
+        ({"activation_checkpointing": {"mode": "selectve"}}, "did you mean 'selective'"),
+        ({"activation_checkpointing": {"mode": "every_nth", "every": 1}}, "at least 2"),
+        ({"activation_checkpointing": {"every": 4}}, "every=4 is given with mode full"),
+        ({"activation_checkpointing": {"ofload": True}}, "did you mean train.activation_checkpointing.offload"),
+        ({"activation_checkpointing": 3}, "train.activation_checkpointing: 3 is a number"),
+        ({"activation_checkpointing": "selective", "compile": True}, "which compile fuses"),
+    ],
+)
+def test_activation_checkpointing_mistakes(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_run_config(mapping={**MINIMAL, "train": train})

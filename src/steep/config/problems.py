@@ -237,8 +237,8 @@ class Suggestion:
 def suggest_key(location: Location) -> Optional[Suggestion]:
     """The known key nearest to the unknown one at `location`.
 
-    Tried in turn: the word other tools use; the same key in another section; a similar key of this section (a typing
-    error); a similar key elsewhere.
+    Tried in turn: the word other tools use; a key of this section that begins so; the same key in another section; a similar key
+    of this section (a typing error); a similar key elsewhere.
     """
     parent, key = location[:-1], str(location[-1])
     plain = key.replace("-", "_").lower()
@@ -250,6 +250,8 @@ def suggest_key(location: Location) -> Optional[Suggestion]:
     if plain in SYNONYMS and SYNONYMS[plain][0] in known:
         target, remark = SYNONYMS[plain]
         return Suggestion(_same_place(known[target], parent), remark)
+    if len(plain) >= 4 and (longer := [name for name in siblings if name.startswith(f"{plain}_")]):
+        return Suggestion((*parent, longer[0]))
     elsewhere = [found for found in known.values() if found[-1] == plain]
     if len(elsewhere) == 1 or (elsewhere and not get_close_matches(plain, siblings, n=1, cutoff=0.75)):
         return Suggestion(_same_place(elsewhere[0], parent)) if len(elsewhere) <= 3 else None

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from steep.core.errors import ModelError
@@ -219,7 +218,6 @@ class GPT2Model(nn.Module):
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.activation_checkpointing = False
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor | None = None, cu_seqlens: Tensor | None = None
@@ -232,10 +230,7 @@ class GPT2Model(nn.Module):
             position_ids = torch.arange(length, device=input_ids.device).unsqueeze(0)
         x_BTD = self.drop(self.wte(input_ids) + self.wpe(position_ids))
         for block in self.h:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BTD = torch.utils.checkpoint.checkpoint(block, x_BTD, cu_seqlens, use_reentrant=False)
-            else:
-                x_BTD = block(x_BTD, cu_seqlens)
+            x_BTD = block(x_BTD, cu_seqlens)
         return self.ln_f(x_BTD)
 
 

@@ -69,10 +69,10 @@ def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, 
             plan_quantized(model, config.model.quantize)
         if config.adapter is not None:
             plan_adapter(model, config.adapter)
-        if config.train.activation_checkpointing:
+        if (checkpointing := config.train.activation_checkpointing) is not None:
             from steep.parallelize.activation_checkpoint import checkpoint_layers
 
-            checkpoint_layers(model)
+            checkpoint_layers(model, checkpointing.mode, checkpointing.every)
         facts = describe_model(model)
         head = _head_shape(model, facts["vocab_size"])
         mixed = precision == "mixed_bf16"

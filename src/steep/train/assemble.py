@@ -138,9 +138,9 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
         base = lasting_reference(getattr(model_config, "pretrained", None))
         for line in add_adapter(model, adapter, base=base, seed=config.run.seed):
             say(line)
-    if config.train.activation_checkpointing:
-        checkpoint_layers(model)
-        say("activation checkpointing: every layer is recomputed in the backward pass")
+    if (checkpointing := config.train.activation_checkpointing) is not None:
+        for line in checkpoint_layers(model, **checkpointing.model_dump(), device_type=device.type):
+            say(line)
     attention = "auto" if isinstance(config.model, Target) else config.model.attention
     with autocast(device, precision):  # so that the kernels tested are those that train
         forward, messages = prepare_forward(model, attention, facts["vocab_size"] or tokenizer.vocab_size)

@@ -7,6 +7,7 @@ from typing import Literal, Optional
 from pydantic import Field, model_validator
 
 from steep.core.section import Bytes, Count, Seconds, Section
+from steep.parallelize.config import Checkpointing
 
 
 class TrainConfig(Section):
@@ -35,9 +36,9 @@ class TrainConfig(Section):
     """CPU threads of torch. Default: one per physical core this process may use."""
     compile: bool = False
     """Compile each transformer layer with torch.compile: faster steps after a slow start."""
-    activation_checkpointing: bool = False
-    """Keep only each layer's input and recompute the rest in the backward pass: less memory,
-    about a third more time."""
+    activation_checkpointing: Checkpointing = None
+    """Compute layers again in the backward pass instead of keeping what they computed: less memory, more time. `true` (`full`),
+    `selective`, or a mapping."""
     on_spike: Literal["continue", "skip", "rollback"] = "continue"
     """What follows a loss far above those before it (median + 6 scaled median deviations of the last 64). `continue`: it is
     logged with its documents; a loss that is not finite stops the run. `skip`: the step makes no update. `rollback`: the run goes
@@ -54,6 +55,12 @@ class TrainConfig(Section):
         lengths = [name for name in ("epochs", "steps", "tokens") if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise ValueError(f"the run's length is given by {' and '.join(lengths)}; give one of them")
+        checkpointing = self.activation_checkpointing
+        if self.compile and checkpointing is not None and checkpointing.mode == "selective":
+            raise ValueError(
+                "activation_checkpointing selective chooses among single operations, which compile fuses; use full or every_nth, "
+                "or leave compile away"
+            )
         micro = self.micro_batch_size
         if micro is not None and self.global_batch_size % micro:
             fits = [n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0]

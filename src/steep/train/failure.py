@@ -52,8 +52,9 @@ def out_of_memory(message: str) -> SteepError:
     """The error for a device that is too small for the run."""
     first_line = message.splitlines()[0] if message else "out of memory"
     return TrainingError(
-        f"the device has not enough memory: {first_line}\n  What helps: a smaller train.micro_batch_size (the result stays the "
-        "same), train.activation_checkpointing true, a smaller train.loss_chunk_bytes; steep plan shows what takes how much."
+        f"the device has not enough memory: {first_line}\n  What helps: a smaller train.micro_batch_size or "
+        "train.activation_checkpointing (the result stays the same), a smaller train.loss_chunk_bytes; steep plan shows what "
+        "takes how much, and steep plan --fit what fits."
     )
 
 

@@ -198,6 +198,6 @@ def check_fits(plan: RunPlan) -> None:
             f"the run needs about {format_bytes(plan.peak_bytes)}, and {plan.hardware.name} has "
             f"{format_bytes(plan.hardware.memory_bytes)}.\n"
             + "\n".join(memory_bar(plan.memory, plan.hardware.memory_bytes))
-            + "\n  What helps: a smaller train.micro_batch_size (same result), train.activation_checkpointing true, "
-            "train.precision bf16, checkpoint.asynchronous false on a CPU."
+            + "\n  What helps: a smaller train.micro_batch_size (same result), train.activation_checkpointing true (same "
+            "result), train.precision bf16, checkpoint.asynchronous false on a CPU; steep plan --fit lists what fits."
         )
