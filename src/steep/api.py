@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from steep.merge.restore_instruct import RestoreResult
     from steep.store.prepare import PrepareResult
     from steep.train.finish import TrainResult
+    from steep.train.fit import Fit
     from steep.train.plan import RunPlan
 
 ConfigLike = Union["RunConfig", Mapping[str, Any], str, "os.PathLike[str]"]
@@ -109,6 +110,23 @@ def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -
     from steep.train.plan import plan_run
 
     return plan_run(as_config(config), device=device, allow_code=allow_code)
+
+
+def plan_fit(config: ConfigLike, size: int | str, *, device: str = "auto", allow_code: bool = True) -> Fit:
+    """The settings with which a run fits into `size` of memory (bytes, or text such as `24GiB`), fastest first.
+
+    Loads no weights, and makes several plans. Raises a SteepError for a size that is none, or what cannot work.
+    """
+    from steep.core.errors import ConfigError
+    from steep.core.units import parse_bytes
+    from steep.train.fit import fit
+    from steep.train.plan import plan_unchecked
+
+    try:
+        limit_bytes = parse_bytes(size)
+    except ValueError as error:
+        raise ConfigError(f"fit: {error}") from None
+    return fit(plan_unchecked(as_config(config), device=device, allow_code=allow_code), limit_bytes)
 
 
 def train(

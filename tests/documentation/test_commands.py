@@ -65,6 +65,10 @@ SMALLER = {
         "export.yaml",
     ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",
     (
+        "docs/how_to/small_memory.md",
+        "small.yaml",
+    ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",
+    (
         "docs/how_to/choose_lora_or_full.md",
         "lora.yaml",
     ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Optional
 
 import typer
 
 from steep.cli.options import CONFIG, JSON, NO_CODE
+
+if TYPE_CHECKING:
+    from steep.train.fit import Fit
+    from steep.train.plan import RunPlan
 
 
 def command(
     context: typer.Context,
     config: Path = CONFIG,
     device: str = typer.Option("auto", help="Plan for: auto, cpu, cuda, or a GPU such as h100, a100, rtx4090."),
+    fit: Optional[str] = typer.Option(
+        None, metavar="SIZE", help="List the settings with which the run fits into so much memory, such as 24GiB."
+    ),
     no_code: bool = NO_CODE,
     json: bool = JSON,
 ) -> None:
@@ -21,9 +29,12 @@ def command(
 
     run_config = load_run_config(config, context.obj or [])
 
-    from steep.api import plan
+    from steep.api import plan, plan_fit
 
-    result = plan(run_config, device=device, allow_code=not no_code)
+    if fit is None:
+        result: RunPlan | Fit = plan(run_config, device=device, allow_code=not no_code)
+    else:
+        result = plan_fit(run_config, fit, device=device, allow_code=not no_code)
     if json:
         import json as json_module
 

@@ -109,6 +109,9 @@ class ModelConfig(Section):
     quantize: Optional[Literal["nf4", "int8", "torchao_int8"]] = None
     """Keep the linear layers of the frozen base in 4 bits (`nf4`, double quantization) or 8 bits (`int8`) through bitsandbytes,
     or in 8 bits through torchao, weights only (extra `quant`). Needs an `adapter`: quantized weights cannot be trained."""
+    offload_embeddings: bool = False
+    """On a GPU, hold the frozen input embedding in host memory and copy the rows that a batch needs. Not where it is trained or
+    tied to the output head."""
     freeze: Freeze = None
     """What is not trained: `embeddings`, a list of name patterns, or a mapping of both and of layers counted from either end."""
 

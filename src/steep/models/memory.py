@@ -8,11 +8,23 @@ not split, which costs nothing where attention is computed by a flash kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+
+@dataclass(frozen=True)
+class ActivationPlan:
+    """Bytes that the forward pass up to the head leaves for the backward pass."""
+
+    kept: int
+    """From the forward pass on; with checkpointing, the inputs of layers and what selective checkpointing holds."""
+    recomputed: int = 0
+    """Made again, one checkpointed layer at a time, in the backward pass."""
+    note: str = ""
+    """What to know about these figures; empty where everything was measured."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,8 @@ class MemoryPlan:
     """Those that exist at that moment: all of them under accumulation, else those the backward pass has made."""
     optimizer: int
     activations: int
-    """What the forward pass keeps for the backward pass, bf16 copies of the weights under autocast included."""
+    """What the forward pass keeps for the backward pass, bf16 copies of the weights under autocast included, and the layer that
+    is computed again at that moment."""
     logits: int
     """The piece of logits that exists at a time, and the gradient of the output head."""
     checkpoint: int
@@ -38,22 +51,24 @@ class MemoryPlan:
 
 def plan_memory(
     model: nn.Module,
-    activations: int,
+    activations: ActivationPlan,
     *,
     micro_batch_size: int,
     sequence_length: int,
     head_shape: tuple[int, int],
     head_trained: bool = True,
+    head_tied: bool = False,
     autocast_bytes: int | None,
     accumulates: bool,
     optimizer_bytes: int,
     loss_chunk_bytes: int,
     asynchronous_checkpoint: bool,
+    host_bytes: int = 0,
 ) -> MemoryPlan:
     """The memory of training `model`, which may be built on fake tensors.
 
-    activations: bytes that the forward pass up to the head keeps (see `saved_bytes`). head_shape: (V, D). autocast_bytes: bytes
-    per number of the autocast dtype, None without autocast. optimizer_bytes: the optimizer's whole state.
+    head_shape: (V, D). autocast_bytes: bytes per number of the autocast dtype, None without autocast. optimizer_bytes: the
+    optimizer's whole state. host_bytes: of the weights, what lies in host memory.
     """
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -65,16 +80,20 @@ def plan_memory(
     head_copy = vocabulary * width * compute_bytes if autocast_bytes else 0
     head_gradient = vocabulary * width * 4 if head_trained else 0
     hidden = rows * width * (4 + compute_bytes)
-    # Two moments compete: the loss, when all activations and the head's gradient exist, and the end of the backward pass,
-    # when all gradients exist and the activations are gone. Under accumulation gradients exist at both.
-    at_loss = activations + chunk + head_copy + head_gradient + hidden + (gradients if accumulates else 0)
-    if at_loss >= gradients + head_gradient:
-        kept = gradients if accumulates else 0
-        parts = (kept, activations, chunk + head_copy + head_gradient + hidden)
-    else:
-        parts = (gradients, 0, head_gradient)
+    before = gradients if accumulates else 0
+    pending = head_gradient if head_tied or not accumulates else 0
+    # Four moments compete. At the loss all activations and the head's gradient exist. Then the last layer is computed again; last
+    # the first one, when all gradients exist. At the end comes the embedding's gradient, which is added to one that waits for it
+    # (the head's, where they are tied) or to that of an earlier micro-batch. Under accumulation gradients exist at all four.
+    moments = [
+        (before, activations.kept, chunk + head_copy + head_gradient + hidden),
+        (before, activations.kept + activations.recomputed, pending + hidden),
+        (gradients, activations.recomputed, head_gradient if head_tied else 0),
+        (gradients + (_largest_embedding_bytes(model) if accumulates else 0), 0, head_gradient if head_tied else 0),
+    ]
+    parts = max(moments, key=sum)
     return MemoryPlan(
-        weights=weights,
+        weights=weights - host_bytes,
         gradients=parts[0],
         optimizer=optimizer_bytes,
         activations=parts[1],
@@ -96,6 +115,27 @@ def saved_bytes(model: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
         output = forward()
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in [*kept, output]}
     return sum(size for storage, size in storages.items() if storage not in own)
+
+
+def layer_input_bytes(layers: Iterable[nn.Module], forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes of numbers that `layers` are called with: what checkpointing keeps of them, and offloading moves to host memory."""
+    inputs: list[torch.Tensor] = []
+
+    def see(module: nn.Module, arguments: tuple[object, ...]) -> None:
+        inputs.extend(t for t in arguments if isinstance(t, torch.Tensor) and t.is_floating_point())
+
+    hooks = [layer.register_forward_pre_hook(see) for layer in layers]
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(_nbytes(tensor) for tensor in inputs)
+
+
+def _largest_embedding_bytes(model: nn.Module) -> int:
+    tables = (module.weight for module in model.modules() if isinstance(module, nn.Embedding))
+    return max((_nbytes(table) for table in tables if table.requires_grad), default=0)
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

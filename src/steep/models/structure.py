@@ -5,6 +5,7 @@ The module is built on fake tensors: real code, real shapes, no data. A .gguf fi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from steep.core.errors import ModelError
 from steep.core.section import Target
 from steep.models.adapters import plan_adapter
 from steep.models.config import ModelConfig, RopeConfig
+from steep.models.embeddings import frozen_embedding
 from steep.models.flops import count_matmul_parameters, flops_saved_by_freezing, model_flops_per_token
 from steep.models.forward import output_head
 from steep.models.freeze import freeze
@@ -31,10 +33,11 @@ from steep.models.load import (
     read_gguf_config,
     resolve_reference,
 )
-from steep.models.memory import MemoryPlan, plan_memory, saved_bytes
+from steep.models.memory import ActivationPlan, MemoryPlan, layer_input_bytes, plan_memory, saved_bytes
 from steep.models.quantize import plan_quantized
 from steep.models.rope import extend_rope
 from steep.optim.load import optimizer_state_bytes
+from steep.parallelize.config import ActivationCheckpointing
 
 GUESSED_BYTES_PER_WIDTH = 68
 """Bytes per token, layer and unit of width: 34 numbers of 2 bytes, without attention (arXiv:2205.05198)."""
@@ -55,7 +58,9 @@ class StructureFacts:
     """What to know about the memory figure; empty where everything was measured."""
 
 
-def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, precision: str) -> StructureFacts:
+def plan_structure(
+    config: RunConfig, micro_batch_size: int, accumulates: bool, precision: str, on_gpu: bool = False
+) -> StructureFacts:
     """Build the model's structure and measure it. Raises ModelError, ConfigError for what cannot work."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -69,14 +74,14 @@ def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, 
             plan_quantized(model, config.model.quantize)
         if config.adapter is not None:
             plan_adapter(model, config.adapter)
-        if (checkpointing := config.train.activation_checkpointing) is not None:
-            from steep.parallelize.activation_checkpoint import checkpoint_layers
-
-            checkpoint_layers(model, checkpointing.mode, checkpointing.every)
+        host_bytes = 0
+        if on_gpu and isinstance(config.model, ModelConfig) and config.model.offload_embeddings:
+            weight = frozen_embedding(model).weight
+            host_bytes = weight.numel() * weight.element_size()
         facts = describe_model(model)
         head = _head_shape(model, facts["vocab_size"])
         mixed = precision == "mixed_bf16"
-        activations, note = _activations(model, micro_batch_size, config.data.sequence_length, head[1], mixed)
+        activations = _activations(model, config, micro_batch_size, head[1], mixed, on_gpu)
         memory = plan_memory(
             model,
             activations,
@@ -84,11 +89,13 @@ def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, 
             sequence_length=config.data.sequence_length,
             head_shape=head,
             head_trained=_head_is_trained(model),
+            head_tied=_head_is_tied(model),
             autocast_bytes=2 if mixed else None,
             accumulates=accumulates,
             optimizer_bytes=optimizer_state_bytes(model, config.optimizer),
             loss_chunk_bytes=config.train.loss_chunk_bytes,
             asynchronous_checkpoint=config.checkpoint.copies_state,
+            host_bytes=host_bytes,
         )
         return StructureFacts(
             name=model_name(config.model),
@@ -100,23 +107,53 @@ def plan_structure(config: RunConfig, micro_batch_size: int, accumulates: bool, 
             flops_per_token=model_flops_per_token(model, config.data.sequence_length)
             or 6 * count_matmul_parameters(model) - flops_saved_by_freezing(model),
             memory=memory,
-            memory_note=note,
+            memory_note=activations.note,
         )
 
 
-def _activations(model: nn.Module, rows: int, length: int, width: int, mixed: bool) -> tuple[int, str]:
-    """Bytes that autograd keeps, and a note where they had to be guessed.
+def _activations(
+    model: nn.Module, config: RunConfig, rows: int, width: int, mixed: bool, on_gpu: bool
+) -> ActivationPlan:
+    """What autograd keeps and what is computed again; a guess, with a note, where it cannot be measured.
 
     Some models look at numbers in their forward pass (which expert a token goes to, say), and fake tensors have none.
     """
+    length = config.data.sequence_length
     ids = torch.zeros(rows, length, dtype=torch.long)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext():
-            return saved_bytes(model, lambda: _hidden_states(model, ids)), ""
+            return _measured(model, config.train.activation_checkpointing, lambda: _hidden_states(model, ids), on_gpu)
+    except ModelError:
+        raise
     except Exception as error:  # noqa: BLE001 - a model may do anything in its forward pass; the plan says what happened
         layers = getattr(getattr(model, "config", None), "num_hidden_layers", None) or 1
         guess = rows * length * width * layers * GUESSED_BYTES_PER_WIDTH
-        return guess, f" (activations are a guess: the forward pass needs data, {type(error).__name__})"
+        note = f" (activations are a guess: the forward pass needs data, {type(error).__name__})"
+        return ActivationPlan(guess, note=note)
+
+
+def _measured(
+    model: nn.Module, checkpointing: ActivationCheckpointing | None, forward: Callable[[], torch.Tensor], on_gpu: bool
+) -> ActivationPlan:
+    """The plan of a model that runs on fake tensors; its layers are checkpointed afterwards."""
+    whole = saved_bytes(model, forward)
+    if checkpointing is None:
+        return ActivationPlan(whole)
+    from steep.parallelize.activation_checkpoint import KeptBytes, checkpoint_layers, chosen_layers
+
+    layers = chosen_layers(model, checkpointing.mode, checkpointing.every)
+    inputs = layer_input_bytes(layers, forward)
+    selected = 0
+    if checkpointing.mode == "selective":
+        with KeptBytes() as counted:
+            forward()
+        selected = counted.total
+    checkpoint_layers(model, checkpointing.mode, checkpointing.every)
+    kept = saved_bytes(model, forward)
+    return ActivationPlan(
+        kept + selected - (inputs if checkpointing.offload and on_gpu else 0),
+        recomputed=max(0, whole - kept - selected) // len(layers),
+    )
 
 
 def build_structure(config: ModelConfig | Target, dtype: torch.dtype) -> nn.Module:
@@ -174,6 +211,14 @@ def _head_is_trained(model: nn.Module) -> bool:
         return output_head(model).weight.requires_grad
     except ModelError:
         return True
+
+
+def _head_is_tied(model: nn.Module) -> bool:
+    try:
+        weight = output_head(model).weight
+    except ModelError:
+        return False
+    return any(module.weight is weight for module in model.modules() if isinstance(module, nn.Embedding))
 
 
 def model_name(config: ModelConfig | Target) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from steep.core.errors import ModelError
@@ -35,7 +36,7 @@ def checkpoint_layers(
     Raises ModelError for a model without a list of layers, or whose layers are checkpointed already.
     """
     layers = _layers(model)
-    chosen = list(layers)[:: every if mode == "every_nth" else 1]
+    chosen = chosen_layers(model, mode, every)
     device_type = device_type or next(model.parameters()).device.type
     moves = offload and device_type != "cpu"
     for layer in chosen:
@@ -49,6 +50,27 @@ def checkpoint_layers(
     if offload and not moves:
         lines.append("activation checkpointing: offload means nothing on a CPU, whose memory is the host's; not done")
     return lines
+
+
+def chosen_layers(model: nn.Module, mode: str, every: int) -> list[nn.Module]:
+    """The layers that are computed again. Raises ModelError for a model without a list of layers."""
+    return list(transformer_layers(model))[:: every if mode == "every_nth" else 1]
+
+
+class KeptBytes(TorchDispatchMode):
+    """Sums what selective checkpointing keeps of the operations that run inside it: bytes of their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operation's own result."""
+        result = func(*args, **(kwargs or {}))
+        if _policy(None, func, *args, **(kwargs or {})) == CheckpointPolicy.MUST_SAVE:
+            parts = result if isinstance(result, (tuple, list)) else (result,)
+            self.total += sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
+        return result
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:

@@ -23,6 +23,7 @@ from steep.core.section import Target
 from steep.evaluate.end_of_text import data_warnings, source_ends
 from steep.models.adapters import adapter_files, add_adapter, lasting_reference
 from steep.models.config import ModelConfig
+from steep.models.embeddings import offload_embeddings
 from steep.models.flops import model_flops_per_token, peak_flops
 from steep.models.forward import (
     ModelForward,
@@ -138,6 +139,8 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
         base = lasting_reference(getattr(model_config, "pretrained", None))
         for line in add_adapter(model, adapter, base=base, seed=config.run.seed):
             say(line)
+    if isinstance(config.model, ModelConfig) and config.model.offload_embeddings:
+        say(offload_embeddings(model, device))
     if (checkpointing := config.train.activation_checkpointing) is not None:
         for line in checkpoint_layers(model, **checkpointing.model_dump(), device_type=device.type):
             say(line)

@@ -165,6 +165,13 @@ def memory_bar(parts: dict[str, int], available_bytes: int) -> list[str]:
 
 def plan_run(config: RunConfig, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
     """Plan a run. Raises a SteepError for what cannot work, all before a weight is loaded."""
+    plan = plan_unchecked(config, device=device, allow_code=allow_code)
+    check_fits(plan)
+    return plan
+
+
+def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
+    """The plan of a run that may be too large for its device. Raises a SteepError for what else cannot work."""
     from steep.tokenizer.load import load_tokenizer
 
     targets.check_run(config, lambda line: print(line, file=sys.stderr), allow_code)
@@ -174,9 +181,7 @@ def plan_run(config: RunConfig, *, device: str = "auto", allow_code: bool = True
         data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
     data.plan.check_length(sizes.total_sequences)
-    plan = plan_opened(config, data, sizes, hardware)
-    check_fits(plan)
-    return plan
+    return plan_opened(config, data, sizes, hardware)
 
 
 def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardware) -> RunPlan:
@@ -186,7 +191,8 @@ def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardwa
         precision = "mixed_bf16"  # every GPU of the table but the T4 has it, and the T4 emulates it
     else:
         precision = choose_precision(wanted, hardware.device_type)
-    structure = plan_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision)
+    on_gpu = hardware.device_type != "cpu"
+    structure = plan_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, on_gpu)
     return RunPlan(config, structure, hardware, precision, sizes, data)
 
 

@@ -1,0 +1,187 @@
+"""`steep plan --fit SIZE`: the settings with which a run fits into so much memory, fastest first.
+
+In: a RunPlan. Out: proposals, each a few configuration keys with the memory that is planned for them. Main choice: first come
+settings that leave the result alone (micro-batches, checkpointing, a smaller piece of logits); settings that change it (8-bit
+optimizer states, a 4-bit base) are proposed only where none of those fits, and are marked. Weakness: the order is by arithmetic
+(what is computed again, then how many micro-batches a step takes), not by a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from steep.config.run import RunConfig
+from steep.core.section import Target
+from steep.core.units import format_bytes
+from steep.models.config import ModelConfig
+from steep.models.structure import plan_structure
+from steep.train.plan import RunPlan
+
+SMALL_LOGITS_BYTES = 8 * 2**20
+
+CHECKPOINTING: list[tuple[Any, float]] = [
+    # setting, work of a step over that without checkpointing: forward is a third of it, and so much of it runs twice
+    (False, 1.0),
+    ("selective", 1.05),
+    ({"mode": "every_nth", "every": 2}, 1 + 1 / 6),
+    (True, 1 + 1 / 3),
+    ({"mode": "full", "offload": True}, 1 + 1 / 3 + 0.02),
+]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Settings that fit."""
+
+    changes: dict[str, Any]
+    """Dotted configuration keys and their values; empty where the run fits as it is."""
+    memory: dict[str, int]
+    """Bytes by part."""
+    work_ratio: float
+    """Arithmetic of a step over that without checkpointing."""
+    micro_batch_size: int
+    changes_result: bool = False
+
+    @property
+    def peak_bytes(self) -> int:
+        """Sum of the parts."""
+        return sum(self.memory.values())
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The proposal as JSON values."""
+        return {
+            "changes": self.changes,
+            "memory": {**self.memory, "total": self.peak_bytes},
+            "work_ratio": round(self.work_ratio, 3),
+            "changes_result": self.changes_result,
+        }
+
+    def to_text(self) -> str:
+        """One line."""
+        keys = " ".join(f"--{key} {_written(value)}" for key, value in self.changes.items()) or "as it is"
+        mark = "  (changes the result)" if self.changes_result else ""
+        return f"  {format_bytes(self.peak_bytes):>9}  {self.work_ratio:.2f} x the work  {keys}{mark}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fits into `limit_bytes`, fastest first."""
+
+    limit_bytes: int
+    proposals: list[Proposal]
+    smallest: Proposal
+    """What needs least of all that was tried."""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON values."""
+        found = [proposal.to_mapping() for proposal in self.proposals]
+        return {"limit_bytes": self.limit_bytes, "fits": found, "smallest": self.smallest.to_mapping()}
+
+    def to_text(self) -> str:
+        """For people."""
+        if not self.proposals:
+            return (
+                f"nothing that steep can set makes this run fit into {format_bytes(self.limit_bytes)}. The least:\n"
+                f"{self.smallest.to_text()}\n"
+                "  What helps: a shorter data.sequence_length, an adapter of lower rank, a smaller model."
+            )
+        head = f"fits into {format_bytes(self.limit_bytes)}, fastest first:"
+        return "\n".join([head, *(proposal.to_text() for proposal in self.proposals)])
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+
+def fit(plan: RunPlan, limit_bytes: int, most: int = 5) -> Fit:
+    """At most so many proposals for the run of `plan`. Several plans are made, some seconds each for a large model."""
+    smallest: Proposal | None = None
+    for changes_result, base in _bases(plan):
+        tried: list[Proposal] = []
+        for checkpointing, work in CHECKPOINTING:
+            if isinstance(checkpointing, dict) and checkpointing.get("offload") and plan.hardware.device_type == "cpu":
+                continue
+            found = _largest(plan, base, checkpointing, work, limit_bytes, changes_result)
+            tried.append(found)
+            if smallest is None or found.peak_bytes < smallest.peak_bytes:
+                smallest = found
+        fitting = [proposal for proposal in tried if proposal.peak_bytes <= limit_bytes]
+        if fitting:
+            fitting.sort(key=lambda proposal: (proposal.work_ratio, -proposal.micro_batch_size))
+            return Fit(limit_bytes, fitting[:most], smallest or fitting[0])
+    assert smallest is not None
+    return Fit(limit_bytes, [], smallest)
+
+
+def _bases(plan: RunPlan) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """Changes to begin from: none, smaller pieces of logits, then those that change the result. Each group holds the last."""
+    config = plan.config
+    changes: dict[str, Any] = {}
+    yield False, dict(changes)
+    if config.train.loss_chunk_bytes > SMALL_LOGITS_BYTES:
+        changes["train.loss_chunk_bytes"] = "8MiB"
+        yield False, dict(changes)
+    if not isinstance(config.optimizer, Target) and config.optimizer.name == "adamw":
+        changes["optimizer.name"] = "adamw_8bit"
+        yield True, dict(changes)
+    if config.adapter is not None and isinstance(config.model, ModelConfig) and config.model.quantize is None:
+        changes["model.quantize"] = "nf4"
+        yield True, dict(changes)
+
+
+def _largest(
+    plan: RunPlan, base: dict[str, Any], checkpointing: Any, work: float, limit_bytes: int, changes_result: bool
+) -> Proposal:
+    """The proposal with the largest micro-batch that fits; where none does, that of one sequence."""
+    batch = plan.sizes.global_batch_size
+    sizes = [n for n in range(1, batch + 1) if batch % n == 0]
+    best = _propose(plan, base, checkpointing, work, sizes[0], changes_result)
+    low, high = 0, len(sizes) - 1
+    while best.peak_bytes <= limit_bytes and low < high:
+        middle = (low + high + 1) // 2
+        found = _propose(plan, base, checkpointing, work, sizes[middle], changes_result)
+        if found.peak_bytes <= limit_bytes:
+            best, low = found, middle
+        else:
+            high = middle - 1
+    return best
+
+
+def _propose(
+    plan: RunPlan, base: dict[str, Any], checkpointing: Any, work: float, micro_batch_size: int, changes_result: bool
+) -> Proposal:
+    wanted = {**base, "train.micro_batch_size": micro_batch_size, "train.activation_checkpointing": checkpointing}
+    before = plan.config.to_mapping()
+    mapping = changed(before, wanted)
+    accumulates = micro_batch_size < plan.sizes.global_batch_size
+    on_gpu = plan.hardware.device_type != "cpu"
+    facts = plan_structure(RunConfig.model_validate(mapping), micro_batch_size, accumulates, plan.precision, on_gpu)
+    shown = {key: value for key, value in wanted.items() if _at(before, key) != _at(mapping, key)}
+    if micro_batch_size == plan.sizes.micro_batch_size:
+        shown.pop("train.micro_batch_size", None)
+    memory = facts.memory.parts(plan.hardware.device_type)
+    return Proposal(shown, memory, work, micro_batch_size, changes_result)
+
+
+def changed(mapping: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`mapping` with the values of dotted keys replaced; nothing of it is shared with the result where it differs."""
+    result = dict(mapping)
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        result[head] = changed(result.get(head) or {}, {rest: value}) if rest else value
+    return result
+
+
+def _at(mapping: dict[str, Any], key: str) -> Any:
+    head, _, rest = key.partition(".")
+    value = mapping.get(head)
+    return _at(value or {}, rest) if rest else value
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "'{" + ", ".join(f"{key}: {_written(part)}" for key, part in value.items()) + "}'"
+    return str(value)
