@@ -7,6 +7,7 @@ Everything heavy is imported inside the functions.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from steep.store.prepare import PrepareResult
     from steep.train.finish import TrainResult
     from steep.train.fit import Fit
+    from steep.train.lr_find import LearningRates
     from steep.train.plan import RunPlan
 
 ConfigLike = Union["RunConfig", Mapping[str, Any], str, "os.PathLike[str]"]
@@ -127,6 +129,29 @@ def plan_fit(config: ConfigLike, size: int | str, *, device: str = "auto", allow
     except ValueError as error:
         raise ConfigError(f"fit: {error}") from None
     return fit(plan_unchecked(as_config(config), device=device, allow_code=allow_code), limit_bytes)
+
+
+def lr_find(
+    config: ConfigLike, *, rates: Optional[Sequence[float]] = None, steps: int = 20, allow_code: bool = True
+) -> LearningRates:
+    """Short runs from the base at several learning rates, each scored on the held-out texts, and a proposal.
+
+    rates: default a tenth to ten times the configured one. steps: of each run, of the configured batch size. Writes lr_find.json
+    and lr_find.png into `<run directory>/lr_find/`. Raises ConfigError without held-out text, or where no rate helps.
+    """
+    checked = as_config(config)
+
+    from steep.runtime.tuning import tune_process
+
+    tune_process()
+
+    from steep.train.lr_find import find_learning_rate
+
+    return find_learning_rate(checked, rates=rates, steps=steps, say=_to_stderr, allow_code=allow_code)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def train(

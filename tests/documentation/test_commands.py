@@ -69,6 +69,10 @@ SMALLER = {
         "small.yaml",
     ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",
     (
+        "docs/how_to/find_a_learning_rate.md",
+        "rate.yaml",
+    ): "--data.sequence_length 64 --data.validation.manuals.share 0.4 --optimizer.learning_rate 1e-3",
+    (
         "docs/how_to/choose_lora_or_full.md",
         "lora.yaml",
     ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",
@@ -139,7 +143,7 @@ def commands_of(block: Block) -> list[str]:
     lines = []
     for line in shell_lines(block):
         extra = [more for (page, config), more in SMALLER.items() if page == block.page and f" {config}" in line]
-        is_run = line.startswith(("steep plan", "steep train"))
+        is_run = line.startswith(("steep plan", "steep lr-find", "steep train"))
         lines.append(f"{line.partition('  #')[0]} {extra[0]}" if is_run and extra else line)
     return lines
 

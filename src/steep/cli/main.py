@@ -22,6 +22,7 @@ from steep.cli import (
     export,
     generate,
     inspect,
+    lr_find,
     plan,
     prepare,
     report,
@@ -64,6 +65,7 @@ app = typer.Typer(
 for command in (
     prepare,
     plan,
+    lr_find,
     train,
     evaluate,
     generate,

@@ -64,7 +64,7 @@ class TorchEngine:
     ):
         self.model = model
         self.optimizer = optimizer
-        self._loss_sums = loss_sums
+        self.loss_sums = loss_sums
         self._device = device
         self._max_grad_norm = max_grad_norm if max_grad_norm is not None else float("inf")
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
@@ -84,7 +84,7 @@ class TorchEngine:
             prepare()  # an optimizer that takes gradients elsewhere than at the weights it leaves behind
         losses = []
         for batch in batches:
-            total, losses_B = self._loss_sums(batch.to(self._device))
+            total, losses_B = self.loss_sums(batch.to(self._device))
             (total / num_label_tokens).backward()
             losses.append(losses_B)
         grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)

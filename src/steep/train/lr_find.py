@@ -1,0 +1,286 @@
+"""`steep lr-find`: which learning rate to take, from short runs that all start at the base and see the same sequences.
+
+In: a RunConfig. Out: the held-out loss after a few steps at each rate, a proposal, a plot. Source: sweeps of short runs as in
+Smith 2017 (arXiv:1506.01186), but each rate starts anew from the base: in a single run of rising rates what one rate did is
+charged to the next. Main choice: of all rates that gain nearly as much as the best one the smallest is proposed, since short
+runs favour high rates, and high rates forget more. Weakness: a proposal for a run that is many times longer is a little high.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steep.config import targets
+from steep.config.run import RunConfig
+from steep.core.errors import ConfigError
+from steep.core.files import write_json
+from steep.core.section import Target
+from steep.evaluate.forgetting import configured_roles
+from steep.loader import Loader
+from steep.optim.config import OptimizerConfig, ScheduleConfig
+from steep.optim.load import build_optimizer
+from steep.optim.param_groups import embedding_rate
+from steep.optim.schedule import multiplier
+from steep.report.palette import LIGHT, TEXT_STYLES
+from steep.report.plots import drawing, report_style
+from steep.runtime.seed import seed_everything
+from steep.train.assemble import Job, Say, assemble
+from steep.train.engine import TorchEngine
+from steep.train.progress import score
+from steep.train.sizes import run_sizes
+
+RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Rates tried, over the configured one."""
+
+EMBEDDING_RATIOS = (0.03, 0.1, 0.3, 1.0)
+"""Rates of the embeddings tried, over the main one that was found."""
+
+NEARLY_ALL = 0.9
+"""So much of the best gain is enough."""
+
+SCHEDULE = ScheduleConfig(name="constant", warmup_ratio=0.2)
+"""Of each trial."""
+
+DIVERGED_RATIO = 1.5
+"""A training loss so many times that of the first step ends a trial."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One short run."""
+
+    learning_rate: float
+    embedding_learning_rate: float | None
+    """None where the embeddings have no rate of their own."""
+    training_losses: list[float]
+    """Nats per token of each step; shorter than the others where the loss ran away."""
+    losses: dict[str, float]
+    """Nats per token of each held-out text at the end; empty where the loss ran away."""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss ran away."""
+        return not self.losses or any(not math.isfinite(value) for value in self.losses.values())
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """What a sweep found."""
+
+    learning_rate: float
+    embedding_learning_rate: float | None
+    reason: str
+    base: dict[str, float]
+    """Nats per token of each held-out text before training."""
+    trials: list[Trial]
+    domain: list[str]
+    """The texts that are judged by; their mean counts."""
+    steps: int
+    path: Path
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "path": str(self.path)}
+
+    def to_text(self) -> str:
+        """For people."""
+        names = list(self.base)
+        with_embeddings = any(trial.embedding_learning_rate is not None for trial in self.trials)
+        rows = [["learning rate", *(["embeddings"] if with_embeddings else []), *names]]
+        rows.append(["base", *([""] if with_embeddings else []), *(f"{self.base[name]:.4f}" for name in names)])
+        for trial in self.trials:
+            embeddings = "" if trial.embedding_learning_rate is None else f"{trial.embedding_learning_rate:.2g}"
+            values = ["ran away"] if trial.diverged else [f"{trial.losses[name]:.4f}" for name in names]
+            rows.append([f"{trial.learning_rate:.2g}", *([embeddings] if with_embeddings else []), *values])
+        widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
+        table = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=False)).rstrip() for row in rows]
+        keys = f"--optimizer.learning_rate {self.learning_rate:.2g}"
+        if self.embedding_learning_rate is not None:
+            keys += f" --optimizer.embedding_learning_rate {self.embedding_learning_rate:.2g}"
+        return "\n".join([f"nats per token after {self.steps} steps", *table, self.reason, f"proposed: {keys}"])
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+
+def find_learning_rate(
+    config: RunConfig, *, rates: Sequence[float] | None, steps: int, say: Say, allow_code: bool = True
+) -> LearningRates:
+    """Sweep. rates: default a tenth to ten times the configured one. steps: of each trial, of the run's own batch size.
+
+    Writes lr_find.json and lr_find.png into `<run directory>/lr_find/`, and nothing else. Raises ConfigError without held-out
+    text, for an optimizer of the user's own, or where no rate is better than the base.
+    """
+    targets.check_run(config, say, allow_code)
+    optimizer = config.optimizer
+    if isinstance(optimizer, Target):
+        raise ConfigError(
+            "lr-find varies optimizer.learning_rate; an optimizer given as _target_ has none that it knows"
+        )
+    if not config.data.validation:
+        raise ConfigError("lr-find judges by held-out text: give data.validation, such as {own: {share: 0.05}}")
+    wanted = sorted(set(rates or [ratio * optimizer.learning_rate for ratio in RATIOS]))
+    if len(wanted) < 2 or any(not (rate > 0 and math.isfinite(rate)) for rate in wanted):
+        raise ConfigError(f"lr-find: rates {', '.join(f'{rate:g}' for rate in wanted)}: give at least two, all above 0")
+    sweep = Sweep(shortened(config, steps), steps, say)
+    trials = [sweep.trial(with_rate(optimizer, rate)) for rate in wanted]
+    best = choose(sweep.base, trials, sweep.domain)
+    reason = explain(sweep.base, trials, best, sweep.domain)
+    if sweep.has_embedding_group:
+        others = [
+            sweep.trial(with_rate(optimizer, best.learning_rate, ratio * best.learning_rate))
+            for ratio in EMBEDDING_RATIOS
+        ]
+        trials += others
+        best = choose(sweep.base, others, sweep.domain)
+    folder = Path(config.run.directory).expanduser() / config.run.name / "lr_find"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = LearningRates(
+        best.learning_rate,
+        best.embedding_learning_rate,
+        reason,
+        sweep.base,
+        trials,
+        sweep.domain,
+        steps,
+        folder / "lr_find.json",
+    )
+    write_json(found.path, found.to_mapping())
+    _draw(found, folder / "lr_find.png")
+    return found
+
+
+def shortened(config: RunConfig, steps: int) -> RunConfig:
+    """The same run, `steps` long."""
+    train = config.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None})
+    return config.model_copy(update={"train": train})
+
+
+def with_rate(optimizer: OptimizerConfig, rate: float, embedding_rate: float | None = None) -> OptimizerConfig:
+    """The optimizer at another rate; its embeddings at theirs, by default in the same proportion as before."""
+    configured = optimizer.embedding_learning_rate
+    if embedding_rate is None and configured is not None:
+        embedding_rate = configured / optimizer.learning_rate * rate
+    return optimizer.model_copy(update={"learning_rate": rate, "embedding_learning_rate": embedding_rate})
+
+
+class Sweep:
+    """A model that is put back to its beginning before each trial."""
+
+    def __init__(self, config: RunConfig, steps: int, say: Say):
+        self.config, self.steps, self.say = config, steps, say
+        self.job: Job = assemble(config, say)
+        trained = [parameter for parameter in self.job.model.parameters() if parameter.requires_grad]
+        self._beginning = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in trained]
+        self.has_embedding_group = any(g["name"] == "embeddings" for g in self.job.engine.optimizer.param_groups)
+        roles = configured_roles(config.data.validation)
+        texts = self.job.data.held_out_texts
+        self.domain = [text.name for text in texts if roles.get(text.name) == "domain"] or [text.name for text in texts]
+        self.base = self._scores()
+        say("base: " + ", ".join(f"{name} {loss:.4f}" for name, loss in self.base.items()) + " nats per token")
+
+    def trial(self, optimizer: OptimizerConfig) -> Trial:
+        """One short run from the beginning: a fifth of the steps warms up, then the rate stays."""
+        self._restore()
+        job, config = self.job, self.config
+        engine = TorchEngine(
+            job.model,
+            job.engine.loss_sums,
+            build_optimizer(job.model, optimizer),
+            device=job.device,
+            max_grad_norm=config.train.max_grad_norm,
+        )
+        seed_everything(config.run.seed)
+        job.model.train()
+        sizes = run_sizes(config.train, job.sizes.sequence_length, job.data.plan.sequences_per_epoch)
+        losses: list[float] = []
+        loader = Loader(job.data.plan, job.data.stores, sizes, start_step=0, document_mask=config.data.document_mask)
+        for step, batches in enumerate(loader):
+            losses.append(float(engine.train_step(batches, multiplier(step, sizes.steps, SCHEDULE)).loss))
+            if not math.isfinite(losses[-1]) or losses[-1] > DIVERGED_RATIO * losses[0]:
+                break
+        complete = len(losses) == sizes.steps and math.isfinite(losses[-1])
+        scores = self._scores() if complete else {}
+        group = next((g for g in engine.optimizer.param_groups if g["name"] == "embeddings"), None)
+        embeddings = None if group is None else embedding_rate(job.model, optimizer)
+        trial = Trial(optimizer.learning_rate, embeddings, losses, scores)
+        shown = (
+            ", ".join(f"{name} {loss:.4f}" for name, loss in scores.items()) or f"ran away at step {len(losses) - 1}"
+        )
+        rates = f"{trial.learning_rate:.2g}" + (f", embeddings {embeddings:.2g}" if embeddings else "")
+        self.say(f"learning rate {rates}: {shown}")
+        return trial
+
+    def _restore(self) -> None:
+        with torch.no_grad():
+            for parameter, beginning in self._beginning:
+                parameter.copy_(beginning)
+
+    def _scores(self) -> dict[str, float]:
+        texts = self.job.data.held_out_texts
+        return {text.name: score(self.config, self.job, text).nats_per_token for text in texts}
+
+
+def choose(base: dict[str, float], trials: Sequence[Trial], domain: Sequence[str]) -> Trial:
+    """The smallest rates among those that gain nearly as much on the domain texts as the best. Raises ConfigError."""
+    gains = [(_gain(base, trial, domain), trial) for trial in trials]
+    most = max(gain for gain, _ in gains)
+    if most <= 0:
+        raise ConfigError(
+            "lr-find: no rate made the domain text better than the base. Try lower rates (--rates), more --steps, or look at "
+            "whether the held-out text is of the kind that is trained on."
+        )
+    enough = [trial for gain, trial in gains if gain >= NEARLY_ALL * most]
+    return min(enough, key=lambda trial: (trial.learning_rate, trial.embedding_learning_rate or 0.0))
+
+
+def _gain(base: dict[str, float], trial: Trial, domain: Sequence[str]) -> float:
+    if trial.diverged:
+        return -math.inf
+    return sum(base[name] - trial.losses[name] for name in domain) / len(domain)
+
+
+def explain(base: dict[str, float], trials: Sequence[Trial], best: Trial, domain: Sequence[str]) -> str:
+    """Why this rate, and what is doubtful about it."""
+    ordered = sorted(trials, key=lambda trial: trial.learning_rate)
+    top = max(ordered, key=lambda trial: _gain(base, trial, domain))
+    share = _gain(base, best, domain) / _gain(base, top, domain)
+    reason = (
+        f"{best.learning_rate:.2g} is the smallest rate with at least {NEARLY_ALL:.0%} of the best gain ({share:.0%}"
+    )
+    reason += f" of that of {top.learning_rate:.2g})"
+    if best is ordered[-1]:
+        reason += "; it is the highest that was tried: try higher ones too"
+    elif best is ordered[0]:
+        reason += "; it is the lowest that was tried: try lower ones too"
+    return reason
+
+
+def _draw(found: LearningRates, path: Path) -> None:
+    with drawing(700, 380) as (figure, axes):
+        for number, (name, base) in enumerate(found.base.items()):
+            colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]
+            good = sorted((t.learning_rate, t.losses[name]) for t in _main_trials(found) if not t.diverged)
+            axes.plot(*zip(*good, strict=True), dash, marker=marker, color=LIGHT[colour], label=name)
+            axes.axhline(base, color=LIGHT[colour], linewidth=0.8, linestyle=":")
+        axes.axvline(found.learning_rate, color=LIGHT["faint"], linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate (dotted: the base; line: proposed)")
+        axes.set_title(f"nats per token after {found.steps} steps", loc="left", fontsize=12, color=LIGHT["faint"])
+        figure.legend(loc="outside upper right", ncols=4)
+    with report_style():
+        figure.savefig(path, format="png", dpi=144, metadata={"Software": None})
+
+
+def _main_trials(found: LearningRates) -> list[Trial]:
+    """The sweep of the main rate: the first trial of each."""
+    first: dict[float, Trial] = {}
+    for trial in found.trials:
+        first.setdefault(trial.learning_rate, trial)
+    return list(first.values())
