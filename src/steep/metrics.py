@@ -97,6 +97,11 @@ TRAIN_METRICS: tuple[Metric, ...] = (
            lambda value: f"{value:.1f} s", 0.0, "data "),
     Metric("step_seconds", "s", "max", "Wall time of the step.", format_seconds, 2.52, "took "),
     Metric("eta_seconds", "s", "max", "Time left to the last step at the current rate.", format_seconds, 80, "ETA "),
+    Metric("forecast_loss", "nats per token", "same", "From 15 % of the run on: the mean loss expected of "
+           "the last 20th of its steps.",
+           show_loss, 2.7013, "ends at "),
+    Metric("forecast_low", "nats per token", "same", "Lower end of the forecast's 90 % band.", show_loss, 2.6513),
+    Metric("forecast_high", "nats per token", "same", "Upper end of the forecast's 90 % band.", show_loss, 2.7613),
     Metric("time", "s since 1970", "max", "Unix time at which the line was made.", lambda value: f"{value:.0f}", 1.78e9),
 )  # fmt: skip
 

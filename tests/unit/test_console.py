@@ -47,13 +47,15 @@ def test_the_whole_line() -> None:
     )
 
 
-@pytest.mark.parametrize("width", range(40, 161))
+@pytest.mark.parametrize("width", range(40, 201))
 def test_a_line_fits_and_loses_the_least_important_columns_first(width: int) -> None:
-    line = console.train_line(TRAIN, 40, width)
+    forecast = {"forecast_loss": 2.7013, "forecast_low": 2.6513, "forecast_high": 2.7613}
+    line = console.train_line({**TRAIN, **forecast}, 40, width)
     assert len(line) <= width
     assert line.startswith("step 12/40 | loss 2.913")
     labels = {"eta_seconds": "ETA", "tokens_per_second": "tok/s", "grad_norm": "grad", "learning_rate": "lr",
-              "memory_bytes": "GiB", "tokens": "tokens", "mfu": "MFU", "data_wait_seconds": "data"}  # fmt: skip
+              "memory_bytes": "GiB", "tokens": "tokens", "mfu": "MFU", "data_wait_seconds": "data",
+              "forecast_loss": "ends at 2.701 (2.651 to 2.761)"}  # fmt: skip
     there = [label in line for label in (labels[name] for name in reversed(console.LEAST_IMPORTANT_FIRST))]
     assert there == sorted(there, reverse=True), "no column goes before a less important one"
 

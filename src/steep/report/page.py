@@ -239,7 +239,27 @@ def _loss(run: RunData) -> str:
     lost = sum(record.get("loss") is None for record in run.train)
     note = f'<p class="note">{lost:,} training lines have no finite loss and are not drawn.</p>\n' if lost else ""
     figure = f"<figure>\n{wide}{narrow}</figure>\n{note}{details('Numbers of this figure', _loss_table(run))}"
-    return figure + _source_losses(run)
+    return figure + _forecast(run) + _source_losses(run)
+
+
+def _forecast(run: RunData) -> str:
+    """What was expected of the end of the run at the first moment and half way, and what came of it."""
+    made = [record for record in run.train if isinstance(record.get("forecast_loss"), (int, float))]
+    steps = run.plan.get("steps")
+    if not made or not isinstance(steps, int):
+        return ""
+    half = next((record for record in made if record["step"] + 1 >= steps / 2), None)
+    chosen = [made[0], *([half] if half is not None and half is not made[0] else [])]
+    if run.train[-1]["step"] + 1 < steps and made[-1] not in chosen:
+        chosen.append(made[-1])
+    parts = [
+        f"at step {record['step']:,} it was expected at {record['forecast_loss']:.3f}, with 90 % between "
+        f"{record['forecast_low']:.3f} and {record['forecast_high']:.3f}"
+        for record in chosen
+    ]
+    ends = [record["loss"] for record in run.train[-max(1, round(0.05 * steps)) :] if record.get("loss") is not None]
+    came = f"; it was {sum(ends) / len(ends):.3f}" if run.train[-1]["step"] + 1 == steps and ends else ""
+    return f'<p class="note">Mean training loss of the last 20th of the steps: {escape("; ".join(parts) + came)}.</p>\n'
 
 
 def _source_losses(run: RunData, most_rows: int = 8) -> str:

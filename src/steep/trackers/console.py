@@ -28,7 +28,7 @@ NUMBER_WIDTHS = {"loss": 5, "grad_norm": 4, "learning_rate": 7, "tokens_per_seco
                  "memory_bytes": 8, "data_wait_seconds": 5, "eta_seconds": 11}  # fmt: skip
 """The columns after the step, left to right, and the characters of each number, so that they stand below each other."""
 
-LEAST_IMPORTANT_FIRST = ("data_wait_seconds", "mfu", "tokens", "memory_bytes", "learning_rate", "grad_norm",
+LEAST_IMPORTANT_FIRST = ("data_wait_seconds", "mfu", "tokens", "forecast_loss", "memory_bytes", "learning_rate", "grad_norm",
                          "tokens_per_second", "eta_seconds")  # fmt: skip
 
 TEXT_WIDTH = 16
@@ -215,11 +215,19 @@ def train_line(record: Record, total_steps: int | None, width: int) -> str:
     digits = len(str(total_steps)) if total_steps is not None else 6
     step = f"step {int(record['step']):>{digits}}" + (f"/{total_steps}" if total_steps is not None else "")
     cells = {name: METRICS[name].show(record.get(name), digits) for name, digits in NUMBER_WIDTHS.items()}
+    if record.get("forecast_loss") is not None:
+        cells["forecast_loss"] = forecast_cell(record)
     for name in LEAST_IMPORTANT_FIRST:
         if len(SEPARATOR.join([step, *cells.values()])) <= width:
             break
-        del cells[name]
+        cells.pop(name, None)
     return SEPARATOR.join([step, *cells.values()])
+
+
+def forecast_cell(record: Record) -> str:
+    """`ends at 2.701 (2.651 to 2.761)`: the mean loss expected of the run's last steps, and its 90 % band."""
+    low, high = (METRICS["loss"].number(record[name]) for name in ("forecast_low", "forecast_high"))
+    return f"{METRICS['forecast_loss'].show(record['forecast_loss'])} ({low} to {high})"
 
 
 def source_line(totals: SourceTotals, steps: range) -> str:

@@ -16,11 +16,13 @@ from steep.loader import Loader
 from steep.optim.schedule import multiplier
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.preemption import Interrupted, StopSignals
+from steep.trackers.jsonl import read_records
 from steep.trackers.sinks import Sinks
 from steep.train.assemble import assemble
 from steep.train.contract import TrainableContract
 from steep.train.failure import explained_errors
 from steep.train.finish import TrainResult, already_finished, describe_end, describe_start, is_finished
+from steep.train.forecast import Forecaster
 from steep.train.meter import Meter
 from steep.train.progress import due, show_model
 from steep.train.resume import Beginning, begin_state, checkpoint_name, checkpoint_state, find_beginning, restore_job
@@ -121,6 +123,7 @@ def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sink
         keep_best=config.checkpoint.keep_best,
         on_event=sinks.line,
     )
+    forecaster = Forecaster(sizes.steps, config.schedule, read_records(run.metrics))
     watch = SpikeWatch(config.train, state, job.data.plan, job.data.names, sizes, run, sinks.line, writer.wait)
     with writer:
         for batches in loader:
@@ -131,7 +134,7 @@ def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sink
             state.advance(batches, job.data.names, updated)
             if result is not None:
                 records = meter.finish_step(state, batches, result, engine.learning_rate)
-                sinks.log_all(watch.observe(records))
+                sinks.log_all(forecaster.observe(watch.observe(records)))
             for line in contract.after_step(factor * updated, last=state.step == sizes.steps):
                 sinks.line(line)
             if state.step == saved_step + 1 and saved_step == beginning.step:
@@ -142,9 +145,8 @@ def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sink
             leaving = stop.received is not None or state.step == sizes.steps or _past(config.train.max_seconds, started)
             wanted = due(config.checkpoint.every_steps, state.step) or _past(config.checkpoint.every_seconds, saved_at)
             if (leaving or wanted) and state.step > saved_step:
-                sinks.log_all(
-                    watch.observe(meter.flush())
-                )  # a NaN of the newest step is seen before anything is written
+                # a NaN of the newest step is seen before anything is written
+                sinks.log_all(forecaster.observe(watch.observe(meter.flush())))
                 sinks.flush()
                 state.elapsed_seconds = elapsed_before + time.monotonic() - started
                 if stop.received is not None:
