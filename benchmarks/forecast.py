@@ -101,7 +101,7 @@ def run(
                 "train": [{"path": str(folder / f"{text}.jsonl")}],
                 "cache_directory": str(folder / "cache"),
             },
-            "train": {"global_batch_size": batch, "steps": steps, "device": "cpu"},
+            "train": {"global_batch_size": batch, "steps": steps, "device": "cpu", "threads": 1},
             "optimizer": {"learning_rate": rate},
             "schedule": {
                 "name": schedule,

@@ -28,7 +28,12 @@ BASE_CONFIG = "base_config.json"
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig, *, base: str | None, seed: int) -> list[str]:
-    """Freeze `model` and put an adapter into it, in place; lines that say what was done.
+    """Freeze `model` and put an adapter into it, in place; lines that say what was done. As `adapt`."""
+    return adapt(model, config, base=base, seed=seed)[1]
+
+
+def adapt(model: nn.Module, config: AdapterConfig, *, base: str | None, seed: int) -> tuple[Any, list[str]]:
+    """Freeze `model` and put an adapter into it, in place; peft's wrapper around it, and lines that say what was done.
 
     base: what to load the base from later, for adapter_config.json. seed: draws the A matrices; torch's generators are left as
     they were. The adapter's tensors are fp32 (bf16 would lose small updates), the base keeps its dtype.
@@ -54,7 +59,7 @@ def add_adapter(model: nn.Module, config: AdapterConfig, *, base: str | None, se
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers under a name of before
         torch.manual_seed(seed)
-        get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+        wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
     model.peft_config["default"].base_model_name_or_path = base  # type: ignore[index,operator,union-attr]
     if config.lora_plus_ratio is not None:
         model.lora_plus_ratio = config.lora_plus_ratio  # type: ignore[assignment]
@@ -68,7 +73,7 @@ def add_adapter(model: nn.Module, config: AdapterConfig, *, base: str | None, se
         + (f"; {', '.join(saved)} trained in full{' as one tensor' if tied else ''}" if saved else "")
         + f"; {trained:,} trained parameters"
     )
-    return lines
+    return wrapped, lines
 
 
 def _split_targets(model: nn.Module, config: AdapterConfig, lines: list[str]) -> tuple[list[str], list[str]]:

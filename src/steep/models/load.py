@@ -441,6 +441,14 @@ def max_positions(model_or_config: Any) -> int | None:
     return round(limit * rope["factor"]) if rope.get("rope_type") == "dynamic" else limit
 
 
+def pretrained_config(reference: str, revision: str | None = None) -> Any:
+    """transformers' configuration of a folder, hub id or .gguf file; no weight is read. Raises ModelError."""
+    path = resolve_reference(reference)
+    if path is not None and path.suffix == ".gguf":
+        return read_gguf_config(path)
+    return read_config(reference if path is None else str(path), revision)
+
+
 def check_sequence_length(model_or_config: Any, sequence_length: int) -> None:
     """Raises ModelError if `sequence_length` tokens are more than the model has positions."""
     limit = max_positions(model_or_config)

@@ -29,9 +29,7 @@ from steep.models.load import (
     build_target,
     check_sequence_length,
     describe_model,
-    read_config,
-    read_gguf_config,
-    resolve_reference,
+    pretrained_config,
 )
 from steep.models.memory import ActivationPlan, MemoryPlan, layer_input_bytes, plan_memory, saved_bytes
 from steep.models.quantize import plan_quantized
@@ -176,11 +174,7 @@ def _structure_of_pretrained(
 ) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    path = resolve_reference(reference)
-    if path is not None and path.suffix == ".gguf":
-        hf_config = read_gguf_config(path)
-    else:
-        hf_config = read_config(reference if path is None else str(path), revision)
+    hf_config = pretrained_config(reference, revision)
     extend_rope(hf_config, rope, reference)
     model: nn.Module = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, dtype=dtype)
     return model

@@ -52,6 +52,13 @@ def checkpoint_layers(
     return lines
 
 
+def keep_activations(model: nn.Module) -> None:
+    """Undo `checkpoint_layers`, in place; nothing for a model whose layers are not checkpointed."""
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), CheckpointedForward):
+            del module.forward
+
+
 def chosen_layers(model: nn.Module, mode: str, every: int) -> list[nn.Module]:
     """The layers that are computed again. Raises ModelError for a model without a list of layers."""
     return list(transformer_layers(model))[:: every if mode == "every_nth" else 1]

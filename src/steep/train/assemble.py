@@ -86,10 +86,18 @@ class Job:
             return forward_logits_at(self.forward, batch.to(self.device), places_K)
 
 
-def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokenizer_folder: Path | None = None) -> Job:
+def assemble(
+    config: RunConfig,
+    say: Say,
+    *,
+    weights: Path | None = None,
+    tokenizer_folder: Path | None = None,
+    model: torch.nn.Module | None = None,
+) -> Job:
     """Build and check everything before step 0. Targets have passed `targets.check_run`. Raises a SteepError.
 
     weights, tokenizer_folder: transformers folders to take the place of what the configuration names, for a run that is resumed.
+    model: one that was made of this configuration already, adapter and all, and is trained in place.
     """
     set_determinism(config.train.deterministic)
     device = choose_device(config.train.device)
@@ -124,8 +132,10 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
         model_config = model_config.model_copy(update={"pretrained": verified})
         for message in messages:
             say(message)
-    dtype = parameter_dtype(precision) if adapter is None else frozen_dtype(precision)
-    model = load_model(model_config, dtype=dtype, device=device, seed=config.run.seed)
+    loaded_here = model is None
+    if model is None:
+        dtype = parameter_dtype(precision) if adapter is None else frozen_dtype(precision)
+        model = load_model(model_config, dtype=dtype, device=device, seed=config.run.seed)
     facts = describe_model(model)
     check_sequence_length(model, config.data.sequence_length)
     if rope := getattr(model_config, "rope", None):
@@ -135,7 +145,7 @@ def assemble(config: RunConfig, say: Say, *, weights: Path | None = None, tokeni
     align_special_tokens(model, tokenizer, fresh, say)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
         say(str(freeze(model, config.model.freeze)))
-    if adapter is not None:
+    if adapter is not None and loaded_here:
         base = lasting_reference(getattr(model_config, "pretrained", None))
         for line in add_adapter(model, adapter, base=base, seed=config.run.seed):
             say(line)

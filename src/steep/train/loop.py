@@ -7,6 +7,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 
+from torch import nn
+
 from steep.checkpoint.lock import RunLock
 from steep.checkpoint.save import CheckpointWriter
 from steep.config import targets
@@ -37,19 +39,20 @@ def train(
     accept_data_change: bool = False,
     allow_code: bool = True,
     stream: TextIO | None = None,
+    model: nn.Module | None = None,
 ) -> TrainResult:
     """Train as configured, from the run's newest checkpoint if it has one. Raises SteepError.
 
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
     accept_data_change: continue with other data than the checkpoint was trained on, from its beginning, and record it.
-    stream: where the console writes; standard output by default.
+    stream: where the console writes; standard output by default. model: see `assemble`; such a run starts anew.
     """
     targets.check_run(config, lambda line: print(line, file=stream), allow_code)
     run = RunDirectory(Path(config.run.directory).expanduser() / config.run.name)
     run.create()
     while True:
         try:
-            return _process(config, run, resume, accept_data_change, allow_code, stream)
+            return _process(config, run, resume, accept_data_change, allow_code, stream, model)
         except RollBack:
             resume, accept_data_change = None, False
 
@@ -61,6 +64,7 @@ def _process(
     accept_data_change: bool,
     allow_code: bool,
     stream: TextIO | None,
+    model: nn.Module | None,
 ) -> TrainResult:
     """From the newest checkpoint to the end of the run, an interruption, or a rollback (see spikes.py)."""
     with ExitStack() as stack:
@@ -79,11 +83,14 @@ def _process(
             )
         )
         stop = stack.enter_context(StopSignals())
-        return _run(config, run, beginning, sinks, stop)
+        return _run(config, run, beginning, sinks, stop, model)
 
 
-def _run(config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sinks, stop: StopSignals) -> TrainResult:
-    job = assemble(config, sinks.line, weights=beginning.weights, tokenizer_folder=beginning.tokenizer)
+def _run(
+    config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sinks, stop: StopSignals, model: nn.Module | None
+) -> TrainResult:
+    weights, tokenizer = beginning.weights, beginning.tokenizer
+    job = assemble(config, sinks.line, weights=weights, tokenizer_folder=tokenizer, model=model)
     state, job = begin_state(beginning, job, sinks.line)
     sizes, engine = job.sizes, job.engine
     if is_finished(run, job, state):

@@ -1,0 +1,17 @@
+"""The notebook door: code written for Unsloth's notebooks, with its import lines changed.
+
+    from steep.unsloth import FastLanguageModel, UnslothTrainer, UnslothTrainingArguments, is_bfloat16_supported
+
+In: the calls of such a notebook. Out: a steep run, with its checkpoints, report and configuration, and the notebook's own model
+object, trained. Main choice: every argument is either translated, accepted with one line that says why it means nothing here, or
+refused; none is dropped in silence, and no other package is patched. Weakness: instruction data and chat templates are not what
+steep is for, and stay with the user.
+"""
+
+from __future__ import annotations
+
+from steep.unsloth.arguments import UnslothTrainingArguments
+from steep.unsloth.model import FastLanguageModel, is_bfloat16_supported
+from steep.unsloth.trainer import UnslothTrainer
+
+__all__ = ["FastLanguageModel", "UnslothTrainer", "UnslothTrainingArguments", "is_bfloat16_supported"]

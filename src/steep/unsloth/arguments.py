@@ -1,0 +1,185 @@
+"""UnslothTrainingArguments: the training settings of a notebook as sections of a steep configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from steep.core.errors import ConfigError
+from steep.unsloth.translate import check_keys, ignored_lines, refuse
+
+CALL = "UnslothTrainingArguments"
+
+DEFAULTS: dict[str, Any] = {
+    # transformers' TrainingArguments where a notebook leaves them out
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 3.0,
+    "max_steps": -1,
+    "learning_rate": 5e-5,
+    "embedding_learning_rate": None,
+    "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.0,
+    "warmup_steps": 0,
+    "optim": "adamw_torch",
+    "weight_decay": 0.0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "max_grad_norm": 1.0,
+    "bf16": False,
+    "fp16": False,
+    "seed": 42,
+    "output_dir": "outputs",
+    "logging_steps": 1,
+    "save_steps": None,
+    "save_total_limit": None,
+    "eval_steps": None,
+    "report_to": "none",
+    "max_seq_length": None,
+    "max_length": None,
+    "dataset_text_field": None,
+    "per_device_eval_batch_size": None,
+    "gradient_checkpointing": None,
+    "torch_compile": False,
+    "run_name": None,
+}
+
+OPTIMIZERS = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_hf": "adamw",
+    "adamw": "adamw",
+    "adamw_8bit": "adamw_8bit",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "adamw_8bit",
+    "paged_adamw_32bit": "adamw",
+    "adafactor": "adafactor",
+    "lion_32bit": "lion",
+    "galore_adamw": "galore",
+    "schedule_free_adamw": "schedule_free_adamw",
+}
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "linear": {"name": "linear", "final_ratio": 0.0},
+    "cosine": {"name": "cosine", "final_ratio": 0.0},
+    "constant": {"name": "constant"},
+    "constant_with_warmup": {"name": "constant"},
+    "inverse_sqrt": {"name": "inverse_sqrt", "final_ratio": 0.01},
+    "warmup_stable_decay": {"name": "wsd", "final_ratio": 0.0},
+}
+
+MEANS_NOTHING = {
+    "dataset_num_proc": "text is read by steep's own processes",
+    "dataloader_num_workers": "batches are read ahead by steep's own loader",
+    "dataloader_pin_memory": "steep pins memory where there is a GPU",
+    "ddp_find_unused_parameters": "there is one process",
+    "remove_unused_columns": "only the text column is read",
+    "group_by_length": "documents are packed, so that nothing is padded",
+    "packing": "documents are always packed, each seeing itself alone",
+    "save_strategy": "the end is always saved; save_steps saves in between",
+    "eval_strategy": "the start and the end are always scored; eval_steps scores in between",
+    "logging_strategy": "every step is logged; logging_steps is what the screen shows",
+    "overwrite_output_dir": "every run has a folder of its own",
+    "dataset_kwargs": "text is tokenized as it is",
+    "disable_tqdm": "",
+    "logging_first_step": "the first step always has a line",
+    "optim_target_modules": "adapters say what is trained",
+    "tf32": "matrix products run in the precision that the device's kernels use",
+    "logging_dir": "the run's folder has everything",
+    "push_to_hub": "nothing is sent anywhere; steep export writes a folder that can be uploaded",
+    "data_seed": "the seed draws the order too",
+}
+
+CANNOT = {
+    "neftune_noise_alpha": "noise on embeddings is for instruction tuning",
+    "label_smoothing_factor": "the loss is the likelihood itself",
+    "deepspeed": "one process trains",
+    "fsdp": "one process trains",
+}
+
+
+class UnslothTrainingArguments:
+    """Settings of a training, under the names that transformers, TRL and Unsloth give them.
+
+    Every name is an attribute, with transformers' default where it is left out. Raises ConfigError for an unknown name, and for
+    what would change the result and cannot be done.
+    """
+
+    def __init__(self, **given: Any):
+        check_keys(CALL, given, [*DEFAULTS, *MEANS_NOTHING, *CANNOT])
+        refuse(CALL, given, CANNOT)
+        self.lines = ignored_lines(CALL, given, MEANS_NOTHING)
+        """What to tell the user of keys that mean nothing here."""
+        for key, default in DEFAULTS.items():
+            setattr(self, key, given.get(key, default))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def sections(self) -> dict[str, Any]:
+        """`train`, `optimizer`, `schedule`, `checkpoint`, `evaluate`, `console`, `trackers` and `run` of a steep configuration.
+
+        Raises ConfigError for an optimizer, schedule or tracker that has no counterpart.
+        """
+        batch: int = self.per_device_train_batch_size
+        train: dict[str, Any] = {
+            "global_batch_size": batch * self.gradient_accumulation_steps,
+            "micro_batch_size": batch,
+            "max_grad_norm": self.max_grad_norm or None,
+            "compile": bool(self.torch_compile),
+        }
+        if self.max_steps > 0:
+            train["steps"] = self.max_steps
+        else:
+            train["epochs"] = self.num_train_epochs
+        name = _counterpart("optim", self.optim, OPTIMIZERS)
+        optimizer: dict[str, Any] = {
+            "name": name,
+            "learning_rate": self.learning_rate,
+            "embedding_learning_rate": self.embedding_learning_rate,
+            "weight_decay": self.weight_decay,
+        }
+        if name in ("adamw", "adamw_8bit", "schedule_free_adamw", "galore"):
+            optimizer |= {"betas": (self.adam_beta1, self.adam_beta2), "eps": self.adam_epsilon}
+        schedule = dict(_counterpart("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES))
+        if self.lr_scheduler_type == "constant":
+            schedule["warmup_steps"] = 0
+        elif self.warmup_steps:
+            schedule["warmup_steps"] = self.warmup_steps
+        else:
+            schedule["warmup_ratio"] = self.warmup_ratio
+        checkpoint = {"every_steps": self.save_steps}
+        if self.save_total_limit:
+            checkpoint["keep_last"] = self.save_total_limit
+        return {
+            "run": {"directory": str(self.output_dir), "seed": self.seed},
+            "train": train,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "checkpoint": {
+                "every_steps": self.save_steps,
+                **({"keep_last": self.save_total_limit} if self.save_total_limit else {}),
+            },
+            "evaluate": {"every_steps": self.eval_steps, "batch_size": self.per_device_eval_batch_size},
+            "console": {"log_every_steps": max(1, int(self.logging_steps))},
+            "trackers": _trackers(self.report_to),
+        }
+
+
+def _counterpart(key: str, value: Any, table: dict[str, Any]) -> Any:
+    name = str(getattr(value, "value", value))
+    if name not in table:
+        raise ConfigError(f"{CALL}: {key}={name!r} has no counterpart here. There are: {', '.join(table)}")
+    return table[name]
+
+
+def _trackers(report_to: Any) -> list[dict[str, Any]]:
+    names = [report_to] if isinstance(report_to, str) else list(report_to or [])
+    wanted = [name for name in names if name not in ("none", "all")]
+    unknown = [name for name in wanted if name != "tensorboard"]
+    if unknown:
+        raise ConfigError(
+            f"{CALL}: report_to={unknown[0]!r} is not there; use 'tensorboard', or 'none' (metrics.jsonl has everything)"
+        )
+    return [{"name": name} for name in wanted]

@@ -1,0 +1,211 @@
+"""UnslothTrainer: a notebook's dataset and settings as a steep run that trains the notebook's own model object."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from steep.config.load import load_run_config
+from steep.config.run import RunConfig
+from steep.core.errors import ConfigError, DataError
+from steep.core.files import atomic_writer
+from steep.parallelize.activation_checkpoint import keep_activations
+from steep.trackers.jsonl import read_records
+from steep.unsloth.arguments import UnslothTrainingArguments
+from steep.unsloth.model import Door, door_of, inner, say
+from steep.unsloth.translate import check_keys, ignored_lines, refuse
+
+CALL = "UnslothTrainer"
+
+MEANS_NOTHING = {
+    "dataset_num_proc": "text is read by steep's own processes",
+    "packing": "documents are always packed, each seeing itself alone",
+    "data_collator": "batches are made by steep: packed documents, next-token labels",
+    "compute_metrics": "held-out text is scored in bits per byte",
+    "preprocess_logits_for_metrics": "logits never exist whole",
+    "dataset_kwargs": "text is tokenized as it is",
+    "formatting_prompts_func": "",
+}
+CANNOT = {
+    "callbacks": "use metrics.jsonl, trackers and the report of the run",
+    "optimizers": "name one with optim, or use optimizer: {_target_: ...} in a steep configuration",
+    "peft_config": "get_peft_model puts the adapter in",
+    "model_init": "the model is given",
+}
+KEYS = ("processing_class", "eval_dataset", "formatting_func", "dataset_text_field", "max_seq_length")
+
+
+class UnslothTrainer:
+    """Trains `model` in place. Every call of `train` is a run of steep in `<output_dir>/run-<N>`.
+
+    train_dataset, eval_dataset: a datasets.Dataset, a list of mappings, any iterable of those, or a path of text that steep
+    reads. Raises ConfigError for arguments that are unknown or cannot be done.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        train_dataset: Any = None,
+        args: UnslothTrainingArguments | None = None,
+        **given: Any,
+    ):
+        check_keys(CALL, given, [*KEYS, *MEANS_NOTHING, *CANNOT])
+        refuse(CALL, given, CANNOT)
+        self.model = model
+        self.args = args or UnslothTrainingArguments()
+        self.door: Door = door_of(model)
+        self.tokenizer = tokenizer or given.get("processing_class") or self.door.tokenizer
+        if len(self.tokenizer) != self.door.vocabulary_size:
+            raise ConfigError(
+                f"the tokenizer has {len(self.tokenizer):,} tokens, and had {self.door.vocabulary_size:,} when the model was "
+                "loaded. New tokens need embeddings: use `vocabulary` in a steep configuration"
+            )
+        if self.door.adapter is None and not self.door.full_finetuning:
+            raise ConfigError(
+                "nothing is to be trained: put an adapter in (FastLanguageModel.get_peft_model), or load with "
+                "full_finetuning=True"
+            )
+        for line in [*self.args.lines, *ignored_lines(CALL, given, MEANS_NOTHING)]:
+            say(line)
+        if train_dataset is None:
+            raise ConfigError(f"{CALL}: train_dataset is missing")
+        self._field = given.get("dataset_text_field") or self.args.dataset_text_field or "text"
+        self._format: Callable[[Any], Any] | None = given.get("formatting_func")
+        self._length = (
+            given.get("max_seq_length") or self.args.max_seq_length or self.args.max_length or self.door.max_seq_length
+        )
+        self._datasets = {"train": train_dataset, "eval": given.get("eval_dataset")}
+        self.run_directory: Path | None = None
+        """Of the newest run: checkpoints, metrics.jsonl, report.html, config.yaml."""
+        self.state = SimpleNamespace(log_history=[], global_step=0)
+
+    def configuration(self) -> RunConfig:
+        """The steep configuration that `train` runs. Writes the datasets into `<output_dir>/data/`."""
+        mapping = self.args.sections()
+        folder = Path(mapping["run"]["directory"]).expanduser()
+        mapping["run"]["name"] = self.args.run_name or _next_name(folder)
+        model = self.door.config.model_dump(mode="json")
+        if self.door.adapter is not None:
+            mapping["adapter"] = self.door.adapter.model_dump(mode="json")
+        checkpointing = self.args.gradient_checkpointing
+        mapping["train"] |= {
+            "precision": self.door.precision,
+            "threads": torch.get_num_threads(),  # as the notebook has them
+            "activation_checkpointing": self.door.checkpointing if checkpointing is None else bool(checkpointing),
+        }
+        data: dict[str, Any] = {
+            "sequence_length": self._length,
+            "cache_directory": str(folder / "cache"),
+            "train": [{"path": self._write(folder, "train"), "name": "train_dataset"}],
+        }
+        if self._datasets["eval"] is not None:
+            data["validation"] = {"eval_dataset": {"path": self._write(folder, "eval")}}
+        return load_run_config(mapping={**mapping, "model": model, "data": data})
+
+    def train(self, resume_from_checkpoint: Any = None) -> Any:
+        """Train; transformers' TrainOutput, whose `metrics` have train_runtime (seconds) and more.
+
+        Raises ConfigError where it is to resume: the run is one of steep's, and `steep train` resumes it.
+        """
+        from transformers.trainer_utils import TrainOutput
+
+        from steep.runtime.tuning import tune_process
+        from steep.train.loop import train
+
+        if resume_from_checkpoint:
+            newest = self.run_directory or Path(self.args.output_dir) / "run-1"
+            raise ConfigError(
+                f"a run is resumed by `steep train {newest}/config.yaml --resume`, then loaded by from_pretrained('{newest}')"
+            )
+        if self.args.fp16 and not self.args.bf16:
+            say(f"fp16: steep does not train in fp16; this run computes in {self.door.precision}")
+        config = self.configuration()
+        tune_process()
+        model = inner(self.model)
+        try:
+            result = train(config, resume=False, model=model)
+        finally:
+            keep_activations(model)
+        self.run_directory = self.door.run_directory = result.run_directory
+        lines = [record for record in read_records(result.run_directory / "metrics.jsonl") if record["kind"] == "train"]
+        self.state.log_history, self.state.global_step = lines, result.step
+        losses = [line["loss"] for line in lines]
+        mean = sum(losses) / len(losses)
+        metrics = {
+            "train_runtime": result.seconds,
+            "train_steps_per_second": result.step / result.seconds,
+            "train_samples_per_second": lines[-1]["sequences"] / result.seconds,
+            "train_tokens_per_second": result.tokens / result.seconds,
+            "train_tokens": result.tokens,
+            "train_loss": mean,
+            "peak_memory_bytes": max(line["memory_bytes"] for line in lines),
+        }
+        return TrainOutput(result.step, mean, metrics)
+
+    def memory_plot(self) -> Any:
+        """The stacked bar of what the newest run was planned to need, part by part, beside what it took (a matplotlib figure)."""
+        from steep.core.files import read_json
+        from steep.report import memory_plot
+
+        if self.run_directory is None:
+            raise ConfigError("train() comes first")
+        plan = read_json(self.run_directory / "plan.json")
+        return memory_plot(plan["memory"], max(line["memory_bytes"] for line in self.state.log_history))
+
+    def save_model(self, output_dir: str) -> None:
+        """The adapter (or the whole model) and the tokenizer, as transformers and peft write them."""
+        self.model.save_pretrained(output_dir)
+        self.tokenizer.save_pretrained(output_dir)
+
+    def _write(self, folder: Path, name: str) -> str:
+        """The dataset as JSONL, under a name of its content; a path is taken as it is."""
+        dataset = self._datasets[name]
+        if isinstance(dataset, (str, Path)):
+            return str(dataset)
+        lines, digest, ended = [], hashlib.sha256(), 0
+        eos = self.tokenizer.eos_token
+        for text in self._texts(dataset):
+            if eos and text.endswith(eos):
+                text, ended = text.removesuffix(eos), ended + 1
+            lines.append(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            digest.update(lines[-1].encode("utf-8", "surrogatepass"))
+        if not lines:
+            raise DataError(f"{CALL}: the {name} dataset has no rows")
+        if ended:
+            say(f"{ended:,} of {len(lines):,} documents ended with {eos!r}; steep ends every document with it once")
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        path = folder / "data" / f"{name}-{digest.hexdigest()[:12]}.jsonl"
+        with atomic_writer(path) as file:
+            file.write("".join(lines).encode("utf-8", "surrogatepass"))
+        return str(path)
+
+    def _texts(self, dataset: Iterable[Any]) -> Iterator[str]:
+        for number, row in enumerate(dataset):
+            made = self._format(row) if self._format is not None else _field_of(row, self._field, number)
+            for text in made if isinstance(made, list) else [made]:
+                if not isinstance(text, str):
+                    raise DataError(f"{CALL}: row {number} gives {type(text).__name__}, and text is needed")
+                yield text
+
+
+def _field_of(row: Any, field: str, number: int) -> Any:
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, Mapping) or field not in row:
+        has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        raise DataError(f"{CALL}: row {number} has no field {field!r} (it has: {has}); name it with dataset_text_field")
+    return row[field]
+
+
+def _next_name(folder: Path) -> str:
+    number = 1
+    while (folder / f"run-{number}").exists():
+        number += 1
+    return f"run-{number}"

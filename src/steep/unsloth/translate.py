@@ -1,0 +1,45 @@
+"""Arguments of other people's calls: what each becomes here, and the one line for what means nothing.
+
+In: keyword arguments. Out: the ones that are known, and lines. An unknown key is an error with the nearest known one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from steep.core.errors import ConfigError
+
+NEUTRAL = (None, False, 0, "none", "no", "auto", "")
+"""Values that switch a key off: no line is worth printing for them."""
+
+
+def check_keys(call: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ConfigError for the first key that is not known."""
+    names = sorted(known)
+    for key in given:
+        if key not in names:
+            near = get_close_matches(key, names, n=1, cutoff=0.6)
+            hint = f"Did you mean {near[0]!r}?" if near else "See docs/how_to/from_unsloth.md for what there is."
+            raise ConfigError(f"{call}() has no argument {key!r}. {hint}")
+
+
+def ignored_lines(call: str, given: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
+    """One line for each given key that means nothing here and is not switched off."""
+    return [
+        f"{call}: {key}={value!r} means nothing here: {reasons[key]}"
+        for key, value in given.items()
+        if key in reasons and not _is_neutral(value)
+    ]
+
+
+def refuse(call: str, given: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    """Raise ConfigError for a key that would change the result and has no counterpart, unless it is switched off."""
+    for key, value in given.items():
+        if key in reasons and not _is_neutral(value):
+            raise ConfigError(f"{call}: {key}={value!r} cannot be done here: {reasons[key]}")
+
+
+def _is_neutral(value: Any) -> bool:
+    return any(value is neutral or (type(value) is type(neutral) and value == neutral) for neutral in NEUTRAL)

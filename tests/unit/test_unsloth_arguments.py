@@ -1,0 +1,102 @@
+"""The notebook door: every argument is translated, explained in a line, or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from steep.config.load import load_run_config
+from steep.core.errors import ConfigError
+from steep.unsloth import UnslothTrainingArguments
+from steep.unsloth.translate import check_keys, ignored_lines, refuse
+
+GUIDE: dict[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 8,
+    "num_train_epochs": 1,
+    "learning_rate": 5e-5,
+    "embedding_learning_rate": 5e-6,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1,
+    "fp16": True,
+    "bf16": False,
+    "optim": "adamw_8bit",
+    "weight_decay": 0.00,
+    "logging_steps": 1,
+    "report_to": "none",
+    "seed": 3407,
+    "output_dir": "outputs",
+}
+
+
+def test_the_guides_arguments_become_a_configuration() -> None:
+    arguments = UnslothTrainingArguments(**GUIDE)
+    assert arguments.lines == []
+    sections = arguments.sections()
+    assert sections["train"] == {
+        "global_batch_size": 16,
+        "micro_batch_size": 2,
+        "max_grad_norm": 1.0,
+        "compile": False,
+        "epochs": 1,
+    }
+    optimizer = sections["optimizer"]
+    assert (optimizer["name"], optimizer["learning_rate"]) == ("adamw_8bit", 5e-5)
+    assert optimizer["embedding_learning_rate"] == 5e-6
+    assert optimizer["betas"] == (0.9, 0.999)  # transformers', not steep's
+    assert sections["schedule"] == {"name": "cosine", "final_ratio": 0.0, "warmup_ratio": 0.1}
+    assert sections["run"] == {"directory": "outputs", "seed": 3407}
+    model = {"pretrained": "hub/somewhere"}
+    data = {"sequence_length": 2048, "train": [{"path": __file__}]}
+    adapter = {"rank": 8, "modules_to_save": ["embed_tokens"]}
+    load_run_config(
+        mapping={**sections, "model": model, "data": data, "adapter": adapter}
+    )  # every key is one of steep's
+
+
+def test_what_is_left_out_is_transformers_default() -> None:
+    sections = UnslothTrainingArguments().sections()
+    assert sections["train"]["epochs"] == 3.0
+    assert sections["optimizer"]["weight_decay"] == 0.0
+    assert sections["schedule"] == {"name": "linear", "final_ratio": 0.0, "warmup_ratio": 0.0}
+
+
+def test_max_steps_wins_over_epochs() -> None:
+    train = UnslothTrainingArguments(max_steps=60, num_train_epochs=2).sections()["train"]
+    assert train["steps"] == 60
+    assert "epochs" not in train
+
+
+def test_a_typing_error_is_named_with_what_was_meant() -> None:
+    with pytest.raises(ConfigError, match="no argument 'learning_rat'. Did you mean 'learning_rate'"):
+        UnslothTrainingArguments(learning_rat=1e-4)
+
+
+def test_what_means_nothing_is_said_once_and_what_is_switched_off_is_not() -> None:
+    lines = UnslothTrainingArguments(dataset_num_proc=8, group_by_length=False, push_to_hub=True).lines
+    assert len(lines) == 2
+    assert "dataset_num_proc=8 means nothing here: text is read by steep's own processes" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"neftune_noise_alpha": 5}, "noise on embeddings"),
+        ({"optim": "sgd"}, "no counterpart"),
+        ({"lr_scheduler_type": "polynomial"}, "no counterpart"),
+        ({"report_to": "wandb"}, "report_to='wandb' is not there"),
+    ],
+)
+def test_what_would_change_the_result_is_refused(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        UnslothTrainingArguments(**given).sections()
+
+
+def test_refusing_and_ignoring_look_at_the_value() -> None:
+    refuse("f", {"loftq_config": None, "neft": 0}, {"loftq_config": "why", "neft": "why"})
+    with pytest.raises(ConfigError, match="loftq_config=.* cannot be done here: why"):
+        refuse("f", {"loftq_config": {"bits": 4}}, {"loftq_config": "why"})
+    assert ignored_lines("f", {"a": None, "b": 1}, {"a": "x", "b": "y"}) == ["f: b=1 means nothing here: y"]
+    with pytest.raises(ConfigError, match="from_unsloth.md"):
+        check_keys("f", ["zzzz"], ["rank"])
