@@ -73,6 +73,10 @@ SMALLER = {
         "rate.yaml",
     ): "--data.sequence_length 64 --data.validation.manuals.share 0.4 --optimizer.learning_rate 1e-3",
     (
+        "docs/how_to/add_words.md",
+        "words.yaml",
+    ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",
+    (
         "docs/how_to/choose_lora_or_full.md",
         "lora.yaml",
     ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",

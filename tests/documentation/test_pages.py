@@ -114,12 +114,13 @@ def test_named_keys_exist(page: Path) -> None:
 
 
 def options() -> dict[str, set[str]]:
-    """The long options of each command."""
+    """The long options of each command, those of its own commands among them."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     return {
         name: {
             option
-            for parameter in command.params
+            for part in [command, *getattr(command, "commands", {}).values()]
+            for parameter in part.params
             for option in (*parameter.opts, *parameter.secondary_opts)
             if option.startswith("--") and option != "--help"
         }
