@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--runs", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0, help="of the first run; the others count up")
     parser.add_argument("--folder", help="keep the runs here; those that are there are not made again")
     arguments = parser.parse_args()
     print(heading(), flush=True)
@@ -44,7 +45,9 @@ def main() -> None:
         for number in range(arguments.runs):
             start, schedule, rate, batch = every[number * len(every) // arguments.runs]
             model = {"config": LLAMA} if start == "scratch" else {"pretrained": str(base)}
-            path = run(folder, f"run{number}", model, "text", arguments.steps, rate, schedule, batch, number)
+            path = run(
+                folder, f"run{number}", model, "text", arguments.steps, rate, schedule, batch, arguments.seed + number
+            )
             found.append(([start, schedule, f"{rate:g}", str(batch)], judge(path)))
     rows = [[*names, *(shown(*values) for values in judged)] for names, judged in found]
     print(table(["start", "schedule", "rate", "batch", *(f"at {moment:.0%}" for moment in MOMENTS)], rows))
