@@ -399,7 +399,8 @@ def average(
 ) -> AverageResult:
     """The mean of a run's `last` checkpoints, or of several models (oldest first), in fp32, written and verified.
 
-    weights: `uniform`, or `ema:0.9`. score: also score it beside the newest one. out: default `<run>/average/last_<N>`.
+    weights: `uniform`, `ema:0.9`, or `ema` for the moving average that train.ema_decay kept. score: also score it
+    beside the newest one. out: default `<run>/average/last_<N>`.
     Raises ConfigError if the run keeps fewer checkpoints, ModelError for models that differ in names or shapes.
     """
     from steep.merge.average import average_models

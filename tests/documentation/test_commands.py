@@ -79,6 +79,10 @@ SMALLER = {
         "words.yaml",
     ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",
     (
+        "docs/tutorials/teach_a_model_your_documents.md",
+        "teach.yaml",
+    ): "--data.sequence_length 64 --data.validation.domain.share 0.4 --train.epochs 1",
+    (
         "docs/how_to/choose_lora_or_full.md",
         "lora.yaml",
     ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",

@@ -100,7 +100,7 @@ def plan_structure(
             head_tied=_head_is_tied(model),
             autocast_bytes=2 if mixed else None,
             accumulates=accumulates,
-            optimizer_bytes=optimizer_state_bytes(model, config.optimizer),
+            optimizer_bytes=optimizer_state_bytes(model, config.optimizer) + _ema_bytes(model, config.train.ema_decay),
             loss_chunk_bytes=config.train.loss_chunk_bytes,
             asynchronous_checkpoint=config.checkpoint.copies_state,
             host_bytes=host_bytes,
@@ -217,6 +217,11 @@ def _head_is_trained(model: nn.Module) -> bool:
         return output_head(model).weight.requires_grad
     except ModelError:
         return True
+
+
+def _ema_bytes(model: nn.Module, decay: float | None) -> int:
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return 4 * trained if decay is not None else 0
 
 
 def _head_is_tied(model: nn.Module) -> bool:

@@ -190,7 +190,14 @@ def assemble(
         with autocast(device, precision):
             return forward_losses(forward, batch, config.train.loss_chunk_bytes)
 
-    engine = TorchEngine(model, loss_sums, optimizer, device=device, max_grad_norm=config.train.max_grad_norm)
+    engine = TorchEngine(
+        model,
+        loss_sums,
+        optimizer,
+        device=device,
+        max_grad_norm=config.train.max_grad_norm,
+        ema_decay=config.train.ema_decay,
+    )
     seed_everything(config.run.seed)
     return Job(
         tokenizer=tokenizer,
