@@ -1,6 +1,7 @@
 """An exponential moving average of the weights, kept beside the optimizer's state, so that it is saved and resumed with it.
 
-Source: Morales-Brotons et al. 2024 (arXiv:2411.18704). Main choice: fp32, after every update that was made; the average starts at the weights after the first one. Weakness: 4 bytes per trained parameter on the device.
+Source: Morales-Brotons et al. 2024 (arXiv:2411.18704). Main choice: fp32, after every update that was made; the
+average starts at the weights after the first one. Weakness: 4 bytes per trained parameter on the device.
 """
 
 from __future__ import annotations
