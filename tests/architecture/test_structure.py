@@ -42,7 +42,9 @@ ALLOWED: dict[str, set[str]] = {
         "core", "batch", "loader", "order", "sources", "store", "tokenizer", "models", "metrics", "checkpoint", "config",
         "runtime", "train.data", "train.run_directory",
     },
-    "merge": {"core", "checkpoint", "evaluate", "export", "models", "report", "tokenizer", "runtime", "train.run_directory"},
+    "merge": {
+        "core", "checkpoint", "evaluate", "export", "models", "optim.ema", "report", "tokenizer", "runtime", "train.run_directory",
+    },
     "export": {"core", "checkpoint.load", "evaluate", "models", "tokenizer", "runtime", "train.run_directory"},
 }  # fmt: skip
 """What a stage (a folder or file below src/steep) may import of ours besides itself: `a.b` allows that module alone."""

@@ -22,14 +22,20 @@ from support import LLAMA
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def base(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_directory: Path
-) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_fresh({**LLAMA, "tie_word_embeddings": request.param}, None, seed=0).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_tokenizer_directory).save_pretrained(folder)
+def write_base(folder: Path, tokenizer: Path, tied: bool) -> Path:
+    build_fresh({**LLAMA, "tie_word_embeddings": tied}, None, seed=0).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def each_base(request: Any, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_directory: Path) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"), tiny_tokenizer_directory, request.param)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_directory: Path) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"), tiny_tokenizer_directory, tied=True)
 
 
 def load(base: Path, **given: Any) -> tuple[Any, Any]:
@@ -71,8 +77,8 @@ def write(model: Any, tokenizer: Any) -> str:
     return "".join(pieces)
 
 
-def test_the_guide_from_loading_to_saving(base: Path, documents: list[str], tmp_path: Path, capsys: Any) -> None:
-    model, tokenizer = load(base)
+def test_the_guide_from_loading_to_saving(each_base: Path, documents: list[str], tmp_path: Path, capsys: Any) -> None:
+    model, tokenizer = load(each_base)
     FastLanguageModel.for_inference(model)
     assert not model.training
     before = write(model, tokenizer)
@@ -111,7 +117,7 @@ def test_the_guide_from_loading_to_saving(base: Path, documents: list[str], tmp_
     model.save_pretrained(tmp_path / "lora")  # peft's own
     from peft import PeftModel
 
-    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "lora"))
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(each_base), str(tmp_path / "lora"))
     with torch.no_grad():
         torch.testing.assert_close(again(input_ids=ids).logits, ours, rtol=1e-4, atol=1e-4)
 
