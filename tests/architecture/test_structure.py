@@ -43,7 +43,8 @@ ALLOWED: dict[str, set[str]] = {
         "runtime", "train.data", "train.run_directory",
     },
     "merge": {
-        "core", "checkpoint", "evaluate", "export", "models", "optim.ema", "report", "tokenizer", "runtime", "train.run_directory",
+        "core", "checkpoint", "evaluate", "export", "models", "optim.ema", "report", "tokenizer", "runtime",
+        "train.run_directory",
     },
     "export": {"core", "checkpoint.load", "evaluate", "models", "tokenizer", "runtime", "train.run_directory"},
 }  # fmt: skip
