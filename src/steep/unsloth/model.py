@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
@@ -18,7 +17,8 @@ from steep.models.config import AdapterConfig, ModelConfig, RopeConfig
 from steep.models.load import load_model, max_positions, pretrained_config
 from steep.runtime.device import autocast, choose_device, choose_precision, cpu_has_bf16, frozen_dtype, parameter_dtype
 from steep.tokenizer.load import load_hf_tokenizer
-from steep.unsloth.translate import check_keys, ignored_lines, refuse
+from steep.unsloth.here import encodings_stay_here
+from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
 
 LOAD_MEANS_NOTHING = {
     "token": "a gated model is fetched with the token of huggingface_hub's own login",
@@ -86,11 +86,6 @@ class Door:
     """Allocated on the GPU after loading and after adapting."""
 
 
-def say(line: str) -> None:
-    """A line for the person at the notebook."""
-    print(f"steep: {line}", file=sys.stderr, flush=True)
-
-
 def is_bfloat16_supported() -> bool:
     """Whether the device that would train computes in bf16: the GPU if there is one, else the CPU."""
     return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bf16()
@@ -141,7 +136,7 @@ class FastLanguageModel:
         model: Any = load_model(
             config, dtype=parameter_dtype(precision) if full else frozen_dtype(precision), device=device
         )
-        tokenizer = load_hf_tokenizer(str(model_name), given.get("revision"))
+        tokenizer = encodings_stay_here(load_hf_tokenizer(str(model_name), given.get("revision")))
         model.steep_door = Door(config, tokenizer, len(tokenizer), max_seq_length, precision, device, full)
         _write_under_autocast(model, device, precision)
         _note_memory(model, "model")

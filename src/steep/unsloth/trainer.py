@@ -18,8 +18,8 @@ from steep.core.files import atomic_writer
 from steep.parallelize.activation_checkpoint import keep_activations
 from steep.trackers.jsonl import read_records
 from steep.unsloth.arguments import UnslothTrainingArguments
-from steep.unsloth.model import Door, door_of, inner, say
-from steep.unsloth.translate import check_keys, ignored_lines, refuse
+from steep.unsloth.model import Door, door_of, inner
+from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
 
 CALL = "UnslothTrainer"
 
