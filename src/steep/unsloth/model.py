@@ -15,7 +15,7 @@ from steep.core.errors import ConfigError
 from steep.models.adapters import adapt, lasting_reference
 from steep.models.config import AdapterConfig, ModelConfig, RopeConfig
 from steep.models.load import load_model, max_positions, pretrained_config
-from steep.runtime.device import autocast, choose_device, choose_precision, cpu_has_bf16, frozen_dtype, parameter_dtype
+from steep.runtime.device import autocast, choose_device, choose_precision, frozen_dtype, parameter_dtype
 from steep.tokenizer.load import load_hf_tokenizer
 from steep.unsloth.here import encodings_stay_here
 from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
@@ -30,8 +30,11 @@ LOAD_MEANS_NOTHING = {
     "random_state": "loading draws no numbers",
     "attn_implementation": "attention is computed document by document where the model allows it",
     "use_gradient_checkpointing": "get_peft_model is where it is chosen",
+    "gpu_memory_utilization": "there is no vLLM engine inside the process",
+    "max_lora_rank": "there is no vLLM engine inside the process",
 }
 LOAD_CANNOT = {
+    "load_in_fp8": "load_in_4bit and load_in_8bit are there",
     "fast_inference": "writing is transformers' own generate; vLLM reads what steep exports",
     "resize_model_vocab": "add tokens with `vocabulary` in a steep configuration",
 }
@@ -41,6 +44,7 @@ LOAD_KEYS = (
     "dtype",
     "load_in_4bit",
     "load_in_8bit",
+    "load_in_16bit",
     "full_finetuning",
     "rope_scaling",
     "revision",
@@ -49,6 +53,8 @@ LOAD_KEYS = (
 ADAPT_MEANS_NOTHING = {
     "max_seq_length": "the length given to from_pretrained holds",
     "temporary_location": "nothing is swapped to disk",
+    "ensure_weight_tying": "tied embeddings always stay one tensor",
+    "task_type": "it is always CAUSAL_LM",
 }
 ADAPT_CANNOT = {
     "loftq_config": "adapters start at zero, so that the model starts as its base",
@@ -87,8 +93,8 @@ class Door:
 
 
 def is_bfloat16_supported() -> bool:
-    """Whether the device that would train computes in bf16: the GPU if there is one, else the CPU."""
-    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bf16()
+    """Whether the device that would train, the GPU if there is one, computes bf16 in hardware (a T4 only emulates it)."""
+    return choose_precision("auto", choose_device("auto").type) != "fp32"
 
 
 def inner(model: Any) -> Any:
@@ -126,6 +132,7 @@ class FastLanguageModel:
             say(line)
         full = bool(given.get("full_finetuning"))
         eight = bool(given.get("load_in_8bit"))
+        load_in_4bit = load_in_4bit and not given.get("load_in_16bit")
         if full and (load_in_4bit or eight):
             say("full_finetuning: weights in 4 or 8 bits cannot be trained, so they are loaded whole")
         device = choose_device("auto")

@@ -20,6 +20,7 @@ from steep.config.load import load_run_config
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import atomic_writer
+from steep.optim.param_groups import embedding_tensors
 from steep.parallelize.activation_checkpoint import keep_activations
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.load import text_tokenizer
@@ -108,7 +109,7 @@ class UnslothTrainer:
             mapping["adapter"] = self.door.adapter.model_dump(mode="json")
         checkpointing = self.args.gradient_checkpointing
         mapping["train"] |= {
-            "precision": self.door.precision,
+            "precision": "mixed_bf16" if self.args.bf16 else self.door.precision,
             "threads": torch.get_num_threads(),  # as the notebook has them
             "activation_checkpointing": self.door.checkpointing if checkpointing is None else bool(checkpointing),
         }
@@ -167,6 +168,11 @@ class UnslothTrainer:
         config = self.configuration()
         tune_process()
         model = inner(self.model)
+        if self.door.adapter is not None and self.args.embedding_learning_rate is None and embedding_tensors(model):
+            say(
+                "embedding_learning_rate is not given: embeddings and output head have a tenth of learning_rate here (in the "
+                "notebook's own tool the same)"
+            )
         try:
             result = train(config, resume=False, model=model)
         finally:
