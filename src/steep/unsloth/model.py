@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from steep.checkpoint.load import verified_reference
 from steep.core.errors import ConfigError
 from steep.models.adapters import adapt, lasting_reference
 from steep.models.config import AdapterConfig, ModelConfig, RopeConfig
@@ -178,7 +179,9 @@ class FastLanguageModel:
         )
         door.seed = given.get("random_state", 3407)
         door.checkpointing = _checkpointing(given.get("use_gradient_checkpointing", "unsloth"))
-        adapted, lines = adapt(model, door.adapter, base=lasting_reference(door.config.pretrained), seed=door.seed)
+        # of a run the folder that transformers loads, as training writes it: peft knows no run
+        base, _ = verified_reference(str(door.config.pretrained))
+        adapted, lines = adapt(model, door.adapter, base=lasting_reference(base), seed=door.seed)
         for line in lines:
             say(line)
         for name, method in (("save_pretrained_merged", save_merged), ("save_pretrained_gguf", save_gguf)):
