@@ -1,6 +1,6 @@
 """How often the 90 % band of a forecast holds what it forecast, on real runs of small models.
 
-    python benchmarks/forecast.py [--steps 400] [--runs 12]
+    python benchmarks/forecast.py [--steps 300] [--runs 24] [--folder F]
 
 Llamas of 0.2 M parameters are trained on Python's own documentation with different learning rates, schedules, batch sizes and
 seeds, half of them from scratch, half continued from a model that read other pages. Forecasts made at 15, 30, 50 and 75 % of each
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from common import heading, table
 
 LLAMA = {
@@ -28,12 +29,14 @@ MOMENTS = (0.15, 0.3, 0.5, 0.75)
 def main() -> None:
     """Train, forecast, print a Markdown section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--runs", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--runs", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0, help="of the first run; the others count up")
+    parser.add_argument("--folder", help="keep the runs here; those that are there are not made again")
     arguments = parser.parse_args()
     print(heading(), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = Path(arguments.folder or temporary)
         prepare(folder)
         base = run(folder, "base", {"config": LLAMA}, "other", arguments.steps, 3e-3, "cosine", 8, 0)
         found = []
@@ -42,7 +45,9 @@ def main() -> None:
         for number in range(arguments.runs):
             start, schedule, rate, batch = every[number * len(every) // arguments.runs]
             model = {"config": LLAMA} if start == "scratch" else {"pretrained": str(base)}
-            path = run(folder, f"run{number}", model, "text", arguments.steps, rate, schedule, batch, number)
+            path = run(
+                folder, f"run{number}", model, "text", arguments.steps, rate, schedule, batch, arguments.seed + number
+            )
             found.append(([start, schedule, f"{rate:g}", str(batch)], judge(path)))
     rows = [[*names, *(shown(*values) for values in judged)] for names, judged in found]
     print(table(["start", "schedule", "rate", "batch", *(f"at {moment:.0%}" for moment in MOMENTS)], rows))
@@ -91,6 +96,8 @@ def run(
     """One run's directory."""
     import steep
 
+    if (folder / "runs" / name / "summary.json").is_file():
+        return folder / "runs" / name
     steep.train(
         {
             "run": {"name": name, "directory": str(folder / "runs"), "seed": seed},
@@ -118,14 +125,18 @@ def run(
 
 def judge(run_directory: Path) -> list[tuple[float, float, float, float]]:
     """Expected, low, high and what came, at each moment."""
-    from steep.train.forecast import last_steps
+    from steep.optim.config import ScheduleConfig
+    from steep.train.forecast import Forecaster, last_steps
 
+    config = yaml.safe_load((run_directory / "config.yaml").read_text())
     lines = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
     ends = last_steps(len(lines))
     final = sum(lines[step]["loss"] for step in ends) / len(ends)
-    made = [lines[round(moment * len(lines))] for moment in MOMENTS]
-    return [(line["forecast_loss"], line["forecast_low"], line["forecast_high"], final) for line in made]
+    forecaster = Forecaster(len(lines), ScheduleConfig(**config["schedule"]))
+    made = forecaster.observe([{key: line[key] for key in ("kind", "step", "loss")} for line in lines])
+    chosen = [made[round(moment * len(lines))] for moment in MOMENTS]
+    return [(line["forecast_loss"], line["forecast_low"], line["forecast_high"], final) for line in chosen]
 
 
 if __name__ == "__main__":

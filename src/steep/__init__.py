@@ -25,6 +25,8 @@ __all__ = [
     "plan_fit",
     "prepare",
     "restore_instruct",
+    "tokenizer_extend",
+    "tokenizer_fertility",
     "train",
 ]
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
         plan_fit,
         prepare,
         restore_instruct,
+        tokenizer_extend,
+        tokenizer_fertility,
         train,
     )
 

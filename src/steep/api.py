@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from steep.merge.blend import BlendResult
     from steep.merge.restore_instruct import RestoreResult
     from steep.store.prepare import PrepareResult
+    from steep.tokenizer.extend import ExtendResult
+    from steep.tokenizer.fertility import FertilityReport
     from steep.train.finish import TrainResult
     from steep.train.fit import Fit
     from steep.train.lr_find import LearningRates
@@ -102,6 +104,49 @@ def prepare(
     result = prepare_store([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
     result = replace(result, hints=tuple(source_hints(source)))
     return result if format is None else write_export(result, format, config.shard_tokens)
+
+
+def tokenizer_fertility(
+    texts: Union[str, Sequence[str]], *, tokenizer: str, general: Optional[str] = None
+) -> FertilityReport:
+    """How well a tokenizer fits texts, and whether more tokens would pay, measured on text that they were not chosen from.
+
+    texts, general: files, folders or globs. Raises DataError, ModelError for what cannot be read.
+    """
+    from steep.tokenizer.fertility import fertility_report
+    from steep.tokenizer.load import load_hf_tokenizer
+
+    other = None if general is None else _read_texts(general)
+    return fertility_report(load_hf_tokenizer(tokenizer), _read_texts(texts), other)
+
+
+def tokenizer_extend(
+    texts: Union[str, Sequence[str]], *, tokenizer: str, out: Union[str, os.PathLike[str]], tokens: int = 1000
+) -> ExtendResult:
+    """Continue a BPE tokenizer on texts and write it to the folder `out`, for `vocabulary: {add: out}`.
+
+    Old tokens keep their ids. Raises ModelError for a tokenizer that is not BPE, ConfigError for a folder that exists.
+    """
+    from steep.tokenizer.extend import extend
+    from steep.tokenizer.load import load_hf_tokenizer
+
+    return extend(load_hf_tokenizer(tokenizer), _read_texts(texts), tokens, Path(out))
+
+
+def _read_texts(texts: Union[str, Sequence[str]]) -> list[str]:
+    """Every document of files, folders or globs, in memory."""
+    from steep.config.sections import checked_section
+    from steep.core.errors import DataError
+    from steep.sources.config import SourceConfig
+    from steep.sources.document import Document
+    from steep.sources.inputs import expand_inputs, load_format
+
+    source = checked_section(SourceConfig, {"path": [texts] if isinstance(texts, str) else list(texts)})
+    records = (record for file in expand_inputs(source) for record in load_format(file.format).read(file.path, source))
+    found = [record.text for record in records if isinstance(record, Document)]
+    if not found:
+        raise DataError(f"{texts}: holds no document")
+    return found
 
 
 def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
@@ -354,7 +399,8 @@ def average(
 ) -> AverageResult:
     """The mean of a run's `last` checkpoints, or of several models (oldest first), in fp32, written and verified.
 
-    weights: `uniform`, or `ema:0.9`. score: also score it beside the newest one. out: default `<run>/average/last_<N>`.
+    weights: `uniform`, `ema:0.9`, or `ema` for the moving average that train.ema_decay kept. score: also score it
+    beside the newest one. out: default `<run>/average/last_<N>`.
     Raises ConfigError if the run keeps fewer checkpoints, ModelError for models that differ in names or shapes.
     """
     from steep.merge.average import average_models

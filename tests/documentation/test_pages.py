@@ -114,12 +114,13 @@ def test_named_keys_exist(page: Path) -> None:
 
 
 def options() -> dict[str, set[str]]:
-    """The long options of each command."""
+    """The long options of each command, those of its own commands among them."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     return {
         name: {
             option
-            for parameter in command.params
+            for part in [command, *getattr(command, "commands", {}).values()]
+            for parameter in part.params
             for option in (*parameter.opts, *parameter.secondary_opts)
             if option.startswith("--") and option != "--help"
         }
@@ -157,7 +158,9 @@ def test_examples_load(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (folder / "README.md").exists()
     for name in ("text", "tokenizer", "tokens"):
         (tmp_path / name).mkdir()
-    for file in ("text/one.txt", "general.txt"):
+    (tmp_path / "models").mkdir()
+    plays = [f"text/{name}{part}.jsonl" for name in ("shakespeare", "python") for part in ("", "_held_out")]
+    for file in ("text/one.txt", "general.txt", "models/smollm2.gguf", *plays):
         (tmp_path / file).write_text("A document.", encoding="utf-8")
     for source in folder.glob("*.py"):
         (tmp_path / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steep
 from steep.config.load import load_run_config
+from steep.evaluate.subject import merge_remarks
 from steep.models.config import ModelConfig
 from steep.models.load import load_model
 from steep.train.loop import train
@@ -100,3 +101,27 @@ def test_peft_loads_the_checkpoint_as_it_is(trained: Any, tmp_path: Path) -> Non
     ours = logits(load_model(ModelConfig(pretrained=str(result.run_directory))))
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(folder)), theirs, atol=1e-4)
+
+
+def test_what_merging_loses_is_said(trained: Any, tmp_path: Path) -> None:
+    """The base of an adapter that is a .gguf file, or was quantized in training, is not what was trained on."""
+    import json
+    import shutil
+
+    result, _ = trained
+    run = Path(shutil.copytree(result.run_directory, tmp_path / "run"))
+    folder = newest_folder(run)
+    assert merge_remarks(folder, run) == []
+    config = (run / "config.yaml").read_text()
+    assert "quantize: null" in config
+    (run / "config.yaml").write_text(config.replace("quantize: null", "quantize: nf4"))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "model.q4.gguf"}))
+    trained_on, dequantized = merge_remarks(folder, run)
+    assert "in nf4; it is merged into the unquantized weights" in trained_on
+    assert "model.q4.gguf, dequantized" in dequantized
+
+
+def newest_folder(run: Path) -> Path:
+    name = (run / "checkpoints" / "LATEST").read_text().strip()
+    return run / "checkpoints" / name / "model" / "consolidated"

@@ -28,6 +28,7 @@ from steep.cli import (
     report,
     restore_instruct,
     schema,
+    tokenizer,
     train,
 )
 from steep.cli.overrides import split_overrides
@@ -79,6 +80,12 @@ for command in (
     demo,
 ):
     app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"))(interruptible(command.command))
+tokenizer_app = typer.Typer(
+    help="Ask whether a tokenizer fits a text, and continue it on the text.", no_args_is_help=True
+)
+for part in (tokenizer.fertility, tokenizer.extend):
+    tokenizer_app.command(name=part.__name__)(interruptible(part))
+app.add_typer(tokenizer_app, name="tokenizer")
 
 
 @app.callback(invoke_without_command=True)

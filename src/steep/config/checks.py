@@ -104,6 +104,28 @@ def adapter_fits(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def new_tokens_are_trained(config: RunConfig) -> Iterator[Problem]:
+    """New tokens belong to pretrained weights, and their embeddings must be trained."""
+    model = config.model
+    if config.vocabulary is None:
+        return
+    if isinstance(model, Target) or model.pretrained is None:
+        yield Problem(
+            ("vocabulary",),
+            "adds tokens to pretrained weights; a model with fresh weights takes its tokenizer as it is (tokenizer.pretrained)",
+        )
+    elif model.freeze is not None and model.freeze.embeddings:
+        yield Problem(
+            ("model", "freeze"),
+            "freezes the embeddings, and those of new tokens must be trained; leave embeddings out of it",
+        )
+    elif config.tokenizer.pretrained is not None:
+        yield Problem(
+            ("tokenizer", "pretrained"),
+            "new tokens are added to the model's own tokenizer; leave it away, or give a folder made from it as vocabulary.add",
+        )
+
+
 def steps_can_be_skipped(config: RunConfig) -> Iterator[Problem]:
     """Schedule-free weights stand elsewhere between gradient and update, so an update cannot be left out."""
     name = getattr(config.optimizer, "name", None)
@@ -167,6 +189,7 @@ CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     evaluation_has_text,
     epochs_are_a_length,
     adapter_fits,
+    new_tokens_are_trained,
     steps_can_be_skipped,
     device_is_known,
     source_names_differ,

@@ -13,7 +13,7 @@ from steep.models.config import AdapterConfig, ModelConfig
 from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.order.config import DataConfig
 from steep.report.config import ReportConfig
-from steep.tokenizer.config import TokenizerConfig
+from steep.tokenizer.config import TokenizerConfig, VocabularyConfig
 from steep.trackers.config import ConsoleConfig, TrackerConfig
 from steep.train.config import TrainConfig
 
@@ -37,6 +37,8 @@ class RunConfig(Section):
     """Defaults with their evidence, for every key that the file and the command line leave out; printed with their sources."""
     model: component(ModelConfig)  # type: ignore[valid-type]
     tokenizer: TokenizerConfig = TokenizerConfig()
+    vocabulary: Optional[VocabularyConfig] = None
+    """New tokens for the model."""
     adapter: Optional[AdapterConfig] = None
     """Train an adapter beside the frozen model instead of the model itself."""
     data: DataConfig

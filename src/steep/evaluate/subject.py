@@ -137,6 +137,8 @@ def load_subject(
         folder, messages = verified_reference(str(origin.model.pretrained))
         for message in messages:
             say(message)
+        for remark in merge_remarks(Path(folder), origin.run):
+            say(remark)
         config = origin.model.model_copy(update={"pretrained": folder})
         if (quantization := quantization_of(folder)) is not None:
             say(
@@ -158,6 +160,31 @@ def load_subject(
     for remark in remarks:
         say(remark)
     return Subject(origin.reference, model, tokenizer, hf_tokenizer, forward, where, how, origin.run, folder)
+
+
+def merge_remarks(folder: Path, run: Path | None) -> list[str]:
+    """What to know before the adapter in `folder` is added to its base's weights; nothing for a whole model.
+
+    An adapter that was trained on quantized weights corrects their rounding as well, which those of the base do not have.
+    """
+    from steep.models.adapters import ADAPTER_CONFIG, base_reference
+
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return []
+    base = base_reference(folder)
+    lines = []
+    method = getattr(config_of_run(run).model, "quantize", None) if run is not None else None
+    if method is not None:
+        lines.append(
+            f"the adapter was trained on {base} in {method}; it is merged into the unquantized weights, so that scores differ a "
+            "little from those in training"
+        )
+    if base.endswith(".gguf"):
+        lines.append(
+            f"the adapter is merged into the weights of {base}, dequantized: what quantizing took from them stays lost. Train on "
+            "the unquantized model to serve that"
+        )
+    return lines
 
 
 def _load_target(

@@ -43,6 +43,8 @@ def average_models(
     say: Say = tell,
 ) -> AverageResult:
     """Average the `last` checkpoints of one run, or the models named, oldest first. See `steep.average`."""
+    if weights == "ema":
+        return _running_average(references, out, texts, score, say)
     parts = list(references) if len(references) > 1 else last_checkpoints(references[0], last)
     shares = shares_of(weights, len(parts))
     run = run_of(parts[-1])
@@ -63,6 +65,36 @@ def average_models(
         say("not scored: the average lies in no run directory and no text was named")
         score = False
     return AverageResult(folder, made, evaluate_model(str(folder), texts, against=parts[-1]) if score else None)
+
+
+def _running_average(
+    references: Sequence[str], out: str | None, texts: Mapping[str, str] | Sequence[str] | None, score: bool, say: Say
+) -> AverageResult:
+    """The moving average that a run kept in training (train.ema_decay), from its newest checkpoint."""
+    from steep.checkpoint.load import find_checkpoint, open_checkpoint
+    from steep.optim.ema import KEY
+
+    if len(references) > 1 or (run := run_of(references[0])) is None:
+        raise ConfigError("--weights ema takes one run: the moving average lies in its newest checkpoint")
+    path, messages = find_checkpoint(references[0])
+    for message in messages:
+        say(message)
+    saved = open_checkpoint(path).optimizer_tensors()
+    averages = {name.removesuffix(f".{KEY}"): tensor for name, tensor in saved.items() if name.endswith(f".{KEY}")}
+    if not averages:
+        raise ConfigError(
+            f"{path.name} holds no moving average; train with train.ema_decay, as in 0.999, or average checkpoints with "
+            "--weights ema:0.9"
+        )
+    folder = require_free(out if out is not None else f"{run}/average/ema")
+    newest = open_weights(str(path), say)
+    if not isinstance(newest, FolderWeights):
+        raise ConfigError(f"{path} holds no model folder")
+    tensors = {name: averages[name].to(tensor.dtype) if name in averages else tensor for name, tensor in newest.items()}
+    card = merge_card(folder.name, [f"moving average of the weights in training, at `{path.name}`"])
+    write_model(tensors, newest.folder, folder, card, finish=lambda made: _check(made, tensors, newest.folder))
+    evaluation = evaluate_model(str(folder), texts, against=str(path)) if score else None
+    return AverageResult(folder, {f"the moving average at {path.name}": 1.0}, evaluation)
 
 
 def _check(path: Path, tensors: Mapping[str, object], architecture: Path) -> None:

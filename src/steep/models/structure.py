@@ -34,6 +34,7 @@ from steep.models.load import (
 from steep.models.memory import ActivationPlan, MemoryPlan, layer_input_bytes, plan_memory, saved_bytes
 from steep.models.quantize import plan_quantized
 from steep.models.rope import extend_rope
+from steep.models.vocabulary import with_embeddings
 from steep.optim.load import optimizer_state_bytes
 from steep.parallelize.config import ActivationCheckpointing
 
@@ -57,21 +58,30 @@ class StructureFacts:
 
 
 def plan_structure(
-    config: RunConfig, micro_batch_size: int, accumulates: bool, precision: str, on_gpu: bool = False
+    config: RunConfig,
+    micro_batch_size: int,
+    accumulates: bool,
+    precision: str,
+    on_gpu: bool = False,
+    vocabulary_rows: int | None = None,
 ) -> StructureFacts:
-    """Build the model's structure and measure it. Raises ModelError, ConfigError for what cannot work."""
+    """Build the model's structure and measure it. Raises ModelError, ConfigError for what cannot work.
+
+    vocabulary_rows: embeddings that the run's tokenizer needs, where the run adds tokens to the model.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         frozen_in_bf16 = precision == "bf16" or (precision == "mixed_bf16" and config.adapter is not None)
-        model = build_structure(config.model, torch.bfloat16 if frozen_in_bf16 else torch.float32)
+        model = build_structure(config.model, torch.bfloat16 if frozen_in_bf16 else torch.float32, vocabulary_rows)
         check_sequence_length(model, config.data.sequence_length)
         if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
             freeze(model, config.model.freeze)
         if isinstance(config.model, ModelConfig) and config.model.quantize is not None:
             plan_quantized(model, config.model.quantize)
         if config.adapter is not None:
-            plan_adapter(model, config.adapter)
+            adapter = config.adapter if vocabulary_rows is None else with_embeddings(config.adapter, model)[0]
+            plan_adapter(model, adapter)
         host_bytes = 0
         if on_gpu and isinstance(config.model, ModelConfig) and config.model.offload_embeddings:
             weight = frozen_embedding(model).weight
@@ -90,7 +100,7 @@ def plan_structure(
             head_tied=_head_is_tied(model),
             autocast_bytes=2 if mixed else None,
             accumulates=accumulates,
-            optimizer_bytes=optimizer_state_bytes(model, config.optimizer),
+            optimizer_bytes=optimizer_state_bytes(model, config.optimizer) + _ema_bytes(model, config.train.ema_decay),
             loss_chunk_bytes=config.train.loss_chunk_bytes,
             asynchronous_checkpoint=config.checkpoint.copies_state,
             host_bytes=host_bytes,
@@ -154,8 +164,8 @@ def _measured(
     )
 
 
-def build_structure(config: ModelConfig | Target, dtype: torch.dtype) -> nn.Module:
-    """The model with weights that have a shape and no content. Call it inside a FakeTensorMode."""
+def build_structure(config: ModelConfig | Target, dtype: torch.dtype, rows: int | None = None) -> nn.Module:
+    """The model with weights that have a shape and no content, and at least `rows` embeddings. Call it in a FakeTensorMode."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # a module of fake tensors cannot be converted once it is built
     try:
@@ -164,18 +174,20 @@ def build_structure(config: ModelConfig | Target, dtype: torch.dtype) -> nn.Modu
         if config.config is not None:
             return build_fresh(config.config, config.revision, seed=0, dtype=dtype, rope=config.rope).train()
         assert config.pretrained is not None
-        return _structure_of_pretrained(config.pretrained, config.revision, dtype, config.rope).train()
+        return _structure_of_pretrained(config.pretrained, config.revision, dtype, config.rope, rows).train()
     finally:
         torch.set_default_dtype(usual)
 
 
 def _structure_of_pretrained(
-    reference: str, revision: str | None, dtype: torch.dtype, rope: RopeConfig | None
+    reference: str, revision: str | None, dtype: torch.dtype, rope: RopeConfig | None, rows: int | None
 ) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     hf_config = pretrained_config(reference, revision)
     extend_rope(hf_config, rope, reference)
+    text = hf_config.get_text_config()
+    text.vocab_size = max(text.vocab_size, rows or 0)
     model: nn.Module = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, dtype=dtype)
     return model
 
@@ -205,6 +217,11 @@ def _head_is_trained(model: nn.Module) -> bool:
         return output_head(model).weight.requires_grad
     except ModelError:
         return True
+
+
+def _ema_bytes(model: nn.Module, decay: float | None) -> int:
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return 4 * trained if decay is not None else 0
 
 
 def _head_is_tied(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-NOT_OPTIMIZERS = ("config", "load", "param_groups", "schedule")
+NOT_OPTIMIZERS = ("config", "ema", "load", "param_groups", "schedule")
 
 
 def load_optimizer(config: OptimizerConfig) -> ModuleType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Literal, Optional, Union
 
 from steep.core.section import Section
 
@@ -16,3 +16,12 @@ class TokenizerConfig(Section):
     """Put the end-of-sequence token after every document, so that the model learns to stop."""
     prepend_bos: Optional[bool] = None
     """Put the beginning-of-sequence token before every document. Default: as the tokenizer itself does."""
+
+
+class VocabularyConfig(Section):
+    """New tokens for a pretrained model: words that its tokenizer splits into many. Their embeddings are trained."""
+
+    add: Union[str, list[str]]
+    """The tokens, or a file with one on each line, or a folder that `steep tokenizer extend` wrote."""
+    initialise: Literal["mean_of_subtokens", "mean"] = "mean_of_subtokens"
+    """What a new embedding begins as: the mean of the tokens that its text was split into, or of all old tokens."""

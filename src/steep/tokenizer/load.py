@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import read_json
 from steep.core.section import Target
-from steep.tokenizer.config import TokenizerConfig
+from steep.tokenizer.config import TokenizerConfig, VocabularyConfig
 from steep.tokenizer.encode import BACKEND_FILE, POLICY_FILE, TextTokenizer, backend_from_file, make_text_tokenizer
 from steep.tokenizer.gguf import restore_digit_split
 
@@ -37,16 +37,25 @@ __all__ = ["TextTokenizer", "load_hf_tokenizer", "load_tokenizer", "text_tokeniz
 
 
 def load_tokenizer(
-    config: TokenizerConfig, model: Union[ModelConfig, Target, None] = None, revision: Optional[str] = None
+    config: TokenizerConfig,
+    model: Union[ModelConfig, Target, None] = None,
+    revision: Optional[str] = None,
+    vocabulary: Optional[VocabularyConfig] = None,
 ) -> TextTokenizer:
-    """The tokenizer of a run: `config.pretrained`, else the model's own, with BOS and EOS as configured.
+    """The tokenizer of a run: `config.pretrained`, else the model's own, with new tokens, BOS and EOS as configured.
 
     Raises ConfigError when neither names one, ModelError when it cannot be loaded or lacks a token that is asked for.
     """
     reference = tokenizer_reference(config, model)
     own = config.pretrained is None
     revision = revision or (getattr(model, "revision", None) if own else None)
-    return text_tokenizer(load_hf_tokenizer(reference, revision), config, reference)
+    found = load_hf_tokenizer(reference, revision)
+    if vocabulary is not None:
+        from steep.tokenizer.vocabulary import extend_tokenizer
+
+        extension = extend_tokenizer(found, vocabulary)
+        found = found if extension is None else extension.tokenizer
+    return text_tokenizer(found, config, reference)
 
 
 def tokenizer_reference(config: TokenizerConfig, model: Union[ModelConfig, Target, None] = None) -> str:

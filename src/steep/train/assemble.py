@@ -35,6 +35,7 @@ from steep.models.forward import (
 )
 from steep.models.freeze import freeze
 from steep.models.load import check_sequence_length, describe_model, load_model
+from steep.models.vocabulary import extend_embeddings, with_embeddings
 from steep.optim.load import build_optimizer
 from steep.parallelize.activation_checkpoint import checkpoint_layers
 from steep.parallelize.compile import compile_layers
@@ -50,6 +51,7 @@ from steep.runtime.device import (
 from steep.runtime.seed import seed_everything, set_determinism
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer, tokenizer_reference
+from steep.tokenizer.vocabulary import extend_tokenizer
 from steep.train.contract import check_groups
 from steep.train.data import RunData, open_run_data
 from steep.train.engine import TorchEngine
@@ -107,10 +109,12 @@ def assemble(
 
     reference = tokenizer_reference(config.tokenizer, config.model)
     own = config.tokenizer.pretrained is None
-    if tokenizer_folder is None:
+    if tokenizer_folder is None or config.vocabulary is not None:
         hf_tokenizer = load_hf_tokenizer(reference, getattr(config.model, "revision", None) if own else None)
     else:
         hf_tokenizer = load_hf_tokenizer(str(tokenizer_folder))
+    extension = extend_tokenizer(hf_tokenizer, config.vocabulary)
+    hf_tokenizer = hf_tokenizer if extension is None else extension.tokenizer
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))
@@ -136,6 +140,19 @@ def assemble(
     if model is None:
         dtype = parameter_dtype(precision) if adapter is None else frozen_dtype(precision)
         model = load_model(model_config, dtype=dtype, device=device, seed=config.run.seed)
+    if extension is not None and config.vocabulary is not None:
+        if weights is None or adapter is not None:  # a whole model that is resumed has them
+            method = config.vocabulary.initialise
+            for line in extend_embeddings(model, extension.subtokens, extension.rows, method):
+                say(line)
+            say(
+                "vocabulary: scores before step 0 are of the model with its untrained new tokens; steep evaluate --against base "
+                "compares with the base and its own tokenizer"
+            )
+        if adapter is not None:
+            adapter, lines = with_embeddings(adapter, model)
+            for line in lines:
+                say(line)
     facts = describe_model(model)
     check_sequence_length(model, config.data.sequence_length)
     if rope := getattr(model_config, "rope", None):
@@ -173,7 +190,14 @@ def assemble(
         with autocast(device, precision):
             return forward_losses(forward, batch, config.train.loss_chunk_bytes)
 
-    engine = TorchEngine(model, loss_sums, optimizer, device=device, max_grad_norm=config.train.max_grad_norm)
+    engine = TorchEngine(
+        model,
+        loss_sums,
+        optimizer,
+        device=device,
+        max_grad_norm=config.train.max_grad_norm,
+        ema_decay=config.train.ema_decay,
+    )
     seed_everything(config.run.seed)
     return Job(
         tokenizer=tokenizer,

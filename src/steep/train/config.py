@@ -39,6 +39,9 @@ class TrainConfig(Section):
     activation_checkpointing: Checkpointing = None
     """Compute layers again in the backward pass instead of keeping what they computed: less memory, more time. `true` (`full`),
     `selective`, or a mapping."""
+    ema_decay: Optional[float] = Field(default=None, gt=0, lt=1)
+    """Keep an exponential moving average of the weights, such as 0.999; `steep average RUN --weights ema` writes it. 4 bytes per
+    trained parameter."""
     on_spike: Literal["continue", "skip", "rollback"] = "continue"
     """What follows a loss far above those before it (median + 6 scaled median deviations of the last 64). `continue`: it is
     logged with its documents; a loss that is not finite stops the run. `skip`: the step makes no update. `rollback`: the run goes

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from steep.batch import Batch
+from steep.optim.ema import update_ema
 
 LossSums = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
 """From a batch to the fp32 scalar sum of its label losses, with gradients, and that of each sequence, (B,) fp32, without."""
@@ -61,12 +62,14 @@ class TorchEngine:
         *,
         device: torch.device,
         max_grad_norm: float | None,
+        ema_decay: float | None = None,
     ):
         self.model = model
         self.optimizer = optimizer
         self.loss_sums = loss_sums
         self._device = device
         self._max_grad_norm = max_grad_norm if max_grad_norm is not None else float("inf")
+        self._ema_decay = ema_decay
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -95,6 +98,8 @@ class TorchEngine:
             group["lr"] = peak * multiplier
         if applied:
             self.optimizer.step()
+            if self._ema_decay is not None:
+                update_ema(self.optimizer, self._ema_decay)
         self.optimizer.zero_grad(set_to_none=len(batches) == 1)
         return StepResult(loss, grad_norm.detach(), sequence_losses, applied)
 

@@ -156,7 +156,9 @@ def _propose(
     mapping = changed(before, wanted)
     accumulates = micro_batch_size < plan.sizes.global_batch_size
     on_gpu = plan.hardware.device_type != "cpu"
-    facts = plan_structure(RunConfig.model_validate(mapping), micro_batch_size, accumulates, plan.precision, on_gpu)
+    facts = plan_structure(
+        RunConfig.model_validate(mapping), micro_batch_size, accumulates, plan.precision, on_gpu, plan.vocabulary_rows
+    )
     shown = {key: value for key, value in wanted.items() if _at(before, key) != _at(mapping, key)}
     if micro_batch_size == plan.sizes.micro_batch_size:
         shown.pop("train.micro_batch_size", None)

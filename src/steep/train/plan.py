@@ -36,6 +36,8 @@ class RunPlan:
     precision: str
     sizes: Sizes
     data: RunData
+    vocabulary_rows: int | None = None
+    """Embeddings that the tokenizer needs, where the run adds tokens."""
 
     @property
     def tokens(self) -> int:
@@ -176,24 +178,25 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
 
     targets.check_run(config, lambda line: print(line, file=sys.stderr), allow_code)
     hardware = find_hardware(config.train.device if device == "auto" else device)
-    tokenizer = load_tokenizer(config.tokenizer, config.model)
+    tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
     data.plan.check_length(sizes.total_sequences)
-    return plan_opened(config, data, sizes, hardware)
+    return plan_opened(config, data, sizes, hardware, tokenizer.vocab_size)
 
 
-def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardware) -> RunPlan:
-    """The plan of a run whose data is open."""
+def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardware, vocabulary_rows: int) -> RunPlan:
+    """The plan of a run whose data is open. vocabulary_rows: embeddings that its tokenizer needs."""
     wanted = config.train.precision
     if wanted == "auto" and not hardware.is_here:
         precision = "mixed_bf16"  # every GPU of the table but the T4 has it, and the T4 emulates it
     else:
         precision = choose_precision(wanted, hardware.device_type)
     on_gpu = hardware.device_type != "cpu"
-    structure = plan_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, on_gpu)
-    return RunPlan(config, structure, hardware, precision, sizes, data)
+    rows = vocabulary_rows if config.vocabulary is not None else None
+    structure = plan_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, on_gpu, rows)
+    return RunPlan(config, structure, hardware, precision, sizes, data, rows)
 
 
 def check_fits(plan: RunPlan) -> None:

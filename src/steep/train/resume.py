@@ -81,7 +81,7 @@ def find_beginning(
         [*messages, *warned, f"resuming from {path.name}"],
         accept_data_change,
         scores_change=any(line.endswith(SCORES_CHANGE) for line in warned),
-        same_tokenizer=saved.get("tokenizer") == current.get("tokenizer"),
+        same_tokenizer=all(saved.get(key) == current.get(key) for key in ("tokenizer", "vocabulary")),
     )
 
 

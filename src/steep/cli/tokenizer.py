@@ -1,0 +1,47 @@
+"""`steep tokenizer`: does a tokenizer fit a text, and what would more tokens give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import typer
+
+from steep.cli.options import JSON, refuse_overrides
+
+TEXTS = typer.Argument(..., help="Text files, folders or globs, as for prepare.")
+TOKENIZER = typer.Option(..., help="Hub id, folder, tokenizer.json, .gguf file, or run.")
+
+
+def fertility(
+    context: typer.Context,
+    texts: list[str] = TEXTS,
+    tokenizer: str = TOKENIZER,
+    general: Optional[str] = typer.Option(None, help="Text of another kind to compare with.", show_default=False),
+    json: bool = JSON,
+) -> None:
+    """Bytes per token, tokens per word, the words that cost most, and whether to extend."""
+    refuse_overrides(context)
+    from steep.api import tokenizer_fertility
+
+    report = tokenizer_fertility(texts, tokenizer=tokenizer, general=general)
+    if json:
+        import json as json_module
+
+        typer.echo(json_module.dumps(report.to_mapping(), indent=2, ensure_ascii=False))
+    else:
+        typer.echo(report.to_text())
+
+
+def extend(
+    context: typer.Context,
+    texts: list[str] = TEXTS,
+    tokenizer: str = TOKENIZER,
+    tokens: int = typer.Option(1000, min=1, help="New tokens."),
+    out: Path = typer.Option(..., help="Folder to write; it must not exist."),
+) -> None:
+    """Continue the tokenizer's own BPE on the texts, and write the tokenizer with the new tokens."""
+    refuse_overrides(context)
+    from steep.api import tokenizer_extend
+
+    typer.echo(tokenizer_extend(texts, tokenizer=tokenizer, tokens=tokens, out=out).to_text())

@@ -1,0 +1,23 @@
+"""An exponential moving average of the weights, kept beside the optimizer's state, so that it is saved and resumed with it.
+
+Source: Morales-Brotons et al. 2024 (arXiv:2411.18704). Main choice: fp32, after every update that was made; the
+average starts at the weights after the first one. Weakness: 4 bytes per trained parameter on the device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+KEY = "ema"
+
+
+@torch.no_grad()
+def update_ema(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    """Move the average of every trained parameter towards it; made where there is none."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if KEY in state:
+                state[KEY].lerp_(parameter.detach().float(), 1 - decay)
+            elif state:  # an optimizer makes its state at the first update, where it finds none
+                state[KEY] = parameter.detach().float().clone()

@@ -1,0 +1,167 @@
+"""`steep tokenizer fertility`: how well a tokenizer fits a text, and whether more tokens would pay.
+
+In: texts. Out: bytes per token, tokens per word, the words that cost most, and what a continued vocabulary would save, measured
+on a tenth of the text that the new tokens were not chosen from. Words are what stands between white space. Weakness: what a
+saving is worth depends on the model; an embedding costs memory, and its learning costs text (30,000 sentences: arXiv:2406.11477).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from steep.core.errors import DataError
+from steep.core.units import format_count
+from steep.tokenizer.extend import continue_merges, count_words, with_merges
+
+PIECE_CHARACTERS, HELD_OUT_EVERY = 4000, 10
+TRIED_TOKENS = 1000
+"""New tokens that the advice is measured with."""
+
+WORTH_RATIO = 0.10
+"""Tokens saved from which new tokens are advised: below, a tenth of the time is not won back soon. A judgement, not a finding."""
+
+
+@dataclass(frozen=True)
+class Fertility:
+    """How a tokenizer splits a text."""
+
+    name: str
+    text_bytes: int
+    tokens: int
+    words: int
+    whole_words_ratio: float
+    """Words that are one token, weighted by how often they occur."""
+    unknown_tokens: int
+    costliest: list[tuple[str, int, int]]
+    """Words with how often they occur and their tokens, by the tokens that one token for each would save."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of a token; more is better."""
+        return self.text_bytes / max(1, self.tokens)
+
+    @property
+    def tokens_per_word(self) -> float:
+        """The fertility; 1 is the least."""
+        return self.tokens / max(1, self.words)
+
+    def to_text(self) -> str:
+        """One line."""
+        unknown = f", {self.unknown_tokens:,} unknown tokens" if self.unknown_tokens else ""
+        return (
+            f"{self.name}: {format_count(self.text_bytes)} bytes, {format_count(self.tokens)} tokens, {self.bytes_per_token:.3f} "
+            f"bytes per token, {self.tokens_per_word:.3f} tokens per word, {self.whole_words_ratio:.1%} of words whole{unknown}"
+        )
+
+
+@dataclass(frozen=True)
+class FertilityReport:
+    """A text, another one to compare with, and the advice."""
+
+    text: Fertility
+    general: Fertility | None
+    saved_ratio: float | None
+    """Tokens that TRIED_TOKENS more tokens save on held-out text; None for a tokenizer whose merges cannot be continued."""
+
+    @property
+    def advice(self) -> str:
+        """In words, with the number that decides."""
+        if self.saved_ratio is None:
+            saving = sum(count * (tokens - 1) for _, count, tokens in self.text.costliest) / max(1, self.text.tokens)
+            return (
+                f"its merges cannot be continued; one token for each of the {len(self.text.costliest)} words above would save "
+                f"{saving:.1%} of the tokens (vocabulary.add)"
+            )
+        what = f"{TRIED_TOKENS:,} more tokens save {self.saved_ratio:.1%} of the tokens of held-out text"
+        if self.saved_ratio >= WORTH_RATIO:
+            return f"extend: {what}; steep tokenizer extend makes them"
+        return f"leave it: {what}, and {WORTH_RATIO:.0%} is where training their embeddings begins to pay"
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON values."""
+        texts = [text for text in (self.text, self.general) if text is not None]
+        rows = [
+            {**asdict(t), "bytes_per_token": t.bytes_per_token, "tokens_per_word": t.tokens_per_word} for t in texts
+        ]
+        return {"texts": rows, "saved_ratio": self.saved_ratio, "advice": self.advice}
+
+    def to_text(self) -> str:
+        """For people."""
+        lines = [text.to_text() for text in (self.text, self.general) if text is not None]
+        lines.append(
+            "words that cost most (times x tokens): " + ", ".join(f"{w} {n:,} x {t}" for w, n, t in self.text.costliest)
+        )
+        return "\n".join([*lines, self.advice])
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+
+def fertility_report(tokenizer: Any, texts: Sequence[str], general: Sequence[str] | None = None) -> FertilityReport:
+    """The report of a transformers tokenizer. Raises DataError for a text without words."""
+    backend = tokenizer.backend_tokenizer
+    saved = None
+    if type(backend.model).__name__ == "BPE":
+        chosen, held_out = split_pieces(texts)
+        merges = continue_merges(backend, count_words(backend, chosen), TRIED_TOKENS)
+        more = type(backend).from_str(with_merges(backend.to_str(), merges))
+        before, after = count_tokens(backend, held_out), count_tokens(more, held_out)
+        saved = (before - after) / max(1, before)
+    other = None if general is None else fertility(tokenizer, general, "general text")
+    return FertilityReport(fertility(tokenizer, texts, "this text"), other, saved)
+
+
+def fertility(tokenizer: Any, texts: Iterable[str], name: str, costliest: int = 12) -> Fertility:
+    """How the tokenizer splits `texts`."""
+    backend = tokenizer.backend_tokenizer
+    unknown = tokenizer.unk_token_id
+    words: Counter[str] = Counter()
+    text_bytes = tokens = unknowns = 0
+    for text in texts:
+        ids = backend.encode(text, add_special_tokens=False).ids
+        tokens += len(ids)
+        unknowns += ids.count(unknown) if unknown is not None else 0
+        text_bytes += len(text.encode("utf-8", "surrogatepass"))
+        words.update(text.split())
+    if not words:
+        raise DataError(f"{name} holds no word")
+    number = sum(words.values())
+    encoded = backend.encode_batch([f" {word}" for word in words], add_special_tokens=False)
+    lengths = dict(zip(words, (len(encoding.ids) for encoding in encoded), strict=True))
+    ranked = sorted(words, key=lambda word: (-words[word] * (lengths[word] - 1), word))
+    return Fertility(
+        name,
+        text_bytes,
+        tokens,
+        number,
+        sum(count for word, count in words.items() if lengths[word] == 1) / number,
+        unknowns,
+        [(word, words[word], lengths[word]) for word in ranked[:costliest] if lengths[word] > 1],
+    )
+
+
+def split_pieces(texts: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Texts cut at line ends into pieces of some thousand characters: those to choose from, and each tenth one."""
+    pieces: list[str] = []
+    for text in texts:
+        piece: list[str] = []
+        size = 0
+        for line in text.splitlines(keepends=True):
+            piece.append(line)
+            size += len(line)
+            if size >= PIECE_CHARACTERS:
+                pieces.append("".join(piece))
+                piece, size = [], 0
+        pieces.append("".join(piece))
+    pieces = [piece for piece in pieces if piece]
+    held_out = pieces[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY] or pieces[-1:]
+    chosen = [piece for number, piece in enumerate(pieces) if number % HELD_OUT_EVERY != HELD_OUT_EVERY // 2]
+    return chosen or pieces, held_out
+
+
+def count_tokens(backend: Any, texts: Iterable[str]) -> int:
+    """Tokens of all texts."""
+    return sum(len(encoding.ids) for encoding in backend.encode_batch(list(texts), add_special_tokens=False))

@@ -1,0 +1,126 @@
+"""New tokens in a model: old logits stay, new rows are the mean of their parts, and what is saved comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import steep
+from steep.core.errors import ConfigError
+from steep.models.load import build_fresh
+from steep.models.vocabulary import extend_embeddings
+from steep.tokenizer.config import VocabularyConfig
+from steep.tokenizer.load import load_hf_tokenizer
+from steep.tokenizer.vocabulary import extend_tokenizer
+from support import LLAMA, run_mapping
+
+WORDS = ["statement", " expression", "identifier"]
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def base(request: pytest.FixtureRequest, tmp_path: Path, tiny_tokenizer_directory: Path) -> Path:
+    build_fresh({**LLAMA, "tie_word_embeddings": request.param}, None, seed=1).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_tokenizer_directory).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_old_logits_stay_and_new_rows_are_means(base: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    extension = extend_tokenizer(load_hf_tokenizer(str(base)), VocabularyConfig(add=WORDS))
+    assert extension is not None
+    ids = torch.arange(24)[None]
+    before = model(input_ids=ids).logits.detach()
+    rows = model.get_input_embeddings().weight.shape[0]
+    extend_embeddings(model, extension.subtokens, extension.rows, "mean_of_subtokens")
+    after = model(input_ids=ids).logits.detach()
+    assert after.shape[-1] == extension.rows == rows + 3
+    assert torch.equal(after[..., :rows], before)
+    for ends in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+        for number, parts in extension.subtokens.items():
+            torch.testing.assert_close(ends[number], ends[parts].mean(dim=0))
+    tied = model.config.tie_word_embeddings
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
+
+
+def test_rows_that_no_token_has_are_used_first() -> None:
+    model: Any = build_fresh({**LLAMA, "vocab_size": 520}, None, seed=1)
+    [line] = extend_embeddings(model, {512: [1, 2], 513: [3]}, 514, "mean_of_subtokens")
+    assert model.get_input_embeddings().weight.shape[0] == 520
+    assert "into rows of the 520 that no token had" in line
+    extend_embeddings(model, {512: [1], 513: [3]}, 514, "mean")
+    weight = model.get_input_embeddings().weight
+    torch.testing.assert_close(weight[512], weight[:512].mean(dim=0))
+
+
+@pytest.mark.parametrize("adapter", [None, {"rank": 4}], ids=["full", "adapter"])
+def test_a_run_with_new_tokens_from_plan_to_export(
+    base: Path, adapter: Any, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path, capfd: Any
+) -> None:
+    mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, model={"pretrained": str(base)})
+    mapping |= {"tokenizer": {}, "vocabulary": {"add": WORDS}, "adapter": adapter}
+    mapping["checkpoint"] = {"every_steps": 3}
+    plan = steep.plan(mapping)
+    plain = steep.plan({key: value for key, value in mapping.items() if key != "vocabulary"})
+    assert plan.structure.vocab_size == plain.structure.vocab_size + 3
+    assert plan.data.plan.fingerprint != plain.data.plan.fingerprint  # other tokens, other order
+    run = steep.train(mapping).run_directory
+    said = capfd.readouterr().out
+    assert "vocabulary: 3 new tokens" in said
+    assert ("trained in full beside the adapter" in said) is (adapter is not None)
+
+    folder = steep.export(run, dtype="float32", out=tmp_path / "hf").path
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("A statement is an expression.", return_tensors="pt")["input_ids"]
+    known = {tokenizer.convert_tokens_to_ids(word) for word in WORDS}
+    assert len(known & set(ids[0].tolist())) == 2
+    assert tokenizer.decode(ids[0]) == "A statement is an expression."
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.get_input_embeddings().weight.shape[0] == plan.structure.vocab_size
+    [score] = steep.evaluate(run, against="base").scores  # the base is scored with its own tokenizer
+    assert score.bits_per_byte is not None
+
+    whole = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    mapping["train"] = {**mapping["train"], "steps": 3}
+    mapping["run"] = {**mapping["run"], "name": "halves"}
+    steep.train(mapping)
+    mapping["train"]["steps"] = 6
+    halves = steep.train(mapping).run_directory
+    last = json.loads((halves / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["kind"]) == (whole["step"], whole["kind"])
+
+
+def test_a_folder_of_continued_merges_trains_and_exports(
+    base: Path, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
+    steep.tokenizer_extend(str(corpus_directory), tokenizer=str(base), tokens=40, out=tmp_path / "more")
+    mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, model={"pretrained": str(base)})
+    mapping |= {"tokenizer": {}, "vocabulary": {"add": str(tmp_path / "more")}}
+    run = steep.train(mapping).run_directory
+    folder = steep.export(run, dtype="float32", out=tmp_path / "hf").path  # compares the ids of hard strings
+    assert len(AutoTokenizer.from_pretrained(folder)) == len(load_hf_tokenizer(str(base))) + 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"model": {"config": LLAMA}}, "adds tokens to pretrained weights"),
+        ({"freeze": "embeddings"}, "must be trained"),
+        ({"tokenizer": {"pretrained": "gpt2"}}, "the model's own tokenizer"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    base: Path, changes: Any, problem: str, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
+    mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, model={"pretrained": str(base)})
+    mapping |= {"tokenizer": {}, "vocabulary": {"add": WORDS}}
+    if "freeze" in changes:
+        mapping["model"] |= changes
+    else:
+        mapping |= changes
+    with pytest.raises(ConfigError, match=problem):
+        steep.plan(mapping)
