@@ -48,6 +48,8 @@ SMALLER = {
     ("examples/own_text_smollm2/README.md", "run.yaml"): SHARE,
     ("examples/gpt2_from_scratch/README.md", "run.yaml"): "--train.epochs 0.05 --evaluate.tokens 2000",
     ("examples/custom_model/README.md", "run.yaml"): "--evaluate.tokens 2000",
+    ("examples/unsloth_notebook/README.md", "../tiny_cpu/run.yaml"): "--train.steps 4 --evaluate.tokens 2000"
+    " --report.enabled false",
     (
         "docs/how_to/mix_and_replay.md",
         "mix.yaml",

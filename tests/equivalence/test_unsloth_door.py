@@ -173,6 +173,27 @@ def test_whole_models_other_datasets_and_held_out_text(base: Path, documents: li
     assert texts["after"]["bits_per_byte"] < texts["before"]["bits_per_byte"]
 
 
+def test_a_step_holds_as_many_documents_as_were_asked_for(base: Path, tmp_path: Path, capsys: Any) -> None:
+    """60 rows in batches of 2 x 2 are 15 steps where each is a padded row; so they are here, where rows are packed."""
+    model, tokenizer = load(base)
+    model = adapt(model)
+    rows = [{"text": "The statement is an expression." + " a" * (number % 7)} for number in range(60)]
+
+    def steps(dataset: Any, **given: Any) -> int:
+        settings = {"max_steps": -1, "num_train_epochs": 1, "output_dir": str(tmp_path / "one"), **given}
+        config = trainer_of(model, tokenizer, dataset, tmp_path, **settings).configuration()
+        assert config.data.sequence_length <= 64
+        tokens = sum(len(tokenizer(row["text"])["input_ids"]) + 1 for row in rows)
+        return round(tokens / config.data.sequence_length / config.train.global_batch_size)
+
+    assert steps(rows) in (14, 15, 16)
+    assert "4 documents per step are about" in capsys.readouterr().err
+    assert steps(rows, packing=True) < 5
+    (tmp_path / "own.txt").write_text("text", encoding="utf-8")
+    assert steps(str(tmp_path / "own.txt")) < 5
+    assert "batch sizes count sequences of 64 tokens" in capsys.readouterr().err
+
+
 def test_longer_than_the_model_is_scaled_linearly_and_said(base: Path, capsys: Any) -> None:
     model, _ = load(base, max_seq_length=256)
     assert "scaled linearly" in capsys.readouterr().err

@@ -297,6 +297,8 @@ def test_the_memory_bar_holds_every_part_in_order() -> None:
     assert bars == [(0.0, 4.0), (4.0, 1.0), (5.0, 2.0), (0.0, 8.0)]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["weights", "logits", "other"]
     assert memory_plot({}).axes
+    [axes] = memory_plot({"model": 1.0}, 2.0, labels=("added by stage", "peak")).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["added by stage", "peak"]
 
 
 def test_loss_figure_shows_what_was_logged(run_directory: Path) -> None:

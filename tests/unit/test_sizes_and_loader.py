@@ -12,7 +12,7 @@ from steep.loader import Loader, make_batch
 from steep.order.packing import TokenRange
 from steep.order.plan import DataPlan, PlannedSequence, SourcePlan
 from steep.train.config import TrainConfig
-from steep.train.sizes import Sizes, run_sizes
+from steep.train.sizes import Sizes, batches_of_documents, run_sizes
 
 
 class ListStore:
@@ -159,3 +159,26 @@ def test_resuming_on_the_grid_changes_nothing() -> None:
     sizes = Sizes(8, 4, 2, total_sequences=22)
     assert sizes.resumed(3, 12) is sizes
     assert sizes.resumed(0, 0) is sizes
+
+
+def test_a_batch_of_documents_becomes_as_many_tokens_packed() -> None:
+    """Sixteen stories of 200 tokens are 3,200 tokens: two sequences of 1,600, where sixteen of 2,048 would be 160 stories."""
+    lengths = [150, 250] * 50
+    assert batches_of_documents(2, 8, lengths, 2048) == (1600, 2, 1, 3200.0)
+    assert batches_of_documents(16, 1, lengths, 2048) == (1600, 2, 2, 3200.0)
+    assert batches_of_documents(2, 2, lengths, 2048) == (800, 1, 1, 800.0)  # less than a row
+    assert batches_of_documents(1, 1, [100, 900], 2048) == (904, 1, 1, 500.0)  # the longest stays whole
+    assert batches_of_documents(2, 8, [9000, 2048], 2048) == (2048, 16, 2, 16 * 2048.0)  # truncated there: a full row
+    assert batches_of_documents(4, 1, [1], 20) == (8, 1, 1, 4.0)
+    assert batches_of_documents(4, 1, [3], 5) == (5, 2, 2, 12.0)  # never more than the model's positions
+
+
+@pytest.mark.parametrize("passes", [1, 3, 8])
+@pytest.mark.parametrize("per_pass", [1, 2, 5])
+def test_steps_of_packed_documents_hold_what_was_asked_for(per_pass: int, passes: int) -> None:
+    for mean in (10, 300, 700, 2000):
+        found = batches_of_documents(per_pass, passes, [mean], 2048)
+        assert found.global_batch_size % found.micro_batch_size == 0
+        assert found.sequence_length <= 2048
+        held = found.global_batch_size * found.sequence_length
+        assert held == pytest.approx(per_pass * passes * mean, rel=0.25, abs=8)

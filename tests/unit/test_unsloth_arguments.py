@@ -100,3 +100,51 @@ def test_refusing_and_ignoring_look_at_the_value() -> None:
     assert ignored_lines("f", {"a": None, "b": 1}, {"a": "x", "b": "y"}) == ["f: b=1 means nothing here: y"]
     with pytest.raises(ConfigError, match="from_unsloth.md"):
         check_keys("f", ["zzzz"], ["rank"])
+
+
+@pytest.mark.parametrize(
+    ("given", "schedule"),
+    [
+        ({"warmup_steps": 0.1}, {"name": "linear", "final_ratio": 0.0, "warmup_ratio": 0.1}),
+        ({"warmup_steps": 5}, {"name": "linear", "final_ratio": 0.0, "warmup_steps": 5}),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 5e-6}, "learning_rate": 5e-5},
+            {"name": "cosine", "final_ratio": pytest.approx(0.1), "warmup_ratio": 0.0},
+        ),
+    ],
+)
+def test_a_schedule_is_the_one_that_was_asked_for(given: dict[str, Any], schedule: dict[str, Any]) -> None:
+    assert UnslothTrainingArguments(**given).sections()["schedule"] == schedule
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"fp16": True, "bf16": True}, "both true"),
+        ({"load_best_model_at_end": True}, "the best checkpoint is kept"),
+        ({"resume_from_checkpoint": "outputs"}, "--resume"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs min_lr or min_lr_rate"),
+        ({"lr_scheduler_kwargs": {"num_cycles": 2}}, "num_cycles, which has no counterpart"),
+        ({"logging_steps": 0.1}, "a share of the run; give steps"),
+    ],
+)
+def test_what_cannot_be_done_is_said(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        UnslothTrainingArguments(**given).sections()
+
+
+def test_every_argument_of_transformers_that_is_known_is_in_one_table_only() -> None:
+    from steep.unsloth import arguments
+
+    tables = [set(table) for table in (arguments.DEFAULTS, arguments.MEANS_NOTHING, arguments.CANNOT)]
+    assert sum(map(len, tables)) == len(set.union(*tables))
+
+
+def test_the_defaults_are_those_of_transformers() -> None:
+    from transformers import TrainingArguments
+
+    theirs = {name: field.default for name, field in TrainingArguments.__dataclass_fields__.items()}
+    ours = UnslothTrainingArguments()
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate",
+                 "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed"):  # fmt: skip
+        assert getattr(ours, name) == theirs[name], name

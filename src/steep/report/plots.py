@@ -124,10 +124,16 @@ def memory_parts(memory: Mapping[str, float]) -> list[tuple[str, float]]:
     return [(name, memory[name]) for name in names if isinstance(memory.get(name), (int, float)) and memory[name] > 0]
 
 
-def memory_plot(parts: Mapping[str, float], measured_bytes: float | None = None, width: int = 900) -> Figure:
-    """The predicted memory as one bar of its parts, and below it what was measured.
+def memory_plot(
+    parts: Mapping[str, float],
+    measured_bytes: float | None = None,
+    width: int = 900,
+    labels: tuple[str, str] = ("predicted", "measured"),
+) -> Figure:
+    """Memory as one bar of its parts, and below it what was measured as a whole.
 
-    parts: bytes by name (weights, gradients, optimizer, activations, logits; any others follow; `total` is the sum).
+    parts: bytes by name (weights, gradients, optimizer, activations, logits; any others follow; `total` is the sum). labels: of
+    the two bars; parts are a plan's unless they say otherwise.
     """
     listed = memory_parts(parts)
     narrow = width < 600
@@ -142,9 +148,7 @@ def memory_plot(parts: Mapping[str, float], measured_bytes: float | None = None,
         if measured_bytes:
             axes.barh(1, measured_bytes, height=0.6, color="none", edgecolor=LIGHT["ink"], linewidth=1.5)
             _name_bar(axes, 1, measured_bytes)
-        _style_bars(
-            axes, ["predicted", "measured"] if measured_bytes else ["predicted"], max(left, measured_bytes or 0)
-        )
+        _style_bars(axes, labels if measured_bytes else labels[:1], max(left, measured_bytes or 0))
         if listed:
             figure.legend(loc="outside lower left", ncols=1 if narrow else 6)
     return figure

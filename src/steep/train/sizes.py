@@ -7,8 +7,10 @@ of a run that ends inside a global batch is smaller, so that nothing is dropped.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 from steep.core.errors import ConfigError
 from steep.train.config import TrainConfig
@@ -94,3 +96,31 @@ def _total_sequences(config: TrainConfig, sequence_length: int, sequences_per_ep
     requested = requested_sequences(config, sequence_length)
     # as it is written: 1.1 epochs of 10 sequences are 11, where 1.1 * 10 is a little more
     return math.ceil(Fraction(str(config.epochs or 1)) * sequences_per_epoch) if requested is None else requested
+
+
+class DocumentBatches(NamedTuple):
+    """Packed sequences that hold about as many documents as a batch of one document per row."""
+
+    sequence_length: int
+    global_batch_size: int
+    micro_batch_size: int
+    tokens_per_step: float
+    """Of the documents, without padding."""
+
+
+def batches_of_documents(
+    per_pass: int, passes_per_step: int, document_tokens: Sequence[int], most_tokens: int
+) -> DocumentBatches:
+    """The sizes of packed steps that hold about `per_pass * passes_per_step` documents each.
+
+    document_tokens: of some documents, at least one. most_tokens: of a row; a longer document, which such a batch would truncate,
+    counts as that. Sequences are as few as hold the step, all equally long, and no shorter than the longest of these documents,
+    so that none of them is cut.
+    """
+    lengths = [min(tokens, most_tokens) for tokens in document_tokens]
+    tokens_per_step = per_pass * passes_per_step * sum(lengths) / len(lengths)
+    shortest = max([*lengths, math.ceil(tokens_per_step / math.ceil(tokens_per_step / most_tokens)), 2])
+    sequence_length = min(most_tokens, math.ceil(shortest / 8) * 8)
+    sequences = max(1, round(tokens_per_step / sequence_length))
+    fits = [n for n in range(1, sequences + 1) if sequences % n == 0 and n * passes_per_step <= sequences]
+    return DocumentBatches(sequence_length, sequences, max(fits, default=1), tokens_per_step)

@@ -6,12 +6,35 @@ In: the calls of such a notebook. Out: a steep run, with its checkpoints, report
 object, trained. Main choice: every argument is either translated, accepted with one line that says why it means nothing here, or
 refused; none is dropped in silence, and no other package is patched. Weakness: instruction data and chat templates are not what
 steep is for, and stay with the user.
+
+For machines without a GPU there are `torch` and `gpu_mem_used` too: see `steep.unsloth.here`.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from steep.unsloth.arguments import UnslothTrainingArguments
+from steep.unsloth.here import gpu_mem_used
 from steep.unsloth.model import FastLanguageModel, is_bfloat16_supported
 from steep.unsloth.trainer import UnslothTrainer
 
-__all__ = ["FastLanguageModel", "UnslothTrainer", "UnslothTrainingArguments", "is_bfloat16_supported"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "FastLanguageModel",
+    "UnslothTrainer",
+    "UnslothTrainingArguments",
+    "gpu_mem_used",
+    "is_bfloat16_supported",
+    "torch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "torch":
+        from steep.unsloth.here import torch_here
+
+        return torch_here()
+    raise AttributeError(f"module 'steep.unsloth' has no attribute {name!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
@@ -12,13 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from steep.checkpoint.load import verified_reference
 from steep.core.errors import ConfigError
 from steep.models.adapters import adapt, lasting_reference
 from steep.models.config import AdapterConfig, ModelConfig, RopeConfig
 from steep.models.load import load_model, max_positions, pretrained_config
-from steep.runtime.device import autocast, choose_device, choose_precision, cpu_has_bf16, frozen_dtype, parameter_dtype
+from steep.runtime.device import autocast, choose_device, choose_precision, frozen_dtype, parameter_dtype
 from steep.tokenizer.load import load_hf_tokenizer
-from steep.unsloth.translate import check_keys, ignored_lines, refuse
+from steep.unsloth.here import encodings_stay_here
+from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
 
 LOAD_MEANS_NOTHING = {
     "token": "a gated model is fetched with the token of huggingface_hub's own login",
@@ -30,8 +31,11 @@ LOAD_MEANS_NOTHING = {
     "random_state": "loading draws no numbers",
     "attn_implementation": "attention is computed document by document where the model allows it",
     "use_gradient_checkpointing": "get_peft_model is where it is chosen",
+    "gpu_memory_utilization": "there is no vLLM engine inside the process",
+    "max_lora_rank": "there is no vLLM engine inside the process",
 }
 LOAD_CANNOT = {
+    "load_in_fp8": "load_in_4bit and load_in_8bit are there",
     "fast_inference": "writing is transformers' own generate; vLLM reads what steep exports",
     "resize_model_vocab": "add tokens with `vocabulary` in a steep configuration",
 }
@@ -41,6 +45,7 @@ LOAD_KEYS = (
     "dtype",
     "load_in_4bit",
     "load_in_8bit",
+    "load_in_16bit",
     "full_finetuning",
     "rope_scaling",
     "revision",
@@ -49,6 +54,8 @@ LOAD_KEYS = (
 ADAPT_MEANS_NOTHING = {
     "max_seq_length": "the length given to from_pretrained holds",
     "temporary_location": "nothing is swapped to disk",
+    "ensure_weight_tying": "tied embeddings always stay one tensor",
+    "task_type": "it is always CAUSAL_LM",
 }
 ADAPT_CANNOT = {
     "loftq_config": "adapters start at zero, so that the model starts as its base",
@@ -86,14 +93,9 @@ class Door:
     """Allocated on the GPU after loading and after adapting."""
 
 
-def say(line: str) -> None:
-    """A line for the person at the notebook."""
-    print(f"steep: {line}", file=sys.stderr, flush=True)
-
-
 def is_bfloat16_supported() -> bool:
-    """Whether the device that would train computes in bf16: the GPU if there is one, else the CPU."""
-    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bf16()
+    """Whether the device that would train, the GPU if there is one, computes bf16 in hardware (a T4 only emulates it)."""
+    return choose_precision("auto", choose_device("auto").type) != "fp32"
 
 
 def inner(model: Any) -> Any:
@@ -131,6 +133,7 @@ class FastLanguageModel:
             say(line)
         full = bool(given.get("full_finetuning"))
         eight = bool(given.get("load_in_8bit"))
+        load_in_4bit = load_in_4bit and not given.get("load_in_16bit")
         if full and (load_in_4bit or eight):
             say("full_finetuning: weights in 4 or 8 bits cannot be trained, so they are loaded whole")
         device = choose_device("auto")
@@ -141,7 +144,7 @@ class FastLanguageModel:
         model: Any = load_model(
             config, dtype=parameter_dtype(precision) if full else frozen_dtype(precision), device=device
         )
-        tokenizer = load_hf_tokenizer(str(model_name), given.get("revision"))
+        tokenizer = encodings_stay_here(load_hf_tokenizer(str(model_name), given.get("revision")))
         model.steep_door = Door(config, tokenizer, len(tokenizer), max_seq_length, precision, device, full)
         _write_under_autocast(model, device, precision)
         _note_memory(model, "model")
@@ -176,7 +179,9 @@ class FastLanguageModel:
         )
         door.seed = given.get("random_state", 3407)
         door.checkpointing = _checkpointing(given.get("use_gradient_checkpointing", "unsloth"))
-        adapted, lines = adapt(model, door.adapter, base=lasting_reference(door.config.pretrained), seed=door.seed)
+        # of a run the folder that transformers loads, as training writes it: peft knows no run
+        base, _ = verified_reference(str(door.config.pretrained))
+        adapted, lines = adapt(model, door.adapter, base=lasting_reference(base), seed=door.seed)
         for line in lines:
             say(line)
         for name, method in (("save_pretrained_merged", save_merged), ("save_pretrained_gguf", save_gguf)):

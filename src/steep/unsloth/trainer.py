@@ -1,4 +1,9 @@
-"""UnslothTrainer: a notebook's dataset and settings as a steep run that trains the notebook's own model object."""
+"""UnslothTrainer: a notebook's dataset and settings as a steep run that trains the notebook's own model object.
+
+Main choice: the batch. A notebook counts documents, one padded row each. steep packs them, and that many full sequences would
+hold some ten times the documents, so that an epoch would have a tenth of the updates at the same learning rate. A step here
+therefore holds about as many documents as was asked for; `packing=True`, as in TRL, counts sequences.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +20,23 @@ from steep.config.load import load_run_config
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import atomic_writer
+from steep.optim.param_groups import embedding_tensors
 from steep.parallelize.activation_checkpoint import keep_activations
+from steep.tokenizer.config import TokenizerConfig
+from steep.tokenizer.load import text_tokenizer
 from steep.trackers.jsonl import read_records
+from steep.train.sizes import DocumentBatches, batches_of_documents
 from steep.unsloth.arguments import UnslothTrainingArguments
-from steep.unsloth.model import Door, door_of, inner, say
-from steep.unsloth.translate import check_keys, ignored_lines, refuse
+from steep.unsloth.model import Door, door_of, inner
+from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
 
 CALL = "UnslothTrainer"
 
+SAMPLE_DOCUMENTS = 2000
+"""So many documents, evenly spaced, are encoded to learn how long documents are."""
+
 MEANS_NOTHING = {
     "dataset_num_proc": "text is read by steep's own processes",
-    "packing": "documents are always packed, each seeing itself alone",
     "data_collator": "batches are made by steep: packed documents, next-token labels",
     "compute_metrics": "held-out text is scored in bits per byte",
     "preprocess_logits_for_metrics": "logits never exist whole",
@@ -38,7 +49,7 @@ CANNOT = {
     "peft_config": "get_peft_model puts the adapter in",
     "model_init": "the model is given",
 }
-KEYS = ("processing_class", "eval_dataset", "formatting_func", "dataset_text_field", "max_seq_length")
+KEYS = ("processing_class", "eval_dataset", "formatting_func", "dataset_text_field", "max_seq_length", "packing")
 
 
 class UnslothTrainer:
@@ -81,6 +92,8 @@ class UnslothTrainer:
         self._length = (
             given.get("max_seq_length") or self.args.max_seq_length or self.args.max_length or self.door.max_seq_length
         )
+        packing = given.get("packing")
+        self._packing = bool(self.args.packing if packing is None else packing)
         self._datasets = {"train": train_dataset, "eval": given.get("eval_dataset")}
         self.run_directory: Path | None = None
         """Of the newest run: checkpoints, metrics.jsonl, report.html, config.yaml."""
@@ -96,18 +109,44 @@ class UnslothTrainer:
             mapping["adapter"] = self.door.adapter.model_dump(mode="json")
         checkpointing = self.args.gradient_checkpointing
         mapping["train"] |= {
-            "precision": self.door.precision,
+            "precision": "mixed_bf16" if self.args.bf16 else self.door.precision,
             "threads": torch.get_num_threads(),  # as the notebook has them
             "activation_checkpointing": self.door.checkpointing if checkpointing is None else bool(checkpointing),
         }
+        path, texts = self._write(folder, "train")
+        batches = self._batches(texts)
+        mapping["train"] |= {
+            "global_batch_size": batches.global_batch_size,
+            "micro_batch_size": batches.micro_batch_size,
+        }
         data: dict[str, Any] = {
-            "sequence_length": self._length,
+            "sequence_length": batches.sequence_length,
             "cache_directory": str(folder / "cache"),
-            "train": [{"path": self._write(folder, "train"), "name": "train_dataset"}],
+            "train": [{"path": path, "name": "train_dataset"}],
         }
         if self._datasets["eval"] is not None:
-            data["validation"] = {"eval_dataset": {"path": self._write(folder, "eval")}}
+            data["validation"] = {"eval_dataset": {"path": self._write(folder, "eval")[0]}}
         return load_run_config(mapping={**mapping, "model": model, "data": data})
+
+    def _batches(self, texts: list[str]) -> DocumentBatches:
+        """The batch of a step, and a line that says how it follows from the notebook's."""
+        per_pass, passes = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        asked = per_pass * passes
+        if self._packing or not texts:
+            why = "packing=True" if self._packing else "of a path it is not known how many documents it holds"
+            say(f"batch sizes count sequences of {self._length:,} tokens ({why})")
+            return DocumentBatches(self._length, asked, per_pass, float(asked * self._length))
+        tokenizer = text_tokenizer(self.door.tokenizer, TokenizerConfig())
+        sample = texts[:: max(1, len(texts) // SAMPLE_DOCUMENTS)]
+        lengths = [max(1, len(ids)) for ids in tokenizer.encode_documents(sample)]
+        found = batches_of_documents(per_pass, passes, lengths, self._length)
+        number = found.global_batch_size
+        say(
+            f"{asked} documents per step are about {found.tokens_per_step:,.0f} tokens; packed, not padded, a step is "
+            f"{number} sequence{'s' if number > 1 else ''} of {found.sequence_length:,} tokens (packing=True: {asked} of "
+            f"{self._length:,})"
+        )
+        return found
 
     def train(self, resume_from_checkpoint: Any = None) -> Any:
         """Train; transformers' TrainOutput, whose `metrics` have train_runtime (seconds) and more.
@@ -129,6 +168,11 @@ class UnslothTrainer:
         config = self.configuration()
         tune_process()
         model = inner(self.model)
+        if self.door.adapter is not None and self.args.embedding_learning_rate is None and embedding_tensors(model):
+            say(
+                "embedding_learning_rate is not given: embeddings and output head have a tenth of learning_rate here (in the "
+                "notebook's own tool the same)"
+            )
         try:
             result = train(config, resume=False, model=model)
         finally:
@@ -164,16 +208,17 @@ class UnslothTrainer:
         self.model.save_pretrained(output_dir)
         self.tokenizer.save_pretrained(output_dir)
 
-    def _write(self, folder: Path, name: str) -> str:
-        """The dataset as JSONL, under a name of its content; a path is taken as it is."""
+    def _write(self, folder: Path, name: str) -> tuple[str, list[str]]:
+        """The dataset as JSONL, under a name of its content, and its texts; a path is taken as it is, without texts."""
         dataset = self._datasets[name]
         if isinstance(dataset, (str, Path)):
-            return str(dataset)
-        lines, digest, ended = [], hashlib.sha256(), 0
+            return str(dataset), []
+        texts, lines, digest, ended = [], [], hashlib.sha256(), 0
         eos = self.tokenizer.eos_token
         for text in self._texts(dataset):
             if eos and text.endswith(eos):
                 text, ended = text.removesuffix(eos), ended + 1
+            texts.append(text)
             lines.append(json.dumps({"text": text}, ensure_ascii=False) + "\n")
             digest.update(lines[-1].encode("utf-8", "surrogatepass"))
         if not lines:
@@ -184,7 +229,7 @@ class UnslothTrainer:
         path = folder / "data" / f"{name}-{digest.hexdigest()[:12]}.jsonl"
         with atomic_writer(path) as file:
             file.write("".join(lines).encode("utf-8", "surrogatepass"))
-        return str(path)
+        return str(path), texts
 
     def _texts(self, dataset: Iterable[Any]) -> Iterator[str]:
         for number, row in enumerate(dataset):

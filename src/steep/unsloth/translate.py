@@ -5,6 +5,7 @@ In: keyword arguments. Out: the ones that are known, and lines. An unknown key i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -13,6 +14,11 @@ from steep.core.errors import ConfigError
 
 NEUTRAL = (None, False, 0, "none", "no", "auto", "")
 """Values that switch a key off: no line is worth printing for them."""
+
+
+def say(line: str) -> None:
+    """A line for the person at the notebook."""
+    print(f"steep: {line}", file=sys.stderr, flush=True)
 
 
 def check_keys(call: str, given: Iterable[str], known: Iterable[str]) -> None:
