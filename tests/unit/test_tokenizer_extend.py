@@ -79,6 +79,28 @@ def test_the_extended_tokenizer_keeps_old_ids_and_reaches_every_new_one(
     assert unreachable(backend, ["never"]) == ["never"]
 
 
+def test_special_tokens_after_the_vocabulary_keep_their_ids(documents: list[str], tmp_path: Path) -> None:
+    """The layout of Qwen and Llama 3: special tokens are no part of the model's vocabulary and come after it."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trained.train_from_iterator(documents, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    trained.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
+    PreTrainedTokenizerFast(tokenizer_object=trained, eos_token="<|endoftext|>").save_pretrained(tmp_path / "base")
+    (tmp_path / "text.txt").write_text("\n".join(documents[:20]))
+    steep.tokenizer_extend(
+        str(tmp_path / "text.txt"), tokenizer=str(tmp_path / "base"), tokens=30, out=tmp_path / "more"
+    )
+    base, extended = load_hf_tokenizer(str(tmp_path / "base")), load_hf_tokenizer(str(tmp_path / "more"))
+    ids = extended.get_vocab()
+    assert all(ids[token] == number for token, number in base.get_vocab().items())
+    assert sorted(ids.values()) == list(range(432))
+    assert extended("a<|im_end|>")["input_ids"][-1] == base("<|im_end|>")["input_ids"][0] == 401
+    found = extend_tokenizer(base, VocabularyConfig(add=str(tmp_path / "more")))
+    assert found is not None
+    assert (sorted(found.subtokens), found.rows) == (list(range(402, 432)), 432)
+
+
 def test_the_command_writes_a_folder_that_a_run_takes(
     tiny_tokenizer_directory: Path, corpus_directory: Path, tmp_path: Path
 ) -> None:

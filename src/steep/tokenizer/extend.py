@@ -132,10 +132,16 @@ def merge(parts: list[str], pair: Pair) -> list[str]:
 
 
 def with_merges(tokenizer_json: str, merges: Merges) -> str:
-    """tokenizer.json with the merges after its own, and ids for their tokens after all there are."""
+    """tokenizer.json with the merges after its own, and ids for their tokens after all there are.
+
+    Added tokens outside the model's vocabulary (special ones in the files of Qwen and Llama 3) are written into it: `tokenizers`
+    numbers them after the vocabulary when it reads the file, whatever id stands there, so that a longer one would move them.
+    """
     content = json.loads(tokenizer_json)
     model = content["model"]
-    taken = [*model["vocab"].values(), *(token["id"] for token in content.get("added_tokens", []))]
+    for token in content.get("added_tokens", []):
+        model["vocab"].setdefault(token["content"], token["id"])
+    taken = model["vocab"].values()
     first = max(taken) + 1
     for offset, token in enumerate(merges.tokens):
         model["vocab"][token] = first + offset
@@ -226,6 +232,12 @@ def _write(tokenizer: Any, extended: Any, out: Path) -> None:
     wrapped.chat_template = getattr(tokenizer, "chat_template", None)
     wrapped.save_pretrained(out)
     again: Any = load_hf_tokenizer(str(out))
+    ids = again.get_vocab()
+    moved = [token for token, number in tokenizer.get_vocab().items() if ids.get(token) != number]
+    if moved:
+        raise ModelError(
+            f"{out}: {len(moved):,} old tokens are read back with other ids, {moved[0]!r} for one; do not use it"
+        )
     for text in ("Hello, world! 12345", "\n\ttabs and  spaces ", "häßlich 日本語 🙂"):
         if again.backend_tokenizer.encode(text).ids != extended.encode(text).ids:
             raise ModelError(f"{out}: transformers reads the tokenizer back with other ids for {text!r}; do not use it")
