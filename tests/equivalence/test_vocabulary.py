@@ -110,6 +110,8 @@ def test_a_folder_of_continued_merges_trains_and_exports(
     [
         ({"model": {"config": LLAMA}}, "adds tokens to pretrained weights"),
         ({"freeze": "embeddings"}, "must be trained"),
+        ({"freeze": ["*embed_tokens*"]}, "must be trained"),
+        ({"freeze": ["lm_head*", "*embed_tokens*"]}, "must be trained"),
         ({"tokenizer": {"pretrained": "gpt2"}}, "the model's own tokenizer"),
     ],
 )

@@ -34,7 +34,7 @@ from steep.models.load import (
 from steep.models.memory import ActivationPlan, MemoryPlan, layer_input_bytes, plan_memory, saved_bytes
 from steep.models.quantize import plan_quantized
 from steep.models.rope import extend_rope
-from steep.models.vocabulary import with_embeddings
+from steep.models.vocabulary import require_trained, with_embeddings
 from steep.optim.load import optimizer_state_bytes
 from steep.parallelize.config import ActivationCheckpointing
 
@@ -77,6 +77,8 @@ def plan_structure(
         check_sequence_length(model, config.data.sequence_length)
         if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
             freeze(model, config.model.freeze)
+        if vocabulary_rows is not None and config.adapter is None:
+            require_trained(model)
         if isinstance(config.model, ModelConfig) and config.model.quantize is not None:
             plan_quantized(model, config.model.quantize)
         if config.adapter is not None:

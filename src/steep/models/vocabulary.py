@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from steep.core.errors import ModelError
+from steep.core.errors import ConfigError, ModelError
 from steep.models.config import AdapterConfig
 
 
@@ -50,6 +50,20 @@ def _tables(model: Any) -> list[torch.Tensor]:
     if head is not None and getattr(head, "bias", None) is not None:
         tables.append(head.bias)
     return tables
+
+
+def require_trained(model: Any) -> None:
+    """Raise ConfigError where a table that holds the new rows is frozen: they would stay the means they begin as."""
+    frozen = [
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and any(parameter is table for table in _tables(model))
+    ]
+    if frozen:
+        raise ConfigError(
+            f"model.freeze: freezes {', '.join(frozen)}, and the rows of new tokens must be trained; leave it out of the "
+            "patterns, or leave vocabulary away"
+        )
 
 
 def with_embeddings(adapter: AdapterConfig, model: Any) -> tuple[AdapterConfig, list[str]]:

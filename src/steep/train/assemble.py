@@ -35,7 +35,7 @@ from steep.models.forward import (
 )
 from steep.models.freeze import freeze
 from steep.models.load import check_sequence_length, describe_model, load_model
-from steep.models.vocabulary import extend_embeddings, with_embeddings
+from steep.models.vocabulary import extend_embeddings, require_trained, with_embeddings
 from steep.optim.load import build_optimizer
 from steep.parallelize.activation_checkpoint import checkpoint_layers
 from steep.parallelize.compile import compile_layers
@@ -162,6 +162,8 @@ def assemble(
     align_special_tokens(model, tokenizer, fresh, say)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
         say(str(freeze(model, config.model.freeze)))
+    if extension is not None and adapter is None:
+        require_trained(model)
     if adapter is not None and loaded_here:
         base = lasting_reference(getattr(model_config, "pretrained", None))
         for line in add_adapter(model, adapter, base=base, seed=config.run.seed):
