@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from steep.core.errors import ConfigError, DataError
@@ -224,6 +224,8 @@ def test_an_unknown_format_suggests_the_near_one() -> None:
 
 
 @settings(max_examples=150, deadline=None)
+@example(pieces=["\ufeff \n<"], separator="blank_lines", part_bytes=1, limit_bytes=3, begin=b"")
+@example(pieces=["     \n<"], separator="blank_lines", part_bytes=1, limit_bytes=3, begin=b"")
 @given(
     pieces=st.lists(st.text("ab<> \n\r\ufeff", max_size=8), max_size=10),
     separator=st.sampled_from(["<>", "\n", "<a>", "blank_lines"]),

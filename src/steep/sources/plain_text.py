@@ -48,7 +48,9 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
             return
         if separator == BLANK_LINES:
             offset = seek_line(stream, path, start)
-            pieces = _paragraphs(stream, limit_bytes, offset, follows_text=offset > 0 and _follows_text(path, offset))
+            pieces = _paragraphs(
+                stream, limit_bytes, offset, follows_text=offset > 0 and _follows_text(path, offset, limit_bytes)
+            )
         else:
             offset = _seek_separator(stream, path, start, separator.encode("utf-8"))
             pieces = _pieces(stream, separator.encode("utf-8"), limit_bytes, offset)
@@ -110,8 +112,9 @@ def _seek_separator(stream: IO[bytes], path: Path, start: int, separator: bytes)
     return offset + len(pending)
 
 
-def _follows_text(path: Path, offset: int) -> bool:
-    """Whether the line before the one that starts at byte `offset` belongs to a document."""
+def _follows_text(path: Path, offset: int, limit_bytes: int) -> bool:
+    """Whether the line before the one that starts at byte `offset` belongs to a document. One over the limit does, whatever is in
+    it: whoever comes to it from the start sees only how long it is."""
     with reading(path), open(path, "rb") as file:
         stop = offset
         while stop:
@@ -123,7 +126,8 @@ def _follows_text(path: Path, offset: int) -> bool:
             content = line[cut + 1 :]
             if begin == 0 and cut < 0:
                 content = content.removeprefix(BYTE_ORDER_MARK)
-            if content and not content.isspace():
+            over_limit = offset - (begin + cut + 1) > limit_bytes + 1  # as `bounded_lines` counts, with the line's end
+            if over_limit or (content and not content.isspace()):
                 return True
             if cut >= 0:
                 return False
