@@ -7,7 +7,6 @@ Everything heavy is imported inside the functions.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -190,13 +189,10 @@ def lr_find(
 
     tune_process()
 
+    from steep.evaluate.subject import tell
     from steep.train.lr_find import find_learning_rate
 
-    return find_learning_rate(checked, rates=rates, steps=steps, say=_to_stderr, allow_code=allow_code)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    return find_learning_rate(checked, rates=rates, steps=steps, say=tell, allow_code=allow_code)
 
 
 def train(
@@ -363,16 +359,16 @@ def blend(
     *,
     base: Optional[Reference] = None,
     alphas: Optional[Sequence[float]] = None,
-    cap: float = 0.02,
-    general: str = "general",
+    cap: Optional[float] = None,
     tokens: Union[int, str, None] = None,
     out: Union[str, os.PathLike[str], None] = None,
 ) -> BlendResult:
     """Weights between the base and the trained model, each blend scored, the best one under the cap written and verified.
 
-    base: default, what the run started from. alphas: 0 is the base, 1 the trained model, both bit for bit. cap: the text named by
-    `general` may lose that share of the base's bits per byte. texts: default the run's validation texts. out: default
-    `<run>/blend/best`. Raises ModelError for models that differ in names or shapes.
+    base: default, what the run started from. alphas: 0 is the base, 1 the trained model, both bit for bit. cap: what each general
+    text may lose, as a share of the base's bits per byte; default the run's evaluate.forgetting_cap. Roles are those of the
+    forgetting report. texts: default the run's validation texts. out: default `<run>/blend/best`. Raises ModelError for models
+    that differ in names or shapes.
     """
     from steep.merge.blend import ALPHAS, blend_models
 
@@ -381,7 +377,6 @@ def blend(
         base=None if base is None else os.fspath(base),
         alphas=ALPHAS if alphas is None else alphas,
         cap=cap,
-        general=general,
         out=None if out is None else os.fspath(out),
         texts=texts,
         tokens=tokens,

@@ -128,11 +128,24 @@ def test_restore_instruct_refuses_another_vocabulary(runs: list[Path], tmp_path:
 def test_the_best_domain_score_under_the_cap_is_chosen() -> None:
     numbers = [(0.0, 2.0, 1.0), (0.5, 1.5, 1.01), (1.0, 1.2, 1.05)]
     points = [BlendPoint(alpha, {"domain": domain, "general": general}) for alpha, domain, general in numbers]
-    assert choose(points, 0.02, "general")[0].alpha == 0.5
-    assert choose(points, 0.10, "general")[0].alpha == 1.0
-    assert choose(points, 0.0, "general")[0].alpha == 0.0
+    assert choose(points, 0.02)[0].alpha == 0.5
+    assert choose(points, 0.10)[0].alpha == 1.0
+    assert choose(points, 0.0)[0].alpha == 0.0
     with pytest.raises(ConfigError, match="domain text"):
-        choose([BlendPoint(0.0, {"general": 1.0})], 0.02, "general")
+        choose([BlendPoint(0.0, {"general": 1.0})], 0.02)
+
+
+def test_roles_decide_which_texts_are_capped_and_the_worst_of_them_counts() -> None:
+    points = [
+        BlendPoint(0.0, {"plays": 2.0, "manuals": 1.0, "general": 1.0}),
+        BlendPoint(0.5, {"plays": 1.5, "manuals": 1.01, "general": 0.9}),
+        BlendPoint(1.0, {"plays": 1.2, "manuals": 1.05, "general": 0.8}),
+    ]
+    best, reason = choose(points, 0.02, {"manuals": "general"})
+    assert best.alpha == 0.5
+    assert "manuals, general at most 2.0% worse" in reason
+    assert choose(points, 0.02)[0].alpha == 1.0  # without roles manuals is domain text, and general became better
+    assert "not capped" in choose(points, 0.02, {"general": "domain"})[1]
 
 
 def test_shares() -> None:

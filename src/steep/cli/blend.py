@@ -19,8 +19,12 @@ def command(
     base: Optional[str] = typer.Option(None, help="Default: the model that the run started from.", show_default=False),
     alphas: Optional[str] = typer.Option(None, help="As in 0,0.5,1. Default: 0,0.25,0.5,0.75,1.", show_default=False),
     points: Optional[int] = typer.Option(None, min=2, help="So many alphas, evenly spaced.", show_default=False),
-    cap: float = typer.Option(0.02, min=0, help="Largest loss of general bits per byte, as a share of the base's."),
-    general: str = typer.Option("general", help="The text that the cap is about."),
+    cap: Optional[float] = typer.Option(
+        None,
+        min=0,
+        help="Largest loss of general bits per byte, as a share of the base's. Default: the run's, else 0.02.",
+        show_default=False,
+    ),
     tokens: Optional[str] = typer.Option(None, help="At most so many tokens of each text.", show_default=False),
     out: Optional[str] = typer.Option(None, help="Default: <run>/blend/best.", show_default=False),
 ) -> None:
@@ -30,9 +34,7 @@ def command(
         raise ConfigError("give --alphas or --points, not both")
     from steep.api import blend
 
-    result = blend(
-        model, texts, base=base, alphas=_alphas(alphas, points), cap=cap, general=general, tokens=tokens, out=out
-    )
+    result = blend(model, texts, base=base, alphas=_alphas(alphas, points), cap=cap, tokens=tokens, out=out)
     typer.echo(str(result))
 
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steep.core.errors import ConfigError
+from steep.core.table import text_table
 from steep.evaluate.evaluation import evaluate_model
-from steep.evaluate.subject import Say, base_of, run_of, tell
+from steep.evaluate.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
+from steep.evaluate.subject import Say, base_of, config_of_run, run_of, tell
 from steep.merge.card import merge_card
 from steep.merge.verify import verify_folder
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-GENERAL = "general"
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,6 @@ class BlendPoint:
 
     alpha: float
     bits_per_byte: dict[str, float]
-
-    def domain(self, general: str) -> float:
-        """The mean over the texts other than the general one."""
-        others = [bits for name, bits in self.bits_per_byte.items() if name != general]
-        return sum(others) / len(others)
 
 
 @dataclass(frozen=True)
@@ -51,9 +47,7 @@ class BlendResult:
         for point in self.points:
             mark = "chosen" if point.alpha == self.alpha else ""
             rows.append([f"{point.alpha:g}", *(f"{point.bits_per_byte[name]:.4f}" for name in names), mark])
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        table = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*table, self.reason, f"verified by transformers: {self.path}"])
+        return "\n".join([*text_table(rows, left=0), self.reason, f"verified by transformers: {self.path}"])
 
 
 def blend_models(
@@ -61,8 +55,7 @@ def blend_models(
     *,
     base: str | None = None,
     alphas: Sequence[float] = ALPHAS,
-    cap: float = 0.02,
-    general: str = GENERAL,
+    cap: float | None = None,
     out: str | None = None,
     texts: Mapping[str, str] | Sequence[str] | None = None,
     tokens: int | str | None = None,
@@ -81,7 +74,11 @@ def blend_models(
         raise ConfigError(f"{trained}: the trained model gives config and tokenizer, so it must be a run or a folder")
     start = _open_base(trained, base, say)
     points = [_score(alpha, start, end, run, texts, tokens, say) for alpha in wanted]
-    chosen, reason = choose(points, cap, general)
+    config = None if run is None else config_of_run(run)
+    roles = configured_roles(config.data.validation) if config and not texts else {}
+    if cap is None:
+        cap = config.evaluate.forgetting_cap if config else DEFAULT_CAP_RATIO
+    chosen, reason = choose(points, cap, roles)
     tensors = combine([start, end], [1 - chosen.alpha, chosen.alpha])
     made = [f"{1 - chosen.alpha:g} x `{start.folder}`", f"{chosen.alpha:g} x `{trained}`", reason]
 
@@ -126,22 +123,35 @@ def _score(
     return BlendPoint(alpha, {name: value for name, value in bits.items() if value is not None})
 
 
-def choose(points: Sequence[BlendPoint], cap: float, general: str) -> tuple[BlendPoint, str]:
-    """The point of the lowest domain score whose general score is at most (1 + cap) x the base's, and why.
+def choose(
+    points: Sequence[BlendPoint], cap: float, roles: Mapping[str, str | None] | None = None
+) -> tuple[BlendPoint, str]:
+    """The point that gains most on the domain texts of those whose forgetting report is under the cap, and why.
 
-    points: with alpha 0 among them. Raises ConfigError if there is no domain text. Without a general text no cap can hold: said.
+    points: with alpha 0 among them. roles: as for `forgetting_report`. Raises ConfigError if there is no domain text. Without a
+    general text no cap can hold: said.
     """
     base = next(point for point in points if point.alpha == 0)
-    if not set(base.bits_per_byte) - {general}:
-        raise ConfigError(f"the only text is {general!r}; name a domain text too, as in domain=PATH")
-    if general not in base.bits_per_byte:
-        best = min(points, key=lambda point: point.domain(general))
-        names = ", ".join(base.bits_per_byte)
-        return best, f"no text is called {general!r} (texts: {names}), so forgetting is not capped: best of all alphas"
-    limit = (1 + cap) * base.bits_per_byte[general]
-    allowed = [point for point in points if point.bits_per_byte[general] <= limit]
-    best = min(allowed or [base], key=lambda point: point.domain(general))
-    return best, f"alpha {best.alpha:g}: best domain score with {general} at most {limit:.4f} bits/byte (cap {cap:.1%})"
+    reports = [(_report(base, point, roles, cap), point) for point in points]
+    first = reports[0][0]
+    names = ", ".join(base.bits_per_byte)
+    if first.gain is None:
+        raise ConfigError(f"every text is general ({names}); name a domain text too, as in domain=PATH")
+    best = max((r for r in reports if r[0].verdict != "forgot"), key=lambda r: r[0].gain or 0.0)[1]
+    general = ", ".join(change.text for change in first.of("general"))
+    if not general:
+        return best, f"no text is general ({names} are domain texts), so forgetting is not capped: best of all alphas"
+    return best, f"alpha {best.alpha:g}: best domain score with {general} at most {cap:.1%} worse than the base"
+
+
+def _report(
+    base: BlendPoint, point: BlendPoint, roles: Mapping[str, str | None] | None, cap: float
+) -> ForgettingReport:
+    scores = {
+        text: {"before": {"bits_per_byte": base.bits_per_byte[text]}, "after": {"bits_per_byte": bits}}
+        for text, bits in point.bits_per_byte.items()
+    }
+    return forgetting_report(scores, roles=roles, cap_ratio=cap)
 
 
 def _draw(points: Sequence[BlendPoint], chosen: BlendPoint, path: Path, say: Say) -> None:
