@@ -35,8 +35,6 @@ def test_the_guides_arguments_become_a_configuration() -> None:
     assert arguments.lines == []
     sections = arguments.sections()
     assert sections["train"] == {
-        "global_batch_size": 16,
-        "micro_batch_size": 2,
         "max_grad_norm": 1.0,
         "compile": False,
         "epochs": 1,

@@ -14,6 +14,7 @@ import numpy as np
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_bar
+from steep.core.table import text_table
 from steep.core.units import parse_count
 from steep.evaluate.end_of_text import (
     EndOfTextAudit,
@@ -70,13 +71,10 @@ class Evaluation:
         for score, other in zip(self.scores, others, strict=True):
             row = (score.text, f"{score.nats_per_token:.4f}", f"{score.perplexity:.3f}", _bits(score))
             rows.append(row + ((_bits(other), _change(score, other)) if other else ()))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
-                 enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
         title = f"{self.model} against {self.against}" if self.against else self.model
         tokens = ", ".join(f"{s.text}: {s.tokens:,} tokens of {s.documents:,} documents" for s in self.scores)
         reports = [report.to_text() for report in (self.forgetting, self.end_of_text) if report is not None]
-        return "\n".join([title, *lines, tokens, *(f"\n{report}" for report in reports)])
+        return "\n".join([title, *text_table(rows), tokens, *(f"\n{report}" for report in reports)])
 
     def __repr__(self) -> str:
         return self.to_text()

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from steep.core.table import text_table
+
 Role = Literal["domain", "general"]
 VerdictName = Literal["kept", "forgot", "not measured"]
 
@@ -207,19 +209,11 @@ class ForgettingReport:
         """The report for people."""
         if not self.changes:
             return "forgetting report: no held-out text was scored before and after; name texts in data.validation"
-        head = ["text", "role", "base", "trained", "change"]
-        rows = [head, *self.rows()]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        padded = [
-            [cell.ljust(width) if number < 2 else cell.rjust(width) for cell in column]
-            for number, (column, width) in enumerate(zip(columns, widths, strict=True))
-        ]
-        lines = ["  " + "  ".join(row) for row in zip(*padded, strict=True)]
+        table = text_table([["text", "role", "base", "trained", "change"], *self.rows()], left=2)
         return "\n".join(
             [
                 f"forgetting report ({self.unit}, lower is better)",
-                *(line.rstrip() for line in lines),
+                *(f"  {line}" for line in table),
                 f"  the model {self.headline}",
                 f"  {self.verdict_sentence}",
                 *(f"  roles: {note}" for note in self.role_notes),

@@ -9,7 +9,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from steep.core.errors import ModelError
 from steep.core.files import write_text
 from steep.export.form import ExportJob, refuse
 from steep.export.ids import check_ids, with_strings
@@ -84,7 +83,5 @@ def _prepare_configurations(job: ExportJob) -> None:
 def _save(model: Any, folder: Path, max_shard_size: int | str) -> None:
     from steep.models.load import quiet_transformers
 
-    if not hasattr(model, "save_pretrained"):
-        raise ModelError(f"{type(model).__name__} is no transformers model, so there is no hf form of it")
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=max_shard_size)

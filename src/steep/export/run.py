@@ -140,7 +140,9 @@ def _model_name(subject: Subject) -> str:
 
 def questions_for(subject: Subject, say: Say = tell) -> Questions:
     """What is asked of both programs: the verification text, the run's held-out texts, and a sentence to continue."""
-    room = getattr(subject.model.config, "max_position_embeddings", None) or 2048
+    from steep.models.load import max_positions
+
+    room = max_positions(subject.model) or 2048
     most = min(MOST_TOKENS, room)
     start = [subject.tokenizer.bos_id] if subject.tokenizer.prepend_bos and subject.tokenizer.bos_id is not None else []
     ids = start + subject.tokenizer.encode(VERIFICATION_TEXT)

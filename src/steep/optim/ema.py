@@ -16,8 +16,8 @@ def update_ema(optimizer: torch.optim.Optimizer, decay: float) -> None:
     """Move the average of every trained parameter towards it; made where there is none."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if KEY in state:
+            state = optimizer.state.get(parameter)
+            if state and KEY in state:
                 state[KEY].lerp_(parameter.detach().float(), 1 - decay)
             elif state:  # an optimizer makes its state at the first update, where it finds none
                 state[KEY] = parameter.detach().float().clone()

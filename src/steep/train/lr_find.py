@@ -21,6 +21,7 @@ from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.files import write_json
 from steep.core.section import Target
+from steep.core.table import text_table
 from steep.evaluate.forgetting import configured_roles
 from steep.loader import Loader
 from steep.optim.config import OptimizerConfig, ScheduleConfig
@@ -33,7 +34,6 @@ from steep.runtime.seed import seed_everything
 from steep.train.assemble import Job, Say, assemble
 from steep.train.engine import TorchEngine
 from steep.train.progress import score
-from steep.train.sizes import run_sizes
 
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Rates tried, over the configured one."""
@@ -98,12 +98,12 @@ class LearningRates:
             embeddings = "" if trial.embedding_learning_rate is None else f"{trial.embedding_learning_rate:.2g}"
             values = ["ran away"] if trial.diverged else [f"{trial.losses[name]:.4f}" for name in names]
             rows.append([f"{trial.learning_rate:.2g}", *([embeddings] if with_embeddings else []), *values])
-        widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
-        table = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=False)).rstrip() for row in rows]
         keys = f"--optimizer.learning_rate {self.learning_rate:.2g}"
         if self.embedding_learning_rate is not None:
             keys += f" --optimizer.embedding_learning_rate {self.embedding_learning_rate:.2g}"
-        return "\n".join([f"nats per token after {self.steps} steps", *table, self.reason, f"proposed: {keys}"])
+        return "\n".join(
+            [f"nats per token after {self.steps} steps", *text_table(rows, left=0), self.reason, f"proposed: {keys}"]
+        )
 
     def __repr__(self) -> str:
         return self.to_text()
@@ -198,7 +198,7 @@ class Sweep:
         )
         seed_everything(config.run.seed)
         job.model.train()
-        sizes = run_sizes(config.train, job.sizes.sequence_length, job.data.plan.sequences_per_epoch)
+        sizes = job.sizes
         losses: list[float] = []
         loader = Loader(job.data.plan, job.data.stores, sizes, start_step=0, document_mask=config.data.document_mask)
         for step, batches in enumerate(loader):

@@ -172,10 +172,7 @@ class UnslothTrainingArguments:
 
         Raises ConfigError for an optimizer, schedule or tracker that has no counterpart.
         """
-        batch: int = self.per_device_train_batch_size
         train: dict[str, Any] = {
-            "global_batch_size": batch * self.gradient_accumulation_steps,
-            "micro_batch_size": batch,
             "max_grad_norm": self.max_grad_norm or None,
             "compile": bool(self.torch_compile),
         }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
 
 from steep.checkpoint.load import verified_reference
 from steep.core.errors import ConfigError
@@ -86,11 +85,8 @@ class Door:
     full_finetuning: bool
     adapter: AdapterConfig | None = None
     checkpointing: Any = False
-    seed: int = 3407
     run_directory: Path | None = None
     """Of the newest training."""
-    memory_bytes: dict[str, int] = field(default_factory=dict)
-    """Allocated on the GPU after loading and after adapting."""
 
 
 def is_bfloat16_supported() -> bool:
@@ -147,7 +143,6 @@ class FastLanguageModel:
         tokenizer = encodings_stay_here(load_hf_tokenizer(str(model_name), given.get("revision")))
         model.steep_door = Door(config, tokenizer, len(tokenizer), max_seq_length, precision, device, full)
         _write_under_autocast(model, device, precision)
-        _note_memory(model, "model")
         return model, tokenizer
 
     @staticmethod
@@ -177,16 +172,14 @@ class FastLanguageModel:
             targets=targets,
             modules_to_save=list(given.get("modules_to_save") or []),
         )
-        door.seed = given.get("random_state", 3407)
         door.checkpointing = _checkpointing(given.get("use_gradient_checkpointing", "unsloth"))
         # of a run the folder that transformers loads, as training writes it: peft knows no run
         base, _ = verified_reference(str(door.config.pretrained))
-        adapted, lines = adapt(model, door.adapter, base=lasting_reference(base), seed=door.seed)
+        adapted, lines = adapt(model, door.adapter, base=lasting_reference(base), seed=given.get("random_state", 3407))
         for line in lines:
             say(line)
         for name, method in (("save_pretrained_merged", save_merged), ("save_pretrained_gguf", save_gguf)):
             setattr(adapted, name, MethodType(method, adapted))
-        _note_memory(model, "adapter")
         return adapted
 
     @staticmethod
@@ -246,11 +239,6 @@ def _write_under_autocast(model: Any, device: torch.device, precision: str) -> N
             return own(self, *arguments, **keywords)
 
     model.forward = MethodType(forward, model)
-
-
-def _note_memory(model: nn.Module, moment: str) -> None:
-    if torch.cuda.is_available():
-        door_of(model).memory_bytes[moment] = torch.cuda.memory_allocated()
 
 
 def trained_run(model: Any) -> Path:

@@ -185,7 +185,6 @@ class UnslothTrainer:
         metrics = {
             "train_runtime": result.seconds,
             "train_steps_per_second": result.step / result.seconds,
-            "train_samples_per_second": lines[-1]["sequences"] / result.seconds,
             "train_tokens_per_second": result.tokens / result.seconds,
             "train_tokens": result.tokens,
             "train_loss": mean,
