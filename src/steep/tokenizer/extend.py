@@ -11,13 +11,17 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ConfigError, DataError, ModelError
+from steep.core.files import temporary_path
+from steep.tokenizer.encode import make_text_tokenizer
+from steep.tokenizer.hard_strings import hard_strings
 
 FEWEST = 2
 """A pair that is met less often makes no token."""
@@ -39,13 +43,23 @@ class Merges:
         return [left + right for left, right in self.pairs]
 
 
+def can_continue(backend: Any) -> bool:
+    """Whether the tokenizer merges pairs inside words: BPE that cuts text into words first.
+
+    One that does not (SentencePiece's, as of Llama 2 and Gemma) would learn tokens across words, and a text would be one long
+    word to count.
+    """
+    return type(backend.model).__name__ == "BPE" and backend.pre_tokenizer is not None
+
+
 def require_bpe(backend: Any, name: str) -> None:
-    """Raise ModelError for a tokenizer whose model is not BPE."""
-    kind = type(backend.model).__name__
-    if kind != "BPE":
+    """Raise ModelError for a tokenizer whose merges cannot be continued."""
+    if not can_continue(backend):
+        kind = type(backend.model).__name__
+        what = "does not cut text into words before it merges" if kind == "BPE" else f"is a {kind} tokenizer"
         raise ModelError(
-            f"{name} is a {kind} tokenizer, whose vocabulary cannot be continued by merges; name the words themselves in "
-            "vocabulary.add, as a list or a file"
+            f"{name} {what}, so its vocabulary cannot be continued by merges; name the words themselves in vocabulary.add, as a "
+            "list or a file"
         )
 
 
@@ -55,9 +69,7 @@ def count_words(backend: Any, texts: Iterable[str]) -> Counter[str]:
     for text in texts:
         if backend.normalizer is not None:
             text = backend.normalizer.normalize_str(text)
-        pieces = (
-            [(text, (0, len(text)))] if backend.pre_tokenizer is None else backend.pre_tokenizer.pre_tokenize_str(text)
-        )
+        pieces = backend.pre_tokenizer.pre_tokenize_str(text)
         counts.update(piece for piece, _ in pieces)
     return counts
 
@@ -74,7 +86,7 @@ def continue_merges(backend: Any, words: Counter[str], tokens: int) -> Merges:
     counts: Counter[Pair] = Counter()
     where: dict[Pair, set[int]] = {}
     for number, parts in enumerate(pieces):
-        for pair in _pairs(parts):
+        for pair in itertools.pairwise(parts):
             counts[pair] += weights[number]
             where.setdefault(pair, set()).add(number)
     heap = [(-count, pair) for pair, count in counts.items()]
@@ -98,10 +110,6 @@ def continue_merges(backend: Any, words: Counter[str], tokens: int) -> Merges:
     return merges
 
 
-def _pairs(parts: list[str]) -> Iterator[Pair]:
-    return itertools.pairwise(parts)
-
-
 def _merge_everywhere(
     pair: Pair, pieces: list[list[str]], weights: list[int], counts: Counter[Pair], where: dict[Pair, set[int]]
 ) -> set[Pair]:
@@ -109,10 +117,10 @@ def _merge_everywhere(
     grown: set[Pair] = set()
     for number in sorted(where.pop(pair)):
         parts, weight = pieces[number], weights[number]
-        for old in _pairs(parts):
+        for old in itertools.pairwise(parts):
             counts[old] -= weight
         pieces[number] = parts = merge(parts, pair)
-        for new in _pairs(parts):
+        for new in itertools.pairwise(parts):
             counts[new] += weight
             where.setdefault(new, set()).add(number)
             grown.add(new)
@@ -222,7 +230,7 @@ def extend(tokenizer: Any, texts: list[str], tokens: int, out: Path) -> ExtendRe
 
 
 def _write(tokenizer: Any, extended: Any, out: Path) -> None:
-    """A folder that transformers and steep read: everything of the old tokenizer but its vocabulary. Raises ModelError if not."""
+    """A folder that transformers and steep read, whole or absent: the old tokenizer with more tokens. Raises ModelError."""
     from transformers import PreTrainedTokenizerFast
 
     from steep.tokenizer.load import load_hf_tokenizer
@@ -230,17 +238,30 @@ def _write(tokenizer: Any, extended: Any, out: Path) -> None:
     names = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     wrapped: Any = PreTrainedTokenizerFast(tokenizer_object=extended, **names)
     wrapped.chat_template = getattr(tokenizer, "chat_template", None)
-    wrapped.save_pretrained(out)
-    again: Any = load_hf_tokenizer(str(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(out)
+    try:
+        wrapped.save_pretrained(temporary)
+        _check(tokenizer, extended, load_hf_tokenizer(str(temporary)))
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # there only where it was refused or interrupted
+
+
+def _check(tokenizer: Any, extended: Any, again: Any) -> None:
+    """Raise ModelError where what was written is read back as another tokenizer."""
     ids = again.get_vocab()
     moved = [token for token, number in tokenizer.get_vocab().items() if ids.get(token) != number]
     if moved:
         raise ModelError(
-            f"{out}: {len(moved):,} old tokens are read back with other ids, {moved[0]!r} for one; do not use it"
+            f"not written: transformers reads {len(moved):,} old tokens back with other ids, {moved[0]!r} for one"
         )
-    for text in ("Hello, world! 12345", "\n\ttabs and  spaces ", "häßlich 日本語 🙂"):
-        if again.backend_tokenizer.encode(text).ids != extended.encode(text).ids:
-            raise ModelError(f"{out}: transformers reads the tokenizer back with other ids for {text!r}; do not use it")
+    plain = make_text_tokenizer(extended, bos_id=None, eos_id=None, append_eos=False, prepend_bos=False)
+    for name, text in hard_strings(plain).items():
+        if again(text, add_special_tokens=False)["input_ids"] != extended.encode(text, add_special_tokens=False).ids:
+            raise ModelError(
+                f"not written: transformers reads the tokenizer back with other ids for {name} ({text[:40]!r})"
+            )
 
 
 def _readable(backend: Any, token: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from steep.core.errors import DataError
 from steep.core.units import format_count
-from steep.tokenizer.extend import continue_merges, count_words, with_merges
+from steep.tokenizer.extend import can_continue, continue_merges, count_words, with_merges
 
 PIECE_CHARACTERS, HELD_OUT_EVERY = 4000, 10
 TRIED_TOKENS = 1000
@@ -104,7 +104,7 @@ def fertility_report(tokenizer: Any, texts: Sequence[str], general: Sequence[str
     """The report of a transformers tokenizer. Raises DataError for a text without words."""
     backend = tokenizer.backend_tokenizer
     saved = None
-    if type(backend.model).__name__ == "BPE":
+    if can_continue(backend):
         chosen, held_out = split_pieces(texts)
         merges = continue_merges(backend, count_words(backend, chosen), TRIED_TOKENS)
         more = type(backend).from_str(with_merges(backend.to_str(), merges))

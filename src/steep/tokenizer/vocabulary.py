@@ -54,13 +54,15 @@ def new_tokens(add: str | Sequence[str]) -> list[str]:
                 f"vocabulary.add: {add} is neither a file nor a folder; give a list of tokens, a file with one on each line, or "
                 "a folder that steep tokenizer extend wrote"
             )
-        tokens = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     else:
         tokens = list(add)
     empty = [token for token in tokens if not token.strip()]
     twice = sorted({token for token in tokens if tokens.count(token) > 1})
-    if not tokens or empty:
-        raise ConfigError("vocabulary.add: holds no token" if not tokens else "vocabulary.add: holds an empty token")
+    if not tokens:
+        raise ConfigError("vocabulary.add: holds no token")
+    if empty:
+        raise ConfigError("vocabulary.add: holds an empty token (in a file, a blank line)")
     if twice:
         raise ConfigError(f"vocabulary.add: {', '.join(map(repr, twice[:5]))} is named more than once")
     return tokens
