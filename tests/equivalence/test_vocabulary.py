@@ -63,7 +63,6 @@ def test_a_run_with_new_tokens_from_plan_to_export(
 ) -> None:
     mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, model={"pretrained": str(base)})
     mapping |= {"tokenizer": {}, "vocabulary": {"add": WORDS}, "adapter": adapter}
-    mapping["checkpoint"] = {"every_steps": 3}
     plan = steep.plan(mapping)
     plain = steep.plan({key: value for key, value in mapping.items() if key != "vocabulary"})
     assert plan.structure.vocab_size == plain.structure.vocab_size + 3
@@ -81,17 +80,45 @@ def test_a_run_with_new_tokens_from_plan_to_export(
     assert tokenizer.decode(ids[0]) == "A statement is an expression."
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     assert model.get_input_embeddings().weight.shape[0] == plan.structure.vocab_size
-    [score] = steep.evaluate(run, against="base").scores  # the base is scored with its own tokenizer
-    assert score.bits_per_byte is not None
+    against = steep.evaluate(run, against="base")  # the base is scored with its own tokenizer
+    assert against.against_scores is not None
+    summary = json.loads((run / "summary.json").read_text())["texts"]["heldout"]
+    assert summary["before"]["bits_per_byte"] == pytest.approx(against.against_scores[0].bits_per_byte, rel=1e-6)
+    assert summary["after"]["bits_per_byte"] == pytest.approx(against.scores[0].bits_per_byte, rel=1e-4)
+    first = next(line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == "evaluate")
+    assert first["bits_per_byte"] != summary["before"]["bits_per_byte"]  # of the untrained new tokens
 
-    whole = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    mapping["train"] = {**mapping["train"], "steps": 3}
+
+@pytest.mark.parametrize("adapter", [None, {"rank": 4}], ids=["full", "adapter"])
+def test_a_resumed_run_with_new_tokens_goes_on_bit_for_bit(
+    base: Path, adapter: Any, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
+    mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, model={"pretrained": str(base)})
+    mapping |= {"tokenizer": {}, "vocabulary": {"add": WORDS}, "adapter": adapter}
+    mapping["schedule"] = {"name": "constant", "warmup_steps": 0}  # the same for a run that is made longer
+    whole = losses(steep.train(mapping).run_directory)
     mapping["run"] = {**mapping["run"], "name": "halves"}
+    mapping["train"] = {**mapping["train"], "steps": 3}
     steep.train(mapping)
     mapping["train"]["steps"] = 6
-    halves = steep.train(mapping).run_directory
-    last = json.loads((halves / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (last["step"], last["kind"]) == (whole["step"], whole["kind"])
+    assert losses(steep.train(mapping).run_directory) == whole
+
+
+def losses(run: Path) -> list[tuple[float, float]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "train"]
+
+
+def test_a_store_that_only_the_new_tokenizer_reads_is_said(
+    base: Path, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path, capfd: Any
+) -> None:
+    steep.tokenizer_extend(str(corpus_directory), tokenizer=str(base), tokens=20, out=tmp_path / "more")
+    steep.prepare(str(corpus_directory), tokenizer=str(tmp_path / "more"), out=tmp_path / "store")
+    mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, model={"pretrained": str(base)})
+    mapping |= {"tokenizer": {}, "vocabulary": {"add": str(tmp_path / "more")}}
+    mapping["data"] = {**mapping["data"], "train": [{"path": str(tmp_path / "store")}]}
+    steep.train(mapping)
+    assert "the report compares with the model before it learned its new tokens" in capfd.readouterr().out
 
 
 def test_a_folder_of_continued_merges_trains_and_exports(

@@ -130,6 +130,34 @@ def evaluate_model(
     return Evaluation(model, scores, other.reference, base_scores, report, ends)
 
 
+def score_base(
+    run: Path,
+    texts: list[HeldOutText],
+    *,
+    tokens: int,
+    batch_size: int,
+    sequence_length: int,
+    device: str,
+    precision: str,
+    say: Say = tell,
+) -> list[Score]:
+    """The scores of the model that a run starts from, with its own tokenizer, on the documents of the run's `texts`.
+
+    For runs that give the model more tokens: what is in training then is not the base. It is loaded beside it. Raises DataError
+    where the texts are stores, which only the run's own tokenizer reads.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        subject = load_subject(base_of(run), device=device, precision=precision, say=say)
+        base_texts, _ = _open_texts(subject, {}, run)
+        chosen = [first_documents(text, tokens) for text in texts]
+        scores = _scores(subject, base_texts, chosen, batch_size, sequence_length)
+    torch.set_num_threads(threads)
+    return scores
+
+
 def _stops(subject: Subject, texts: list[HeldOutText], batch_size: int, sequence_length: int) -> StopScore | None:
     return measure_stops(
         subject.logits_at, texts, subject.tokenizer.eos_id, sequence_length=sequence_length, batch_size=batch_size

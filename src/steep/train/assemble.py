@@ -146,8 +146,8 @@ def assemble(
             for line in extend_embeddings(model, extension.subtokens, extension.rows, method):
                 say(line)
             say(
-                "vocabulary: scores before step 0 are of the model with its untrained new tokens; steep evaluate --against base "
-                "compares with the base and its own tokenizer"
+                "vocabulary: lines at step 0 are of the model with its untrained new tokens; the report at the end compares with "
+                "the base and its own tokenizer"
             )
         if adapter is not None:
             adapter, lines = with_embeddings(adapter, model)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from steep.config.run import RunConfig
+from steep.core.errors import DataError
 from steep.evaluate.config import EvaluateConfig
 from steep.evaluate.end_of_text import StopScore, measure_stops
+from steep.evaluate.evaluation import score_base
 from steep.evaluate.generate import evaluation_mode, generate_text
 from steep.evaluate.held_out import HeldOutText, Score, score_text
 from steep.runtime.device import autocast
@@ -22,7 +24,7 @@ def show_model(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run
     always = state.step in (0, job.sizes.steps)
     every_steps = evaluation_interval(config.evaluate, job.sizes.steps)
     if state.scores_step != state.step and (always or due(every_steps, state.step)):
-        evaluate(config, job, state, sinks)
+        evaluate(config, job, state, sinks, run)
     if state.samples_step != state.step and (always or due(config.evaluate.sample_every_steps, state.step)):
         write_samples(config, job, state, sinks, run)
 
@@ -37,14 +39,37 @@ def due(every_steps: int | None, step: int) -> bool:
     return every_steps is not None and step % every_steps == 0
 
 
-def evaluate(config: RunConfig, job: Job, state: TrainState, sinks: Sinks) -> None:
+def evaluate(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run: RunDirectory) -> None:
     """Score every held-out text, note the scores in the state and log them."""
     scores = [score(config, job, text) for text in job.data.held_out_texts]
     state.note_scores(scores)
+    if state.step == 0 and config.vocabulary is not None and scores:
+        state.base_scores = _scores_before_new_tokens(config, job, sinks, run) or state.base_scores
     if state.step in (0, job.sizes.steps):
         state.note_stops(stops(config, job))
     for result in scores:
         sinks.log({"kind": "evaluate", "step": state.step, **result.to_mapping()})
+
+
+def _scores_before_new_tokens(
+    config: RunConfig, job: Job, sinks: Sinks, run: RunDirectory
+) -> dict[str, dict[str, object]]:
+    """The true base's scores by text, which the report compares with; empty, with a line, where it cannot read the texts."""
+    try:
+        found = score_base(
+            run.path,
+            job.data.held_out_texts,
+            tokens=config.evaluate.tokens,
+            batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
+            sequence_length=job.sizes.sequence_length,
+            device=str(job.device),
+            precision=job.precision,
+            say=sinks.line,
+        )
+    except DataError as error:
+        sinks.line(f"vocabulary: the report compares with the model before it learned its new tokens: {error}")
+        return {}
+    return {result.text: result.to_mapping() for result in found}
 
 
 def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
