@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from steep.metrics import MISSING
+from steep.report.run_data import RunData
 
 
 def escape(text: object) -> str:
@@ -43,3 +47,16 @@ def _number_class(index: int, numbers_from: int) -> str:
 def details(summary: str, content: str) -> str:
     """A part that is closed until the reader opens it."""
     return f"<details><summary>{escape(summary)}</summary>\n{content}</details>\n"
+
+
+def missing(run: RunData, file_name: str, what: str) -> str:
+    """The sentence that stands where something would have been."""
+    reason = run.problems.get(file_name, "holds none")
+    return f'<p class="missing">No {escape(what)}: {escape(file_name)} {escape(reason)}.</p>\n'
+
+
+def plain(value: Any) -> str:
+    """A number with separators and at most three decimals; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return MISSING if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")

@@ -14,11 +14,18 @@ from typing import Any
 
 from steep.core.files import write_text
 from steep.core.units import format_bytes, format_count, format_seconds
-from steep.evaluate.end_of_text import audit_lines
-from steep.evaluate.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, TextChange, forgetting_report
+from steep.evaluate.forgetting import TextChange
 from steep.metrics import METRICS, MISSING, SourceTotals
 from steep.report.curves import curve, downsample
-from steep.report.html import details, escape, table
+from steep.report.forgetting import (
+    end_of_text_section,
+    forgetting_of,
+    forgetting_section,
+    scores_section,
+    started_fresh,
+)
+from steep.report.html import details, escape, missing, plain, table
+from steep.report.ledger import ledger_section
 from steep.report.palette import css_variables
 from steep.report.plots import held_out_curve, loss_plot, memory_parts, memory_plot, metric_plot
 from steep.report.run_data import Record, RunData, read_run
@@ -60,12 +67,6 @@ def report_page(run: RunData) -> str:
 
 def _section(title: str, content: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{content}</section>\n"
-
-
-def _missing(run: RunData, file_name: str, what: str) -> str:
-    """The sentence that stands where something would have been."""
-    reason = run.problems.get(file_name, "holds none")
-    return f'<p class="missing">No {escape(what)}: {escape(file_name)} {escape(reason)}.</p>\n'
 
 
 # ── the top of the page ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -130,23 +131,6 @@ def _arrow(change: TextChange) -> str:
     return f"{change.base:.3f} → {change.trained:.3f}"
 
 
-def forgetting_of(run: RunData) -> ForgettingReport:
-    """The forgetting report of a run, from its scores and what its plan says of them."""
-    cap = run.plan.get("forgetting_cap")
-    held_out = (run.plan.get("data") or {}).get("held_out") or []
-    return forgetting_report(
-        run.scores(),
-        roles={str(text.get("name")): text.get("role") for text in held_out},
-        cap_ratio=cap if isinstance(cap, (int, float)) else DEFAULT_CAP_RATIO,
-    )
-
-
-def started_fresh(run: RunData) -> bool:
-    """Whether the plan says that the run started from weights that had learned nothing yet."""
-    model = run.plan.get("model") or {}
-    return "pretrained" in model and model["pretrained"] is None
-
-
 def measured_memory(run: RunData) -> float | None:
     """Peak memory in bytes: of the summary, else of the plan, else the highest of the training lines."""
     for value in (run.summary.get("peak_memory_bytes"), run.plan.get("measured_peak_bytes")):
@@ -158,80 +142,10 @@ def measured_memory(run: RunData) -> float | None:
 # ── sections ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _scores(run: RunData) -> str:
-    """Before and after of every held-out text."""
-    changes = {change.text: change for change in forgetting_of(run).changes}
-    rows = [_score_row(text, score, changes.get(text)) for text, score in run.scores().items()]
-    if not rows:
-        return _missing(run, "metrics.jsonl", "held-out scores")
-    head = ["Text", "Bits/byte before", "after", "Change", "Perplexity before", "after"]
-    note = "Bits per byte count the text's UTF-8 bytes, so they compare across tokenizers; lower is better."
-    return table(head, rows) + f'<p class="note">{note}</p>\n'
-
-
-def _score_row(text: str, score: dict[str, Any], change: TextChange | None) -> list[str]:
-    before, after = score.get("before") or {}, score.get("after") or {}
-    return [
-        text,
-        *(_shown("bits_per_byte", side) for side in (before, after)),
-        MISSING if change is None else f"{100 * change.change_ratio:+.1f} %",
-        *(_shown("perplexity", _with_perplexity(side)) for side in (before, after)),
-    ]
-
-
-def _forgetting(run: RunData) -> str:
-    """The forgetting report: gain, loss, their ratio and the verdict."""
-    report = forgetting_of(run)
-    if started_fresh(run):
-        return (
-            '<p class="missing">No forgetting report: the run started from fresh weights, which know nothing yet.</p>\n'
-        )
-    if not report.changes:
-        return _missing(run, "metrics.jsonl", "text that was scored before and after")
-    rows = [[text, role or MISSING, *(cell or MISSING for cell in rest)] for text, role, *rest in report.rows()]
-    head = ["Text", "Role", "Base", "Trained", "Change"]
-    sentence = report.verdict_sentence[0].upper() + report.verdict_sentence[1:]
-    notes = f"In {report.unit}; lower is better. Roles: {'; '.join(report.role_notes)}."
-    return (
-        f'<p class="lead">{escape(sentence)}</p>\n{table(head, rows, numbers_from=2)}'
-        f'<p class="note">{escape(notes)}</p>\n'
-    )
-
-
-def _end_of_text(run: RunData) -> str:
-    """Whether documents end in the data, the model stops where they do, and every file names the same token."""
-    audit = run.summary.get("end_of_text")
-    if not isinstance(audit, dict):
-        return _missing(run, "summary.json", "audit of the end of text")
-    rows = [
-        [side, f"{score['eos_probability']:.3f}", f"{100 * score['stop_ratio']:.0f} %", _plain(score["documents"])]
-        for side in ("before", "after")
-        if (score := audit.get(side))
-    ]
-    head = ["", "Probability of it where documents end", "Stop rate", "Held-out documents"]
-    warnings = "".join(f'<p class="lead">Warning: {escape(warning)}.</p>\n' for warning in audit["warnings"])
-    name, *lines = [line.strip() for line in audit_lines({**audit, "before": None, "after": None, "warnings": []})]
-    note = f'<p class="note">{escape(". ".join([name.capitalize(), *lines]))}.</p>\n'
-    return warnings + (table(head, rows) if rows else "") + note
-
-
-def _with_perplexity(score: Record) -> Record:
-    import math
-
-    nats = score.get("nats_per_token")
-    known = "perplexity" in score or not isinstance(nats, (int, float)) or nats > 700
-    return score if known else {**score, "perplexity": math.exp(nats)}  # type: ignore[arg-type]
-
-
-def _shown(name: str, record: Record) -> str:
-    value = record.get(name)
-    return METRICS[name].number(value) if isinstance(value, (int, float)) else MISSING
-
-
 def _loss(run: RunData) -> str:
     """The loss curves, for wide and narrow screens, and their numbers as a table."""
     if not run.train and not run.evaluate:
-        return _missing(run, "metrics.jsonl", "loss curve")
+        return missing(run, "metrics.jsonl", "loss curve")
     description = _describe_loss(run)
     wide = inline_svg(loss_plot(run), "loss", "Loss over the steps", description, "wide")
     narrow_figure = loss_plot(run, width=400, height=360, max_points=400)
@@ -322,7 +236,7 @@ def _speed(run: RunData) -> str:
             svg = inline_svg(metric_plot(run, name, title.lower()), name.replace("_", "-"), title, description)
             parts.append(f"<figure>\n{svg}</figure>\n")
         else:
-            parts.append(_missing(run, "metrics.jsonl", title.lower()))
+            parts.append(missing(run, "metrics.jsonl", title.lower()))
     return f'<div class="pair">\n{"".join(parts)}</div>\n'
 
 
@@ -331,7 +245,7 @@ def _memory(run: RunData) -> str:
     memory, measured = run.plan.get("memory") or {}, measured_memory(run)
     parts = memory_parts(memory)
     if not parts:
-        return _missing(run, "plan.json", "memory plan")
+        return missing(run, "plan.json", "memory plan")
     total = sum(size for _, size in parts)
     description = f"Predicted {format_bytes(total)}: " + ", ".join(
         f"{name} {format_bytes(size)}" for name, size in parts
@@ -350,111 +264,10 @@ def _memory(run: RunData) -> str:
     return f"<figure>\n{''.join(svgs)}</figure>\n{table(['Part', 'Memory', 'Share'], rows)}"
 
 
-PLANNED_COLUMNS = ("documents", "tokens", "sequences", "epochs")
-
-LEDGER_COLUMNS = {
-    "records_read": "Records read",
-    "documents_kept": "Documents kept",
-    "tokens": "Tokens",
-    "tokens_held_out": "Held out",
-    "tokens_per_epoch": "For training",
-    "tokens_trained": "Trained",
-    "epochs": "Epochs",
-}
-
-
-def _ledger(run: RunData) -> str:
-    """Where every record and token of every source went."""
-    sources = run.ledger.get("sources") or []
-    if not sources:
-        return _missing(run, "ledger.json", "token ledger")
-    columns = {key: name for key, name in LEDGER_COLUMNS.items() if any(key in source for source in sources)}
-    rows = [[_source_name(source), *(_plain(source.get(key)) for key in columns)] for source in sources]
-    if len(sources) > 1:
-        rows.append(["all sources", *(_plain(_ledger_sum(sources, key)) for key in columns)])
-    dropped, unused = _losses(sources, "dropped"), _losses(sources, "dropped_tokens")
-    lost = table(["Source", "Dropped because", "Records"], dropped, numbers_from=2) if dropped else ""
-    lost += table(["Source", "Not trained because", "Tokens"], unused, numbers_from=2) if unused else ""
-    spikes = [
-        [
-            spike.get("step"),
-            _plain(spike.get("loss")),
-            _plain(spike.get("threshold")),
-            spike.get("action"),
-            _documents(spike),
-        ]
-        for spike in [*(run.ledger.get("rollbacks") or []), *(run.ledger.get("spikes") or [])]
-    ]
-    head = ["Loss spike at step", "Loss", "Most to expect", "What was done", "Documents"]
-    lost += table(head, spikes, numbers_from=1) if spikes else ""
-    notes = [] if dropped else ["No record was dropped."]
-    notes += [f"Trained counts every epoch. Padding: {_plain(_padding(run))} tokens."]
-    notes += [
-        f"At step {change['step']} the run went on with changed data: {'; '.join(change['changed'])}."
-        for change in run.ledger.get("data_changes") or []
-    ]
-    return (
-        f"{table(['Source', *columns.values()], rows)}{lost}"
-        f'<p class="note">{escape(" ".join(notes))}</p>\n{_plan_sources(run)}'
-    )
-
-
-def _documents(spike: dict[str, Any]) -> str:
-    """The documents of the batch that spiked, by source."""
-    found = spike.get("documents") or {}
-    return "; ".join(f"{name}: {', '.join(map(str, ids))}" for name, ids in found.items())
-
-
-def _losses(sources: list[dict[str, Any]], key: str) -> list[list[Any]]:
-    """Source, reason and number of everything that a source's ledger counts under `key`."""
-    return [
-        [source.get("name"), reason, _plain(number)]
-        for source in sources
-        for reason, number in (source.get(key) or {}).items()
-    ]
-
-
-def _ledger_sum(sources: list[dict[str, Any]], key: str) -> float | None:
-    """The sum over all sources; None where a source does not know, and for epochs, which do not add up."""
-    values = [source.get(key) for source in sources]
-    return None if key == "epochs" or None in values else sum(values)  # type: ignore[arg-type]
-
-
-def _padding(run: RunData) -> float:
-    """Positions that were computed and held no token."""
-    parts = [run.ledger, *(run.ledger.get("sources") or [])]
-    return sum(part.get("padding_tokens") or 0 for part in parts)
-
-
-def _plan_sources(run: RunData) -> str:
-    """Epochs and sequences of each source, as planned."""
-    data = run.plan.get("data") or {}
-    rows = [
-        [_source_name(source), *(_plain(source.get(key)) for key in PLANNED_COLUMNS), f"{source.get('share', 0):.1%}"]
-        for source in data.get("sources") or []
-    ]
-    if not rows:
-        return ""
-    caption = f"Planned, in sequences of {_plain(data.get('sequence_length'))} tokens"
-    return table(["Source", *(name.capitalize() for name in PLANNED_COLUMNS), "Share"], rows, caption)
-
-
-def _source_name(source: dict[str, Any]) -> str:
-    """Its name, and what it is there for where that is not to be learned."""
-    return f"{source.get('name')} (replay)" if source.get("role") == "replay" else str(source.get("name"))
-
-
-def _plain(value: Any) -> str:
-    """A number with separators and at most three decimals; anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return MISSING if value is None else str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")
-
-
 def _samples(run: RunData) -> str:
     """Each prompt continued by the model before and after."""
     if not run.samples:
-        return _missing(run, "metrics.jsonl", "samples")
+        return missing(run, "metrics.jsonl", "samples")
     by_prompt: dict[str, list[Record]] = {}
     for record in run.samples:
         by_prompt.setdefault(str(record.get("prompt", "")), []).append(record)
@@ -464,7 +277,7 @@ def _samples(run: RunData) -> str:
 def _sample_pair(prompt: str, records: list[Record]) -> str:
     shown = records if len(records) == 1 else [records[0], records[-1]]
     sides = "".join(
-        f'<div class="sample"><h3>Step {_plain(record["step"])}</h3>\n'
+        f'<div class="sample"><h3>Step {plain(record["step"])}</h3>\n'
         f'<p dir="auto"><b>{escape(prompt)}</b>{escape(record.get("text", ""))}</p></div>\n'
         for record in shown
     )
@@ -475,13 +288,13 @@ def _sample_pair(prompt: str, records: list[Record]) -> str:
 
 def _configuration(run: RunData) -> str:
     if not run.config_text:
-        return _missing(run, "config.yaml", "configuration")
+        return missing(run, "config.yaml", "configuration")
     return details("config.yaml, every key resolved", f"<pre>{escape(run.config_text)}</pre>\n")
 
 
 def _environment(run: RunData) -> str:
     if not run.environment:
-        return _missing(run, "environment.json", "environment")
+        return missing(run, "environment.json", "environment")
     rows = [[key, value] for key, value in flatten(run.environment)]
     return details("Hardware and versions", table(["What", "Value"], rows, numbers_from=99))
 
@@ -496,13 +309,13 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 SECTIONS: dict[str, Callable[[RunData], str]] = {
-    "What the model gained and lost": _scores,
-    "Forgetting report": _forgetting,
-    "End of text": _end_of_text,
+    "What the model gained and lost": scores_section,
+    "Forgetting report": forgetting_section,
+    "End of text": end_of_text_section,
     "Loss": _loss,
     "Learning rate and throughput": _speed,
     "Memory": _memory,
-    "Where the tokens went": _ledger,
+    "Where the tokens went": ledger_section,
     "Samples before and after": _samples,
     "Configuration": _configuration,
     "Environment": _environment,

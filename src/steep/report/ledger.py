@@ -1,0 +1,101 @@
+"""The report's section on data: where every record and token of every source went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steep.report.html import escape, missing, plain, table
+from steep.report.run_data import RunData
+
+PLANNED_COLUMNS = ("documents", "tokens", "sequences", "epochs")
+
+LEDGER_COLUMNS = {
+    "records_read": "Records read",
+    "documents_kept": "Documents kept",
+    "tokens": "Tokens",
+    "tokens_held_out": "Held out",
+    "tokens_per_epoch": "For training",
+    "tokens_trained": "Trained",
+    "epochs": "Epochs",
+}
+
+
+def ledger_section(run: RunData) -> str:
+    """Where every record and token of every source went."""
+    sources = run.ledger.get("sources") or []
+    if not sources:
+        return missing(run, "ledger.json", "token ledger")
+    columns = {key: name for key, name in LEDGER_COLUMNS.items() if any(key in source for source in sources)}
+    rows = [[_source_name(source), *(plain(source.get(key)) for key in columns)] for source in sources]
+    if len(sources) > 1:
+        rows.append(["all sources", *(plain(_ledger_sum(sources, key)) for key in columns)])
+    dropped, unused = _losses(sources, "dropped"), _losses(sources, "dropped_tokens")
+    lost = table(["Source", "Dropped because", "Records"], dropped, numbers_from=2) if dropped else ""
+    lost += table(["Source", "Not trained because", "Tokens"], unused, numbers_from=2) if unused else ""
+    spikes = [
+        [
+            spike.get("step"),
+            plain(spike.get("loss")),
+            plain(spike.get("threshold")),
+            spike.get("action"),
+            _documents(spike),
+        ]
+        for spike in [*(run.ledger.get("rollbacks") or []), *(run.ledger.get("spikes") or [])]
+    ]
+    head = ["Loss spike at step", "Loss", "Most to expect", "What was done", "Documents"]
+    lost += table(head, spikes, numbers_from=1) if spikes else ""
+    notes = [] if dropped else ["No record was dropped."]
+    notes += [f"Trained counts every epoch. Padding: {plain(_padding(run))} tokens."]
+    notes += [
+        f"At step {change['step']} the run went on with changed data: {'; '.join(change['changed'])}."
+        for change in run.ledger.get("data_changes") or []
+    ]
+    return (
+        f"{table(['Source', *columns.values()], rows)}{lost}"
+        f'<p class="note">{escape(" ".join(notes))}</p>\n{_plan_sources(run)}'
+    )
+
+
+def _documents(spike: dict[str, Any]) -> str:
+    """The documents of the batch that spiked, by source."""
+    found = spike.get("documents") or {}
+    return "; ".join(f"{name}: {', '.join(map(str, ids))}" for name, ids in found.items())
+
+
+def _losses(sources: list[dict[str, Any]], key: str) -> list[list[Any]]:
+    """Source, reason and number of everything that a source's ledger counts under `key`."""
+    return [
+        [source.get("name"), reason, plain(number)]
+        for source in sources
+        for reason, number in (source.get(key) or {}).items()
+    ]
+
+
+def _ledger_sum(sources: list[dict[str, Any]], key: str) -> float | None:
+    """The sum over all sources; None where a source does not know, and for epochs, which do not add up."""
+    values = [source.get(key) for source in sources]
+    return None if key == "epochs" or None in values else sum(values)  # type: ignore[arg-type]
+
+
+def _padding(run: RunData) -> float:
+    """Positions that were computed and held no token."""
+    parts = [run.ledger, *(run.ledger.get("sources") or [])]
+    return sum(part.get("padding_tokens") or 0 for part in parts)
+
+
+def _plan_sources(run: RunData) -> str:
+    """Epochs and sequences of each source, as planned."""
+    data = run.plan.get("data") or {}
+    rows = [
+        [_source_name(source), *(plain(source.get(key)) for key in PLANNED_COLUMNS), f"{source.get('share', 0):.1%}"]
+        for source in data.get("sources") or []
+    ]
+    if not rows:
+        return ""
+    caption = f"Planned, in sequences of {plain(data.get('sequence_length'))} tokens"
+    return table(["Source", *(name.capitalize() for name in PLANNED_COLUMNS), "Share"], rows, caption)
+
+
+def _source_name(source: dict[str, Any]) -> str:
+    """Its name, and what it is there for where that is not to be learned."""
+    return f"{source.get('name')} (replay)" if source.get("role") == "replay" else str(source.get("name"))
