@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steep
+from steep.checkpoint.load import open_checkpoint
 from steep.core.errors import ConfigError, ModelError
 from steep.merge.average import shares_of
 from steep.merge.blend import BlendPoint, choose
-from support import run_mapping
+from steep.merge.weights import combine, open_weights
+from steep.models.load import build_fresh
+from support import LLAMA, run_mapping
 from support import steep as command
 
 WEIGHTS = "model.safetensors"
@@ -35,6 +41,79 @@ def runs(
     )  # fmt: skip
     steep.train(second)
     return [base, folder / "runs/second"]
+
+
+@pytest.fixture(scope="module", params=["untied", "tied, embeddings trained"])
+def adapter_run(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    corpus_directory: Path,
+    tiny_tokenizer_directory: Path,
+) -> tuple[Path, Path]:
+    """A base and a run that trained an adapter on it, with a moving average."""
+    folder = tmp_path_factory.mktemp("adapter")
+    tied = request.param != "untied"
+    build_fresh({**LLAMA, "tie_word_embeddings": tied}, None, seed=1).save_pretrained(folder / "base")
+    AutoTokenizer.from_pretrained(tiny_tokenizer_directory).save_pretrained(folder / "base")
+    mapping = run_mapping(
+        folder, corpus_directory, tiny_tokenizer_directory, model={"pretrained": str(folder / "base")},
+        adapter={"rank": 4, "modules_to_save": ["embed_tokens"] if tied else []}, train={"ema_decay": 0.5},
+        optimizer={"learning_rate": 1e-2}, checkpoint={"keep_last": 3},
+    )  # fmt: skip
+    return folder / "base", steep.train(mapping).run_directory
+
+
+def merged_by_peft(base: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), str(checkpoint / "model/consolidated")
+    )
+    return model.merge_and_unload().state_dict()  # type: ignore[operator,no-any-return]
+
+
+def test_an_adapter_is_combined_as_the_model_that_peft_makes_of_it(
+    adapter_run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, run = adapter_run
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    merged = [merged_by_peft(base, folder) for folder in sorted((run / "checkpoints").glob("epoch*"))]
+    start = load_file(base / WEIGHTS)
+    weights = [open_weights(str(base), print), open_weights(str(run), print)]
+    half = combine(weights, [0.5, 0.5])
+    assert half.keys() == start.keys()
+    for name, tensor in half.items():
+        torch.testing.assert_close(tensor, (start[name] + merged[-1][name]) / 2, rtol=1e-5, atol=1e-7)
+    assert all(torch.equal(tensor, start[name]) for name, tensor in combine(weights, [1.0, 0.0]).items())
+    mean = load_file(steep.average(run, last=3, out=tmp_path / "mean", score=False).path / WEIGHTS)
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, sum(part[name] for part in merged) / 3, rtol=1e-5, atol=1e-7)
+    del weights
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_blend_takes_an_adapter_run(adapter_run: tuple[Path, Path], tmp_path: Path) -> None:
+    base, run = adapter_run
+    blend = steep.blend(run, alphas=[0, 1], out=tmp_path / "blend", tokens=1000)
+    assert [point.alpha for point in blend.points] == [0, 1]
+    assert load_file(blend.path / WEIGHTS).keys() == load_file(base / WEIGHTS).keys()
+
+
+def test_the_moving_average_of_an_adapter_is_merged(adapter_run: tuple[Path, Path], tmp_path: Path) -> None:
+    base, run = adapter_run
+    averaged = load_file(steep.average(run, weights="ema", out=tmp_path / "ema", score=False).path / WEIGHTS)
+    saved = open_checkpoint(newest(run).parent.parent).optimizer_tensors()
+    start = load_file(base / WEIGHTS)
+    name = "model.layers.0.mlp.up_proj"
+    a, b = (saved[f"{name}.lora_{side}.default.weight.ema"] for side in "AB")
+    scale = json.loads((newest(run) / "adapter_config.json").read_text())
+    expected = start[f"{name}.weight"] + scale["lora_alpha"] / scale["r"] * (b @ a)
+    torch.testing.assert_close(averaged[f"{name}.weight"], expected, rtol=1e-5, atol=1e-6)
+    embedding = averaged["model.embed_tokens.weight"]
+    trained = "model.embed_tokens.modules_to_save.default.weight.ema"
+    if trained in saved:
+        assert torch.equal(embedding, saved[trained])
+    else:
+        assert torch.equal(embedding, start["model.embed_tokens.weight"])
 
 
 def newest(run: Path) -> Path:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import sync_directory, temporary_path, write_json, write_text
@@ -49,6 +50,51 @@ class FolderWeights(Mapping[str, "Tensor"]):
         return list(self._file_of[name].get_slice(name).get_shape())
 
 
+class MergedAdapter(FolderWeights):
+    """The weights of an adapter's base with the adapter added in fp32, as a model folder that is there as long as this object.
+
+    replaced: tensors by the adapter's names, in the place of its own. Raises ModelError. Weakness: the whole model lies on disk
+    once, in the folder for temporary files.
+    """
+
+    def __init__(self, adapter: Path, replaced: Mapping[str, Tensor] | None = None):
+        self.adapter = adapter
+        self._made = tempfile.TemporaryDirectory(prefix="steep-merged-")
+        made = Path(self._made.name)
+        source = adapter if replaced is None else _adapter_with(adapter, replaced, made / "adapter")
+        _write_merged(source, made / "model")
+        super().__init__(made / "model")
+
+
+def _adapter_with(adapter: Path, replaced: Mapping[str, Tensor], out: Path) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    from steep.models.adapters import ADAPTER_WEIGHTS
+
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
+    if unknown := sorted(replaced.keys() - tensors.keys()):
+        raise ModelError(f"{adapter} holds no {unknown[0]} ({len(unknown)} such tensors)")
+    shutil.copytree(adapter, out)
+    made = {}
+    for name, tensor in tensors.items():
+        same = [other for other in replaced if tensors[other].shape == tensor.shape and tensors[other].equal(tensor)]
+        known = name if name in replaced else next(iter(same), None)  # peft saves what is tied under both names
+        made[name] = (tensor if known is None else replaced[known].to(tensor.dtype)).contiguous().clone()
+    save_file(made, out / ADAPTER_WEIGHTS, {"format": "pt"})
+    return out
+
+
+def _write_merged(adapter: Path, out: Path) -> None:
+    from steep.models.config import ModelConfig
+    from steep.models.load import load_model, quiet_transformers
+    from steep.tokenizer.load import load_hf_tokenizer
+
+    model: Any = load_model(ModelConfig(pretrained=str(adapter)))
+    with quiet_transformers():
+        model.save_pretrained(out)
+    load_hf_tokenizer(str(adapter)).save_pretrained(out)
+
+
 class ModelWeights(Mapping[str, "Tensor"]):
     """Names to tensors of a model that only loading gives (a .gguf file, a hub id). Tied weights count once."""
 
@@ -82,17 +128,24 @@ Weights = Union[FolderWeights, ModelWeights]
 
 
 def open_weights(reference: str, say: Callable[[str], None], revision: str | None = None) -> Weights:
-    """Names to tensors of a run's or checkpoint's verified weights, a folder, a .gguf file or a hub id.
+    """Names to tensors of a run's or checkpoint's verified weights, a folder, a .gguf file or a hub id. An adapter is added to
+    its base in fp32.
 
     `say` is told of checkpoints passed over. Raises ModelError, CheckpointError.
     """
     from steep.checkpoint.load import verified_reference
+    from steep.evaluate.subject import merge_remarks, run_of
+    from steep.models.adapters import ADAPTER_CONFIG
     from steep.models.load import resolve_reference
 
     found, messages = verified_reference(reference)
     for message in messages:
         say(message)
     path = resolve_reference(found)
+    if path is not None and (path / ADAPTER_CONFIG).is_file():
+        for message in merge_remarks(path, run_of(reference)):
+            say(message)
+        return MergedAdapter(path)
     if path is not None and path.is_dir():
         return FolderWeights(path)
     return ModelWeights(found, revision)
