@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+import steep
 from steep.checkpoint.capture import adapter_tensors
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, ModelError
-from steep.models.adapters import add_adapter, plan_adapter
+from steep.models.adapters import add_adapter, capacity_line, plan_adapter
 from steep.models.config import AdapterConfig, ModelConfig
 from steep.models.load import load_model
 from steep.models.quantize import extra_bytes, linear_layers, plan_quantized, quantize
@@ -228,3 +229,28 @@ def test_the_plan_knows_what_is_trained_and_what_weights_take(
 
     assert size(planned)[0] == size(real)[0]
     assert size(planned)[1] == pytest.approx(size(real)[1], rel=0.02)
+
+
+def test_text_is_weighed_against_the_adapter() -> None:
+    assert capacity_line(4_884_480, 9_000_000).endswith("room enough")
+    line = capacity_line(4_884_480, 10_000_000)
+    assert "4.88M trained parameters hold about 9.77M bits, 10M tokens of new text teach at most about 10M" in line
+    assert line.endswith("a higher adapter.rank, or the whole model (leave adapter away)")
+
+
+def test_plan_and_run_say_whether_the_adapter_has_room(
+    base: dict[bool, Path], tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The run's own tokens where it takes less than all of its text; replay does not count."""
+    mapping = run_mapping(
+        tmp_path, corpus_directory, tiny_tokenizer_directory, model={"pretrained": str(base[True])}, adapter={"rank": 2}
+    )
+    mapping["data"]["train"].append({"path": str(corpus_directory), "role": "replay", "weight": 0.5, "name": "again"})
+    mapping["data"]["train"][0]["weight"] = 0.5
+    planned = steep.plan(mapping)
+    assert planned.data.new_text_tokens(10**9) == planned.data.plan.sources[0].num_tokens
+    line = capacity_line(planned.structure.trainable, 6 * 4 * 64)
+    assert line in planned.to_text()
+    steep.train(mapping)
+    assert line in capsys.readouterr().out

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from steep.core.errors import ConfigError, ModelError
+from steep.core.units import format_count
 from steep.models.config import EMBEDDING_MODULES, AdapterConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -161,6 +162,23 @@ def _forget_replaced(model: nn.Module) -> None:
         if isinstance(module, ModulesToSaveWrapper):
             for parameter in module.original_module.parameters():
                 parameter.data = parameter.data.new_empty(0)
+
+
+BITS_PER_PARAMETER, BITS_PER_TOKEN = 2, 1
+"""What weights hold at most, Allen-Zhu and Li 2024, arXiv:2404.05405; what a token of text teaches at most, LoRA Without Regret,
+Thinking Machines 2025. Both are rough."""
+
+
+def capacity_line(parameters: int, tokens: int) -> str:
+    """Whether so many trained parameters can hold what so many different tokens of new text teach, for people."""
+    room, needed = BITS_PER_PARAMETER * parameters, BITS_PER_TOKEN * tokens
+    figures = (
+        f"capacity: {format_count(parameters)} trained parameters hold about {format_count(room)} bits, {format_count(tokens)} "
+        f"tokens of new text teach at most about {format_count(needed)} (arXiv:2404.05405)"
+    )
+    if needed <= room:
+        return f"{figures}: room enough"
+    return f"{figures}: too small to learn all of it; a higher adapter.rank, or the whole model (leave adapter away)"
 
 
 def adapter_files(model: nn.Module, files: dict[str, bytes]) -> dict[str, bytes]:
