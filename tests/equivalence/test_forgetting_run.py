@@ -76,6 +76,8 @@ def runs(
     made["alone"] = run(directory, "alone", texts, tiny_tokenizer_directory, [own], pretrained)
     half = [{**own, "weight": 0.5}, {**general, "weight": 0.5, "role": "replay"}]
     made["replay"] = run(directory, "replay", texts, tiny_tokenizer_directory, half, pretrained)
+    half = [{**own, "weight": 0.5}, {"path": "auto", "weight": 0.5, "role": "replay", "generate_tokens": 30_000}]
+    made["own text"] = run(directory, "own_text", texts, tiny_tokenizer_directory, half, pretrained)
     return made
 
 
@@ -101,6 +103,14 @@ def test_with_half_replay_it_does_not(runs: dict[str, tuple[Path, str]]) -> None
     assert report["gain_ratio"] > 0.02
     assert "under the cap: general" in runs["replay"][1]
     assert "over the cap" not in runs["replay"][1]
+
+
+def test_replay_that_the_base_wrote_keeps_most_of_what_it_knew(runs: dict[str, tuple[Path, str]]) -> None:
+    alone, own_text = (summary(runs, name)["forgetting"] for name in ("alone", "own text"))
+    assert own_text["loss_ratio"] < alone["loss_ratio"] / 3
+    assert own_text["gain_ratio"] > 0.02
+    assert "tokens in" in runs["own text"][1]
+    assert "that base wrote itself" in runs["own text"][1]
 
 
 def test_a_run_from_fresh_weights_has_nothing_to_forget(runs: dict[str, tuple[Path, str]]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from steep.config.problems import Problem, list_of, shown
 from steep.config.run import RunConfig
 from steep.config.structure import Location
-from steep.core.section import Target
+from steep.core.section import OWN_TEXT, Target
 
 _REMOTE = re.compile(r"[a-z0-9]{2,}://", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -145,6 +145,31 @@ def device_is_known(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("train", "device"), f"{shown(device)} is not a device{hint} It can be: auto, cpu, cuda, cuda:1")
 
 
+def own_text_has_a_writer(config: RunConfig) -> Iterator[Problem]:
+    """Path `auto` is text of the pretrained model, written before the run, in steep's own order."""
+    train: list[tuple[Location, Any]] = [
+        (("data", "train", place), source) for place, source in enumerate(config.data.train)
+    ]
+    texts: list[tuple[Location, Any]] = [
+        (("data", "validation", name), text) for name, text in config.data.validation.items()
+    ]
+    for location, source in (*train, *texts):
+        if source.path != OWN_TEXT:
+            continue
+        if isinstance(config.model, Target) or config.model.pretrained is None:
+            yield Problem(
+                (*location, "path"),
+                "auto is text that the base model writes, and fresh weights have nothing to say; name a text",
+            )
+        if config.data.order == "megatron":
+            yield Problem((*location, "path"), "auto is for order native; Megatron's reads token files")
+        if location[1] == "train" and (source.role != "replay" or source.stream):
+            yield Problem(
+                (*location, "path"),
+                "auto is text that the base model writes, as replay, before the first step: give it role: replay, and no stream",
+            )
+
+
 def source_names_differ(config: RunConfig) -> Iterator[Problem]:
     """Reports tell sources apart by name."""
     named = Counter(source.name for source in config.data.train if source.name is not None)
@@ -192,6 +217,7 @@ CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     new_tokens_are_trained,
     steps_can_be_skipped,
     device_is_known,
+    own_text_has_a_writer,
     source_names_differ,
     plugins_exist,
 )
@@ -213,6 +239,8 @@ def data_paths_exist(data: Any) -> Iterator[Problem]:
         sources += [(("data", "validation", name), source) for name, source in validation.items()]
     for location, source in sources:
         path = source.get("path") if isinstance(source, dict) else None
+        if path == OWN_TEXT:
+            continue
         if isinstance(path, str):
             yield from _leads_somewhere(path, (*location, "path"))
         for position, item in enumerate(path if isinstance(path, list) else []):

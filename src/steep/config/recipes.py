@@ -132,7 +132,8 @@ def _replay_lines(data: dict[str, Any]) -> Iterator[str]:
     elif not any(source.get("role") == "replay" for source in sources):
         yield (
             "  replay none: 1 to 5 % of general text stops most forgetting (arXiv:2502.06042, arXiv:2403.08763), and the recipe "
-            "has no text of its own. Name some: {path: general.jsonl, role: replay}"
+            "has no text of its own. Name some: {path: general.jsonl, role: replay}, or {path: auto, role: replay} to let the "
+            "base model write it"
         )
 
 

@@ -20,6 +20,9 @@ Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 """A size: 1024, "500MB", "8GiB"."""
 
+OWN_TEXT = "auto"
+"""As the path of a source: text that the base model writes itself."""
+
 
 class Section(BaseModel):
     """A mapping of the configuration: unknown keys are errors; a docstring under a field is its documentation."""

@@ -23,11 +23,11 @@ def held_out_ids(subject: Subject, most_tokens: int, say: Say = tell) -> dict[st
     from steep.train.data import open_run_data
 
     try:
-        texts = open_run_data(config_of_run(subject.run), subject.tokenizer, _refuse_to_prepare).held_out_texts
+        data = open_run_data(config_of_run(subject.run), subject.tokenizer, _refuse_to_prepare, write=False)
     except SteepError as error:
         say(f"the run's held-out texts are not compared: {error}")
         return {}
-    found = {text.name: _beginning(text, most_tokens) for text in texts}
+    found = {text.name: _beginning(text, most_tokens) for text in data.held_out_texts}
     return {name: ids for name, ids in found.items() if ids}
 
 

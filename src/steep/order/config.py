@@ -15,7 +15,10 @@ class ValidationConfig(SourceConfig):
     """A held-out text: a path of its own, or a share of the training documents."""
 
     path: Optional[Union[str, list[str]]] = None  # type: ignore[assignment]
-    """Held-out documents. Give this or `share`."""
+    """Held-out documents; `auto` is text that the base model writes, on which the loss tells how far the model has moved. Give
+    this or `share`."""
+    generate_tokens: Count = Field(default=20_000, ge=1)
+    """Path `auto`: how many tokens the base model writes, whole documents."""
     share: Optional[float] = Field(default=None, gt=0, lt=1)
     """Hold out this share of the training documents, chosen by the hash of each document's content, so that the
     choice does not change when data is added, reordered or resharded."""
@@ -31,13 +34,16 @@ class ValidationConfig(SourceConfig):
 
 
 class TrainSourceConfig(SourceConfig):
-    """A source of training documents, and how much of the run it gives."""
+    """A source of training documents, and how much of the run it gives. Path `auto` with role `replay` is text that the base
+    model writes itself, before the first step."""
 
     weight: Optional[float] = Field(default=None, ge=0)
     """Share of the run's tokens, in proportion to the other weights; 0 waits for a phase. Give all sources one or none: without
     weights each epoch holds every sequence of every source once."""
     role: Literal["train", "replay"] = "train"
     """`replay`: text that is there so that the model does not forget it; reports show it apart, and no epoch waits for it."""
+    generate_tokens: Count = Field(default=100_000, ge=1)
+    """Path `auto`: how many tokens the base model writes, whole documents. A run that takes more sees them again."""
     stream: bool = False
     """Tokenize the text while training instead of preparing it first. Documents then keep the order of their files, a resume
     reads again the files that the last checkpoint stood in, and the run needs its length in train.tokens or train.steps."""

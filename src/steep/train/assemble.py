@@ -21,7 +21,7 @@ from steep.config.run import RunConfig
 from steep.core.progress import progress_when_needed
 from steep.core.section import Target
 from steep.evaluate.end_of_text import data_warnings, source_ends
-from steep.models.adapters import adapter_files, add_adapter, lasting_reference
+from steep.models.adapters import adapter_files, add_adapter, capacity_line, lasting_reference
 from steep.models.config import ModelConfig
 from steep.models.embeddings import offload_embeddings
 from steep.models.flops import model_flops_per_token, peak_flops
@@ -187,6 +187,9 @@ def assemble(
     optimizer = build_optimizer(model, config.optimizer)
     for line in check_groups(model, optimizer):
         say(line)
+    if config.adapter is not None:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        say(capacity_line(trained, data.new_text_tokens(sizes.total_sequences * sizes.sequence_length)))
 
     def loss_sums(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):

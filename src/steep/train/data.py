@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from steep.store.cache import check_tokenizer, open_sources
 from steep.store.reader import TokenStore, open_store
 from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
+from steep.train.own_text import UnwrittenText, is_own_text, with_own_text
 from steep.train.sizes import requested_sequences
 from steep.train.state import TrainState
 from steep.train.stream import READERS, StreamSource
@@ -49,17 +50,25 @@ class RunData:
     held_out_texts: list[HeldOutText]
     held_out_stores: list[TokenStore]
     """Stores that are only scored."""
+    own_text: list[str] = field(default_factory=list)
+    """What is to be said of the text that the base model wrote."""
 
     @property
     def largest_token_id(self) -> int:
         """Over all stores, the held-out ones included."""
         return max(store.max_token_id for store in [*self.stores, *self.held_out_stores])
 
+    def new_text_tokens(self, run_tokens: int) -> int:
+        """Different tokens of text that is not replay in a run of so many tokens; of streams as many as the run takes."""
+        sources = [source for source in self.plan.sources if source.role != "replay"]
+        streamed = any(source.order is not None for source in sources)
+        return run_tokens if streamed else min(run_tokens, sum(source.num_tokens for source in sources))
+
     @property
     def messages(self) -> list[str]:
         """What was assumed of the stores, and what the plan has to say: lines to print."""
         of_stores = [message for store in [*self.stores, *self.held_out_stores] for message in store.messages]
-        return list(dict.fromkeys([*of_stores, *self.plan.messages]))
+        return list(dict.fromkeys([*self.own_text, *of_stores, *self.plan.messages]))
 
     def ledger(self, state: TrainState) -> dict[str, Any]:
         """What became of every record and token of each source up to `state`, as JSON."""
@@ -136,8 +145,15 @@ def source_ledger(
     }
 
 
-def open_run_data(run: RunConfig, tokenizer: TextTokenizer, progress: Progress | None = None) -> RunData:
-    """Open or prepare every source of a run and lay out the order. Raises DataError, ConfigError."""
+def open_run_data(
+    run: RunConfig, tokenizer: TextTokenizer, progress: Progress | None = None, *, write: bool = True
+) -> RunData:
+    """Open or prepare every source of a run and lay out the order. Raises DataError, ConfigError.
+
+    write: let the base model write the texts whose path is `auto`, where they are not in the cache. Without it a training source
+    only counts and cannot be read, and a validation text is missing.
+    """
+    run, own_text = with_own_text(run, write=write)
     config, seed = run.data, run.run.seed
     opened = partial(open_sources, tokenizer=tokenizer, config=config.prepare, cache_directory=config.cache_directory)
     own = {
@@ -157,11 +173,12 @@ def open_run_data(run: RunConfig, tokenizer: TextTokenizer, progress: Progress |
         data,
         held_out_texts=[texts.get(name) or shared[name] for name in names],
         held_out_stores=[*data.held_out_stores, *(store for stores in own.values() for store in stores)],
+        own_text=own_text,
     )
 
 
 def _validation_source(validation: ValidationConfig) -> SourceConfig:
-    fields = validation.model_dump(exclude={"share", "path", "role"})
+    fields = validation.model_dump(exclude={"share", "path", "role", "generate_tokens"})
     return SourceConfig(**fields, path=validation_paths(paths_of(validation)))
 
 
@@ -174,10 +191,12 @@ def _native(
 ) -> RunData:
     kept = STEPS_IN_FLIGHT * global_batch_size + 2 * READERS
     names = source_names(config.train)
-    stores: list[TokenStore | StreamSource] = [
-        StreamSource(source, tokenizer, config.sequence_length, seed, kept) if source.stream else opened([source])[0]
-        for source in config.train
-    ]
+    stores: list[TokenStore | StreamSource] = []
+    for source in config.train:
+        if source.stream:
+            stores.append(StreamSource(source, tokenizer, config.sequence_length, seed, kept))
+        else:
+            stores.append(UnwrittenText(source.generate_tokens) if is_own_text(source) else opened([source])[0])
     share = next((validation.share for validation in config.validation.values() if validation.share), None)
     split = [_split(store, share) for store in stores]
     plan = DataPlan(

@@ -17,6 +17,7 @@ from steep.core.progress import progress_when_needed
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.evaluate.forgetting import configured_roles
+from steep.models.adapters import capacity_line
 from steep.models.structure import StructureFacts, plan_structure
 from steep.runtime.device import choose_precision
 from steep.train.data import RunData, open_run_data
@@ -104,6 +105,9 @@ class RunPlan:
             "seconds": self.seconds,
         }
 
+    def _capacity(self) -> str:
+        return capacity_line(self.structure.trainable, self.data.new_text_tokens(self.tokens))
+
     def _sources(self) -> list[dict[str, Any]]:
         plan = self.data.plan
         counts = plan.counts(self.sizes.total_sequences)
@@ -129,6 +133,7 @@ class RunPlan:
         lines = [
             f"plan of {self.config.run.name}",
             f"  model     {facts.name}: {facts.family}, {format_count(facts.parameters)} parameters{trained}",
+            *([f"            {self._capacity()}"] if self.config.adapter is not None else []),
             f"  device    {self.hardware.name}, precision {self.precision}",
             *(_source_line(source) for source in self._sources()),
             *(f"            {message}" for message in self.data.messages),
@@ -148,7 +153,7 @@ class RunPlan:
 
 def _source_line(source: dict[str, Any]) -> str:
     size = f"{source['documents']:,} documents, {format_count(source['tokens'])} tokens, {source['epochs'] or 0:.2f} epochs"
-    what = "streamed, size not known" if source["epochs"] is None else size
+    what = "streamed or not written yet, size not known" if source["epochs"] is None else size
     replay = " (replay)" if source["role"] == "replay" else ""
     return f"  data      {source['name']}: {what}, {source['share']:.1%} of the sequences{replay}"
 
@@ -180,7 +185,7 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
     hardware = find_hardware(config.train.device if device == "auto" else device)
     tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
     with progress_when_needed("preparing text", "bytes") as show:
-        data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))
+        data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total), write=False)
     sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
     data.plan.check_length(sizes.total_sequences)
     return plan_opened(config, data, sizes, hardware, tokenizer.vocab_size)

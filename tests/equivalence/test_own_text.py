@@ -1,0 +1,167 @@
+"""Text that the base model writes: drawn from its own distribution, written once, and used as replay and as a held-out text."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import steep
+from steep.config.load import load_run_config
+from steep.core.errors import ConfigError
+from steep.evaluate.sample import sample_documents
+from steep.models.load import build_fresh
+from steep.train.own_text import with_own_text
+from support import LLAMA, run_mapping, write_yaml
+from support import steep as command
+
+END = 7
+
+
+def test_documents_are_drawn_from_the_models_distribution() -> None:
+    """Three tokens of eight ids: every possible document as often as the model's own whole forward passes say."""
+    model: Any = build_fresh({**LLAMA, "vocab_size": 10, "initializer_range": 0.4}, None, seed=3).eval()
+    documents = sample_documents(model, 0, {END}, count=20_000, max_tokens=3, vocab_size=8, seed=1)
+    expected: dict[tuple[int, ...], float] = {}
+
+    def follow(ids: tuple[int, ...], probability: float) -> None:
+        if len(ids) == 3 or (ids and ids[-1] == END):
+            expected[ids] = probability
+            return
+        with torch.no_grad():
+            weights = model(input_ids=torch.tensor([[0, *ids]])).logits[0, -1, :8].softmax(-1).tolist()
+        for token, weight in enumerate(weights):
+            follow((*ids, token), probability * weight)
+
+    follow((), 1.0)
+    found = Counter(map(tuple, documents))
+    assert set(found) <= set(expected)
+    assert any(len(ids) < 3 for ids in found)
+    far = sum(abs(found[ids] / 20_000 - probability) for ids, probability in expected.items()) / 2
+    uniform = sum(abs(1 / len(expected) - probability) for probability in expected.values()) / 2
+    assert (
+        far < 0.05 < uniform / 3
+    )  # the distance of a draw of this size from its own distribution, and of another from it
+
+
+@pytest.fixture
+def mapping(tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path) -> dict[str, Any]:
+    build_fresh({**LLAMA, "initializer_range": 0.2}, None, seed=1).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_tokenizer_directory).save_pretrained(tmp_path / "base")
+    mapping = run_mapping(
+        tmp_path, corpus_directory, tiny_tokenizer_directory, model={"pretrained": str(tmp_path / "base")}
+    )
+    del mapping["tokenizer"]
+    mapping["recipe"] = "continued_pretraining"
+    mapping["data"]["train"].append({"path": "auto", "role": "replay", "generate_tokens": 3_000})
+    mapping["data"]["validation"]["general"] = {"path": "auto", "generate_tokens": 1_000}
+    return mapping
+
+
+def written_files(mapping: dict[str, Any]) -> dict[str, bytes]:
+    folder = Path(mapping["data"]["cache_directory"]) / "written"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.json*"))}
+
+
+def test_a_run_replays_what_its_base_wrote_and_measures_on_it(
+    mapping: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = steep.plan(mapping)
+    assert not written_files(mapping)  # planning loads no weight
+    assert "the base model writes 3,000 tokens of replay" in plan.to_text()
+    assert [text.name for text in plan.data.held_out_texts] == ["heldout"]
+    run = steep.train(mapping)
+    said = capsys.readouterr().out
+    assert "data.train: 3," in said
+    assert "that base wrote itself" in said
+    assert "data.validation: 1," in said
+    files = written_files(mapping)
+    train, held_out = ([name for name in files if name.endswith(f"/{tokens}.jsonl")] for tokens in (3000, 1000))
+    assert len(train) == len(held_out) == 1
+    lines = [files[name[0]].splitlines() for name in (train, held_out)]
+    assert not set(lines[0]) & set(lines[1])  # another draw, not a part of the same
+    ledger = json.loads((run.run_directory / "ledger.json").read_text())
+    replay = ledger["sources"][1]
+    assert (replay["name"], replay["role"], replay["documents_kept"]) == (
+        "auto",
+        "replay",
+        sum(json.loads(line)["text"] != "" for line in lines[0]),
+    )
+    assert replay["tokens_trained"] > 0
+    report = json.loads((run.run_directory / "summary.json").read_text())["forgetting"]
+    assert {text["text"]: text["role"] for text in report["texts"]}["general"] == "general"
+    counts = {source["name"]: source["share"] for source in plan.to_mapping()["data"]["sources"]}
+    assert counts["auto"] == pytest.approx(0.05, abs=0.05)
+    evaluated = command("evaluate", str(run.run_directory), "--against", "base", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert written_files(mapping) == files  # read, not written again
+
+
+def test_more_text_is_the_same_text_and_some(mapping: dict[str, Any]) -> None:
+    config = load_run_config(mapping=mapping)
+    with_own_text(config)
+    few = {name: data for name, data in written_files(mapping).items() if "batch" in name}
+    mapping["data"]["train"][1]["generate_tokens"] = 6_000
+    replaced, [line, _] = with_own_text(load_run_config(mapping=mapping))
+    more = written_files(mapping)
+    assert len(more) > len(few)
+    assert all(more[name] == data for name, data in few.items())
+    path = Path(str(replaced.data.train[1].path))
+    texts = [json.loads(text)["text"] for text in path.read_text().splitlines()]
+    assert len(texts) % 16 == 0
+    assert f"{len(texts)} documents" in line
+    other = load_run_config(mapping={**mapping, "run": {**mapping["run"], "seed": 8}})
+    assert with_own_text(other)[0].data.train[1].path != replaced.data.train[1].path
+
+
+def test_a_killed_writer_goes_on_where_it_was(mapping: dict[str, Any], tmp_path: Path) -> None:
+    mapping["data"]["train"][1]["generate_tokens"] = 20_000
+    file = write_yaml(mapping, tmp_path / "run.yaml")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "steep", "train", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ) as process:  # fmt: skip
+        for _ in range(600):
+            if sum("batch" in name for name in written_files(mapping)) >= 2:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    killed = {name: data for name, data in written_files(mapping).items() if "batch" in name and ".partial" not in name}
+    assert len(killed) >= 2
+    assert not any(name.endswith("/20000.json") for name in written_files(mapping))
+    with_own_text(load_run_config(mapping=mapping))
+    whole = written_files(mapping)
+    assert all(whole[name] == data for name, data in killed.items())
+    assert any(name.endswith("/20000.json") for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"role": "train"}, "give it role: replay"),
+        ({"stream": True}, "and no stream"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything(
+    mapping: dict[str, Any], changes: dict[str, Any], says: str
+) -> None:
+    mapping["data"]["train"][1].update(changes)
+    del mapping["data"]["validation"]["heldout"]  # a share, which a stream cannot hold out
+    with pytest.raises(ConfigError, match=says):
+        load_run_config(mapping=mapping)
+
+
+def test_fresh_weights_have_nothing_to_say(mapping: dict[str, Any], tiny_tokenizer_directory: Path) -> None:
+    mapping["model"], mapping["tokenizer"] = {"config": LLAMA}, {"pretrained": str(tiny_tokenizer_directory)}
+    with pytest.raises(ConfigError, match="fresh weights have nothing to say"):
+        load_run_config(mapping=mapping)
