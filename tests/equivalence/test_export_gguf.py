@@ -117,6 +117,23 @@ def test_a_wrong_conversion_is_refused(
     corrupted(job, tmp_path / "wrong", expected, replace(known[name], **changes), monkeypatch)
 
 
+def test_a_token_that_begins_with_a_space_is_left_to_llama_cpp(
+    tiny_tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused where only transformers can read the file, with a line that says why."""
+    from transformers import AutoTokenizer
+
+    monkeypatch.delenv(form.PYTHON_VARIABLE, raising=False)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_directory)
+    tokenizer.add_tokens([" expression"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    sizes = {**LAYERS, "vocab_size": len(tokenizer), "eos_token_id": 0, "bos_token_id": 0}
+    load_model(ModelConfig(config={"model_type": "llama", **sizes})).save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    with pytest.raises(ModelError, match="get other ids"):
+        steep.export(tmp_path / "model", to="gguf", dtype="float32", out=tmp_path / "out")
+    assert "does not find added tokens that begin with a space (' expression')" in capsys.readouterr().err
+
+
 def test_a_flipped_weight_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     _, job = make_job(str(models["qwen2"]), "gguf", Options(dtype="f32"))
     ask_trained(job)

@@ -161,11 +161,14 @@ def _remarks(hf_tokenizer: Any, rules: dict[str, Any]) -> list[str]:
         remarks.append(
             f"the tokenizer brings text into {forms[0]} first, which llama.cpp leaves out: give it such text"
         )
-    stripped = [
-        token.content
-        for token in hf_tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
-        if token.lstrip or token.rstrip or token.single_word
-    ]
+    added = list(hf_tokenizer.backend_tokenizer.get_added_tokens_decoder().values())
+    spaced = [token.content for token in added if not token.special and token.content.startswith(" ")]
+    if spaced and not _is_sentencepiece(rules):
+        remarks.append(
+            f"transformers' reader of .gguf files does not find added tokens that begin with a space ({spaced[0]!r}), so only "
+            "llama.cpp can tell whether the ids are right: give --verify-with"
+        )
+    stripped = [token.content for token in added if token.lstrip or token.rstrip or token.single_word]
     if stripped:
         remarks.append(f"llama.cpp does not take the spaces around {', '.join(stripped[:3])} as part of the token")
     return remarks
