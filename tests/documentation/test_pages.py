@@ -36,7 +36,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         if "://" in link:
             continue
         target = (page.parent / path).resolve() if path else page
-        if not target.exists() or (anchor and f"# {anchor}" not in target.read_text().lower().replace(" ", "-")):
+        if not target.exists() or (anchor and f"#-{anchor}\n" not in target.read_text().lower().replace(" ", "-")):
             broken.append(link)
     assert not broken
 

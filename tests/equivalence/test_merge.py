@@ -91,6 +91,7 @@ def test_an_adapter_is_combined_as_the_model_that_peft_makes_of_it(
     assert not list((tmp_path / "temporary").iterdir())
 
 
+@pytest.mark.slow  # the same weights as above through a command that is tested on whole models
 def test_blend_takes_an_adapter_run(adapter_run: tuple[Path, Path], tmp_path: Path) -> None:
     base, run = adapter_run
     blend = steep.blend(run, alphas=[0, 1], out=tmp_path / "blend", tokens=1000)

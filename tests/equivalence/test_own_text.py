@@ -23,7 +23,6 @@ from steep.evaluate.sample import sample_documents
 from steep.models.load import build_fresh
 from steep.train.own_text import with_own_text
 from support import LLAMA, run_mapping, write_yaml
-from support import steep as command
 
 END = 7
 
@@ -102,8 +101,7 @@ def test_a_run_replays_what_its_base_wrote_and_measures_on_it(
     assert {text["text"]: text["role"] for text in report["texts"]}["general"] == "general"
     counts = {source["name"]: source["share"] for source in plan.to_mapping()["data"]["sources"]}
     assert counts["auto"] == pytest.approx(0.05, abs=0.05)
-    evaluated = command("evaluate", str(run.run_directory), "--against", "base", "--json")
-    assert evaluated.returncode == 0, evaluated.stderr
+    assert steep.evaluate(run.run_directory, against="base").scores
     assert written_files(mapping) == files  # read, not written again
 
 

@@ -89,7 +89,7 @@ def test_a_run_with_new_tokens_from_plan_to_export(
     assert first["bits_per_byte"] != summary["before"]["bits_per_byte"]  # of the untrained new tokens
 
 
-@pytest.mark.parametrize("adapter", [None, {"rank": 4}], ids=["full", "adapter"])
+@pytest.mark.parametrize("adapter", [pytest.param(None, marks=pytest.mark.slow), {"rank": 4}], ids=["full", "adapter"])
 def test_a_resumed_run_with_new_tokens_goes_on_bit_for_bit(
     base: Path, adapter: Any, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
 ) -> None:
