@@ -43,7 +43,7 @@ def runs(
     return [base, folder / "runs/second"]
 
 
-@pytest.fixture(scope="module", params=["untied", "tied, embeddings trained"])
+@pytest.fixture(scope="module", params=[pytest.param("untied", marks=pytest.mark.slow), "tied, embeddings trained"])
 def adapter_run(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

@@ -22,13 +22,14 @@ from support import LLAMA, run_mapping
 WORDS = ["statement", " expression", "identifier"]
 
 
-@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "untied"])
 def base(request: pytest.FixtureRequest, tmp_path: Path, tiny_tokenizer_directory: Path) -> Path:
     build_fresh({**LLAMA, "tie_word_embeddings": request.param}, None, seed=1).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(tiny_tokenizer_directory).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
 
+@pytest.mark.parametrize("base", [True, False], ids=["tied", "untied"], indirect=True)
 def test_old_logits_stay_and_new_rows_are_means(base: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(base)
     extension = extend_tokenizer(load_hf_tokenizer(str(base)), VocabularyConfig(add=WORDS))
