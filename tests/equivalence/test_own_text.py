@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from transformers import AutoTokenizer
 import steep
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError
+from steep.core.files import TEMPORARY_PREFIX
 from steep.evaluate.sample import sample_documents
 from steep.models.load import build_fresh
 from steep.train.own_text import with_own_text
@@ -69,7 +71,8 @@ def mapping(tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Pa
 
 def written_files(mapping: dict[str, Any]) -> dict[str, bytes]:
     folder = Path(mapping["data"]["cache_directory"]) / "written"
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.json*"))}
+    paths = [path for path in sorted(folder.rglob("*.json*")) if not path.name.startswith(TEMPORARY_PREFIX)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_a_run_replays_what_its_base_wrote_and_measures_on_it(
@@ -105,6 +108,26 @@ def test_a_run_replays_what_its_base_wrote_and_measures_on_it(
     assert written_files(mapping) == files  # read, not written again
 
 
+@pytest.mark.parametrize("length", [{"epochs": 1}, {"steps": 6}])
+def test_a_plan_takes_unwritten_text_for_as_long_as_it_will_be(mapping: dict[str, Any], length: dict[str, int]) -> None:
+    """Without weights every sequence counts once. The text will be a little longer: whole batches, and EOS where it was cut."""
+    del mapping["recipe"], mapping["data"]["validation"]["general"], mapping["train"]["steps"]
+    mapping["train"].update(length)
+    before = steep.plan(mapping)
+    with_own_text(load_run_config(mapping=mapping))
+    after = steep.plan(mapping)
+    assert before.data.plan.sequences_of_source[1] == math.ceil(3_000 / 64)
+    assert before.sizes.steps == pytest.approx(after.sizes.steps, rel=0.02)
+
+
+def test_a_plan_refuses_too_many_epochs_of_unwritten_text(mapping: dict[str, Any]) -> None:
+    mapping["data"]["train"][0].update({"weight": 0.5})
+    mapping["data"]["train"][1].update({"weight": 0.5, "max_epochs": 2})
+    mapping["train"]["steps"] = 200
+    with pytest.raises(ConfigError, match="auto"):
+        steep.plan(mapping)
+
+
 def test_more_text_is_the_same_text_and_some(mapping: dict[str, Any]) -> None:
     config = load_run_config(mapping=mapping)
     with_own_text(config)
@@ -134,7 +157,7 @@ def test_a_killed_writer_goes_on_where_it_was(mapping: dict[str, Any], tmp_path:
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
-    killed = {name: data for name, data in written_files(mapping).items() if "batch" in name and ".partial" not in name}
+    killed = {name: data for name, data in written_files(mapping).items() if "batch" in name}
     assert len(killed) >= 2
     assert not any(name.endswith("/20000.json") for name in written_files(mapping))
     with_own_text(load_run_config(mapping=mapping))

@@ -166,7 +166,8 @@ def own_text_has_a_writer(config: RunConfig) -> Iterator[Problem]:
         if location[1] == "train" and (source.role != "replay" or source.stream):
             yield Problem(
                 (*location, "path"),
-                "auto is text that the base model writes, as replay, before the first step: give it role: replay, and no stream",
+                "auto is text that the base model writes, as replay, before the first step: give it role: replay, and no stream; "
+                "a file or folder of that name is ./auto",
             )
 
 

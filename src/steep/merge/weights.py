@@ -77,8 +77,8 @@ def _adapter_with(adapter: Path, replaced: Mapping[str, Tensor], out: Path) -> P
     shutil.copytree(adapter, out)
     made = {}
     for name, tensor in tensors.items():
-        same = [other for other in replaced if tensors[other].shape == tensor.shape and tensors[other].equal(tensor)]
-        known = name if name in replaced else next(iter(same), None)  # peft saves what is tied under both names
+        twins = (other for other in replaced if tensors[other].shape == tensor.shape and tensors[other].equal(tensor))
+        known = name if name in replaced else next(twins, None)  # peft saves what is tied under both names
         made[name] = (tensor if known is None else replaced[known].to(tensor.dtype)).contiguous().clone()
     save_file(made, out / ADAPTER_WEIGHTS, {"format": "pt"})
     return out

@@ -196,7 +196,11 @@ def _native(
         if source.stream:
             stores.append(StreamSource(source, tokenizer, config.sequence_length, seed, kept))
         else:
-            stores.append(UnwrittenText(source.generate_tokens) if is_own_text(source) else opened([source])[0])
+            stores.append(
+                UnwrittenText(source.generate_tokens, config.sequence_length)
+                if is_own_text(source)
+                else opened([source])[0]
+            )
     share = next((validation.share for validation in config.validation.values() if validation.share), None)
     split = [_split(store, share) for store in stores]
     plan = DataPlan(
@@ -217,6 +221,8 @@ def _native(
 def _source_plan(
     name: str, source: TrainSourceConfig, store: TokenStore | StreamSource, training: np.ndarray | None
 ) -> SourcePlan:
+    if isinstance(store, UnwrittenText):
+        return SourcePlan(name, None, store.lengths, store.fingerprint, source.weight, source.role, source.max_epochs)
     if isinstance(store, StreamSource):
         lengths = np.empty(0, dtype=np.int64)
         return SourcePlan(name, None, lengths, store.fingerprint, source.weight, source.role, order=store)

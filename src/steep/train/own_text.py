@@ -3,30 +3,32 @@
 In: a RunConfig. Out: the same with the paths of files. As replay this is rehearsal without the old data (Robins 1995,
 "Catastrophic forgetting, rehearsal and pseudorehearsal"; for language models Huang et al. 2024, arXiv:2403.01244); as a
 validation text, the bits per byte that a run loses on it estimate how far the model has moved from its base (the KL divergence).
-The text is kept in the cache under what decides it: the base's files, the seed, and the length of documents; batches of it one by
-one, so that an interrupted run goes on where it was and a run that needs more text writes the rest only. Weaknesses: only as good
-as the base, which has forgotten what it cannot say; a device or a precision of another kind would draw another text, so that a
-run that moves takes its cache along.
+The text is kept in the cache under what decides it: the base's files, its tokenizer, the seed, and the length of documents;
+batches of it one by one, so that an interrupted run goes on where it was and a run that needs more text writes the rest only.
+Weaknesses: only as good as the base, which has forgotten what it cannot say; a device or a precision of another kind would draw
+another text, so that a run that moves takes its cache along.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from steep.checkpoint.load import verified_reference
 from steep.config.run import RunConfig
-from steep.core.errors import ConfigError, DataError
+from steep.core.errors import ConfigError
 from steep.core.files import atomic_writer, read_json, write_json
 from steep.core.fingerprint import fingerprint
 from steep.core.progress import progress_when_needed
 from steep.core.section import OWN_TEXT
 from steep.models.config import ModelConfig
 from steep.order.config import TrainSourceConfig, ValidationConfig
-from steep.order.packing import TokenRange
 from steep.store.boundaries import default_cache_directory
 from steep.store.cache import HASH_MEMORY
 from steep.store.file_hashes import hash_files
@@ -43,16 +45,13 @@ _FILES = (".json", ".safetensors", ".bin", ".gguf", ".model", ".txt")
 
 
 class UnwrittenText(StreamSource):
-    """A source whose text is not written yet, for plans: it takes its share of the sequences, and cannot be read."""
+    """A source whose text is not written yet, for plans: full sequences of as many tokens as are asked for, not to be read."""
 
-    def __init__(self, tokens: int):
+    def __init__(self, tokens: int, sequence_length: int):
         self.fingerprint = "not written yet"
+        self.lengths = np.full(math.ceil(tokens / sequence_length), sequence_length)
         self.max_token_id = 0
         self.messages = [f"the base model writes {tokens:,} tokens of replay before the first step of the run"]
-
-    def ranges(self, number: int) -> list[TokenRange]:
-        """Raises DataError."""
-        raise DataError("the base model has not written its replay text yet; `steep train` lets it")
 
 
 def is_own_text(source: TrainSourceConfig | ValidationConfig) -> bool:
@@ -135,6 +134,7 @@ class _Writer:
         self._identity = [
             _files_of(self._config, self._cache / HASH_MEMORY),
             self._config.quantize,
+            fingerprint(json.loads(self._tokenizer.backend_tokenizer.to_str())),
             run.run.seed,
             self._max_tokens,
         ]

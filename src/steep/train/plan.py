@@ -153,7 +153,7 @@ class RunPlan:
 
 def _source_line(source: dict[str, Any]) -> str:
     size = f"{source['documents']:,} documents, {format_count(source['tokens'])} tokens, {source['epochs'] or 0:.2f} epochs"
-    what = "streamed or not written yet, size not known" if source["epochs"] is None else size
+    what = "streamed, size not known" if source["epochs"] is None else size
     replay = " (replay)" if source["role"] == "replay" else ""
     return f"  data      {source['name']}: {what}, {source['share']:.1%} of the sequences{replay}"
 
