@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 import steep
 from steep.config.load import load_run_config
-from steep.core.errors import ConfigError
+from steep.core.errors import ConfigError, DataError
 from steep.core.files import TEMPORARY_PREFIX
 from steep.evaluate.sample import sample_documents
 from steep.models.load import build_fresh
@@ -164,6 +164,14 @@ def test_a_killed_writer_goes_on_where_it_was(mapping: dict[str, Any], tmp_path:
     whole = written_files(mapping)
     assert all(whole[name] == data for name, data in killed.items())
     assert any(name.endswith("/20000.json") for name in whole)
+
+
+def test_nothing_is_written_for_a_run_whose_other_text_is_bad(mapping: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("no JSON\n")
+    mapping["data"]["validation"]["domain"] = {"path": str(tmp_path / "bad.jsonl")}
+    with pytest.raises(DataError, match="not JSON"):
+        steep.train(mapping)
+    assert not written_files(mapping)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from steep.store.cache import check_tokenizer, open_sources
 from steep.store.reader import TokenStore, open_store
 from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
-from steep.train.own_text import UnwrittenText, is_own_text, with_own_text
+from steep.train.own_text import UnwrittenText, is_own_text, own_text_is_written, with_own_text
 from steep.train.sizes import requested_sequences
 from steep.train.state import TrainState
 from steep.train.stream import READERS, StreamSource
@@ -153,6 +153,8 @@ def open_run_data(
     write: let the base model write the texts whose path is `auto`, where they are not in the cache. Without it a training source
     only counts and cannot be read, and a validation text is missing.
     """
+    if write and not own_text_is_written(run):  # slow: what is wrong with the other texts is found before it
+        open_run_data(run, tokenizer, progress, write=False)
     run, own_text = with_own_text(run, write=write)
     config, seed = run.data, run.run.seed
     opened = partial(open_sources, tokenizer=tokenizer, config=config.prepare, cache_directory=config.cache_directory)

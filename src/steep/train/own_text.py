@@ -59,6 +59,12 @@ def is_own_text(source: TrainSourceConfig | ValidationConfig) -> bool:
     return source.path == OWN_TEXT
 
 
+def own_text_is_written(run: RunConfig) -> bool:
+    """Whether every text that the base model is to write is in the cache."""
+    asked = sum(map(is_own_text, (*run.data.train, *run.data.validation.values())))
+    return asked == 0 or len(with_own_text(run, write=False)[1]) == asked
+
+
 def with_own_text(run: RunConfig, *, write: bool = True) -> tuple[RunConfig, list[str]]:
     """The configuration with files in the place of `auto`, and a line for each: what it is and where it lies.
 
