@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from steep.core.errors import ConfigError
 from steep.evaluate.evaluation import Evaluation, evaluate_model
@@ -17,9 +16,6 @@ from steep.evaluate.subject import Say, run_of, tell
 from steep.merge.card import merge_card
 from steep.merge.verify import verify_folder
 from steep.merge.weights import FolderWeights, MergedAdapter, combine, open_weights, require_free, write_model
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ def _running_average(
     references: Sequence[str], out: str | None, texts: Mapping[str, str] | Sequence[str] | None, score: bool, say: Say
 ) -> AverageResult:
     """The moving average that a run kept in training (train.ema_decay), from its newest checkpoint."""
+    from steep.checkpoint.capture import adapter_name
     from steep.checkpoint.load import find_checkpoint, open_checkpoint
     from steep.optim.ema import KEY
 
@@ -91,23 +88,16 @@ def _running_average(
             "--weights ema:0.9"
         )
     folder = require_free(out if out is not None else f"{run}/average/ema")
-    newest = open_weights(str(path), say)
+    of_adapter = {adapter_name(name): tensor for name, tensor in averages.items()}
+    newest = open_weights(str(path), say, adapter_tensors=of_adapter)
     if not isinstance(newest, FolderWeights):
         raise ConfigError(f"{path} holds no model folder")
-    tensors = _averaged(newest, averages)
+    whole = {} if isinstance(newest, MergedAdapter) else averages
+    tensors = {name: whole[name].to(tensor.dtype) if name in whole else tensor for name, tensor in newest.items()}
     card = merge_card(folder.name, [f"moving average of the weights in training, at `{path.name}`"])
     write_model(tensors, newest.folder, folder, card, finish=lambda made: _check(made, tensors, newest.folder))
     evaluation = evaluate_model(str(folder), texts, against=str(path)) if score else None
     return AverageResult(folder, {f"the moving average at {path.name}": 1.0}, evaluation)
-
-
-def _averaged(newest: FolderWeights, averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The newest weights, those that were trained replaced by their averages; the average of an adapter is merged."""
-    if isinstance(newest, MergedAdapter):
-        from steep.checkpoint.capture import adapter_name
-
-        return dict(MergedAdapter(newest.adapter, {adapter_name(name): tensor for name, tensor in averages.items()}))
-    return {name: averages[name].to(tensor.dtype) if name in averages else tensor for name, tensor in newest.items()}
 
 
 def _check(path: Path, tensors: Mapping[str, object], architecture: Path) -> None:

@@ -58,7 +58,6 @@ class MergedAdapter(FolderWeights):
     """
 
     def __init__(self, adapter: Path, replaced: Mapping[str, Tensor] | None = None):
-        self.adapter = adapter
         self._made = tempfile.TemporaryDirectory(prefix="steep-merged-")
         made = Path(self._made.name)
         source = adapter if replaced is None else _adapter_with(adapter, replaced, made / "adapter")
@@ -127,9 +126,14 @@ class ModelWeights(Mapping[str, "Tensor"]):
 Weights = Union[FolderWeights, ModelWeights]
 
 
-def open_weights(reference: str, say: Callable[[str], None], revision: str | None = None) -> Weights:
+def open_weights(
+    reference: str,
+    say: Callable[[str], None],
+    revision: str | None = None,
+    adapter_tensors: Mapping[str, Tensor] | None = None,
+) -> Weights:
     """Names to tensors of a run's or checkpoint's verified weights, a folder, a .gguf file or a hub id. An adapter is added to
-    its base in fp32.
+    its base in fp32, with `adapter_tensors` in the place of its own.
 
     `say` is told of checkpoints passed over. Raises ModelError, CheckpointError.
     """
@@ -145,7 +149,7 @@ def open_weights(reference: str, say: Callable[[str], None], revision: str | Non
     if path is not None and (path / ADAPTER_CONFIG).is_file():
         for message in merge_remarks(path, run_of(reference)):
             say(message)
-        return MergedAdapter(path)
+        return MergedAdapter(path, adapter_tensors)
     if path is not None and path.is_dir():
         return FolderWeights(path)
     return ModelWeights(found, revision)

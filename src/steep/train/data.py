@@ -23,7 +23,7 @@ from steep.store.cache import check_tokenizer, open_sources
 from steep.store.reader import TokenStore, open_store
 from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
-from steep.train.own_text import UnwrittenText, is_own_text, own_text_is_written, with_own_text
+from steep.train.own_text import UnwrittenText, count_own_texts, is_own_text, with_own_text
 from steep.train.sizes import requested_sequences
 from steep.train.state import TrainState
 from steep.train.stream import READERS, StreamSource
@@ -153,10 +153,13 @@ def open_run_data(
     write: let the base model write the texts whose path is `auto`, where they are not in the cache. Without it a training source
     only counts and cannot be read, and a validation text is missing.
     """
-    if write and not own_text_is_written(run):  # slow: what is wrong with the other texts is found before it
-        open_run_data(run, tokenizer, progress, write=False)
-    run, own_text = with_own_text(run, write=write)
-    config, seed = run.data, run.run.seed
+    written, own_text = with_own_text(run, write=False)
+    if write and len(own_text) < count_own_texts(run):
+        open_run_data(
+            run, tokenizer, progress, write=False
+        )  # writing is slow: what is wrong elsewhere is found before it
+        written, own_text = with_own_text(run)
+    run, config, seed = written, written.data, written.run.seed
     opened = partial(open_sources, tokenizer=tokenizer, config=config.prepare, cache_directory=config.cache_directory)
     own = {
         name: opened([_validation_source(validation)], progress=progress)
@@ -193,16 +196,15 @@ def _native(
 ) -> RunData:
     kept = STEPS_IN_FLIGHT * global_batch_size + 2 * READERS
     names = source_names(config.train)
-    stores: list[TokenStore | StreamSource] = []
-    for source in config.train:
+
+    def open_one(source: TrainSourceConfig) -> TokenStore | StreamSource:
         if source.stream:
-            stores.append(StreamSource(source, tokenizer, config.sequence_length, seed, kept))
-        else:
-            stores.append(
-                UnwrittenText(source.generate_tokens, config.sequence_length)
-                if is_own_text(source)
-                else opened([source])[0]
-            )
+            return StreamSource(source, tokenizer, config.sequence_length, seed, kept)
+        if is_own_text(source):
+            return UnwrittenText(source.generate_tokens, config.sequence_length)
+        return opened([source])[0]
+
+    stores = [open_one(source) for source in config.train]
     share = next((validation.share for validation in config.validation.values() if validation.share), None)
     split = [_split(store, share) for store in stores]
     plan = DataPlan(

@@ -29,6 +29,7 @@ from steep.core.progress import progress_when_needed
 from steep.core.section import OWN_TEXT
 from steep.models.config import ModelConfig
 from steep.order.config import TrainSourceConfig, ValidationConfig
+from steep.sources.config import SourceConfig
 from steep.store.boundaries import default_cache_directory
 from steep.store.cache import HASH_MEMORY
 from steep.store.file_hashes import hash_files
@@ -54,15 +55,14 @@ class UnwrittenText(StreamSource):
         self.messages = [f"the base model writes {tokens:,} tokens of replay before the first step of the run"]
 
 
-def is_own_text(source: TrainSourceConfig | ValidationConfig) -> bool:
+def is_own_text(source: SourceConfig) -> bool:
     """Whether the base model is to write this text."""
     return source.path == OWN_TEXT
 
 
-def own_text_is_written(run: RunConfig) -> bool:
-    """Whether every text that the base model is to write is in the cache."""
-    asked = sum(map(is_own_text, (*run.data.train, *run.data.validation.values())))
-    return asked == 0 or len(with_own_text(run, write=False)[1]) == asked
+def count_own_texts(run: RunConfig) -> int:
+    """How many texts the base model is to write."""
+    return sum(map(is_own_text, (*run.data.train, *run.data.validation.values())))
 
 
 def with_own_text(run: RunConfig, *, write: bool = True) -> tuple[RunConfig, list[str]]:
@@ -87,8 +87,10 @@ def with_own_text(run: RunConfig, *, write: bool = True) -> tuple[RunConfig, lis
         for name, text in data.validation.items()
         if ("validation", name) not in asked or found[("validation", name)] is not None
     }
-    messages = [f"data.{section}: {text.line(str(run.model.pretrained))}"  # type: ignore[union-attr]
-                for (section, _), text in found.items() if text is not None]  # fmt: skip
+    base = str(run.model.pretrained)  # type: ignore[union-attr]  # checked with the configuration
+    messages = [
+        f"data.{section}.{name}: {text.line(base)}" for (section, name), text in found.items() if text is not None
+    ]
     return run.model_copy(update={"data": data.model_copy(update={"train": train, "validation": validation})}), messages
 
 
