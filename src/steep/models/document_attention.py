@@ -9,6 +9,7 @@ Nothing here changes when imported: `register_document_attention` adds the name 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import itertools
 from typing import Any
 
@@ -143,6 +144,18 @@ VARLEN_KERNEL = _find_varlen_kernel()
 """Which varlen kernel this installation has: "torch", "flash_attn" or None. A constant, so that torch.compile sees one."""
 
 
+def _gqa_argument() -> dict[str, bool]:
+    if VARLEN_KERNEL != "torch":
+        return {}
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+
+VARLEN_GQA = _gqa_argument()
+"""How torch's kernel is told that there are fewer keys than queries; older versions see it by themselves."""
+
+
 def _varlen_fits(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> bool:
     if query.device.type != "cuda" or VARLEN_KERNEL is None or dropout > 0 or softcap is not None:
         return False
@@ -159,8 +172,7 @@ def _varlen(
     if VARLEN_KERNEL == "torch":
         from torch.nn.attention.varlen import varlen_attn
 
-        is_gqa = query.shape[1] != key.shape[1]
-        extra: dict[str, Any] = {"enable_gqa": True} if is_gqa else {}
+        extra: dict[str, Any] = VARLEN_GQA if query.shape[1] != key.shape[1] else {}
         out = varlen_attn(
             query, key, value, cu_seqlens, cu_seqlens, longest, longest, scale=scale, window_size=(left, 0), **extra
         )
