@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from steep.core.errors import ModelError
+from steep.models.embeddings import compute_device
 
 
 class TextCodec(Protocol):
@@ -93,7 +94,7 @@ def generate_text(
         ids = [start if start is not None else 0]
     max_new_tokens = _room_for(model, len(ids), max_new_tokens)
     eos_ids = end_of_text_ids(model, tokenizer.eos_id)
-    device = next(model.parameters()).device
+    device = compute_device(model)
     input_ids = torch.tensor([ids], device=device)
     stream = TextStream(lambda new: tokenizer.decode([i for i in new if i not in eos_ids]), emit)
     with torch.no_grad(), evaluation_mode(model):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from steep.evaluate.generate import evaluation_mode
+from steep.models.embeddings import compute_device
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def sample_documents(
     vocab_size: ids from here on are never drawn; some models have rows of embeddings that no token uses.
     seed: decides the draw on one device; devices and precisions differ.
     """
-    device = next(model.parameters()).device
+    device = compute_device(model)
     generator = torch.Generator(device).manual_seed(seed)
     documents: list[list[int]] = [[] for _ in range(count)]
     rows = list(range(count))

@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from steep.core.errors import ConfigError
 
 
+def compute_device(model: nn.Module) -> torch.device:
+    """Where a model computes: the device of its first parameter that is not in host memory, else the CPU."""
+    devices = (parameter.device for parameter in model.parameters())
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+
+
 def frozen_embedding(model: Any) -> nn.Embedding:
     """The input embedding. Raises ConfigError where it is trained, tied to the output head, or not to be found."""
     found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
@@ -46,5 +52,15 @@ def offload_embeddings(model: nn.Module, device: torch.device) -> str:
         return rows.to(device, non_blocking=True)
 
     embedding.register_forward_hook(to_device)
+    _say_where_it_computes(model)
     size = embedding.weight.numel() * embedding.weight.element_size()
     return f"embeddings: the frozen table of {embedding.num_embeddings:,} tokens ({size / 1e6:,.0f} MB) lies in host memory"
+
+
+def _say_where_it_computes(model: nn.Module) -> None:
+    """Let `model.device`, where transformers' generate puts its tensors, be the GPU: it asks the first parameter, which is here
+    the table. This instance gets a class of its own, made from its class; the class itself stays as it is."""
+    kind = type(model)
+    if hasattr(kind, "device"):
+        named = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+        model.__class__ = type(kind.__name__, (kind,), {**named, "device": property(compute_device)})

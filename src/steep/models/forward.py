@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from steep.core.errors import ModelError, TrainingError
 from steep.loss import DEFAULT_CHUNK_BYTES, IGNORED_LABEL, linear_cross_entropy_with_losses, token_losses
 from steep.models.document_attention import enable_document_attention, obstacle, placeholder_mask
+from steep.models.embeddings import compute_device
 from steep.models.gpt2 import GPT2LMHeadModel
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def check_decomposition(model: nn.Module, vocab_size: int, attention: str = "sdp
         head = output_head(model)
     except ModelError as error:
         return str(error)
-    ids, positions, bounds = _check_batch(vocab_size, _device(model))
+    ids, positions, bounds = _check_batch(vocab_size, compute_device(model))
     with _evaluating(model):
         own = _own_logits(model, attention, ids, positions, bounds)
         hidden = _try_hidden(model, attention, ids, positions, bounds)
@@ -180,7 +181,7 @@ def leak_test(forward: ModelForward, vocab_size: int | None = None) -> None:
     Two rows of 16 tokens: A and B in the first, C in the second. Costs two forward passes over 32 tokens.
     """
     model = forward.model
-    ids, positions, bounds = _check_batch(vocab_size or _vocab_size(model), _device(model))
+    ids, positions, bounds = _check_batch(vocab_size or _vocab_size(model), compute_device(model))
     first = int(bounds[1])
     changed = ids.clone()
     changed[0, :first] = ids[0, :first].flip(0).roll(1)
@@ -286,7 +287,7 @@ def _document_problem(model: nn.Module, vocab_size: int) -> str | None:
         return reason
     if not enable_document_attention(model):
         return f"{type(model).__name__} did not take it"
-    ids, positions, bounds = _check_batch(vocab_size, _device(model))
+    ids, positions, bounds = _check_batch(vocab_size, compute_device(model))
     try:
         with _evaluating(model):
             packed = _own_logits(model, "document", ids, positions, bounds)
@@ -348,10 +349,6 @@ def _difference(left: Tensor, right: Tensor) -> float:
 
 def _tolerance(tensor: Tensor) -> float:
     return CHECK_TOLERANCE.get(tensor.dtype, 5e-2)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _text_config(model: nn.Module) -> Any:

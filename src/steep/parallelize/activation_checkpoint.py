@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from steep.core.errors import ModelError
+from steep.models.embeddings import compute_device
 from steep.parallelize.compile import transformer_layers
 
 MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::_grouped_mm")
@@ -37,7 +38,7 @@ def checkpoint_layers(
     """
     layers = _layers(model)
     chosen = chosen_layers(model, mode, every)
-    device_type = device_type or next(model.parameters()).device.type
+    device_type = device_type or compute_device(model).type
     moves = offload and device_type != "cpu"
     for layer in chosen:
         layer.forward = CheckpointedForward(layer, selective=mode == "selective", offload=moves)
