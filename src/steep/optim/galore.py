@@ -45,7 +45,9 @@ class GaLore(torch.optim.Optimizer):
                 state["projection"] = leading_vectors(gradient, group["rank"])
             gradient = project(gradient, state["projection"])
         if "exp_avg" not in state:
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+            state["exp_avg"], state["exp_avg_sq"] = (
+                torch.zeros_like(gradient, memory_format=torch.contiguous_format) for _ in range(2)
+            )
         state["step"] += 1
         update = _adam_update(state, gradient, group["betas"], group["eps"])
         if is_projected:
@@ -56,12 +58,13 @@ class GaLore(torch.optim.Optimizer):
 def leading_vectors(gradient: Tensor, rank: int) -> Tensor:
     """(m, n) -> (min(m, n), rank): singular vectors of the shorter side, of the gradient's dtype.
 
-    Their signs are arbitrary; each has its largest entry positive, so that the kept moments mean the same on every machine.
+    Their signs are arbitrary; each has its largest entry positive, so that the kept moments mean the same on every machine. Laid
+    out as a checkpoint gives them back: products of another layout differ in their last bits on a GPU.
     """
     left, _, right = torch.linalg.svd(gradient.float(), full_matrices=False)
     vectors = left[:, :rank] if gradient.shape[0] <= gradient.shape[1] else right[:rank].T
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return (vectors * largest.sign()).to(gradient.dtype)
+    return (vectors * largest.sign()).to(gradient.dtype).contiguous()
 
 
 def project(gradient: Tensor, vectors: Tensor) -> Tensor:
