@@ -25,8 +25,8 @@ SMALL_RANK = {"galore": {"rank": 8, "projection_interval_steps": 5}}
 
 
 def options(name: str) -> dict[str, Any]:
-    if name == "adamw_8bit":
-        pytest.importorskip("bitsandbytes")
+    if name.startswith("adamw_8bit"):
+        pytest.importorskip("torchao" if name.endswith("torchao") else "bitsandbytes")
     return {"name": name, "learning_rate": RATES.get(name, 3e-3), **SMALL_RANK.get(name, {})}
 
 

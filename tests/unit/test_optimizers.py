@@ -190,7 +190,9 @@ def test_galore_is_adam_in_the_leading_subspace():
     config = OptimizerConfig(
         name="galore", weight_decay=DECAY, rank=3, projection_interval_steps=3, projection_scale=0.5
     )
-    ours, _ = run(model, config)
+    ours, optimizer = run(model, config)
+    state = [value for values in optimizer.state.values() for value in values.values()]
+    assert all(value.is_contiguous() for value in state)  # as a checkpoint gives it back
     (beta1, beta2), moments, basis = config.betas, {}, {}
     for step, (rate, gradient) in enumerate(zip(RATES, gradients(model), strict=True), start=1):
         for name, weight in weights.items():
@@ -210,8 +212,9 @@ def test_galore_is_adam_in_the_leading_subspace():
     assert_same(ours, weights, rtol=1e-4)
 
 
-def test_8bit_adamw_stays_near_adamw_and_small_tensors_equal_it():
-    pytest.importorskip("bitsandbytes")
+@pytest.mark.parametrize(("name", "moment"), [("adamw_8bit", "state1"), ("adamw_8bit_torchao", "exp_avg")])
+def test_8bit_adamw_stays_near_adamw_and_small_tensors_equal_it(name, moment):
+    pytest.importorskip("torchao" if name.endswith("torchao") else "bitsandbytes")
 
     def model() -> nn.Module:
         torch.manual_seed(3)
@@ -219,12 +222,37 @@ def test_8bit_adamw_stays_near_adamw_and_small_tensors_equal_it():
 
     start = start_of(model())
     exact, _ = run(model(), OptimizerConfig(weight_decay=DECAY))
-    ours, optimizer = run(model(), OptimizerConfig(name="adamw_8bit", weight_decay=DECAY))
-    states = {key: value for key, value in optimizer.state.items() if value["state1"].dtype == torch.uint8}
+    ours, optimizer = run(model(), OptimizerConfig(name=name, weight_decay=DECAY))
+    states = {key: value for key, value in optimizer.state.items() if value[moment].dtype == torch.uint8}
     assert [parameter.shape for parameter in states] == [(96, 64)]
     np.testing.assert_allclose(ours["bias"], exact["bias"], rtol=0, atol=1e-6)
     moved = np.linalg.norm(exact["weight"] - start["weight"])
     assert 0 < np.linalg.norm(ours["weight"] - exact["weight"]) < 0.1 * moved
+
+
+def test_torchaos_8bit_adamw_is_torchaos_own():
+    """Weights bit for bit, although its state is taken apart between steps."""
+    pytest.importorskip("torchao")
+    from torchao.optim import AdamW8bit
+
+    def model() -> nn.Module:
+        torch.manual_seed(3)
+        return nn.Linear(64, 96)
+
+    ours, _ = run(model(), OptimizerConfig(name="adamw_8bit_torchao", weight_decay=DECAY))
+    other = model()
+    decayed = [{"params": [other.weight], "weight_decay": DECAY}, {"params": [other.bias], "weight_decay": 0.0}]
+    config = OptimizerConfig()
+    optimizer = AdamW8bit(decayed, lr=1.0, betas=config.betas, eps=config.eps)
+    for rate, gradient in zip(RATES, gradients(other), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"].fill_(rate)
+        for name, parameter in other.named_parameters():
+            parameter.grad = torch.from_numpy(gradient[name]).to(parameter.dtype)
+        with torch.compiler.set_stance("force_eager"):
+            optimizer.step()
+    for name, parameter in other.named_parameters():
+        np.testing.assert_array_equal(ours[name], parameter.detach().numpy())
 
 
 def test_8bit_adamw_is_refused_where_it_has_no_kernels():
@@ -254,8 +282,8 @@ except MissingExtraError as error:
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_planned_state_is_the_state(name):
-    if name == "adamw_8bit":
-        pytest.importorskip("bitsandbytes")
+    if name.startswith("adamw_8bit"):
+        pytest.importorskip("torchao" if name.endswith("torchao") else "bitsandbytes")
     model = build_gpt2_model(256, 16, 32, 2, 2, seed=0)
     config = OptimizerConfig(name=name) if name != "galore" else OptimizerConfig(name=name, rank=8)
     planned = optimizer_state_bytes(model, config)

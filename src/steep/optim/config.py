@@ -11,6 +11,7 @@ from steep.core.section import Section
 OPTIONS: dict[str, tuple[str, ...]] = {
     "adamw": ("betas", "eps"),
     "adamw_8bit": ("betas", "eps"),
+    "adamw_8bit_torchao": ("betas", "eps"),
     "muon": ("momentum", "newton_schulz_steps", "betas", "eps"),
     "adafactor": ("beta2_decay", "clip_threshold"),
     "lion": ("betas",),

@@ -54,6 +54,7 @@ OPTIMIZERS = {
     "adamw_8bit": "adamw_8bit",
     "adamw_bnb_8bit": "adamw_8bit",
     "paged_adamw_8bit": "adamw_8bit",
+    "adamw_torch_8bit": "adamw_8bit_torchao",
     "paged_adamw_32bit": "adamw",
     "adafactor": "adafactor",
     "lion_32bit": "lion",
@@ -187,7 +188,7 @@ class UnslothTrainingArguments:
             "embedding_learning_rate": self.embedding_learning_rate,
             "weight_decay": self.weight_decay,
         }
-        if name in ("adamw", "adamw_8bit", "schedule_free_adamw", "galore"):
+        if name in ("adamw", "adamw_8bit", "adamw_8bit_torchao", "schedule_free_adamw", "galore"):
             optimizer |= {"betas": (self.adam_beta1, self.adam_beta2), "eps": self.adam_epsilon}
         return {
             "run": {"directory": str(self.output_dir), "seed": self.seed},

@@ -1,0 +1,104 @@
+"""AdamW with moments of 8 bits (Dettmers et al. 2021, arXiv:2110.02861), torchao's AdamW8bit; extra `quant`.
+
+As `adamw_8bit` without bitsandbytes: plain PyTorch, compiled on a GPU, so that it runs on every device that PyTorch has.
+Moments are held as bytes with one fp32 scale per 256 numbers; tensors below 4,096 numbers, or whose size is no multiple of 256,
+keep their dtype. Weakness: on a GPU the first step compiles a kernel for every shape of tensor; on a CPU it runs uncompiled,
+with several copies of a tensor in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from steep.core.errors import MissingExtraError
+from steep.optim.config import OptimizerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SMALLEST_8BIT, BLOCK = 4096, 256
+MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
+"""Key of the state -> whether its numbers have signs."""
+
+
+def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW8bit over groups as `build_param_groups` makes them. Each group carries its own lr and weight_decay.
+
+    Raises MissingExtraError without torchao.
+    """
+    try:
+        from torchao.optim import AdamW8bit
+        from torchao.optim.subclass_8bit import OptimState8bit
+    except ImportError as error:
+        raise MissingExtraError("torchao", "quant", "optimizer.name=adamw_8bit_torchao") from error
+
+    class TorchaoAdamW8bit(AdamW8bit):  # type: ignore[misc]
+        """State per parameter: `step` (CPU fp32), `exp_avg` and `exp_avg_sq`, uint8 where `exp_avg_scale` and `exp_avg_sq_scale`
+        are beside them. Between steps they are plain tensors, which a checkpoint can hold, and rates are plain numbers."""
+
+        def add_param_group(self, param_group: dict[str, Any]) -> None:
+            super().add_param_group(param_group)
+            self.param_groups[-1]["lr"] = float(self.param_groups[-1]["lr"])
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            """One update of every parameter that has a gradient. No closure."""
+            assert closure is None
+            on_gpu = any(parameter.is_cuda for group in self.param_groups for parameter in group["params"])
+            with self._as_torchao_has_it(), nullcontext() if on_gpu else torch.compiler.set_stance("force_eager"):
+                super().step()
+
+        def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+            """As torch's, which casts state to the dtype of the weights; here bytes stay bytes and scales fp32."""
+            super().load_state_dict(dict(state_dict))
+            parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+            for number, state in state_dict["state"].items():
+                for key, value in state.items():
+                    device = torch.device("cpu") if key == "step" else parameters[number].device
+                    self.state[parameters[number]][key] = value.to(device, copy=True)
+
+        @contextmanager
+        def _as_torchao_has_it(self) -> Iterator[None]:
+            rates = [group["lr"] for group in self.param_groups]
+            for group in self.param_groups:
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float32)
+            for parameter, state in self.state.items():
+                for key, signed in MOMENTS.items():
+                    if (scale := state.pop(f"{key}_scale", None)) is not None:
+                        values = _values(signed, scale.device)
+                        state[key] = OptimState8bit(state[key], scale, values, signed, dtype=parameter.dtype)
+            try:
+                yield
+            finally:
+                for group, rate in zip(self.param_groups, rates, strict=True):
+                    group["lr"] = rate
+                for state in self.state.values():
+                    for key in MOMENTS:
+                        if isinstance(state.get(key), OptimState8bit):
+                            state[f"{key}_scale"], state[key] = state[key].scale, state[key].codes
+
+    return TorchaoAdamW8bit(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, block_size=BLOCK)
+
+
+def _values(signed: bool, device: torch.device) -> Tensor:
+    """(256,) fp32: the number that each byte stands for, before its scale."""
+    from torchao.optim.subclass_8bit import get_qmap_signed, get_qmap_unsigned
+
+    return torch.tensor(get_qmap_signed() if signed else get_qmap_unsigned(), dtype=torch.float32, device=device)
+
+
+def state_bytes(groups: list[dict[str, Any]], config: OptimizerConfig) -> int:
+    """Two bytes per number and two scales per block; of other tensors two of their dtype."""
+    return sum(_bytes(tensor) for group in groups for _, tensor in group["params"])
+
+
+def _bytes(tensor: Tensor) -> int:
+    numbers = tensor.numel()
+    if numbers < SMALLEST_8BIT or numbers % BLOCK:
+        return 2 * tensor.element_size() * numbers
+    return 2 * numbers + 2 * 4 * (numbers // BLOCK)
