@@ -224,6 +224,41 @@ def test_attention_equals_one_masked_softmax(window, softcap, kv_heads):
     torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_rounded_lengths_change_nothing(window, softcap):
+    """In bf16 documents are padded for the kernel: outputs and gradients are those of fp32 on the same numbers."""
+    generator = torch.Generator().manual_seed(0)
+    bounds = torch.tensor([0, 7, 8, 40, 56, 89, 89, 250], dtype=torch.int32)
+    tensors = [torch.randn(250, heads, 8, generator=generator).bfloat16() for heads in (4, 2, 2)]
+    weights = torch.randn(250, 4, 8, generator=generator)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
+        output = attend_documents(*inputs, bounds, max_seqlen=161, sliding_window=window, softcap=softcap)
+        (output.float() * weights).sum().backward()
+        found.append([output.float(), *(tensor.grad.float() for tensor in inputs)])
+    for ours, expected in zip(found[1], found[0], strict=True):
+        assert (ours - expected).norm() < 0.01 * expected.norm()
+
+
+def test_bf16_kernels_see_few_lengths(monkeypatch):
+    """They keep memory for each, for good."""
+    lengths = set()
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def see(query, *arguments, **keywords):
+        lengths.add(query.shape[2])
+        return real(query, *arguments, **keywords)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", see)
+    for length in range(1, 1025, 3):
+        q = torch.randn(length, 1, 8).bfloat16()
+        attend_documents(q, q, q, torch.tensor([0, length], dtype=torch.int32), max_seqlen=length)
+    assert len(lengths) <= 32
+    assert {16, 32, 1024} <= lengths
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("window", [None, 3])
