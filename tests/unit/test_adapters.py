@@ -17,6 +17,7 @@ from steep.core.errors import ConfigError, ModelError
 from steep.models.adapters import add_adapter, capacity_line, plan_adapter
 from steep.models.config import AdapterConfig, ModelConfig
 from steep.models.load import load_model
+from steep.models.memory import saved_bytes
 from steep.models.quantize import extra_bytes, linear_layers, plan_quantized, quantize
 from steep.optim.config import OptimizerConfig
 from steep.optim.param_groups import build_param_groups
@@ -24,6 +25,7 @@ from steep.train.loop import train
 from support import LLAMA, losses, run_mapping
 
 BOTH = ["embed_tokens", "lm_head"]
+WIDE = {**LLAMA, "hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": False}
 
 
 def small(tied: bool = True) -> Any:
@@ -202,6 +204,32 @@ def test_four_bits_take_less_than_a_third_of_bf16() -> None:
     assert quantize(model, "nf4", torch.bfloat16, "cpu") == 14
     quantized = sum(p.numel() * p.element_size() for p in model.parameters()) - outside + extra_bytes(model)
     assert quantized < 0.3 * plain
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8", "torchao_int8"])
+def test_quantized_layers_answer_in_the_dtype_of_autocast(method: str) -> None:
+    """Behind embeddings that are trained, in fp32, as a plain linear layer would; else activations take twice the memory."""
+    pytest.importorskip(
+        "torchao" if method == "torchao_int8" else "bitsandbytes", reason="the extra quant is not there"
+    )
+    model, planned = (load_model(ModelConfig(config=WIDE), dtype=torch.bfloat16) for _ in range(2))
+    config = AdapterConfig(rank=4, modules_to_save=BOTH)
+    quantize(model, method, torch.bfloat16, "cpu")
+    add_adapter(model, config, base=None, seed=0)
+    dtypes: list[torch.dtype] = []
+    for _, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            module.register_forward_hook(lambda module, arguments, output: dtypes.append(output.dtype))
+    plan_quantized(planned, method)
+    plan_adapter(planned, config)
+    ids = torch.arange(128).view(2, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kept, expected = (
+            saved_bytes(each, lambda each=each: each.base_model(input_ids=ids, use_cache=False)[0])
+            for each in (model, planned)
+        )
+    assert dtypes == [torch.bfloat16] * 14
+    assert kept == pytest.approx(expected, rel=0.15)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -36,12 +36,23 @@ def quantize(model: nn.Module, method: str, compute_dtype: torch.dtype, device: 
     convert = {"nf4": _nf4, "int8": _int8, "torchao_int8": _torchao_int8}[method]
     places = linear_layers(model)
     for parent, name, layer in places:
-        setattr(parent, name, convert(layer, compute_dtype).to(device).train(layer.training))
+        made = convert(layer, compute_dtype).to(device).train(layer.training)
+        made.register_forward_pre_hook(_in_autocast_dtype)
+        setattr(parent, name, made)
     model.to(device)
     flag = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}.get(method)
     if flag is not None:
         setattr(model, flag, True)  # transformers' own mark, by which peft chooses its layers
     return len(places)
+
+
+def _in_autocast_dtype(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As autocast does for nn.Linear. bitsandbytes' layers give back what they get: after an fp32 embedding every activation
+    would be fp32, of twice the memory."""
+    x, *rest = arguments
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return (x, *rest)
 
 
 def linear_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
@@ -101,10 +112,12 @@ def plan_quantized(model: nn.Module, method: str) -> None:
 
 
 class PlannedLinear(nn.Linear):
-    """A quantized linear layer as far as a memory plan sees it: its packed weight, its scales, and what it saves (nothing)."""
+    """A quantized linear layer as far as a memory plan sees it: its packed weight, its scales, and what it saves for the backward
+    pass: nothing, or with torchao the dequantized weight."""
 
     def __init__(self, layer: nn.Linear, method: str):
         nn.Module.__init__(self)
+        self.keeps_dequantized = method == "torchao_int8"
         self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
         numbers = layer.in_features * layer.out_features
         packed = (math.ceil(numbers / 2), 1) if method == "nf4" else (layer.out_features, layer.in_features)
@@ -114,7 +127,7 @@ class PlannedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        output: Tensor = _Dequantized.apply(input, self.out_features)
+        output: Tensor = _Dequantized.apply(input, self.out_features, self.keeps_dequantized)
         return output if self.bias is None else output + self.bias
 
 
@@ -122,10 +135,13 @@ class _Dequantized(torch.autograd.Function):
     """Shapes of a product with a weight that is dequantized for it, in the forward and again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, out_features: int) -> Tensor:
+    def forward(ctx: Any, input: Tensor, out_features: int, keep: bool) -> Tensor:
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
-        return F.linear(input, input.new_empty(out_features, input.shape[-1]))
+        weight = input.new_empty(out_features, input.shape[-1])
+        if keep:
+            ctx.save_for_backward(weight)
+        return F.linear(input, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
