@@ -22,7 +22,7 @@ from common import GPT2_TARGET, heading, spread, steep_train, table, train_lines
 LLAMA_1B = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072,
-    "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
 }  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
     "gpt2-124m": {

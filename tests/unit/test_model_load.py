@@ -109,6 +109,14 @@ def test_a_mapping_that_cannot_be_trained(mapping, message):
         from_config(mapping)
 
 
+def test_names_of_older_configurations_are_taken():
+    old = {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "torch_dtype": "bfloat16"}
+    rope = from_config({**LLAMA, **old}).config.rope_parameters
+    assert (rope["rope_theta"], rope["rope_type"], rope["factor"]) == (500000.0, "linear", 2.0)
+    with pytest.raises(ModelError, match="gpt2 has no setting 'rope_theta'"):
+        from_config({"model_type": "gpt2", "vocab_size": 30, "n_embd": 8, "n_layer": 1, "n_head": 2, "rope_theta": 1.0})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
