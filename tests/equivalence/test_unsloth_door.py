@@ -105,21 +105,22 @@ def test_the_guide_from_loading_to_saving(each_base: Path, documents: list[str],
     assert write(model, tokenizer) != before
     ids = tokenizer(documents[40][:300], return_tensors="pt")["input_ids"][:, :60]
     with torch.no_grad():
-        ours = model(input_ids=ids).logits
+        ours = model(input_ids=ids.to(model.device)).logits.float().cpu()
+    near = {"rtol": 1e-4, "atol": 1e-4} if not is_bfloat16_supported() else {"rtol": 3e-2, "atol": 3e-2}
     assert trainer.run_directory is not None
     exported = steep.export(trainer.run_directory, dtype="float32", out=tmp_path / "hf")
     from transformers import AutoModelForCausalLM
 
     merged = AutoModelForCausalLM.from_pretrained(exported.path)
     with torch.no_grad():
-        torch.testing.assert_close(merged(input_ids=ids).logits, ours, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merged(input_ids=ids).logits, ours, **near)
 
     model.save_pretrained(tmp_path / "lora")  # peft's own
     from peft import PeftModel
 
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(each_base), str(tmp_path / "lora"))
     with torch.no_grad():
-        torch.testing.assert_close(again(input_ids=ids).logits, ours, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(again(input_ids=ids).logits.float(), ours, **near)
 
 
 def test_a_run_of_the_door_is_the_run_of_its_configuration(base: Path, documents: list[str], tmp_path: Path) -> None:
