@@ -24,7 +24,7 @@ from steep.models.load import load_model
 
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
-LAYERS = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512,
+LAYERS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512,
           "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**LAYERS, "tie_word_embeddings": True},
@@ -80,7 +80,12 @@ def test_transformers_reads_the_trained_model_from_the_file(models: dict[str, Pa
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kl"), [("bf16", 1e-3), pytest.param("f16", 1e-5, marks=pytest.mark.slow), ("q8_0", 1e-3)]
+    ("dtype", "kl"),
+    [
+        pytest.param("bf16", 1e-3, marks=pytest.mark.slow),
+        pytest.param("f16", 1e-5, marks=pytest.mark.slow),
+        ("q8_0", 1e-3),
+    ],
 )
 def test_the_rounding_of_a_dtype_is_told(
     models: dict[str, Path], dtype: str, kl: float, corpus_directory: Path, tmp_path: Path

@@ -102,7 +102,9 @@ def test_no_code_refuses_a_foreign_target(mapping: dict[str, Any], tmp_path: Pat
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("place", ["before", "after", "equals"])
+@pytest.mark.parametrize(
+    "place", [pytest.param("before", marks=pytest.mark.slow), "after", pytest.param("equals", marks=pytest.mark.slow)]
+)
 def test_overrides_before_and_after_the_file(place: str, config: Path) -> None:
     arguments = {
         "before": ["--train.steps", "9", "plan", str(config), "--json"],

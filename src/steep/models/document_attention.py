@@ -78,7 +78,8 @@ def _split_attention(
     """
     bounds = cu_seqlens.tolist()
     lengths = [stop - start for start, stop in itertools.pairwise(bounds) if stop > start]
-    rounded = [_rounded(length) for length in lengths] if query.dtype == torch.bfloat16 else lengths
+    rounds = query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    rounded = [_rounded(length) for length in lengths] if rounds else lengths
     moves = None if rounded == lengths else _moves(lengths, rounded)
     if moves is not None:
         rounded = sorted(rounded)
