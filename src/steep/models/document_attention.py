@@ -104,8 +104,8 @@ def _split_attention(
 SMALLEST_STEP, STEPS_PER_DOUBLING = 16, 8
 """oneDNN's bf16 kernels keep some 5 MB for every length that a backward pass has seen, for good (torch 2.13; fp32 keeps none):
 a run of SmolLM2-135M on documents of natural lengths grew by 60 MB a step. Rounded up to eight lengths per doubling a window of
-1,024 tokens has 32 of them, and attention computes some 6 % more. What is added stands behind a document, where causal attention
-does not look."""
+1,024 tokens has 32 of them. Documents of 200 tokens take 5 % more memory and 9 % more work in attention, those of 20 tokens 35 %
+and 80 %. What is added stands behind a document, where causal attention does not look."""
 
 
 def _rounded(length: int) -> int:

@@ -59,7 +59,8 @@ def offload_embeddings(model: nn.Module, device: torch.device) -> str:
 
 def _say_where_it_computes(model: nn.Module) -> None:
     """Let `model.device`, where transformers' generate puts its tensors, be the GPU: it asks the first parameter, which is here
-    the table. This instance gets a class of its own, made from its class; the class itself stays as it is."""
+    the table. This instance gets a class of its own, made from its class; the class itself stays as it is. A pickle of
+    it cannot be made."""
     kind = type(model)
     if hasattr(kind, "device"):
         named = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}

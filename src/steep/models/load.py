@@ -399,7 +399,7 @@ def _config_from_mapping(mapping: dict[str, Any]) -> Any:
     return config
 
 
-OLD_ROPE_KEYS = {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"}
+OLD_ROPE_KEYS = {"rope_theta", "rope_scaling"}
 """What most config.json files say instead of `rope_parameters`; transformers reads them into it."""
 
 
@@ -407,6 +407,8 @@ def _refuse_unknown_keys(mapping: dict[str, Any], config: Any) -> None:
     known = set(type(config)().to_dict()) | set(type(config).attribute_map) | {"model_type", "torch_dtype"}
     if hasattr(config, "rope_parameters"):
         known |= OLD_ROPE_KEYS
+        if "sliding_attention" in (config.rope_parameters or {}):
+            known.add("rope_local_base_freq")
     unknown = [key for key in mapping if key not in known]
     if unknown:
         near = get_close_matches(unknown[0], known, n=1)

@@ -113,11 +113,11 @@ def plan_quantized(model: nn.Module, method: str) -> None:
 
 class PlannedLinear(nn.Linear):
     """A quantized linear layer as far as a memory plan sees it: its packed weight, its scales, and what it saves for the backward
-    pass: nothing, or with torchao the dequantized weight."""
+    pass: with nf4 nothing, with int8 its input, with torchao the dequantized weight."""
 
     def __init__(self, layer: nn.Linear, method: str):
         nn.Module.__init__(self)
-        self.keeps_dequantized = method == "torchao_int8"
+        self.method = method
         self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
         numbers = layer.in_features * layer.out_features
         packed = (math.ceil(numbers / 2), 1) if method == "nf4" else (layer.out_features, layer.in_features)
@@ -127,7 +127,7 @@ class PlannedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        output: Tensor = _Dequantized.apply(input, self.out_features, self.keeps_dequantized)
+        output: Tensor = _Dequantized.apply(input, self.out_features, self.method)
         return output if self.bias is None else output + self.bias
 
 
@@ -135,12 +135,12 @@ class _Dequantized(torch.autograd.Function):
     """Shapes of a product with a weight that is dequantized for it, in the forward and again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, out_features: int, keep: bool) -> Tensor:
+    def forward(ctx: Any, input: Tensor, out_features: int, method: str) -> Tensor:
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
         weight = input.new_empty(out_features, input.shape[-1])
-        if keep:
-            ctx.save_for_backward(weight)
+        if method != "nf4":
+            ctx.save_for_backward(input if method == "int8" else weight)
         return F.linear(input, weight)
 
     @staticmethod

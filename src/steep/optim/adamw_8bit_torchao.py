@@ -3,11 +3,12 @@
 As `adamw_8bit` without bitsandbytes: plain PyTorch, compiled on a GPU, so that it runs on every device that PyTorch has.
 Moments are held as bytes with one fp32 scale per 256 numbers; tensors below 4,096 numbers, or whose size is no multiple of 256,
 keep their dtype. Weakness: on a GPU the first step compiles a kernel for every shape of tensor; on a CPU it runs uncompiled,
-with several copies of a tensor in fp32.
+and needs some sixty bytes per number of the largest tensor while it updates it, which no plan counts.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,9 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.
         are beside them. Between steps they are plain tensors, which a checkpoint can hold, and rates are plain numbers."""
 
         def add_param_group(self, param_group: dict[str, Any]) -> None:
+            rate = float(param_group.get("lr", self.defaults["lr"]))
             super().add_param_group(param_group)
-            self.param_groups[-1]["lr"] = float(self.param_groups[-1]["lr"])
+            self.param_groups[-1]["lr"] = rate  # not rounded to fp32
 
         @torch.no_grad()
         def step(self, closure: Any = None) -> None:
@@ -55,7 +57,7 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.
 
         def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
             """As torch's, which casts state to the dtype of the weights; here bytes stay bytes and scales fp32."""
-            super().load_state_dict(dict(state_dict))
+            super().load_state_dict({**state_dict, "state": {}})
             parameters = [parameter for group in self.param_groups for parameter in group["params"]]
             for number, state in state_dict["state"].items():
                 for key, value in state.items():
@@ -85,6 +87,7 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.
     return TorchaoAdamW8bit(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, block_size=BLOCK)
 
 
+@functools.cache
 def _values(signed: bool, device: torch.device) -> Tensor:
     """(256,) fp32: the number that each byte stands for, before its scale."""
     from torchao.optim.subclass_8bit import get_qmap_signed, get_qmap_unsigned

@@ -1,4 +1,4 @@
-"""The C allocator tuned for training on a Linux CPU. No torch: it must run before torch is imported.
+"""The C allocator tuned for training on a Linux CPU. No torch.
 
 glibc hands every tensor over 32 MiB back to the kernel when it is freed and faults its pages in again at the next step; here they
 are kept and reused. With huge pages besides (THP_MEM_ALLOC_ENABLE=1, which torch reads) bf16 training of a 30 M model was 1.8
@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 def tune_allocator() -> bool:
     """Tune glibc's allocator for this process; True if it was done.
 
-    Does nothing where there is no glibc, where torch is already imported, where
+    Does nothing where there is no glibc, where torch is already imported (how that process is tuned is its owner's choice), where
     another allocator is preloaded, or with STEEP_TUNE_ALLOCATOR=0.
     """
     if sys.platform != "linux" or "torch" in sys.modules or os.environ.get("STEEP_TUNE_ALLOCATOR") == "0":
