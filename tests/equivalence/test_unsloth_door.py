@@ -64,6 +64,10 @@ def trainer_of(model: Any, tokenizer: Any, dataset: Any, folder: Path, **given: 
     )  # fmt: skip
 
 
+def distance(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float((left - right).norm() / right.norm())
+
+
 def write(model: Any, tokenizer: Any) -> str:
     """As the guide does it: in a thread, piece by piece."""
     inputs = tokenizer("The statement", return_tensors="pt").to(model.device)
@@ -106,21 +110,25 @@ def test_the_guide_from_loading_to_saving(each_base: Path, documents: list[str],
     ids = tokenizer(documents[40][:300], return_tensors="pt")["input_ids"][:, :60]
     with torch.no_grad():
         ours = model(input_ids=ids.to(model.device)).logits.float().cpu()
-    near = {"rtol": 1e-4, "atol": 1e-4} if not is_bfloat16_supported() else {"rtol": 3e-2, "atol": 3e-2}
     assert trainer.run_directory is not None
     exported = steep.export(trainer.run_directory, dtype="float32", out=tmp_path / "hf")
     from transformers import AutoModelForCausalLM
 
+    untrained = AutoModelForCausalLM.from_pretrained(each_base)
     merged = AutoModelForCausalLM.from_pretrained(exported.path)
     with torch.no_grad():
-        torch.testing.assert_close(merged(input_ids=ids).logits, ours, **near)
+        learnt = distance(untrained(input_ids=ids).logits, ours)
+    # the door's model computes in bf16 where the machine does, and its frozen weights are rounded to it
+    near = learnt / (50 if is_bfloat16_supported() else 10_000)
+    with torch.no_grad():
+        assert distance(merged(input_ids=ids).logits, ours) < near
 
     model.save_pretrained(tmp_path / "lora")  # peft's own
     from peft import PeftModel
 
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(each_base), str(tmp_path / "lora"))
     with torch.no_grad():
-        torch.testing.assert_close(again(input_ids=ids).logits.float(), ours, **near)
+        assert distance(again(input_ids=ids).logits.float(), ours) < near
 
 
 def test_a_run_of_the_door_is_the_run_of_its_configuration(base: Path, documents: list[str], tmp_path: Path) -> None:
