@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steep.core.errors import ModelError
+from steep.models.autocast import to_autocast_dtype
 
 ATTENTION_NAME = "steep_document"
 
@@ -44,18 +45,11 @@ def attend_documents(
     sliding_window: a token sees itself and the sliding_window - 1 before it. softcap: scores become
     softcap * tanh(score / softcap), computed explicitly (Gemma 2).
     """
-    query, key, value = _in_autocast_dtype(query_LNH, key_LKH, value_LKH)
+    # as autocast does for scaled_dot_product_attention: rotary embeddings leave queries fp32 beside bf16 values
+    query, key, value = (to_autocast_dtype(tensor) for tensor in (query_LNH, key_LKH, value_LKH))
     if _varlen_fits(query, value, dropout, softcap):
         return _varlen(query, key, value, cu_seqlens, max_seqlen, scale, sliding_window)
     return _split_attention(query, key, value, cu_seqlens, scale, dropout, sliding_window, softcap)
-
-
-def _in_autocast_dtype(*tensors: Tensor) -> list[Tensor]:
-    """As autocast does for scaled_dot_product_attention: rotary embeddings leave queries fp32 beside bf16 values."""
-    device_type = tensors[0].device.type
-    if not torch.is_autocast_enabled(device_type):
-        return list(tensors)
-    return [tensor.to(torch.get_autocast_dtype(device_type)) for tensor in tensors]
 
 
 # ---- document by document ----

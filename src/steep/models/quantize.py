@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steep.core.errors import MissingExtraError
+from steep.models.autocast import to_autocast_dtype
 
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
 """Numbers per scale, and scales per scale of scales (double quantization): Dettmers et al. 2023, arXiv:2305.14314."""
@@ -49,10 +50,7 @@ def quantize(model: nn.Module, method: str, compute_dtype: torch.dtype, device: 
 def _in_autocast_dtype(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """As autocast does for nn.Linear. bitsandbytes' layers give back what they get: after an fp32 embedding every activation
     would be fp32, of twice the memory."""
-    x, *rest = arguments
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    return (x, *rest)
+    return (to_autocast_dtype(arguments[0]), *arguments[1:])
 
 
 def linear_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
@@ -136,8 +134,7 @@ class _Dequantized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, out_features: int, method: str) -> Tensor:
-        if torch.is_autocast_enabled(input.device.type):
-            input = input.to(torch.get_autocast_dtype(input.device.type))
+        input = to_autocast_dtype(input)
         weight = input.new_empty(out_features, input.shape[-1])
         if method != "nf4":
             ctx.save_for_backward(input if method == "int8" else weight)

@@ -9,18 +9,15 @@ and needs some sixty bytes per number of the largest tensor while it updates it,
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steep.core.errors import MissingExtraError
 from steep.optim.config import OptimizerConfig
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 SMALLEST_8BIT, BLOCK = 4096, 256
 MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
