@@ -189,6 +189,15 @@ def heading() -> str:
     )
 
 
+def gpu_heading() -> str:
+    """What a result of a GPU must be read with besides. Raises SystemExit where torch finds none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit(f"benchmarks/{Path(sys.argv[0]).name} needs a CUDA device; torch finds none here")
+    return f"- GPU: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -17,7 +17,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import GPT2_TARGET, heading, spread, steep_train, table, train_lines, write_store, write_tokenizer
+from common import (
+    GPT2_TARGET,
+    gpu_heading,
+    heading,
+    spread,
+    steep_train,
+    table,
+    train_lines,
+    write_store,
+    write_tokenizer,
+)
 
 LLAMA_1B = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
@@ -43,15 +53,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=20, help="steps left out at the start: compiling, warming up")
     parser.add_argument("--eager", action="store_true")
     arguments = parser.parse_args()
-    import torch
-
-    if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/gpu.py needs a CUDA device; torch finds none here")
-    print(heading())
-    print(
-        f"- GPU: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, compiled: {not arguments.eager}\n",
-        flush=True,
-    )
+    print(f"{heading()}\n{gpu_heading()}, compiled: {not arguments.eager}\n", flush=True)
     rows = [measure(name, arguments.steps, arguments.skip, not arguments.eager) for name in arguments.models]
     print(table(["model", "batch", "tokens/s: median (min-max)", "MFU", "peak allocated GiB"], rows))
 

@@ -4,8 +4,8 @@
 
 Mistral-7B-v0.3's shape with random weights (14.5 GB, written into the folder first; the memory and the time do not depend on
 their values), 4-bit, rank 128 on all linear layers, embeddings and head in full, 8-bit AdamW, 8 micro-batches of 2 x 2,048
-tokens, activations checkpointed and held in host memory, bf16. The guide's own run reserved 9.332 GiB, of which it counts 2 short
-stories in a micro-batch; here every micro-batch is full. Reserved is what nvidia-smi sees of torch, allocated what is in use.
+tokens, activations checkpointed and held in host memory, bf16. The guide's own run reserved 9.332 GiB with 2 short stories in a
+micro-batch; here every micro-batch is full. Reserved is what nvidia-smi sees of torch, allocated what is in use.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import heading, last_json, run_process, table, train_lines, write_store, write_tokenizer
+from common import gpu_heading, heading, last_json, run_process, table, train_lines, write_store, write_tokenizer
 
 SHAPE = {
     "model_type": "mistral", "vocab_size": 32768, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -38,12 +38,7 @@ def main() -> None:
     if arguments.work is not None:
         {"write": write_model, "train": train}[arguments.work](Path(arguments.folder))
         return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/guide_memory.py needs a CUDA device; torch finds none here")
-    print(heading())
-    print(f"- GPU: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}\n", flush=True)
+    print(f"{heading()}\n{gpu_heading()}\n", flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as made:
         print(measure(Path(made), arguments.steps))
 
