@@ -187,7 +187,7 @@ def steep_batches(prefix: str, batches: int, packing: str) -> dict[str, float]:
 
     from steep.loader import Loader
     from steep.store.reader import open_store
-    from steep.train.sizes import Sizes
+    from steep.order.batches import Sizes
 
     torch.set_num_threads(1)
     store = open_store(prefix)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from steep.batch import IGNORE_INDEX, Batch
 from steep.order.packing import TokenRange
 from steep.order.plan import Plan, PlannedSequence
-from steep.train.sizes import Sizes
+from steep.order.batches import Sizes
 
 
 class TokenReader(Protocol):

@@ -20,7 +20,7 @@ from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.load import load_hf_tokenizer, load_tokenizer, text_tokenizer
 from steep.train.data import open_run_data
 from steep.train.loop import train
-from steep.train.sizes import run_sizes
+from steep.order.batches import run_sizes
 from support import run_mapping
 
 

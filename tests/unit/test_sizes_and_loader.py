@@ -12,7 +12,7 @@ from steep.loader import Loader, make_batch
 from steep.order.packing import TokenRange
 from steep.order.plan import DataPlan, PlannedSequence, SourcePlan
 from steep.train.config import TrainConfig
-from steep.train.sizes import Sizes, batches_of_documents, run_sizes
+from steep.order.batches import Sizes, batches_of_documents, run_sizes
 
 
 class ListStore:

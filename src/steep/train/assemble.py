@@ -55,7 +55,7 @@ from steep.tokenizer.vocabulary import extend_tokenizer
 from steep.train.contract import check_groups
 from steep.train.data import RunData, open_run_data
 from steep.train.engine import TorchEngine
-from steep.train.sizes import Sizes, run_sizes
+from steep.order.batches import Sizes, run_sizes
 
 Say = Callable[[str], None]
 """Prints a line for the person at the terminal."""

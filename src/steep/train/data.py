@@ -24,7 +24,7 @@ from steep.store.reader import TokenStore, open_store
 from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
 from steep.train.own_text import UnwrittenText, count_own_texts, is_own_text, with_own_text
-from steep.train.sizes import requested_sequences
+from steep.order.batches import requested_sequences
 from steep.train.state import TrainState
 from steep.train.stream import READERS, StreamSource
 

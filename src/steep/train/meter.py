@@ -17,7 +17,7 @@ import torch
 from steep.batch import Batch
 from steep.core.errors import TrainingError
 from steep.train.engine import StepResult
-from steep.train.sizes import Sizes
+from steep.order.batches import Sizes
 from steep.train.source_losses import StepSources, step_sources
 from steep.train.state import TrainState
 

@@ -22,7 +22,7 @@ from steep.models.structure import StructureFacts, plan_structure
 from steep.runtime.device import choose_precision
 from steep.train.data import RunData, open_run_data
 from steep.train.hardware import Hardware, find_hardware
-from steep.train.sizes import Sizes, run_sizes
+from steep.order.batches import Sizes, run_sizes
 
 BAR_COLUMNS = 40
 

@@ -19,7 +19,7 @@ from steep.core.errors import TrainingError
 from steep.order.plan import Plan
 from steep.train.config import TrainConfig
 from steep.train.run_directory import RunDirectory
-from steep.train.sizes import Sizes
+from steep.order.batches import Sizes
 from steep.train.state import TrainState
 
 WINDOW_STEPS, FEWEST_STEPS = 64, 16

@@ -25,7 +25,7 @@ from steep.parallelize.activation_checkpoint import keep_activations
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.load import text_tokenizer
 from steep.trackers.jsonl import read_records
-from steep.train.sizes import DocumentBatches, batches_of_documents
+from steep.order.batches import DocumentBatches, batches_of_documents
 from steep.unsloth.arguments import UnslothTrainingArguments
 from steep.unsloth.model import Door, door_of, inner
 from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
