@@ -12,7 +12,7 @@ from steep.core.errors import ConfigError, DataError
 from steep.core.files import read_json
 from steep.core.units import format_bytes
 from steep.order.plan import Plan, same_past
-from steep.train.run_directory import RunDirectory, is_run_directory
+from steep.runtime.run_directory import RunDirectory, is_run_directory
 
 SHOWN_CHARACTERS = 400
 SHOWN_ITEMS = 8

@@ -15,7 +15,7 @@ def command(
     """Write report.html, one self-contained page, into the directory of a run."""
     refuse_overrides(context)
     from steep.core.errors import ConfigError
-    from steep.train.run_directory import is_run_directory
+    from steep.runtime.run_directory import is_run_directory
 
     if not is_run_directory(existing_path(run, "run directory")):
         raise ConfigError(f"{run}: is no run directory; it has no config.yaml and checkpoints/")

@@ -219,7 +219,7 @@ def _is_consolidated(reference: str) -> bool:
 
 def run_of(reference: str | os.PathLike[str]) -> Path | None:
     """The run directory that a reference is, or lies in; None for any other model."""
-    from steep.train.run_directory import is_run_directory
+    from steep.runtime.run_directory import is_run_directory
 
     path = Path(reference)
     if not path.exists():

@@ -7,7 +7,7 @@ from typing import Any
 
 from steep import __version__
 from steep.core.units import format_count
-from steep.train.run_directory import RunDirectory
+from steep.runtime.run_directory import RunDirectory
 
 
 def model_card(reference: str, run: Path | None, dtype: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from steep.core.errors import CheckpointError, SteepError, TrainingError
-from steep.train.run_directory import RunDirectory
+from steep.runtime.run_directory import RunDirectory
 
 
 @contextmanager

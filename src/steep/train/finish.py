@@ -22,7 +22,7 @@ from steep.train.assemble import Job
 from steep.train.hardware import find_hardware
 from steep.train.outcome import describe_outcome
 from steep.train.plan import plan_opened
-from steep.train.run_directory import RunDirectory
+from steep.runtime.run_directory import RunDirectory
 from steep.train.spikes import ROLLBACKS_FILE
 from steep.train.state import TrainState
 

@@ -28,7 +28,7 @@ from steep.train.forecast import Forecaster
 from steep.train.meter import Meter
 from steep.train.progress import due, show_model
 from steep.train.resume import Beginning, begin_state, checkpoint_name, checkpoint_state, find_beginning, restore_job
-from steep.train.run_directory import RunDirectory
+from steep.runtime.run_directory import RunDirectory
 from steep.train.spikes import RollBack, SpikeWatch
 
 

@@ -12,7 +12,7 @@ from steep.evaluate.held_out import HeldOutText, Score, score_text
 from steep.runtime.device import autocast
 from steep.trackers.sinks import Sinks
 from steep.train.assemble import Job
-from steep.train.run_directory import RunDirectory
+from steep.runtime.run_directory import RunDirectory
 from steep.train.state import TrainState
 
 

@@ -18,7 +18,7 @@ from steep.core.errors import CheckpointError
 from steep.models.adapters import ADAPTER_WEIGHTS
 from steep.order.plan import Plan, same_past
 from steep.train.assemble import Job, Say
-from steep.train.run_directory import RunDirectory
+from steep.runtime.run_directory import RunDirectory
 from steep.train.state import TrainState
 
 

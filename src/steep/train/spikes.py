@@ -18,7 +18,7 @@ from typing import Any
 from steep.core.errors import TrainingError
 from steep.order.plan import Plan
 from steep.train.config import TrainConfig
-from steep.train.run_directory import RunDirectory
+from steep.runtime.run_directory import RunDirectory
 from steep.order.batches import Sizes
 from steep.train.state import TrainState
 
