@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from steep.config.load import load_run_config
-from steep.config.targets import TargetProblems, announce, build, check, find_targets, resolve
+from steep.core.targets import TargetProblems, announce, build, check, find_targets, resolve
 from steep.core.errors import ConfigError
 from steep.core.section import Target
 
@@ -216,7 +216,7 @@ def test_announcing_imports_nothing(tmp_path: Path) -> None:
 
 def test_finding_and_announcing_need_no_torch() -> None:
     program = (
-        "import sys\nfrom steep.config.targets import announce\nprint(announce({'_target_': 'torch.load'}))\n"
+        "import sys\nfrom steep.core.targets import announce\nprint(announce({'_target_': 'torch.load'}))\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
@@ -258,7 +258,7 @@ REFUSED = [
     "transformers.PreTrainedModel.push_to_hub",
     "transformers.testing_utils.subprocess.run",
     "steep.core.files.write_text",
-    "steep.config.targets.build",
+    "steep.core.targets.build",
     "steep.models.config.Optional",
     "steep.models.config.Any",
 ]

@@ -193,7 +193,7 @@ def _load_target(
     """A model that only its `_target_` can build, with the weights of the newest whole checkpoint."""
     from steep.checkpoint.capture import restore
     from steep.checkpoint.load import find_checkpoint, open_checkpoint
-    from steep.config import targets
+    from steep.core import targets
     from steep.models.load import load_model
 
     for line in targets.announce(origin.model):

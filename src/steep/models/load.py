@@ -418,7 +418,7 @@ def _refuse_unknown_keys(mapping: dict[str, Any], config: Any) -> None:
 
 def build_target(target: Target, seed: int) -> nn.Module:
     """What a `_target_` returns, its fresh weights drawn from `seed`. Raises ConfigError if that is no module."""
-    from steep.config.targets import build
+    from steep.core.targets import build
 
     with _seeded(seed):
         model = build(target, location="model")

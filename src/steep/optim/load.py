@@ -76,7 +76,7 @@ def split_inner(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str
 
 
 def _build_target(model: nn.Module, target: Target) -> torch.optim.Optimizer:
-    from steep.config.targets import build
+    from steep.core.targets import build
     from steep.optim.param_groups import build_param_groups
 
     arguments: dict[str, Any] = target.arguments

@@ -11,7 +11,7 @@ from torch import nn
 
 from steep.checkpoint.lock import RunLock
 from steep.checkpoint.save import CheckpointWriter
-from steep.config import targets
+from steep.core import targets
 from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.loader import Loader

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from steep.config import targets
+from steep.core import targets
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.files import write_json

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from steep.config import targets
+from steep.core import targets
 from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
