@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from steep.checkpoint.lock import RunLock
+from steep.core.lock import RunLock
 from steep.core.errors import ConfigError
 from steep.core.files import atomic_writer
 

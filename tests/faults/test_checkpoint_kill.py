@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from steep.checkpoint.load import find_checkpoint, open_checkpoint
-from steep.checkpoint.lock import RunLock
+from steep.core.lock import RunLock
 from steep.checkpoint.retention import collect_leftovers
 from steep.core.files import TEMPORARY_PREFIX
 
 # Saves as fast as it can, every tensor equal to the step; prints each event, so that a kill can aim inside a save.
 SAVER = """
 import sys, torch
-from steep.checkpoint.lock import RunLock
+from steep.core.lock import RunLock
 from steep.checkpoint.load import find_checkpoint, open_checkpoint
 from steep.checkpoint.manifest import checkpoint_name
 from steep.checkpoint.save import CheckpointState, CheckpointWriter

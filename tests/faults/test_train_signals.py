@@ -92,7 +92,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, corpus_directory: Path, 
 
 
 def read_lock_is_free(run: Path) -> bool:
-    from steep.checkpoint.lock import RunLock
+    from steep.core.lock import RunLock
 
     with RunLock(run):
         return True

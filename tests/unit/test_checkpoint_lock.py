@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from steep.checkpoint.lock import LOCK_NAME, RunLock, is_stale
+from steep.core.lock import LOCK_NAME, RunLock, is_stale
 from steep.core.errors import CheckpointError
 
 HOLD = """
 import sys, time
-from steep.checkpoint.lock import RunLock
+from steep.core.lock import RunLock
 with RunLock(sys.argv[1]) as lock:
     print("held", flush=True)
     sys.stdin.readline()

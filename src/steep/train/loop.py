@@ -9,7 +9,7 @@ from typing import TextIO
 
 from torch import nn
 
-from steep.checkpoint.lock import RunLock
+from steep.core.lock import RunLock
 from steep.checkpoint.save import CheckpointWriter
 from steep.core import targets
 from steep.config.redact import redact
