@@ -119,7 +119,7 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
     """Sequence `index` of a run's plan: which documents and tokens, and their text. Raises DataError, ConfigError."""
     from steep.evaluate.subject import config_of_run
     from steep.tokenizer.load import load_tokenizer
-    from steep.train.data import open_run_data
+    from steep.data.open import open_run_data
 
     if not is_run_directory(path):
         raise ConfigError(f"{path}: --sequence needs a run directory")

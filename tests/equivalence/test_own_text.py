@@ -23,7 +23,7 @@ from steep.core.errors import ConfigError, DataError
 from steep.core.files import TEMPORARY_PREFIX
 from steep.evaluate.sample import sample_documents
 from steep.models.load import build_fresh
-from steep.train.own_text import with_own_text
+from steep.data.self_generated import with_own_text
 from support import LLAMA, run_mapping, write_yaml
 
 END = 7

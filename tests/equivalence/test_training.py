@@ -13,7 +13,7 @@ from steep.core.errors import TrainingError
 from steep.models.load import load_model
 from steep.optim.schedule import multiplier
 from steep.tokenizer.load import load_tokenizer
-from steep.train.data import open_run_data
+from steep.data.open import open_run_data
 from steep.train.loop import train
 from support import losses, run_mapping
 

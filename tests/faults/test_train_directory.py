@@ -17,7 +17,7 @@ from steep.config.load import load_run_config
 from steep.core.errors import CheckpointError, ConfigError, SteepError
 from steep.inspection import inspect_sequence
 from steep.tokenizer.load import load_tokenizer
-from steep.train.data import open_run_data
+from steep.data.open import open_run_data
 from steep.train.finish import TrainResult
 from steep.train.loop import train
 from support import losses, run_mapping, write_yaml

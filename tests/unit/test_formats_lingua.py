@@ -16,7 +16,7 @@ from steep.store.cache import open_sources
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.load import load_tokenizer
-from steep.train.data import open_run_data
+from steep.data.open import open_run_data
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from steep.order.config import TrainSourceConfig
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer
-from steep.train import stream
+from steep.store import stream
 from steep.train.loop import train
-from steep.train.stream import StreamSource
+from steep.store.stream import StreamSource
 from support import losses, run_mapping
 
 

@@ -33,7 +33,7 @@ from steep.store.cache import open_sources
 
 if TYPE_CHECKING:
     from steep.tokenizer.encode import TextTokenizer
-    from steep.train.data import RunData
+    from steep.data.open import RunData
 
 DEFAULT_SEQUENCE_LENGTH = 1024
 DEFAULT_TOKENS = 200_000
@@ -254,7 +254,7 @@ def _open_texts(
 ) -> tuple[list[HeldOutText], RunData | None]:
     """The texts as this model's tokenizer reads them: those named, else the validation texts of the run, with its data."""
     if not named:
-        from steep.train.data import open_run_data
+        from steep.data.open import open_run_data
 
         assert run is not None
         config = config_of_run(run)

@@ -20,7 +20,7 @@ def held_out_ids(subject: Subject, most_tokens: int, say: Say = tell) -> dict[st
     """
     if subject.run is None:
         return {}
-    from steep.train.data import open_run_data
+    from steep.data.open import open_run_data
 
     try:
         data = open_run_data(config_of_run(subject.run), subject.tokenizer, _refuse_to_prepare, write=False)

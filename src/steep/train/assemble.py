@@ -53,7 +53,7 @@ from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer, tokenizer_reference
 from steep.tokenizer.vocabulary import extend_tokenizer
 from steep.train.contract import check_groups
-from steep.train.data import RunData, open_run_data
+from steep.data.open import RunData, open_run_data
 from steep.train.engine import TorchEngine
 from steep.order.batches import Sizes, run_sizes
 

@@ -20,7 +20,7 @@ from steep.evaluate.forgetting import configured_roles
 from steep.models.adapters import capacity_line
 from steep.models.structure import StructureFacts, plan_structure
 from steep.runtime.device import choose_precision
-from steep.train.data import RunData, open_run_data
+from steep.data.open import RunData, open_run_data
 from steep.train.hardware import Hardware, find_hardware
 from steep.order.batches import Sizes, run_sizes
 

@@ -33,7 +33,7 @@ from steep.sources.config import SourceConfig
 from steep.store.boundaries import default_cache_directory
 from steep.store.cache import HASH_MEMORY
 from steep.store.file_hashes import hash_files
-from steep.train.stream import StreamSource
+from steep.store.stream import StreamSource
 
 BATCH_DOCUMENTS = 16
 """Documents written at a time. Part of what decides the text."""

@@ -23,10 +23,10 @@ from steep.store.cache import check_tokenizer, open_sources
 from steep.store.reader import TokenStore, open_store
 from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
-from steep.train.own_text import UnwrittenText, count_own_texts, is_own_text, with_own_text
+from steep.data.self_generated import UnwrittenText, count_own_texts, is_own_text, with_own_text
 from steep.order.batches import requested_sequences
 from steep.train.state import TrainState
-from steep.train.stream import READERS, StreamSource
+from steep.store.stream import READERS, StreamSource
 
 Progress = Callable[[int, int, int], None]
 """Called with bytes done, bytes in all and tokens written, while text is prepared."""
