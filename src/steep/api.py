@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from steep.tokenizer.extend import ExtendResult
     from steep.tokenizer.fertility import FertilityReport
     from steep.train.finish import TrainResult
-    from steep.train.fit import Fit
+    from steep.estimate.fit import Fit
     from steep.train.lr_find import LearningRates
-    from steep.train.plan import RunPlan
+    from steep.estimate.run_plan import RunPlan
 
 ConfigLike = Union["RunConfig", Mapping[str, Any], str, "os.PathLike[str]"]
 """A RunConfig, its values as a mapping, or the path of a YAML file."""
@@ -153,7 +153,7 @@ def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -
 
     device: `auto`, `cpu`, or a GPU's name such as `h100`. Raises a SteepError for what cannot work.
     """
-    from steep.train.plan import plan_run
+    from steep.estimate.run_plan import plan_run
 
     return plan_run(as_config(config), device=device, allow_code=allow_code)
 
@@ -165,8 +165,8 @@ def plan_fit(config: ConfigLike, size: int | str, *, device: str = "auto", allow
     """
     from steep.core.errors import ConfigError
     from steep.core.units import parse_bytes
-    from steep.train.fit import fit
-    from steep.train.plan import plan_unchecked
+    from steep.estimate.fit import fit
+    from steep.estimate.run_plan import plan_unchecked
 
     try:
         limit_bytes = parse_bytes(size)

@@ -59,7 +59,7 @@ HEAVY = {"torch", "transformers", "pyarrow", "matplotlib", "tokenizers", "safete
 BROAD_HANDLERS = {
     "cli/main.py": "usage errors of typer, whose class depends on its version; anything else is raised again",
     "loader.py": "handed to the thread that waits for it",
-    "models/structure.py": "a model may do anything in its forward pass; the plan says that its figure is a guess, and why",
+    "estimate/structure.py": "a model may do anything in its forward pass; the plan says that its figure is a guess, and why",
     "store/worker.py": "sent to the parent process, which raises it",
     "tokenizer/choose.py": "a fast backend may fail in any way; the reference is used and the line printed says why",
 }

@@ -12,9 +12,9 @@ import torch
 import steep
 from steep.core.errors import ConfigError, ModelError
 from steep.models.load import build_fresh
-from steep.models.memory import saved_bytes
-from steep.train.hardware import find_hardware
-from steep.train.plan import memory_bar
+from steep.estimate.memory import saved_bytes
+from steep.estimate.hardware import find_hardware
+from steep.estimate.run_plan import memory_bar
 from support import LLAMA, run_mapping
 
 

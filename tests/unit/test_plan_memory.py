@@ -10,7 +10,7 @@ import pytest
 import steep
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
-from steep.models.structure import plan_structure
+from steep.estimate.structure import plan_structure
 from support import LLAMA, run_mapping
 
 MISTRAL_7B = {

@@ -13,7 +13,7 @@ from steep.core.errors import ModelError
 from steep.models.config import ModelConfig, RopeConfig
 from steep.models.load import build_fresh, load_model, max_positions, resolve_reference
 from steep.train.loop import train
-from steep.train.plan import plan_run
+from steep.estimate.run_plan import plan_run
 from support import LLAMA, losses, run_mapping
 
 

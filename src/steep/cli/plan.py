@@ -10,8 +10,8 @@ import typer
 from steep.cli.options import CONFIG, JSON, NO_CODE
 
 if TYPE_CHECKING:
-    from steep.train.fit import Fit
-    from steep.train.plan import RunPlan
+    from steep.estimate.fit import Fit
+    from steep.estimate.run_plan import RunPlan
 
 
 def command(

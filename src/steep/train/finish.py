@@ -19,9 +19,9 @@ from steep.runtime.device import peak_memory_bytes
 from steep.runtime.environment import describe_environment
 from steep.trackers.sinks import Sinks
 from steep.train.assemble import Job
-from steep.train.hardware import find_hardware
+from steep.estimate.hardware import find_hardware
 from steep.train.outcome import describe_outcome
-from steep.train.plan import plan_opened
+from steep.estimate.run_plan import plan_opened
 from steep.runtime.run_directory import RunDirectory
 from steep.train.spikes import ROLLBACKS_FILE
 from steep.train.state import TrainState

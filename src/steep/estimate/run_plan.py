@@ -18,10 +18,10 @@ from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.evaluate.forgetting import configured_roles
 from steep.models.adapters import capacity_line
-from steep.models.structure import StructureFacts, plan_structure
+from steep.estimate.structure import StructureFacts, plan_structure
 from steep.runtime.device import choose_precision
 from steep.data.open import RunData, open_run_data
-from steep.train.hardware import Hardware, find_hardware
+from steep.estimate.hardware import Hardware, find_hardware
 from steep.order.batches import Sizes, run_sizes
 
 BAR_COLUMNS = 40

@@ -31,7 +31,7 @@ from steep.models.load import (
     describe_model,
     pretrained_config,
 )
-from steep.models.memory import ActivationPlan, MemoryPlan, layer_input_bytes, plan_memory, saved_bytes
+from steep.estimate.memory import ActivationPlan, MemoryPlan, layer_input_bytes, plan_memory, saved_bytes
 from steep.models.quantize import plan_quantized
 from steep.models.rope import extend_rope
 from steep.models.vocabulary import require_trained, with_embeddings

@@ -16,8 +16,8 @@ from steep.config.run import RunConfig
 from steep.core.section import Target
 from steep.core.units import format_bytes
 from steep.models.config import ModelConfig
-from steep.models.structure import plan_structure
-from steep.train.plan import RunPlan
+from steep.estimate.structure import plan_structure
+from steep.estimate.run_plan import RunPlan
 
 SMALL_LOGITS_BYTES = 8 * 2**20
 
