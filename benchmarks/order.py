@@ -90,7 +90,7 @@ def write_lengths(prefix: Path, documents: int, sparse: bool) -> None:
 
 def steep_plan(store: Any, packing: str) -> Any:
     """The native order of one store."""
-    from steep.order.plan import DataPlan, SourcePlan
+    from steep.order.data_order import DataPlan, SourcePlan
 
     source = SourcePlan("store", None, store.document_lengths, store.fingerprint)
     return DataPlan([source], SEQUENCE_LENGTH, SEED, packing=packing)

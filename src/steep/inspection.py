@@ -11,7 +11,7 @@ import numpy as np
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import read_json
 from steep.core.units import format_bytes
-from steep.order.plan import Plan, same_past
+from steep.order.data_order import Plan, same_past
 from steep.runtime.run_directory import RunDirectory, is_run_directory
 
 SHOWN_CHARACTERS = 400

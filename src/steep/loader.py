@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from steep.batch import IGNORE_INDEX, Batch
 from steep.order.packing import TokenRange
-from steep.order.plan import Plan, PlannedSequence
+from steep.order.data_order import Plan, PlannedSequence
 from steep.order.batches import Sizes
 
 

@@ -15,7 +15,7 @@ from steep.order import source_order
 from steep.order.mixture import Schedule, integer_weights
 from steep.order.packing import ConcatPacking, pack_best_fit
 from steep.order.permutation import Permutation
-from steep.order.plan import DataPlan, SourcePlan, held_out, same_past
+from steep.order.data_order import DataPlan, SourcePlan, held_out, same_past
 from steep.order.windows import Windows
 
 

@@ -18,7 +18,7 @@ from steep.metrics import SourceTotals
 from steep.models.forward import forward_loss, forward_losses, forward_token_losses, prepare_forward
 from steep.models.load import build_fresh
 from steep.order.packing import TokenRange
-from steep.order.plan import PlannedSequence
+from steep.order.data_order import PlannedSequence
 from steep.train.engine import TorchEngine
 from steep.train.loop import train
 from steep.train.source_losses import StepSources, step_sources

@@ -15,7 +15,7 @@ from steep.core.errors import ConfigError, DataError
 from steep.evaluate.held_out import HeldOutText
 from steep.order.config import DataConfig, TrainSourceConfig, ValidationConfig
 from steep.order.megatron import build_megatron_plans
-from steep.order.plan import DataPlan, Plan, SourcePlan, held_out
+from steep.order.data_order import DataPlan, Plan, SourcePlan, held_out
 from steep.sources.config import SourceConfig
 from steep.sources.inputs import paths_of
 from steep.sources.lingua import validation_paths

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from steep.order.packing import TokenRange
-from steep.order.plan import PlannedSequence
+from steep.order.data_order import PlannedSequence
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steep.core.errors import TrainingError
-from steep.order.plan import Plan
+from steep.order.data_order import Plan
 from steep.train.config import TrainConfig
 from steep.runtime.run_directory import RunDirectory
 from steep.order.batches import Sizes
