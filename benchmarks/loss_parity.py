@@ -87,7 +87,7 @@ def reference_losses(mapping: dict[str, Any]) -> Iterator[float]:
 
     from steep.config.load import load_run_config
     from steep.optim.schedule import multiplier
-    from steep.tokenizer.load import load_tokenizer
+    from steep.tokenizer.open import load_tokenizer
     from steep.data.open import open_run_data
 
     config = load_run_config(mapping=mapping)

@@ -83,7 +83,7 @@ def prepare(
     from steep.store.prepare import check_export_format, write_export
     from steep.store.prepare import prepare as prepare_store
     from steep.tokenizer.config import TokenizerConfig
-    from steep.tokenizer.load import load_tokenizer
+    from steep.tokenizer.open import load_tokenizer
 
     check_export_format(format)
     paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
@@ -113,7 +113,7 @@ def tokenizer_fertility(
     texts, general: files, folders or globs. Raises DataError, ModelError for what cannot be read.
     """
     from steep.tokenizer.fertility import fertility_report
-    from steep.tokenizer.load import load_hf_tokenizer
+    from steep.tokenizer.open import load_hf_tokenizer
 
     other = None if general is None else _read_texts(general)
     return fertility_report(load_hf_tokenizer(tokenizer), _read_texts(texts), other)
@@ -127,7 +127,7 @@ def tokenizer_extend(
     Old tokens keep their ids. Raises ModelError for a tokenizer that is not BPE, ConfigError for a folder that exists.
     """
     from steep.tokenizer.extend import extend
-    from steep.tokenizer.load import load_hf_tokenizer
+    from steep.tokenizer.open import load_hf_tokenizer
 
     return extend(load_hf_tokenizer(tokenizer), _read_texts(texts), tokens, Path(out))
 

@@ -59,7 +59,7 @@ def inspect_path(
 def _inspect_store(path: Path, verify: bool, tokenizer: str | None, seed: int, format: str) -> dict[str, Any]:
     from steep.store.inspect import inspect_store
     from steep.tokenizer.config import TokenizerConfig
-    from steep.tokenizer.load import load_tokenizer
+    from steep.tokenizer.open import load_tokenizer
 
     given = None
     if tokenizer is not None:
@@ -118,7 +118,7 @@ def _inspect_model(path: Path) -> dict[str, Any]:
 def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
     """Sequence `index` of a run's plan: which documents and tokens, and their text. Raises DataError, ConfigError."""
     from steep.evaluate.subject import config_of_run
-    from steep.tokenizer.load import load_tokenizer
+    from steep.tokenizer.open import load_tokenizer
     from steep.data.open import open_run_data
 
     if not is_run_directory(path):

@@ -61,7 +61,7 @@ BROAD_HANDLERS = {
     "loader.py": "handed to the thread that waits for it",
     "estimate/structure.py": "a model may do anything in its forward pass; the plan says that its figure is a guess, and why",
     "store/worker.py": "sent to the parent process, which raises it",
-    "tokenizer/choose.py": "a fast backend may fail in any way; the reference is used and the line printed says why",
+    "tokenizer/backend_choice.py": "a fast backend may fail in any way; the reference is used and the line printed says why",
 }
 """Files that may catch Exception or BaseException without raising it in the same handler, and why."""
 

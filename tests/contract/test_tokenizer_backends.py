@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from steep.core.errors import ConfigError
 from steep.tokenizer.backends.gigatoken import GigatokenEncoder, add_missing_bytes, digits, remove_special_tokens
-from steep.tokenizer.choose import (
+from steep.tokenizer.backend_choice import (
     COMPARED_CHARACTERS,
     COMPARED_DOCUMENTS,
     LEAST_BYTES_FOR_AUTO,
@@ -26,7 +26,7 @@ from steep.tokenizer.choose import (
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import REFERENCE_BACKEND, EncodedTexts, TextTokenizer, make_text_tokenizer
 from steep.tokenizer.hard_strings import LONG_RUN_CHARACTERS, hard_strings
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 
 END = "<|endoftext|>"
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -270,7 +270,7 @@ class Finder(importlib.machinery.PathFinder):
 sys.meta_path = [Finder if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
 
 from steep.core.errors import ConfigError
-from steep.tokenizer.choose import BackendChooser
+from steep.tokenizer.backend_choice import BackendChooser
 from steep.tokenizer.encode import TextTokenizer
 tokenizer = TextTokenizer.load(Path(sys.argv[1]))
 chooser = BackendChooser("auto", tokenizer)

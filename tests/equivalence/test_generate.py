@@ -13,7 +13,7 @@ from steep.models.forward import prepare_forward
 from steep.models.gpt2 import build_gpt2_model
 from steep.models.load import load_model
 from steep.tokenizer.config import TokenizerConfig
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 from support import LLAMA
 
 

@@ -12,7 +12,7 @@ from steep.config.load import load_run_config
 from steep.core.errors import TrainingError
 from steep.models.load import load_model
 from steep.optim.schedule import multiplier
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 from steep.data.open import open_run_data
 from steep.train.loop import train
 from support import losses, run_mapping

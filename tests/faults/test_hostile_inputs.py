@@ -30,7 +30,7 @@ from steep.store.config import PrepareConfig
 from steep.store.prepare import prepare
 from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 
 GOOD = b'{"text": "good"}\n'
 HANG_SECONDS = 60  # by the clock, for a machine that is busy with other tests; the slowest takes 3 s on one that is not

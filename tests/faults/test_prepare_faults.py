@@ -24,7 +24,7 @@ from steep.store.prepare import prepare
 from steep.store.reader import is_store, open_store
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 
 SHARD_BYTES = 120_000
 

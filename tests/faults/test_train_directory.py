@@ -16,7 +16,7 @@ from processes import Steep, final_weights, same_records
 from steep.config.load import load_run_config
 from steep.core.errors import CheckpointError, ConfigError, SteepError
 from steep.inspection import inspect_sequence
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 from steep.data.open import open_run_data
 from steep.train.finish import TrainResult
 from steep.train.loop import train

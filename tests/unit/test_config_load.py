@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from steep.config.load import load_run_config, write_config
-from steep.config.problems import SYNONYMS, ConfigProblems
-from steep.config.structure import all_keys, dotted
+from steep.config.errors import SYNONYMS, ConfigProblems
+from steep.config.keys import all_keys, dotted
 from steep.core.errors import ConfigError
 from steep.core.section import Target
 

@@ -15,7 +15,7 @@ from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 from steep.data.open import open_run_data
 
 

@@ -17,7 +17,7 @@ from steep.sources.config import SourceConfig
 from steep.store.prepare import prepare
 from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
-from steep.tokenizer.load import load_hf_tokenizer, load_tokenizer, text_tokenizer
+from steep.tokenizer.open import load_hf_tokenizer, load_tokenizer, text_tokenizer
 from steep.data.open import open_run_data
 from steep.train.loop import train
 from steep.order.batches import run_sizes

@@ -27,7 +27,7 @@ from steep.store.reader import open_store
 from steep.store.work import gather_inputs, plan_items
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from steep.store.reader import TokenStore, open_store
 from steep.store.word_hashes import CHUNK_BYTES, run_hashes, runs_within, word_hashes, word_hashes_of
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 
 SHARD_BYTES = 60_000
 SETTINGS: list[dict[str, Any]] = [

@@ -20,7 +20,7 @@ from steep.store.prepare import prepare
 from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 
 pytest.importorskip("datasets")
 

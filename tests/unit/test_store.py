@@ -20,7 +20,7 @@ from steep.store.reader import TokenStore, is_store, join_stores, open_store
 from steep.store.statistics import COUNTED_TOKENS, count_ids, fertility, length_histogram
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer, make_text_tokenizer
-from steep.tokenizer.load import load_tokenizer
+from steep.tokenizer.open import load_tokenizer
 
 
 @pytest.fixture(scope="module")

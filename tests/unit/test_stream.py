@@ -16,7 +16,7 @@ from steep.core.errors import ConfigError, DataError
 from steep.order.config import TrainSourceConfig
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer
+from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer
 from steep.store import stream
 from steep.train.loop import train
 from steep.store.stream import StreamSource

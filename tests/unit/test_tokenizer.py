@@ -16,7 +16,7 @@ from steep.core.errors import ConfigError, ModelError
 from steep.models.config import ModelConfig
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.load import find_tokenizer_folder, load_hf_tokenizer, load_tokenizer, text_tokenizer
+from steep.tokenizer.open import find_tokenizer_folder, load_hf_tokenizer, load_tokenizer, text_tokenizer
 
 TEXTS = [
     "plain words",
@@ -189,7 +189,7 @@ def test_encoding_needs_neither_torch_nor_transformers(light: TextTokenizer, tmp
     light.save(tmp_path)
     code = (
         "import sys, pathlib; from steep.tokenizer.encode import TextTokenizer\n"
-        "import steep.store.cache, steep.store.worker, steep.store.inspect, steep.tokenizer.load\n"
+        "import steep.store.cache, steep.store.worker, steep.store.inspect, steep.tokenizer.open\n"
         f"ids = TextTokenizer.load(pathlib.Path({str(tmp_path)!r})).encode_documents(['x'])\n"
         "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
         "assert len(ids[0]) == 2 and not heavy, heavy"
@@ -234,7 +234,7 @@ def test_a_folder_without_a_model_is_read_as_transformers_does_and_without_torch
     assert mine.special_tokens_map == theirs.special_tokens_map
     assert mine(documents[:5])["input_ids"] == theirs(documents[:5])["input_ids"]
     code = (
-        "import sys; from steep.tokenizer.load import load_hf_tokenizer\n"
+        "import sys; from steep.tokenizer.open import load_hf_tokenizer\n"
         f"load_hf_tokenizer({str(tiny_tokenizer_directory)!r}); print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -253,7 +253,7 @@ def test_a_folder_with_a_model_is_left_to_transformers(
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "GPT2Tokenizer"}))
     code = (
-        "import sys; from steep.tokenizer.load import load_hf_tokenizer\n"
+        "import sys; from steep.tokenizer.open import load_hf_tokenizer\n"
         f"load_hf_tokenizer({str(folder)!r}); print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

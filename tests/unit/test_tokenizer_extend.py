@@ -18,7 +18,7 @@ from steep.core.errors import ConfigError, DataError, ModelError
 from steep.tokenizer.config import VocabularyConfig
 from steep.tokenizer.extend import continue_merges, count_words, merge, unreachable, with_merges
 from steep.tokenizer.fertility import fertility, split_pieces
-from steep.tokenizer.load import load_hf_tokenizer
+from steep.tokenizer.open import load_hf_tokenizer
 from steep.tokenizer.vocabulary import extend_tokenizer, new_tokens
 
 

@@ -17,9 +17,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from steep.config.problems import Problem, list_of, shown
+from steep.config.errors import Problem, list_of, shown
 from steep.config.run import RunConfig
-from steep.config.structure import Location
+from steep.config.keys import Location
 from steep.core.section import OWN_TEXT, Target
 
 _REMOTE = re.compile(r"[a-z0-9]{2,}://", re.IGNORECASE)

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from steep.config.structure import item_type, section_of
+from steep.config.keys import item_type, section_of
 from steep.core.section import Section
 
 

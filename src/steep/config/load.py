@@ -23,11 +23,11 @@ from pydantic import BaseModel, ValidationError
 
 from steep.config.checks import CROSS_CHECKS, DISK_CHECKS, nearest_path
 from steep.config.overrides import BadOverride, Override, apply_override, parse_overrides
-from steep.config.problems import ConfigProblems, Problem, problems_of, suggest_key, with_places, wrong_type
+from steep.config.errors import ConfigProblems, Problem, problems_of, suggest_key, with_places, wrong_type
 from steep.config.recipes import apply_recipe
 from steep.config.redact import redact
 from steep.config.run import RunConfig
-from steep.config.structure import (
+from steep.config.keys import (
     Location,
     allows_null,
     field_at,

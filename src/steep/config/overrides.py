@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steep.config.problems import Problem
-from steep.config.structure import Location, dotted, in_words, section_of, type_at
+from steep.config.errors import Problem
+from steep.config.keys import Location, dotted, in_words, section_of, type_at
 from steep.config.yaml_file import parse_yaml, read_scalar
 
 

@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined, core_schema
 
 from steep.config.documentation import document_sections
 from steep.config.run import RunConfig
-from steep.config.structure import (
+from steep.config.keys import (
     NUMBERS_AS_WRITTEN,
     allows_null,
     bounds,

@@ -122,7 +122,7 @@ class _Writer:
     """Writes the texts of one run; loads the model at the first batch that is not in the cache."""
 
     def __init__(self, run: RunConfig):
-        from steep.tokenizer.load import load_hf_tokenizer, tokenizer_reference
+        from steep.tokenizer.open import load_hf_tokenizer, tokenizer_reference
 
         assert isinstance(run.model, ModelConfig)  # checked with the configuration, as is the next
         assert run.model.pretrained is not None

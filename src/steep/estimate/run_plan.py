@@ -179,7 +179,7 @@ def plan_run(config: RunConfig, *, device: str = "auto", allow_code: bool = True
 
 def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
     """The plan of a run that may be too large for its device. Raises a SteepError for what else cannot work."""
-    from steep.tokenizer.load import load_tokenizer
+    from steep.tokenizer.open import load_tokenizer
 
     targets.check_run(config, lambda line: print(line, file=sys.stderr), allow_code)
     hardware = find_hardware(config.train.device if device == "auto" else device)

@@ -86,7 +86,7 @@ def origin_of(reference: str | os.PathLike[str]) -> Origin:
         return Origin(reference, ModelConfig(pretrained=reference), TokenizerConfig(pretrained=reference))
     config = config_of_run(run)
     if isinstance(config.model, Target) and not _is_consolidated(reference):
-        from steep.tokenizer.load import tokenizer_reference
+        from steep.tokenizer.open import tokenizer_reference
 
         own = tokenizer_reference(config.tokenizer, config.model)
         return Origin(reference, config.model, config.tokenizer.model_copy(update={"pretrained": own}), run)
@@ -104,7 +104,7 @@ def base_of(reference: str | os.PathLike[str]) -> Origin:
     config = config_of_run(run)
     if isinstance(config.model, Target) or config.model.pretrained is None:
         raise ModelError(f"the run {run} started from fresh weights, so it has no base; name a model to compare with")
-    from steep.tokenizer.load import tokenizer_reference
+    from steep.tokenizer.open import tokenizer_reference
 
     own = tokenizer_reference(config.tokenizer, config.model)
     return Origin(config.model.pretrained, config.model, config.tokenizer.model_copy(update={"pretrained": own}))
@@ -124,7 +124,7 @@ def load_subject(
     from steep.models.load import describe_model, load_model
     from steep.models.load_quantized import load_quantized, quantization_of
     from steep.runtime.device import autocast, available_cores, choose_device, choose_precision, parameter_dtype
-    from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer
+    from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer
 
     where = choose_device(device)
     torch.set_num_threads(available_cores())

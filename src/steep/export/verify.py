@@ -105,7 +105,7 @@ def _load_gguf(path: Path) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from steep.models.load import read_gguf_config
-    from steep.tokenizer.load import load_hf_tokenizer
+    from steep.tokenizer.open import load_hf_tokenizer
 
     config = read_gguf_config(path)
     derived = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)

@@ -15,7 +15,7 @@ from steep.evaluate.subject import Say, tell
 from steep.merge.card import merge_card
 from steep.merge.verify import verify_folder
 from steep.merge.weights import FolderWeights, combine, open_weights, require_free, write_model
-from steep.tokenizer.load import load_hf_tokenizer
+from steep.tokenizer.open import load_hf_tokenizer
 
 
 @dataclass(frozen=True)

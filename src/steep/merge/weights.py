@@ -86,7 +86,7 @@ def _adapter_with(adapter: Path, replaced: Mapping[str, Tensor], out: Path) -> P
 def _write_merged(adapter: Path, out: Path) -> None:
     from steep.models.config import ModelConfig
     from steep.models.load import load_model, quiet_transformers
-    from steep.tokenizer.load import load_hf_tokenizer
+    from steep.tokenizer.open import load_hf_tokenizer
 
     model: Any = load_model(ModelConfig(pretrained=str(adapter)))
     with quiet_transformers():

@@ -9,7 +9,7 @@ from steep.sources.config import SourceConfig
 from steep.sources.document import Document
 from steep.sources.inputs import load_format
 from steep.store.work import Inputs, source_name
-from steep.tokenizer.choose import BackendChooser
+from steep.tokenizer.backend_choice import BackendChooser
 from steep.tokenizer.encode import TextTokenizer
 
 

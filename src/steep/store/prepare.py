@@ -23,7 +23,7 @@ from steep.core.units import format_bytes, format_count, format_seconds
 from steep.sources.config import SourceConfig
 from steep.sources.inputs import STANDARD_INPUT, paths_of
 from steep.store.backends import choose_backends
-from steep.store.choose import (
+from steep.store.select_documents import (
     KEPT,
     Choice,
     choose_documents,

@@ -233,7 +233,7 @@ def _write(tokenizer: Any, extended: Any, out: Path) -> None:
     """A folder that transformers and steep read, whole or absent: the old tokenizer with more tokens. Raises ModelError."""
     from transformers import PreTrainedTokenizerFast
 
-    from steep.tokenizer.load import load_hf_tokenizer
+    from steep.tokenizer.open import load_hf_tokenizer
 
     names = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     wrapped: Any = PreTrainedTokenizerFast(tokenizer_object=extended, **names)

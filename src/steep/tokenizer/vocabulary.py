@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from steep.core.errors import ConfigError, ModelError
 from steep.tokenizer.config import VocabularyConfig
-from steep.tokenizer.load import load_hf_tokenizer
+from steep.tokenizer.open import load_hf_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

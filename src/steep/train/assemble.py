@@ -50,7 +50,7 @@ from steep.runtime.device import (
 )
 from steep.runtime.seed import seed_everything, set_determinism
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.load import load_hf_tokenizer, text_tokenizer, tokenizer_reference
+from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer, tokenizer_reference
 from steep.tokenizer.vocabulary import extend_tokenizer
 from steep.train.contract import check_groups
 from steep.data.open import RunData, open_run_data

@@ -23,7 +23,7 @@ from steep.core.files import atomic_writer
 from steep.optim.param_groups import embedding_tensors
 from steep.parallelize.activation_checkpoint import keep_activations
 from steep.tokenizer.config import TokenizerConfig
-from steep.tokenizer.load import text_tokenizer
+from steep.tokenizer.open import text_tokenizer
 from steep.trackers.jsonl import read_records
 from steep.order.batches import DocumentBatches, batches_of_documents
 from steep.unsloth.arguments import UnslothTrainingArguments

@@ -16,7 +16,7 @@ from typing import Any, Optional
 from steep.config.documentation import meaning_of
 from steep.config.redact import redact
 from steep.config.run import RunConfig
-from steep.config.structure import (
+from steep.config.keys import (
     Location,
     all_keys,
     allows_null,
