@@ -6,7 +6,7 @@ import torch
 
 from steep.models.gpt2 import build_gpt2_model
 from steep.optim.config import OptimizerConfig
-from steep.optim.load import build_optimizer
+from steep.optim.build import build_optimizer
 
 
 def test_fused_adamw_equals_the_plain_loop():

@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from steep.core.errors import ConfigError
 from steep.models.gpt2 import build_gpt2_model
-from steep.optim.adamw_8bit import build as build_8bit
+from steep.optim.optimizers.adamw_8bit import build as build_8bit
 from steep.optim.config import LION_BETAS, OPTIONS, OptimizerConfig
-from steep.optim.load import NOT_OPTIMIZERS, build_optimizer, optimizer_state_bytes
+from steep.optim.build import NOT_OPTIMIZERS, build_optimizer, optimizer_state_bytes
 
 STEPS, RATE, DECAY = 7, 3e-3, 0.2
 RATES = [RATE * factor for factor in (0.25, 0.5, 1.0, 1.0, 0.8, 0.5, 0.1)]
@@ -269,7 +269,7 @@ sys.modules["bitsandbytes"] = None  # as where it is not installed
 import torch
 from steep.core.errors import MissingExtraError
 from steep.optim.config import OptimizerConfig
-from steep.optim.load import build_optimizer
+from steep.optim.build import build_optimizer
 try:
     build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="adamw_8bit"))
 except MissingExtraError as error:

@@ -14,7 +14,7 @@ from steep.core.section import Target
 from steep.models.gpt2 import build_gpt2_model
 from steep.models.load import build_fresh
 from steep.optim.config import OptimizerConfig
-from steep.optim.load import build_optimizer, load_optimizer
+from steep.optim.build import build_optimizer, load_optimizer
 from steep.optim.param_groups import build_param_groups, describe_param_groups
 from steep.train.loop import train
 from support import LLAMA, losses, run_mapping, train_lines

@@ -35,7 +35,7 @@ from steep.estimate.memory import ActivationPlan, MemoryPlan, layer_input_bytes,
 from steep.models.quantize import plan_quantized
 from steep.models.rope import extend_rope
 from steep.models.vocabulary import require_trained, with_embeddings
-from steep.optim.load import optimizer_state_bytes
+from steep.optim.build import optimizer_state_bytes
 from steep.parallelize.config import ActivationCheckpointing
 
 GUESSED_BYTES_PER_WIDTH = 68

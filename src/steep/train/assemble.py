@@ -36,7 +36,7 @@ from steep.models.forward import (
 from steep.models.freeze import freeze
 from steep.models.load import check_sequence_length, describe_model, load_model
 from steep.models.vocabulary import extend_embeddings, require_trained, with_embeddings
-from steep.optim.load import build_optimizer
+from steep.optim.build import build_optimizer
 from steep.parallelize.activation_checkpoint import checkpoint_layers
 from steep.parallelize.compile import compile_layers
 from steep.runtime.device import (

@@ -25,7 +25,7 @@ from steep.core.table import text_table
 from steep.evaluate.forgetting import configured_roles
 from steep.loader import Loader
 from steep.optim.config import OptimizerConfig, ScheduleConfig
-from steep.optim.load import build_optimizer
+from steep.optim.build import build_optimizer
 from steep.optim.param_groups import embedding_rate
 from steep.optim.schedule import multiplier
 from steep.report.palette import LIGHT, TEXT_STYLES

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from steep.optim import adamw
+from steep.optim.optimizers import adamw
 from steep.optim.config import OptimizerConfig
 
 NEEDS_INNER = True
