@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from steep.trackers import console, jsonl
+from steep.trackers.backends import console
+
+from steep.trackers.backends import jsonl
 from steep.trackers.config import ConsoleConfig
 
 TRAIN = {"kind": "train", "step": 12, "loss": 2.9131, "grad_norm": 1.2142, "learning_rate": 4.9e-5,
@@ -168,7 +170,7 @@ def test_the_fields_of_the_configuration_are_the_arguments(tmp_path: Path) -> No
 RUN = """
 import sys
 from pathlib import Path
-from steep.trackers import console
+from steep.trackers.backends import console
 tracker = console.build(progress=sys.argv[2])
 tracker.start(Path(sys.argv[1]), {})
 tracker.expect_steps(3)

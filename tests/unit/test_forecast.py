@@ -16,7 +16,7 @@ from steep.optim.config import ScheduleConfig
 from steep.optim.schedule import multiplier
 from steep.report.page import report_page
 from steep.report.run_data import read_run
-from steep.trackers.console import train_line
+from steep.trackers.backends.console import train_line
 from steep.train.forecast import Forecaster, forecast, last_steps
 from support import run_mapping
 

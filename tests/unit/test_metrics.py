@@ -72,7 +72,7 @@ def test_the_reference_page_names_every_metric_with_its_meaning() -> None:
 
 def test_metrics_and_trackers_do_not_import_torch() -> None:
     code = (
-        "import sys, steep.metrics, steep.trackers.console, steep.trackers.jsonl, steep.trackers.tensorboard, "
+        "import sys, steep.metrics, steep.trackers.backends.console, steep.trackers.backends.jsonl, steep.trackers.backends.tensorboard, "
         "steep.core.progress; heavy = {'torch', 'rich', 'matplotlib', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

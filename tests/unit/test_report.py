@@ -17,7 +17,7 @@ from steep.report.page import report_page, write_report
 from steep.report.palette import DARK, LIGHT, TEXT_STYLES
 from steep.report.plots import loss_plot, memory_plot, write_training_loss
 from steep.report.run_data import read_run
-from steep.trackers import jsonl
+from steep.trackers.backends import jsonl
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 HOSTILE = (

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from steep.core.errors import ConfigError
-from steep.trackers import jsonl
-from steep.trackers.jsonl import read_records, truncate_after
+from steep.trackers.backends import jsonl
+from steep.trackers.backends.jsonl import read_records, truncate_after
 from steep.trackers.tracker import build_tracker
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 from typing import TextIO
 
-from steep.trackers.console import clean_text, encodable, is_terminal
+from steep.trackers.backends.console import clean_text, encodable, is_terminal
 
 
 class Wrapped:

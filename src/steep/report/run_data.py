@@ -101,7 +101,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_lines(path: Path) -> list[Record]:
-    from steep.trackers.jsonl import read_records
+    from steep.trackers.backends.jsonl import read_records
 
     return list(read_records(path))
 

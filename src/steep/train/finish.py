@@ -17,7 +17,7 @@ from steep.report.page import write_report
 from steep.report.plots import write_training_loss
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.environment import describe_environment
-from steep.trackers.sinks import Sinks
+from steep.trackers.run_trackers import Sinks
 from steep.train.assemble import Job
 from steep.estimate.hardware import find_hardware
 from steep.train.outcome import describe_outcome

@@ -18,8 +18,8 @@ from steep.loader import Loader
 from steep.optim.schedule import multiplier
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.preemption import Interrupted, StopSignals
-from steep.trackers.jsonl import read_records
-from steep.trackers.sinks import Sinks
+from steep.trackers.backends.jsonl import read_records
+from steep.trackers.run_trackers import Sinks
 from steep.train.assemble import assemble
 from steep.train.contract import TrainableContract
 from steep.train.failure import explained_errors

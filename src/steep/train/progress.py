@@ -10,7 +10,7 @@ from steep.evaluate.evaluation import score_base
 from steep.evaluate.generate import evaluation_mode, generate_text
 from steep.evaluate.held_out import HeldOutText, Score, score_text
 from steep.runtime.device import autocast
-from steep.trackers.sinks import Sinks
+from steep.trackers.run_trackers import Sinks
 from steep.train.assemble import Job
 from steep.runtime.run_directory import RunDirectory
 from steep.train.state import TrainState

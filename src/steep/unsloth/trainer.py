@@ -24,7 +24,7 @@ from steep.optim.param_groups import embedding_tensors
 from steep.parallelize.activation_checkpoint import keep_activations
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import text_tokenizer
-from steep.trackers.jsonl import read_records
+from steep.trackers.backends.jsonl import read_records
 from steep.order.batches import DocumentBatches, batches_of_documents
 from steep.unsloth.arguments import UnslothTrainingArguments
 from steep.unsloth.model import Door, door_of, inner

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from steep.metrics import METRICS, MISSING, SourceTotals, show_count, show_perplexity
-from steep.trackers.jsonl import FILE_NAME, read_records
+from steep.trackers.backends.jsonl import FILE_NAME, read_records
 from steep.trackers.tracker import Record
 
 LOG_NAME = "console.log"
