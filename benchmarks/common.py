@@ -68,7 +68,7 @@ def write_store(prefix: Path, vocab_size: int, document_tokens: int, documents: 
     """A Megatron .bin/.idx pair of random ids, small ids more often, every document equally long. Returns the prefix."""
     import numpy as np
 
-    from steep.store.megatron import token_dtype, write_index
+    from steep.store.formats.megatron import token_dtype, write_index
 
     dtype = token_dtype(vocab_size)
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from steep.core.errors import DataError
-from steep.store.megatron import index_bytes, read_index, token_dtype, write_index
+from steep.store.formats.megatron import index_bytes, read_index, token_dtype, write_index
 from steep.store.reader import open_store
 from steep.store.writer import open_shard
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from steep.core.errors import ConfigError, DataError
 from steep.store.export_tokens import write_format
-from steep.store.megatron import write_index
+from steep.store.formats.megatron import write_index
 from steep.store.reader import TokenStore, open_store
 
 EOT = 50256

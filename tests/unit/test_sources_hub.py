@@ -12,7 +12,7 @@ import pytest
 
 from steep.config.load import load_run_config
 from steep.core.errors import DataError
-from steep.sources import hub
+from steep.sources.formats import hub
 from steep.sources.config import SourceConfig
 from steep.sources.document import NO_FIELD, Document, Rejected
 from steep.store.config import PrepareConfig

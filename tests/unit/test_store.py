@@ -14,7 +14,7 @@ from steep.sources.config import SourceConfig
 from steep.store.cache import check_tokenizer, open_sources, store_paths
 from steep.store.config import PrepareConfig
 from steep.store.inspect import inspect_store
-from steep.store.megatron import write_index
+from steep.store.formats.megatron import write_index
 from steep.store.prepare import prepare
 from steep.store.reader import TokenStore, is_store, join_stores, open_store
 from steep.store.statistics import COUNTED_TOKENS, count_ids, fertility, length_histogram

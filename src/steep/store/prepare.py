@@ -48,7 +48,7 @@ from steep.store.manifest import (
     make_manifest,
     read_manifest,
 )
-from steep.store.megatron import token_dtype
+from steep.store.formats.megatron import token_dtype
 from steep.store.pool import run_items
 from steep.store.reader import open_store
 from steep.store.shard_work import PREPARE_FOLDER, Job, process_item, record_path

@@ -30,7 +30,7 @@ from steep.store.manifest import (
     has_manifest,
     read_manifest,
 )
-from steep.store.megatron import Unit
+from steep.store.formats.megatron import Unit
 from steep.store.open_files import allow_open_files
 from steep.store.shard import Shard, ShardOpener, open_megatron
 from steep.store.token_file import read_in_order

@@ -22,7 +22,7 @@ from steep.sources.files import (
     open_binary,
     reading,
 )
-from steep.sources.jsonl import byte_ranges, seek_line
+from steep.sources.formats.jsonl import byte_ranges, seek_line
 
 ENDINGS = (".txt", ".text", ".md", ".markdown", ".rst")
 BLANK_LINES = "blank_lines"

@@ -14,7 +14,7 @@ from typing import Optional
 import numpy as np
 
 from steep.core.errors import DataError
-from steep.store import llm_c
+from steep.store.formats import llm_c
 from steep.store.token_file import HEADER_BYTES, TokenFile, count_tokens, read_header
 
 MAGIC, VERSION = 278895051, 1
