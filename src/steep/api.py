@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from steep.evaluate.evaluation import Evaluation
     from steep.evaluate.harness import HarnessResult
     from steep.evaluate.subject import Origin
-    from steep.export.result import ExportResult
+    from steep.exporters.result import ExportResult
     from steep.merge.average import AverageResult
     from steep.merge.blend import BlendResult
     from steep.merge.restore_instruct import RestoreResult
@@ -337,7 +337,7 @@ def export(
     it is not found. verify_with: a Python interpreter that has llama-cpp-python. Raises ModelError, with the numbers, if the
     exported model is not the trained one.
     """
-    from steep.export.run import export_model
+    from steep.exporters.run import export_model
 
     return export_model(
         os.fspath(run),

@@ -71,8 +71,8 @@ def test_the_adapter_alone_is_exported_in_the_layout_of_peft(
     from safetensors.torch import load_file, save_file
 
     from steep.core.errors import ModelError
-    from steep.export.form import Options
-    from steep.export.run import ask_trained, make_job
+    from steep.exporters.format import Options
+    from steep.exporters.run import ask_trained, make_job
 
     result, _ = trained
     exported = steep.export(result.run_directory, to="adapter", out=tmp_path / "adapter")

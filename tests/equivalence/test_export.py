@@ -53,8 +53,8 @@ def test_export_refuses_to_replace_and_unknown_settings(run: Path, tmp_path: Pat
 def test_a_changed_export_fails_the_verification(run: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from steep.export.form import Options
-    from steep.export.run import ask_trained, make_job
+    from steep.exporters.format import Options
+    from steep.exporters.run import ask_trained, make_job
 
     form, job = make_job(str(run), "hf", Options(dtype="f32"))
     ask_trained(job)

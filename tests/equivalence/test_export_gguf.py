@@ -15,10 +15,10 @@ import pytest
 
 import steep
 from steep.core.errors import ConfigError, ModelError
-from steep.export import gguf as form
-from steep.export.form import Options
-from steep.export.gguf_tokenizer import describe_tokenizer
-from steep.export.run import ask_trained, make_job
+from steep.exporters.formats import gguf as form
+from steep.exporters.format import Options
+from steep.exporters.gguf_tokenizer import describe_tokenizer
+from steep.exporters.run import ask_trained, make_job
 from steep.models.config import ModelConfig
 from steep.models.load import load_model
 
@@ -105,7 +105,7 @@ def test_the_rounding_of_a_dtype_is_told(
 
 def corrupted(job: Any, folder: Path, expected: Any, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write again with `change` done to the converter's description of the family, and verify against the first answers."""
-    from steep.export import gguf_model
+    from steep.exporters import gguf_model
 
     monkeypatch.setitem(gguf_model.FAMILIES, job.model.config.model_type, change)
     form.write(job, folder)
@@ -125,7 +125,7 @@ def test_a_wrong_conversion_is_refused(
 ) -> None:
     from dataclasses import replace
 
-    from steep.export.gguf_model import FAMILIES as known
+    from steep.exporters.gguf_model import FAMILIES as known
 
     _, job = make_job(str(models[name]), "gguf", Options(dtype="f32"))
     ask_trained(job)

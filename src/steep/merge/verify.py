@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def verify_folder(folder: Path, tensors: Mapping[str, Tensor], architecture: Path) -> float:
     """The largest difference of logits. `architecture`: a folder whose model takes these tensors. Raises ModelError."""
-    from steep.export.hf import DTYPES
-    from steep.export.parity import Questions, answer, check, compare
-    from steep.export.verify import ask_transformers
+    from steep.exporters.formats.hf import DTYPES
+    from steep.exporters.parity import Questions, answer, check, compare
+    from steep.exporters.verify import ask_transformers
     from steep.models.config import ModelConfig
     from steep.models.load import cast_weights, describe_model, is_tied, load_model, max_positions
 

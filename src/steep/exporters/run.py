@@ -12,10 +12,10 @@ from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
 from steep.core.plugins import load_plugin
 from steep.evaluate.held_out_ids import held_out_ids
 from steep.evaluate.subject import Say, Subject, load_subject, origin_of, tell
-from steep.export.form import ExportJob, Options, dtype_name
-from steep.export.model_card import model_card
-from steep.export.parity import GREEDY_TOKENS, Questions, answer
-from steep.export.result import ExportResult
+from steep.exporters.format import ExportJob, Options, dtype_name
+from steep.exporters.model_card import model_card
+from steep.exporters.parity import GREEDY_TOKENS, Questions, answer
+from steep.exporters.result import ExportResult
 
 NOT_FORMS = (
     "form", "gguf_model", "gguf_tokenizer", "ids", "llama_cpp_process", "model_card", "modelfile", "parity", "quantized",

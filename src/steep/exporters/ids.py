@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from steep.core.errors import ModelError
-from steep.export.form import ExportJob
-from steep.export.parity import Answers, Questions, first_difference
+from steep.exporters.format import ExportJob
+from steep.exporters.parity import Answers, Questions, first_difference
 
 LONGEST_STRING = 20_000
 """Characters of a hard string beyond which it is not asked: llama.cpp's splitting takes quadratic time on some."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steep.core.units import format_bytes
-from steep.export.parity import Parity
+from steep.exporters.parity import Parity
 
 
 @dataclass(frozen=True)

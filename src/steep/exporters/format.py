@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from steep.core.errors import ConfigError
-from steep.export.parity import Answers, Questions
+from steep.exporters.parity import Answers, Questions
 
 if TYPE_CHECKING:
     from steep.evaluate.subject import Subject

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from steep.core.errors import ModelError
 from steep.core.files import write_text
-from steep.export.form import ExportJob, refuse
-from steep.export.parity import Answers, Bounds, Parity, check, compare
-from steep.export.verify import ask_transformers
+from steep.exporters.format import ExportJob, refuse
+from steep.exporters.parity import Answers, Bounds, Parity, check, compare
+from steep.exporters.verify import ask_transformers
 
 DTYPES = {
     "float32": Bounds(

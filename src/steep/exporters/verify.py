@@ -1,6 +1,6 @@
 """Ask an exported model in a new process, with the program that will use it. In: files, questions. Out: its answers.
 
-`python -m steep.export.verify KIND RESULT.npz` runs there with transformers alone: KIND is `hf` (a folder), `adapter` (peft's,
+`python -m steep.exporters.verify KIND RESULT.npz` runs there with transformers alone: KIND is `hf` (a folder), `adapter` (peft's,
 loaded with peft) or `gguf` (a file, read by transformers' own reader, independent of ours, which writes). llama.cpp runs in
 `llama_cpp_process.py`, in any interpreter.
 """
@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from steep.core.errors import ModelError
-from steep.export.parity import Answers, Questions
+from steep.exporters.parity import Answers, Questions
 
 LLAMA_CPP_PROCESS = Path(__file__).with_name("llama_cpp_process.py")
 
 
 def ask_transformers(kind: str, path: Path, questions: Questions) -> Answers:
     """What transformers makes of an exported folder (`hf`) or .gguf file (`gguf`) in a process of its own. Raises ModelError."""
-    return _ask([sys.executable, "-m", "steep.export.verify", kind], path, questions)
+    return _ask([sys.executable, "-m", "steep.exporters.verify", kind], path, questions)
 
 
 def ask_llama_cpp(python: str, path: Path, questions: Questions) -> Answers:
@@ -56,7 +56,7 @@ def _main(kind: str, result: str) -> None:
     """The other process: transformers alone."""
     import transformers
 
-    from steep.export.parity import answer
+    from steep.exporters.parity import answer
 
     asked = json.load(sys.stdin)
     path = Path(asked.pop("path"))

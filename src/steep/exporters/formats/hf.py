@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.files import write_text
-from steep.export.form import ExportJob, refuse
-from steep.export.ids import check_ids, with_strings
-from steep.export.parity import Answers, Bounds, Parity, answer, check, compare
-from steep.export.verify import ask_transformers
+from steep.exporters.format import ExportJob, refuse
+from steep.exporters.ids import check_ids, with_strings
+from steep.exporters.parity import Answers, Bounds, Parity, answer, check, compare
+from steep.exporters.verify import ask_transformers
 
 SAME_KERNELS = "same weights, same kernels: only the order of sums may differ"
 DTYPES = {
@@ -31,7 +31,7 @@ def check_job(job: ExportJob) -> None:
     """Raises ConfigError, MissingExtraError for what this form cannot do."""
     refuse(job.options, "hf", tokenizer_pre="--to gguf", verify_with="--to gguf")
     if job.options.quantize is not None:
-        from steep.export.quantized import check_method
+        from steep.exporters.quantized import check_method
 
         check_method(job.options.quantize, job.dtype)
 
@@ -42,7 +42,7 @@ def write(job: ExportJob, folder: Path) -> Answers:
 
     _prepare_configurations(job)
     if job.options.quantize is not None:
-        from steep.export.quantized import write_quantized
+        from steep.exporters.quantized import write_quantized
 
         expected = write_quantized(job, folder)
     else:
@@ -58,7 +58,7 @@ def write(job: ExportJob, folder: Path) -> Answers:
 
 def verify(job: ExportJob, folder: Path, expected: Answers) -> list[Parity]:
     """What transformers makes of the folder in a new process. Raises ModelError with the numbers if it is another model."""
-    from steep.export.quantized import BOUNDS
+    from steep.exporters.quantized import BOUNDS
 
     bounds = DTYPES[job.dtype] if job.options.quantize is None else BOUNDS[job.options.quantize]
     questions = with_strings(job, normal_only=False)

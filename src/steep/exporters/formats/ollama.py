@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from steep.core.files import write_text
-from steep.export import gguf
-from steep.export.form import ExportJob
-from steep.export.modelfile import modelfile
-from steep.export.parity import Answers, Parity
+from steep.exporters.formats import gguf
+from steep.exporters.format import ExportJob
+from steep.exporters.modelfile import modelfile
+from steep.exporters.parity import Answers, Parity
 
 DTYPES = gguf.DTYPES
 DEFAULT_DTYPE = gguf.DEFAULT_DTYPE

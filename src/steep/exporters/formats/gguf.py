@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from steep.core.errors import ConfigError, MissingExtraError, ModelError
 from steep.core.files import write_text
-from steep.export.form import ExportJob, refuse
-from steep.export.gguf_model import Tensor, config_mapping, family_of, tensors_of, write_keys
-from steep.export.gguf_tokenizer import describe_tokenizer, write_tokenizer
-from steep.export.ids import check_ids, with_strings
-from steep.export.parity import Answers, Bounds, Parity, answer, check, compare
-from steep.export.verify import ask_llama_cpp, ask_transformers
+from steep.exporters.format import ExportJob, refuse
+from steep.exporters.gguf_model import Tensor, config_mapping, family_of, tensors_of, write_keys
+from steep.exporters.gguf_tokenizer import describe_tokenizer, write_tokenizer
+from steep.exporters.ids import check_ids, with_strings
+from steep.exporters.parity import Answers, Bounds, Parity, answer, check, compare
+from steep.exporters.verify import ask_llama_cpp, ask_transformers
 
 DTYPES = {
     "float32": Bounds(1e-2, 1e-4, 1e-3, "llama.cpp tabulates or approximates some functions, in fp16 for gelu"),

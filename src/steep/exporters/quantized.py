@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from steep.core.errors import ConfigError, MissingExtraError
 from steep.core.files import temporary_path
-from steep.export.parity import Answers, Bounds, answer
+from steep.exporters.parity import Answers, Bounds, answer
 
 if TYPE_CHECKING:
-    from steep.export.form import ExportJob
+    from steep.exporters.format import ExportJob
 
 PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao_int8": "torchao"}
 BOUNDS = {
