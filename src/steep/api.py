@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 if TYPE_CHECKING:
     from steep.config.run import RunConfig
-    from steep.evaluate.evaluation import Evaluation
-    from steep.evaluate.harness import HarnessResult
-    from steep.evaluate.subject import Origin
+    from steep.evaluation.evaluate_model import Evaluation
+    from steep.evaluation.harness import HarnessResult
+    from steep.evaluation.loaded_model import Origin
     from steep.exporters.result import ExportResult
     from steep.merge.average import AverageResult
     from steep.merge.blend import BlendResult
@@ -189,7 +189,7 @@ def lr_find(
 
     tune_process()
 
-    from steep.evaluate.subject import tell
+    from steep.evaluation.loaded_model import tell
     from steep.train.lr_find import find_learning_rate
 
     return find_learning_rate(checked, rates=rates, steps=steps, say=tell, allow_code=allow_code)
@@ -234,7 +234,7 @@ def evaluate(
     validation texts of the run. against: another model, or `base`: the one that the run started from. tokens: at most so many
     of each text; default the run's, else 200k. sequence_length: default the run's, else 1,024 or what the model can take.
     """
-    from steep.evaluate.evaluation import evaluate_model
+    from steep.evaluation.evaluate_model import evaluate_model
 
     return evaluate_model(
         os.fspath(model),
@@ -268,7 +268,7 @@ def evaluate_tasks(
     hold code; without it lm-eval's own tasks, most of which fetch data from the hub. limit: so many documents of each task.
     Raises MissingExtraError without lm-eval, ConfigError for a task that is not there, DataError for data that is not.
     """
-    from steep.evaluate.harness import evaluate_on_tasks
+    from steep.evaluation.harness import evaluate_on_tasks
 
     return evaluate_on_tasks(
         os.fspath(model),
@@ -297,12 +297,12 @@ def generate(
 ) -> str:
     """The continuation of a prompt, without the prompt.
 
-    model: as for `evaluate`, or what `base_of` of `steep.evaluate.subject` gives. emit: called with each new piece of text.
+    model: as for `evaluate`, or what `base_of` of `steep.evaluation.loaded_model` gives. emit: called with each new piece of text.
     max_new_tokens: at most so many, and no more than the model's positions leave room for. sampling: options of transformers'
     `generate` (temperature, top_k, top_p, do_sample, ...); without any, greedy.
     """
-    from steep.evaluate.generate import generate_text
-    from steep.evaluate.subject import Origin, load_subject, origin_of
+    from steep.evaluation.generate import generate_text
+    from steep.evaluation.loaded_model import Origin, load_subject, origin_of
     from steep.runtime.device import autocast
     from steep.runtime.seed import seed_everything
 

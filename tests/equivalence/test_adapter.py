@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steep
 from steep.config.load import load_run_config
-from steep.evaluate.subject import merge_remarks
+from steep.evaluation.loaded_model import merge_remarks
 from steep.models.config import ModelConfig
 from steep.models.load import load_model
 from steep.train.loop import train

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steep.core.errors import DataError
-from steep.evaluate.held_out import HeldOutText, first_documents, score_text
+from steep.evaluation.held_out import HeldOutText, first_documents, score_text
 from steep.models.config import ModelConfig
 from steep.models.forward import forward_token_losses, prepare_forward
 from steep.models.load import load_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steep.evaluate.generate import TextStream, generate_text
+from steep.evaluation.generate import TextStream, generate_text
 from steep.models.config import ModelConfig
 from steep.models.forward import prepare_forward
 from steep.models.gpt2 import build_gpt2_model

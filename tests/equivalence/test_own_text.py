@@ -21,7 +21,7 @@ import steep
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import TEMPORARY_PREFIX
-from steep.evaluate.sample import sample_documents
+from steep.evaluation.sample import sample_documents
 from steep.models.load import build_fresh
 from steep.data.self_generated import with_own_text
 from support import LLAMA, run_mapping, write_yaml

@@ -15,7 +15,7 @@ import torch
 
 import steep
 from steep.config.load import load_run_config
-from steep.evaluate.end_of_text import (
+from steep.evaluation.end_of_text import (
     END_TOKENS,
     EndOfTextAudit,
     SourceEnds,
@@ -25,7 +25,7 @@ from steep.evaluate.end_of_text import (
     named_ids,
     source_ends,
 )
-from steep.evaluate.held_out import HeldOutText
+from steep.evaluation.held_out import HeldOutText
 from steep.models.forward import forward_logits_at, prepare_forward
 from steep.models.load import build_fresh
 from steep.train.loop import train

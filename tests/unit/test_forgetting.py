@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from steep.core.errors import ConfigError
-from steep.evaluate.forgetting import forgetting_report, role_of
+from steep.evaluation.forgetting import forgetting_report, role_of
 
 
 def scores(**texts: tuple[float, float]) -> dict[str, Any]:

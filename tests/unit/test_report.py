@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from steep.core.files import write_json, write_text
-from steep.evaluate.forgetting import forgetting_report
+from steep.evaluation.forgetting import forgetting_report
 from steep.report.curves import Curve, curve, downsample, smooth
 from steep.report.page import report_page, write_report
 from steep.report.palette import DARK, LIGHT, TEXT_STYLES

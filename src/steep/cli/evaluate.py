@@ -10,8 +10,8 @@ from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, refuse_overrides
 from steep.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from steep.evaluate.evaluation import Evaluation
-    from steep.evaluate.harness import HarnessResult
+    from steep.evaluation.evaluate_model import Evaluation
+    from steep.evaluation.harness import HarnessResult
 
 
 def command(

@@ -38,7 +38,7 @@ def command(
     if not text:
         raise ConfigError("--prompt: the prompt is empty; give some text to continue")
     sampling = sampling_options(temperature, top_k, top_p, repetition_penalty)
-    from steep.evaluate.subject import base_of, origin_of
+    from steep.evaluation.loaded_model import base_of, origin_of
 
     references = [("", origin_of(model))]
     if before:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from steep.checkpoint.config import CheckpointConfig
 from steep.core.section import Section, component
-from steep.evaluate.config import EvaluateConfig
+from steep.evaluation.config import EvaluateConfig
 from steep.models.config import AdapterConfig, ModelConfig
 from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.order.config import DataConfig

@@ -12,7 +12,7 @@ import numpy as np
 
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError, DataError
-from steep.evaluate.held_out import HeldOutText
+from steep.evaluation.held_out import HeldOutText
 from steep.order.config import DataConfig, TrainSourceConfig, ValidationConfig
 from steep.order.megatron import build_megatron_plans
 from steep.order.data_order import DataPlan, Plan, SourcePlan, held_out

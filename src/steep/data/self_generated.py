@@ -186,8 +186,8 @@ class _Writer:
         return written
 
     def _sample(self, seed: int) -> list[dict[str, Any]]:
-        from steep.evaluate.generate import end_of_text_ids
-        from steep.evaluate.sample import sample_documents
+        from steep.evaluation.generate import end_of_text_ids
+        from steep.evaluation.sample import sample_documents
 
         if self._model is None:
             self._model = self._load()

@@ -16,7 +16,7 @@ from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
-from steep.evaluate.forgetting import configured_roles
+from steep.evaluation.forgetting import configured_roles
 from steep.models.adapters import capacity_line
 from steep.estimate.structure import StructureFacts, plan_structure
 from steep.runtime.device import choose_precision

@@ -18,7 +18,7 @@ from steep.core.errors import ConfigError
 from steep.exporters.parity import Answers, Questions
 
 if TYPE_CHECKING:
-    from steep.evaluate.subject import Subject
+    from steep.evaluation.loaded_model import Subject
 
 ALIASES = {"f32": "float32", "fp32": "float32", "f16": "float16", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -55,7 +55,7 @@ class ExportJob:
 
     def eos_ids(self) -> list[int]:
         """Every id that ends a text, the tokenizer's own first."""
-        from steep.evaluate.generate import end_of_text_ids
+        from steep.evaluation.generate import end_of_text_ids
 
         own = self.subject.tokenizer.eos_id
         return sorted(end_of_text_ids(self.model, own), key=lambda number: (number != own, number))

@@ -10,8 +10,8 @@ from typing import Any
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
 from steep.core.plugins import load_plugin
-from steep.evaluate.held_out_ids import held_out_ids
-from steep.evaluate.subject import Say, Subject, load_subject, origin_of, tell
+from steep.evaluation.held_out_ids import held_out_ids
+from steep.evaluation.loaded_model import Say, Subject, load_subject, origin_of, tell
 from steep.exporters.format import ExportJob, Options, dtype_name
 from steep.exporters.model_card import model_card
 from steep.exporters.parity import GREEDY_TOKENS, Questions, answer

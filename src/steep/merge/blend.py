@@ -14,9 +14,9 @@ from pathlib import Path
 
 from steep.core.errors import ConfigError
 from steep.core.table import text_table
-from steep.evaluate.evaluation import evaluate_model
-from steep.evaluate.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
-from steep.evaluate.subject import Say, base_of, config_of_run, run_of, tell
+from steep.evaluation.evaluate_model import evaluate_model
+from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
+from steep.evaluation.loaded_model import Say, base_of, config_of_run, run_of, tell
 from steep.merge.card import merge_card
 from steep.merge.verify import verify_folder
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model

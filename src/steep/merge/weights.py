@@ -138,7 +138,7 @@ def open_weights(
     `say` is told of checkpoints passed over. Raises ModelError, CheckpointError.
     """
     from steep.checkpoint.load import verified_reference
-    from steep.evaluate.subject import merge_remarks, run_of
+    from steep.evaluation.loaded_model import merge_remarks, run_of
     from steep.models.adapters import ADAPTER_CONFIG
     from steep.models.load import resolve_reference
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from steep.evaluate.end_of_text import audit_lines
-from steep.evaluate.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, TextChange, forgetting_report
+from steep.evaluation.end_of_text import audit_lines
+from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, TextChange, forgetting_report
 from steep.metrics import METRICS, MISSING
 from steep.report.html import escape, missing, plain, table
 from steep.report.run_data import Record, RunData

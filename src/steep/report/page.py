@@ -14,7 +14,7 @@ from typing import Any
 
 from steep.core.files import write_text
 from steep.core.units import format_bytes, format_count, format_seconds
-from steep.evaluate.forgetting import TextChange
+from steep.evaluation.forgetting import TextChange
 from steep.metrics import METRICS, MISSING, SourceTotals
 from steep.report.curves import curve, downsample
 from steep.report.forgetting import (

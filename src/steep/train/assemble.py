@@ -20,7 +20,7 @@ from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core.progress import progress_when_needed
 from steep.core.section import Target
-from steep.evaluate.end_of_text import data_warnings, source_ends
+from steep.evaluation.end_of_text import data_warnings, source_ends
 from steep.models.adapters import adapter_files, add_adapter, capacity_line, lasting_reference
 from steep.models.config import ModelConfig
 from steep.models.embeddings import offload_embeddings

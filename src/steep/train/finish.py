@@ -12,7 +12,7 @@ from steep.config.redact import redact_arguments
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.units import format_count, format_seconds
-from steep.evaluate.forgetting import configured_roles
+from steep.evaluation.forgetting import configured_roles
 from steep.report.page import write_report
 from steep.report.plots import write_training_loss
 from steep.runtime.device import peak_memory_bytes

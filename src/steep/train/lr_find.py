@@ -22,7 +22,7 @@ from steep.core.errors import ConfigError
 from steep.core.files import write_json
 from steep.core.section import Target
 from steep.core.table import text_table
-from steep.evaluate.forgetting import configured_roles
+from steep.evaluation.forgetting import configured_roles
 from steep.loader import Loader
 from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.optim.build import build_optimizer

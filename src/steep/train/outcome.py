@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from steep.config.run import RunConfig
-from steep.evaluate.end_of_text import EndOfTextAudit, StopScore, audit, named_ids, source_ends
-from steep.evaluate.forgetting import configured_roles, forgetting_report
+from steep.evaluation.end_of_text import EndOfTextAudit, StopScore, audit, named_ids, source_ends
+from steep.evaluation.forgetting import configured_roles, forgetting_report
 from steep.train.assemble import Job
 from steep.train.state import TrainState
 

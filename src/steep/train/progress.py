@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from steep.config.run import RunConfig
 from steep.core.errors import DataError
-from steep.evaluate.config import EvaluateConfig
-from steep.evaluate.end_of_text import StopScore, measure_stops
-from steep.evaluate.evaluation import score_base
-from steep.evaluate.generate import evaluation_mode, generate_text
-from steep.evaluate.held_out import HeldOutText, Score, score_text
+from steep.evaluation.config import EvaluateConfig
+from steep.evaluation.end_of_text import StopScore, measure_stops
+from steep.evaluation.evaluate_model import score_base
+from steep.evaluation.generate import evaluation_mode, generate_text
+from steep.evaluation.held_out import HeldOutText, Score, score_text
 from steep.runtime.device import autocast
 from steep.trackers.run_trackers import Sinks
 from steep.train.assemble import Job

@@ -8,8 +8,8 @@ from typing import Any
 
 from steep.batch import Batch
 from steep.core.errors import CheckpointError
-from steep.evaluate.end_of_text import StopScore
-from steep.evaluate.held_out import Score
+from steep.evaluation.end_of_text import StopScore
+from steep.evaluation.held_out import Score
 
 
 @dataclass

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from steep.core.errors import DataError, SteepError
-from steep.evaluate.subject import Say, Subject, config_of_run, tell
+from steep.evaluation.loaded_model import Say, Subject, config_of_run, tell
 
 if TYPE_CHECKING:
-    from steep.evaluate.held_out import HeldOutText
+    from steep.evaluation.held_out import HeldOutText
 
 
 def held_out_ids(subject: Subject, most_tokens: int, say: Say = tell) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from steep.core.errors import ConfigError
 from steep.core.progress import progress_bar
 from steep.core.table import text_table
 from steep.core.units import parse_count
-from steep.evaluate.end_of_text import (
+from steep.evaluation.end_of_text import (
     EndOfTextAudit,
     StopScore,
     audit,
@@ -24,9 +24,9 @@ from steep.evaluate.end_of_text import (
     named_ids_of_folders,
     source_ends,
 )
-from steep.evaluate.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
-from steep.evaluate.held_out import HeldOutText, Score, first_documents, score_text
-from steep.evaluate.subject import Say, Subject, base_of, config_of_run, load_subject, origin_of, run_of, tell
+from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
+from steep.evaluation.held_out import HeldOutText, Score, first_documents, score_text
+from steep.evaluation.loaded_model import Say, Subject, base_of, config_of_run, load_subject, origin_of, run_of, tell
 from steep.sources.config import SourceConfig
 from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources

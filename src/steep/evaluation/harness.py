@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ConfigError, DataError, MissingExtraError, ModelError
-from steep.evaluate.subject import Origin, Say, Subject, base_of, load_subject, origin_of, tell
+from steep.evaluation.loaded_model import Origin, Say, Subject, base_of, load_subject, origin_of, tell
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 """What is taken of lm-eval's answer; the rest describes the machine."""

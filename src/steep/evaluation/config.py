@@ -7,7 +7,7 @@ from typing import Optional
 from pydantic import Field, model_validator
 
 from steep.core.section import Count, Section
-from steep.evaluate.forgetting import DEFAULT_CAP_RATIO
+from steep.evaluation.forgetting import DEFAULT_CAP_RATIO
 
 
 class EvaluateConfig(Section):

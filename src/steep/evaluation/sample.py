@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from steep.evaluate.generate import evaluation_mode
+from steep.evaluation.generate import evaluation_mode
 from steep.models.embeddings import compute_device
 
 
