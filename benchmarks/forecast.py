@@ -126,7 +126,7 @@ def run(
 def judge(run_directory: Path) -> list[tuple[float, float, float, float]]:
     """Expected, low, high and what came, at each moment."""
     from steep.optim.config import ScheduleConfig
-    from steep.train.forecast import Forecaster, last_steps
+    from steep.training.forecast import Forecaster, last_steps
 
     config = yaml.safe_load((run_directory / "config.yaml").read_text())
     lines = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]

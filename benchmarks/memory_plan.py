@@ -32,7 +32,7 @@ from startup import smollm2
 EMPTY = """
 from steep.runtime.allocator import tune_allocator
 tune_allocator()
-import torch, transformers, steep.train.loop
+import torch, transformers, steep.training.loop
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 """
 LIMIT = 0.15

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from steep.store.prepare import PrepareResult
     from steep.tokenizer.extend import ExtendResult
     from steep.tokenizer.fertility import FertilityReport
-    from steep.train.finish import TrainResult
+    from steep.training.finish import TrainResult
     from steep.estimate.fit import Fit
-    from steep.train.lr_find import LearningRates
+    from steep.training.lr_find import LearningRates
     from steep.estimate.run_plan import RunPlan
 
 ConfigLike = Union["RunConfig", Mapping[str, Any], str, "os.PathLike[str]"]
@@ -190,7 +190,7 @@ def lr_find(
     tune_process()
 
     from steep.evaluation.loaded_model import tell
-    from steep.train.lr_find import find_learning_rate
+    from steep.training.lr_find import find_learning_rate
 
     return find_learning_rate(checked, rates=rates, steps=steps, say=tell, allow_code=allow_code)
 
@@ -210,7 +210,7 @@ def train(
 
     tune_process()
 
-    from steep.train.loop import train as run
+    from steep.training.loop import train as run
 
     return run(checked, resume=resume, accept_data_change=accept_data_change, allow_code=allow_code)
 

@@ -17,7 +17,7 @@ from steep.config.load import load_run_config
 from steep.evaluation.loaded_model import merge_remarks
 from steep.models.config import ModelConfig
 from steep.models.load import load_model
-from steep.train.loop import train
+from steep.training.loop import train
 from support import LLAMA, run_mapping
 
 

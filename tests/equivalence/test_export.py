@@ -17,7 +17,7 @@ from support import run_mapping
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, corpus_directory: Path, tiny_tokenizer_directory: Path) -> Path:
     from steep.config.load import load_run_config
-    from steep.train.loop import train
+    from steep.training.loop import train
 
     mapping = run_mapping(tmp_path_factory.mktemp("export"), corpus_directory, tiny_tokenizer_directory)
     return train(load_run_config(mapping=mapping), stream=io.StringIO()).run_directory

@@ -11,7 +11,7 @@ import pytest
 
 import steep
 from steep.config.load import load_run_config
-from steep.train.loop import train
+from steep.training.loop import train
 from support import LLAMA, run_mapping
 
 STEPS = {"steps": 60, "global_batch_size": 8, "threads": 1, "precision": "fp32"}

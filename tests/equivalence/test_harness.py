@@ -14,7 +14,7 @@ import torch
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, MissingExtraError
 from steep.evaluation.harness import evaluate_on_tasks, find_tasks
-from steep.train.loop import train
+from steep.training.loop import train
 from support import run_mapping, steep
 
 QUESTIONS = [

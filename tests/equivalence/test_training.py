@@ -14,7 +14,7 @@ from steep.models.load import load_model
 from steep.optim.schedule import multiplier
 from steep.tokenizer.open import load_tokenizer
 from steep.data.open import open_run_data
-from steep.train.loop import train
+from steep.training.loop import train
 from support import losses, run_mapping
 
 

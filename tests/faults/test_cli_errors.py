@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from steep.config.load import load_run_config
-from steep.train.loop import train
+from steep.training.loop import train
 from support import run_mapping, steep, write_yaml
 
 COMMANDS = ["prepare", "plan", "train", "evaluate", "generate", "export", "report", "inspect", "schema", "demo"]

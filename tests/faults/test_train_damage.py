@@ -12,7 +12,7 @@ import pytest
 from processes import final_weights, same_records
 from steep.config.load import load_run_config
 from steep.core.errors import CheckpointError
-from steep.train.loop import train
+from steep.training.loop import train
 from support import run_mapping
 
 GPT2 = {

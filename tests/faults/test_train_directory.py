@@ -18,8 +18,8 @@ from steep.core.errors import CheckpointError, ConfigError, SteepError
 from steep.inspection import inspect_sequence
 from steep.tokenizer.open import load_tokenizer
 from steep.data.open import open_run_data
-from steep.train.finish import TrainResult
-from steep.train.loop import train
+from steep.training.finish import TrainResult
+from steep.training.loop import train
 from support import losses, run_mapping, write_yaml
 
 

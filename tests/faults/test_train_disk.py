@@ -15,7 +15,7 @@ import pytest
 from processes import Steep, final_weights, same_records
 from steep.config.load import load_run_config
 from steep.core.files import read_json
-from steep.train.loop import train
+from steep.training.loop import train
 from support import run_mapping, steep, write_yaml
 
 GPT2 = {

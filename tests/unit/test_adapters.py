@@ -21,7 +21,7 @@ from steep.estimate.memory import saved_bytes
 from steep.models.quantize import extra_bytes, linear_layers, plan_quantized, quantize
 from steep.optim.config import OptimizerConfig
 from steep.optim.param_groups import build_param_groups
-from steep.train.loop import train
+from steep.training.loop import train
 from support import LLAMA, losses, run_mapping
 
 BOTH = ["embed_tokens", "lm_head"]

@@ -28,7 +28,7 @@ from steep.evaluation.end_of_text import (
 from steep.evaluation.held_out import HeldOutText
 from steep.models.forward import forward_logits_at, prepare_forward
 from steep.models.load import build_fresh
-from steep.train.loop import train
+from steep.training.loop import train
 from support import LLAMA, run_mapping
 
 EOS = 3

@@ -17,7 +17,7 @@ from steep.optim.schedule import multiplier
 from steep.report.page import report_page
 from steep.report.run_data import read_run
 from steep.trackers.backends.console import train_line
-from steep.train.forecast import Forecaster, forecast, last_steps
+from steep.training.forecast import Forecaster, forecast, last_steps
 from support import run_mapping
 
 STEPS = 400
@@ -120,5 +120,5 @@ def test_a_run_says_what_it_expected_and_what_came(
 
 
 def test_importing_the_forecast_needs_no_torch() -> None:
-    code = "import sys, steep.train.forecast; sys.exit('torch' in sys.modules)"
+    code = "import sys, steep.training.forecast; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

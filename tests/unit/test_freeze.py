@@ -18,7 +18,7 @@ from steep.models.flops import flops_saved_by_freezing, model_flops_per_token
 from steep.models.freeze import freeze
 from steep.models.gpt2 import build_gpt2_model
 from steep.models.load import build_fresh
-from steep.train.loop import train
+from steep.training.loop import train
 from support import LLAMA, losses, run_mapping
 
 EMBEDDING = "model.embed_tokens.weight"

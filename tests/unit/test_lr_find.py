@@ -11,7 +11,7 @@ import pytest
 import steep
 from steep.core.errors import ConfigError
 from steep.models.load import build_fresh
-from steep.train.lr_find import Trial, choose, explain
+from steep.training.lr_find import Trial, choose, explain
 from support import LLAMA, run_mapping
 
 BASE = {"own": 5.0, "general": 3.0}

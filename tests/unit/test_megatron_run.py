@@ -19,7 +19,7 @@ from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import load_hf_tokenizer, load_tokenizer, text_tokenizer
 from steep.data.open import open_run_data
-from steep.train.loop import train
+from steep.training.loop import train
 from steep.order.batches import run_sizes
 from support import run_mapping
 

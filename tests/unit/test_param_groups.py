@@ -16,7 +16,7 @@ from steep.models.load import build_fresh
 from steep.optim.config import OptimizerConfig
 from steep.optim.build import build_optimizer, load_optimizer
 from steep.optim.param_groups import build_param_groups, describe_param_groups
-from steep.train.loop import train
+from steep.training.loop import train
 from support import LLAMA, losses, run_mapping, train_lines
 
 CONFIG = OptimizerConfig(learning_rate=1e-3, weight_decay=0.2)

@@ -11,7 +11,7 @@ from steep.core.errors import ConfigError
 from steep.loader import Loader, make_batch
 from steep.order.packing import TokenRange
 from steep.order.data_order import DataPlan, PlannedSequence, SourcePlan
-from steep.train.config import TrainConfig
+from steep.training.config import TrainConfig
 from steep.order.batches import Sizes, batches_of_documents, run_sizes
 
 

@@ -19,9 +19,9 @@ from steep.models.forward import forward_loss, forward_losses, forward_token_los
 from steep.models.load import build_fresh
 from steep.order.packing import TokenRange
 from steep.order.data_order import PlannedSequence
-from steep.train.engine import TorchEngine
-from steep.train.loop import train
-from steep.train.source_losses import StepSources, step_sources
+from steep.training.engine import TorchEngine
+from steep.training.loop import train
+from steep.training.source_losses import StepSources, step_sources
 from support import LLAMA, run_mapping, train_lines
 
 LENGTH = 24

@@ -12,9 +12,9 @@ import pytest
 
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, TrainingError
-from steep.train.finish import TrainResult
-from steep.train.loop import train
-from steep.train.spikes import FEWEST_STEPS, spike_threshold
+from steep.training.finish import TrainResult
+from steep.training.loop import train
+from steep.training.spikes import FEWEST_STEPS, spike_threshold
 from support import losses, run_mapping
 
 STEP_TOKENS, POISONED_STEP, STEPS = 256, 40, 56

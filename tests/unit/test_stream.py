@@ -18,7 +18,7 @@ from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer
 from steep.store import stream
-from steep.train.loop import train
+from steep.training.loop import train
 from steep.store.stream import StreamSource
 from support import losses, run_mapping
 

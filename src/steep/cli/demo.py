@@ -40,7 +40,7 @@ def command(
     mapping = demo_config(model, domain, general, directory, tokenizer, "demo-short" if short else "demo")
 
     from steep.api import plan
-    from steep.train.loop import train
+    from steep.training.loop import train
 
     probe = plan(sized(mapping, SHORT))
     config = load_run_config(mapping=sized(mapping, demo_size(probe.seconds / probe.tokens, typer.echo, short=short)))

@@ -35,7 +35,7 @@ def command(
 
     tune_process()  # before torch is imported
 
-    from steep.train.loop import train
+    from steep.training.loop import train
 
     result = train(run_config, resume=resume, accept_data_change=accept_data_change, allow_code=not no_code)
     return result.exit_code

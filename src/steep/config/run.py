@@ -15,7 +15,7 @@ from steep.order.config import DataConfig
 from steep.report.config import ReportConfig
 from steep.tokenizer.config import TokenizerConfig, VocabularyConfig
 from steep.trackers.config import ConsoleConfig, TrackerConfig
-from steep.train.config import TrainConfig
+from steep.training.config import TrainConfig
 
 
 class RunSection(Section):

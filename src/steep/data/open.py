@@ -25,7 +25,7 @@ from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
 from steep.data.self_generated import UnwrittenText, count_own_texts, is_own_text, with_own_text
 from steep.order.batches import requested_sequences
-from steep.train.state import TrainState
+from steep.training.state import TrainState
 from steep.store.stream import READERS, StreamSource
 
 Progress = Callable[[int, int, int], None]

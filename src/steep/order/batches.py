@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from steep.core.errors import ConfigError
-from steep.train.config import TrainConfig
+from steep.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class UnslothTrainer:
         from transformers.trainer_utils import TrainOutput
 
         from steep.runtime.tuning import tune_process
-        from steep.train.loop import train
+        from steep.training.loop import train
 
         if resume_from_checkpoint:
             newest = self.run_directory or Path(self.args.output_dir) / "run-1"

@@ -20,16 +20,16 @@ from steep.runtime.device import peak_memory_bytes
 from steep.runtime.preemption import Interrupted, StopSignals
 from steep.trackers.backends.jsonl import read_records
 from steep.trackers.run_trackers import Sinks
-from steep.train.assemble import assemble
-from steep.train.contract import TrainableContract
-from steep.train.failure import explained_errors
-from steep.train.finish import TrainResult, already_finished, describe_end, describe_start, is_finished
-from steep.train.forecast import Forecaster
-from steep.train.meter import Meter
-from steep.train.progress import due, show_model
-from steep.train.resume import Beginning, begin_state, checkpoint_name, checkpoint_state, find_beginning, restore_job
+from steep.training.assemble import assemble
+from steep.training.trainable_check import TrainableContract
+from steep.training.failure import explained_errors
+from steep.training.finish import TrainResult, already_finished, describe_end, describe_start, is_finished
+from steep.training.forecast import Forecaster
+from steep.training.meter import Meter
+from steep.training.validation import due, show_model
+from steep.training.resume import Beginning, begin_state, checkpoint_name, checkpoint_state, find_beginning, restore_job
 from steep.runtime.run_directory import RunDirectory
-from steep.train.spikes import RollBack, SpikeWatch
+from steep.training.spikes import RollBack, SpikeWatch
 
 
 def train(

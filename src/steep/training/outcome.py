@@ -7,8 +7,8 @@ from typing import Any
 from steep.config.run import RunConfig
 from steep.evaluation.end_of_text import EndOfTextAudit, StopScore, audit, named_ids, source_ends
 from steep.evaluation.forgetting import configured_roles, forgetting_report
-from steep.train.assemble import Job
-from steep.train.state import TrainState
+from steep.training.assemble import Job
+from steep.training.state import TrainState
 
 
 def describe_outcome(config: RunConfig, job: Job, state: TrainState) -> tuple[dict[str, Any], list[str]]:

@@ -52,9 +52,9 @@ from steep.runtime.seed import seed_everything, set_determinism
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer, tokenizer_reference
 from steep.tokenizer.vocabulary import extend_tokenizer
-from steep.train.contract import check_groups
+from steep.training.trainable_check import check_groups
 from steep.data.open import RunData, open_run_data
-from steep.train.engine import TorchEngine
+from steep.training.engine import TorchEngine
 from steep.order.batches import Sizes, run_sizes
 
 Say = Callable[[str], None]

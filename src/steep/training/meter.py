@@ -16,10 +16,10 @@ import torch
 
 from steep.batch import Batch
 from steep.core.errors import TrainingError
-from steep.train.engine import StepResult
+from steep.training.engine import StepResult
 from steep.order.batches import Sizes
-from steep.train.source_losses import StepSources, step_sources
-from steep.train.state import TrainState
+from steep.training.source_losses import StepSources, step_sources
+from steep.training.state import TrainState
 
 ETA_WINDOW_STEPS = 20
 """The time left is judged by so many of the newest steps."""

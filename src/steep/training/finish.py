@@ -18,13 +18,13 @@ from steep.report.plots import write_training_loss
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.environment import describe_environment
 from steep.trackers.run_trackers import Sinks
-from steep.train.assemble import Job
+from steep.training.assemble import Job
 from steep.estimate.hardware import find_hardware
-from steep.train.outcome import describe_outcome
+from steep.training.outcome import describe_outcome
 from steep.estimate.run_plan import plan_opened
 from steep.runtime.run_directory import RunDirectory
-from steep.train.spikes import ROLLBACKS_FILE
-from steep.train.state import TrainState
+from steep.training.spikes import ROLLBACKS_FILE
+from steep.training.state import TrainState
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any
 
 from steep.core.errors import TrainingError
 from steep.order.data_order import Plan
-from steep.train.config import TrainConfig
+from steep.training.config import TrainConfig
 from steep.runtime.run_directory import RunDirectory
 from steep.order.batches import Sizes
-from steep.train.state import TrainState
+from steep.training.state import TrainState
 
 WINDOW_STEPS, FEWEST_STEPS = 64, 16
 DEVIATIONS = 6.0

@@ -31,9 +31,9 @@ from steep.optim.schedule import multiplier
 from steep.report.palette import LIGHT, TEXT_STYLES
 from steep.report.plots import drawing, report_style
 from steep.runtime.seed import seed_everything
-from steep.train.assemble import Job, Say, assemble
-from steep.train.engine import TorchEngine
-from steep.train.progress import score
+from steep.training.assemble import Job, Say, assemble
+from steep.training.engine import TorchEngine
+from steep.training.validation import score
 
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Rates tried, over the configured one."""

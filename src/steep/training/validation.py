@@ -11,9 +11,9 @@ from steep.evaluation.generate import evaluation_mode, generate_text
 from steep.evaluation.held_out import HeldOutText, Score, score_text
 from steep.runtime.device import autocast
 from steep.trackers.run_trackers import Sinks
-from steep.train.assemble import Job
+from steep.training.assemble import Job
 from steep.runtime.run_directory import RunDirectory
-from steep.train.state import TrainState
+from steep.training.state import TrainState
 
 
 def show_model(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run: RunDirectory) -> None:
