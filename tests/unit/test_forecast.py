@@ -14,8 +14,8 @@ import pytest
 import steep
 from steep.optim.config import ScheduleConfig
 from steep.optim.schedule import multiplier
-from steep.report.page import report_page
-from steep.report.run_data import read_run
+from steep.reporting.page import report_page
+from steep.reporting.run_files import read_run
 from steep.trackers.backends.console import train_line
 from steep.training.forecast import Forecaster, forecast, last_steps
 from support import run_mapping

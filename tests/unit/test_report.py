@@ -12,11 +12,11 @@ import pytest
 
 from steep.core.files import write_json, write_text
 from steep.evaluation.forgetting import forgetting_report
-from steep.report.curves import Curve, curve, downsample, smooth
-from steep.report.page import report_page, write_report
-from steep.report.palette import DARK, LIGHT, TEXT_STYLES
-from steep.report.plots import loss_plot, memory_plot, write_training_loss
-from steep.report.run_data import read_run
+from steep.reporting.curves import Curve, curve, downsample, smooth
+from steep.reporting.page import report_page, write_report
+from steep.reporting.palette import DARK, LIGHT, TEXT_STYLES
+from steep.reporting.plots import loss_plot, memory_plot, write_training_loss
+from steep.reporting.run_files import read_run
 from steep.trackers.backends import jsonl
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}

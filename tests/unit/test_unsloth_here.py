@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, BatchEncoding
 
 import steep.unsloth
 from steep.runtime.device import peak_resident_bytes, total_memory_bytes
-from steep.unsloth import here
-from steep.unsloth.here import encodings_stay_here, gpu_mem_used
+from steep.unsloth import cpu_fallback  # WAS here
+from steep.unsloth.cpu_fallback import encodings_stay_here, gpu_mem_used
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so torch answers itself")
 

@@ -20,6 +20,6 @@ def command(
     if not is_run_directory(existing_path(run, "run directory")):
         raise ConfigError(f"{run}: is no run directory; it has no config.yaml and checkpoints/")
 
-    from steep.report.page import write_report
+    from steep.reporting.page import write_report
 
     typer.echo(f"wrote {write_report(run)}")

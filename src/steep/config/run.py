@@ -12,7 +12,7 @@ from steep.evaluation.config import EvaluateConfig
 from steep.models.config import AdapterConfig, ModelConfig
 from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.order.config import DataConfig
-from steep.report.config import ReportConfig
+from steep.reporting.config import ReportConfig
 from steep.tokenizer.config import TokenizerConfig, VocabularyConfig
 from steep.trackers.config import ConsoleConfig, TrackerConfig
 from steep.training.config import TrainConfig

@@ -14,7 +14,7 @@ from steep.core.errors import ConfigError
 from steep.evaluation.evaluate_model import Evaluation, evaluate_model
 from steep.evaluation.loaded_model import Say, run_of, tell
 from steep.merge.card import merge_card
-from steep.merge.verify import verify_folder
+from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, MergedAdapter, combine, open_weights, require_free, write_model
 
 

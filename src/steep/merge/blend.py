@@ -18,7 +18,7 @@ from steep.evaluation.evaluate_model import evaluate_model
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
 from steep.evaluation.loaded_model import Say, base_of, config_of_run, run_of, tell
 from steep.merge.card import merge_card
-from steep.merge.verify import verify_folder
+from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -160,8 +160,8 @@ def _draw(points: Sequence[BlendPoint], chosen: BlendPoint, path: Path, say: Say
     if importlib.util.find_spec("matplotlib") is None:
         say("no plot: matplotlib is not installed")
         return
-    from steep.report.palette import LIGHT, TEXT_STYLES
-    from steep.report.plots import drawing
+    from steep.reporting.palette import LIGHT, TEXT_STYLES
+    from steep.reporting.plots import drawing
 
     with drawing(700, 380) as (figure, axes):
         for number, name in enumerate(chosen.bits_per_byte):

@@ -13,7 +13,7 @@ from typing import Any
 from steep.core.errors import ConfigError, ModelError
 from steep.evaluation.loaded_model import Say, tell
 from steep.merge.card import merge_card
-from steep.merge.verify import verify_folder
+from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, combine, open_weights, require_free, write_model
 from steep.tokenizer.open import load_hf_tokenizer
 

@@ -13,8 +13,8 @@ from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.units import format_count, format_seconds
 from steep.evaluation.forgetting import configured_roles
-from steep.report.page import write_report
-from steep.report.plots import write_training_loss
+from steep.reporting.page import write_report
+from steep.reporting.plots import write_training_loss
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.environment import describe_environment
 from steep.trackers.run_trackers import Sinks

@@ -28,8 +28,8 @@ from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.optim.build import build_optimizer
 from steep.optim.param_groups import embedding_rate
 from steep.optim.schedule import multiplier
-from steep.report.palette import LIGHT, TEXT_STYLES
-from steep.report.plots import drawing, report_style
+from steep.reporting.palette import LIGHT, TEXT_STYLES
+from steep.reporting.plots import drawing, report_style
 from steep.runtime.seed import seed_everything
 from steep.training.assemble import Job, Say, assemble
 from steep.training.engine import TorchEngine

@@ -7,7 +7,7 @@ object, trained. Main choice: every argument is either translated, accepted with
 refused; none is dropped in silence, and no other package is patched. Weakness: instruction data and chat templates are not what
 steep is for, and stay with the user.
 
-For machines without a GPU there are `torch` and `gpu_mem_used` too: see `steep.unsloth.here`.
+For machines without a GPU there are `torch` and `gpu_mem_used` too: see `steep.unsloth.cpu_fallback`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steep.unsloth.arguments import UnslothTrainingArguments
-from steep.unsloth.here import gpu_mem_used
+from steep.unsloth.cpu_fallback import gpu_mem_used
 from steep.unsloth.model import FastLanguageModel, is_bfloat16_supported
 from steep.unsloth.trainer import UnslothTrainer
 
@@ -34,7 +34,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "torch":
-        from steep.unsloth.here import torch_here
+        from steep.unsloth.cpu_fallback import torch_here
 
         return torch_here()
     raise AttributeError(f"module 'steep.unsloth' has no attribute {name!r}")

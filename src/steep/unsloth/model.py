@@ -17,7 +17,7 @@ from steep.models.config import AdapterConfig, ModelConfig, RopeConfig
 from steep.models.load import load_model, max_positions, pretrained_config
 from steep.runtime.device import autocast, choose_device, choose_precision, frozen_dtype, parameter_dtype
 from steep.tokenizer.open import load_hf_tokenizer
-from steep.unsloth.here import encodings_stay_here
+from steep.unsloth.cpu_fallback import encodings_stay_here
 from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
 
 LOAD_MEANS_NOTHING = {

@@ -6,9 +6,9 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-from steep.report.html import escape
-from steep.report.palette import CSS_VARIABLES
-from steep.report.plots import report_style
+from steep.reporting.html import escape
+from steep.reporting.palette import CSS_VARIABLES
+from steep.reporting.plots import report_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from steep.core.files import atomic_writer
 from steep.core.units import format_bytes, format_count
-from steep.report.curves import Curve, curve, downsample, smooth, smoothing_window
-from steep.report.palette import LIGHT, PART_COLOURS, TEXT_STYLES
-from steep.report.run_data import RunData, read_run
+from steep.reporting.curves import Curve, curve, downsample, smooth, smoothing_window
+from steep.reporting.palette import LIGHT, PART_COLOURS, TEXT_STYLES
+from steep.reporting.run_files import RunData, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from steep.metrics import MISSING
-from steep.report.run_data import RunData
+from steep.reporting.run_files import RunData
 
 
 def escape(text: object) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from steep.report.html import escape, missing, plain, table
-from steep.report.run_data import RunData
+from steep.reporting.html import escape, missing, plain, table
+from steep.reporting.run_files import RunData
 
 PLANNED_COLUMNS = ("documents", "tokens", "sequences", "epochs")
 

@@ -8,8 +8,8 @@ from typing import Any
 from steep.evaluation.end_of_text import audit_lines
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, TextChange, forgetting_report
 from steep.metrics import METRICS, MISSING
-from steep.report.html import escape, missing, plain, table
-from steep.report.run_data import Record, RunData
+from steep.reporting.html import escape, missing, plain, table
+from steep.reporting.run_files import Record, RunData
 
 
 def forgetting_of(run: RunData) -> ForgettingReport:

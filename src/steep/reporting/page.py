@@ -16,20 +16,20 @@ from steep.core.files import write_text
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.evaluation.forgetting import TextChange
 from steep.metrics import METRICS, MISSING, SourceTotals
-from steep.report.curves import curve, downsample
-from steep.report.forgetting import (
+from steep.reporting.curves import curve, downsample
+from steep.reporting.forgetting import (
     end_of_text_section,
     forgetting_of,
     forgetting_section,
     scores_section,
     started_fresh,
 )
-from steep.report.html import details, escape, missing, plain, table
-from steep.report.ledger import ledger_section
-from steep.report.palette import css_variables
-from steep.report.plots import held_out_curve, loss_plot, memory_parts, memory_plot, metric_plot
-from steep.report.run_data import Record, RunData, read_run
-from steep.report.svg import inline_svg
+from steep.reporting.html import details, escape, missing, plain, table
+from steep.reporting.ledger import ledger_section
+from steep.reporting.palette import css_variables
+from steep.reporting.plots import held_out_curve, loss_plot, memory_parts, memory_plot, metric_plot
+from steep.reporting.run_files import Record, RunData, read_run
+from steep.reporting.svg import inline_svg
 
 FILE_NAME = "report.html"
 
