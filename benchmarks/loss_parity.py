@@ -86,9 +86,9 @@ def reference_losses(mapping: dict[str, Any]) -> Iterator[float]:
     from transformers import AutoModelForCausalLM
 
     from steep.config.load import load_run_config
+    from steep.data.open import open_run_data
     from steep.optim.schedule import multiplier
     from steep.tokenizer.open import load_tokenizer
-    from steep.data.open import open_run_data
 
     config = load_run_config(mapping=mapping)
     data = open_run_data(config, load_tokenizer(config.tokenizer, config.model))

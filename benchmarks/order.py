@@ -186,8 +186,8 @@ def steep_batches(prefix: str, batches: int, packing: str) -> dict[str, float]:
     import torch
 
     from steep.loader import Loader
-    from steep.store.reader import open_store
     from steep.order.batches import Sizes
+    from steep.store.reader import open_store
 
     torch.set_num_threads(1)
     store = open_store(prefix)

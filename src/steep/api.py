@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 if TYPE_CHECKING:
     from steep.config.run import RunConfig
+    from steep.estimate.fit import Fit
+    from steep.estimate.run_plan import RunPlan
     from steep.evaluation.evaluate_model import Evaluation
     from steep.evaluation.harness import HarnessResult
     from steep.evaluation.loaded_model import Origin
@@ -25,9 +27,7 @@ if TYPE_CHECKING:
     from steep.tokenizer.extend import ExtendResult
     from steep.tokenizer.fertility import FertilityReport
     from steep.training.finish import TrainResult
-    from steep.estimate.fit import Fit
     from steep.training.lr_find import LearningRates
-    from steep.estimate.run_plan import RunPlan
 
 ConfigLike = Union["RunConfig", Mapping[str, Any], str, "os.PathLike[str]"]
 """A RunConfig, its values as a mapping, or the path of a YAML file."""
@@ -297,8 +297,8 @@ def generate(
 ) -> str:
     """The continuation of a prompt, without the prompt.
 
-    model: as for `evaluate`, or what `base_of` of `steep.evaluation.loaded_model` gives. emit: called with each new piece of text.
-    max_new_tokens: at most so many, and no more than the model's positions leave room for. sampling: options of transformers'
+    model: as for `evaluate`, or what `base_of` of `steep.evaluation.loaded_model` gives. emit: called with each new piece of
+    text. max_new_tokens: at most so many, and no more than the model's positions leave room for. sampling: options of transformers'
     `generate` (temperature, top_k, top_p, do_sample, ...); without any, greedy.
     """
     from steep.evaluation.generate import generate_text

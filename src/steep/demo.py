@@ -23,9 +23,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from steep.core.lock import RunLock
 from steep.core.errors import ConfigError
 from steep.core.files import atomic_writer
+from steep.core.lock import RunLock
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M"
 HUB_TIMEOUT_SECONDS = 5.0

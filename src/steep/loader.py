@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from steep.batch import IGNORE_INDEX, Batch
-from steep.order.packing import TokenRange
-from steep.order.data_order import Plan, PlannedSequence
 from steep.order.batches import Sizes
+from steep.order.data_order import Plan, PlannedSequence
+from steep.order.packing import TokenRange
 
 
 class TokenReader(Protocol):

@@ -16,8 +16,8 @@ from steep.checkpoint.load import open_checkpoint
 from steep.checkpoint.save import CheckpointState, CheckpointWriter
 from steep.core.errors import CheckpointError
 from steep.models.gpt2 import build_gpt2_model
-from steep.optim.config import OPTIONS, OptimizerConfig
 from steep.optim.build import build_optimizer
+from steep.optim.config import OPTIONS, OptimizerConfig
 from support import losses, run_mapping
 
 RATES = {"adafactor": 0.05, "lion": 1e-3, "muon": 1e-2, "galore": 1e-2}

@@ -14,7 +14,6 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from steep.core.errors import ConfigError
-from steep.tokenizer.backends.gigatoken import GigatokenEncoder, add_missing_bytes, digits, remove_special_tokens
 from steep.tokenizer.backend_choice import (
     COMPARED_CHARACTERS,
     COMPARED_DOCUMENTS,
@@ -23,6 +22,7 @@ from steep.tokenizer.backend_choice import (
     fast_backend_names,
     first_difference,
 )
+from steep.tokenizer.backends.gigatoken import GigatokenEncoder, add_missing_bytes, digits, remove_special_tokens
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import REFERENCE_BACKEND, EncodedTexts, TextTokenizer, make_text_tokenizer
 from steep.tokenizer.hard_strings import LONG_RUN_CHARACTERS, hard_strings

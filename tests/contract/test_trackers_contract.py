@@ -10,7 +10,7 @@ import pytest
 
 from steep.core.errors import MissingExtraError
 from steep.core.plugins import plugin_names
-from steep.trackers.tracker import NOT_TRACKERS, Tracker, build_tracker
+from steep.trackers.tracker import PACKAGE, Tracker, build_tracker
 
 RECORDS: list[dict[str, Any]] = [
     {"kind": "event", "step": 0, "message": "started"},
@@ -24,7 +24,7 @@ RECORDS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(params=plugin_names("steep.trackers", NOT_TRACKERS))
+@pytest.fixture(params=plugin_names(PACKAGE))
 def tracker(request: pytest.FixtureRequest) -> Tracker:
     try:
         return build_tracker(request.param)

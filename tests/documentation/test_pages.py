@@ -15,9 +15,9 @@ from markdown_pages import PAGES, ROOT, all_blocks, links_of, page_name, shell_l
 
 from steep.cli.main import app
 from steep.cli.overrides import split_overrides
+from steep.config.keys import is_component, item_type, section_of
 from steep.config.load import load_run_config
 from steep.config.run import RunConfig
-from steep.config.keys import is_component, item_type, section_of
 from steep.core.errors import ConfigError
 from steep.models.gpt2 import build_gpt2_model
 

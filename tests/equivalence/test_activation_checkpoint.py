@@ -12,11 +12,11 @@ from torch import nn
 
 from steep.checkpoint.capture import capture_model
 from steep.core.errors import ModelError
+from steep.estimate.memory import saved_bytes
 from steep.models.adapters import add_adapter
 from steep.models.config import AdapterConfig
 from steep.models.gpt2 import build_gpt2_model
 from steep.models.load import build_fresh
-from steep.estimate.memory import saved_bytes
 from steep.parallelize.activation_checkpoint import checkpoint_layers
 from steep.parallelize.compile import compile_layers
 from support import LLAMA

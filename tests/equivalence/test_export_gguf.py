@@ -15,8 +15,8 @@ import pytest
 
 import steep
 from steep.core.errors import ConfigError, ModelError
-from steep.exporters.formats import gguf as form
 from steep.exporters.format import Options
+from steep.exporters.formats import gguf as form
 from steep.exporters.gguf_tokenizer import describe_tokenizer
 from steep.exporters.run import ask_trained, make_job
 from steep.models.config import ModelConfig

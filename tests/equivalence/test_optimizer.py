@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from steep.models.gpt2 import build_gpt2_model
-from steep.optim.config import OptimizerConfig
 from steep.optim.build import build_optimizer
+from steep.optim.config import OptimizerConfig
 
 
 def test_fused_adamw_equals_the_plain_loop():

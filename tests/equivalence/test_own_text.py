@@ -21,9 +21,9 @@ import steep
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import TEMPORARY_PREFIX
+from steep.data.self_generated import with_own_text
 from steep.evaluation.sample import sample_documents
 from steep.models.load import build_fresh
-from steep.data.self_generated import with_own_text
 from support import LLAMA, run_mapping, write_yaml
 
 END = 7

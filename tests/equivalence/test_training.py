@@ -10,10 +10,10 @@ import torch
 
 from steep.config.load import load_run_config
 from steep.core.errors import TrainingError
+from steep.data.open import open_run_data
 from steep.models.load import load_model
 from steep.optim.schedule import multiplier
 from steep.tokenizer.open import load_tokenizer
-from steep.data.open import open_run_data
 from steep.training.loop import train
 from support import losses, run_mapping
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from steep.checkpoint.load import find_checkpoint, open_checkpoint
-from steep.core.lock import RunLock
 from steep.checkpoint.retention import collect_leftovers
 from steep.core.files import TEMPORARY_PREFIX
+from steep.core.lock import RunLock
 
 # Saves as fast as it can, every tensor equal to the step; prints each event, so that a kill can aim inside a save.
 SAVER = """

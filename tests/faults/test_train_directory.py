@@ -15,9 +15,9 @@ import pytest
 from processes import Steep, final_weights, same_records
 from steep.config.load import load_run_config
 from steep.core.errors import CheckpointError, ConfigError, SteepError
+from steep.data.open import open_run_data
 from steep.inspection import inspect_sequence
 from steep.tokenizer.open import load_tokenizer
-from steep.data.open import open_run_data
 from steep.training.finish import TrainResult
 from steep.training.loop import train
 from support import losses, run_mapping, write_yaml

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from steep.core.lock import LOCK_NAME, RunLock, is_stale
 from steep.core.errors import CheckpointError
+from steep.core.lock import LOCK_NAME, RunLock, is_stale
 
 HOLD = """
 import sys, time

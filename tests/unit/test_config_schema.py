@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from steep.config.schema import json_schema, reference_markdown
 from steep.config.keys import all_keys
+from steep.config.schema import json_schema, reference_markdown
 from steep.core.units import parse_bytes, parse_count, parse_seconds
 
 MINIMAL: dict[str, Any] = {"model": {"pretrained": "a/b"}, "data": {"train": [{"path": "x"}]}}

@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 
-from steep.trackers.backends import console
-
-from steep.trackers.backends import jsonl
+from steep.trackers.backends import console, jsonl
 from steep.trackers.config import ConsoleConfig
 
 TRAIN = {"kind": "train", "step": 12, "loss": 2.9131, "grad_norm": 1.2142, "learning_rate": 4.9e-5,

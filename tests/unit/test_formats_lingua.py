@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from steep.config.run import RunConfig
+from steep.data.open import open_run_data
 from steep.sources.config import SourceConfig
 from steep.sources.hints import source_hints
 from steep.sources.inputs import expand_inputs, load_format
@@ -16,7 +17,6 @@ from steep.store.cache import open_sources
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.open import load_tokenizer
-from steep.data.open import open_run_data
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,16 @@ import pytest
 
 from steep.config.load import load_run_config
 from steep.core.errors import CheckpointError, ConfigError
+from steep.data.open import open_run_data
 from steep.loader import Loader
+from steep.order.batches import run_sizes
 from steep.order.megatron import build_megatron_plans
 from steep.sources.config import SourceConfig
 from steep.store.prepare import prepare
 from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import load_hf_tokenizer, load_tokenizer, text_tokenizer
-from steep.data.open import open_run_data
 from steep.training.loop import train
-from steep.order.batches import run_sizes
 from support import run_mapping
 
 

@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from steep.core.errors import ConfigError
 from steep.models.gpt2 import build_gpt2_model
-from steep.optim.optimizers.adamw_8bit import build as build_8bit
+from steep.optim.build import PACKAGE, build_optimizer, optimizer_state_bytes
 from steep.optim.config import LION_BETAS, OPTIONS, OptimizerConfig
-from steep.optim.build import NOT_OPTIMIZERS, build_optimizer, optimizer_state_bytes
+from steep.optim.optimizers.adamw_8bit import build as build_8bit
 
 STEPS, RATE, DECAY = 7, 3e-3, 0.2
 RATES = [RATE * factor for factor in (0.25, 0.5, 1.0, 1.0, 0.8, 0.5, 0.1)]
@@ -312,4 +312,4 @@ def test_options_of_another_optimizer_are_refused_by_name():
 def test_every_optimizer_has_its_options_listed():
     from steep.core.plugins import plugin_names
 
-    assert plugin_names("steep.optim", NOT_OPTIMIZERS) == sorted(OPTIONS)
+    assert plugin_names(PACKAGE) == sorted(OPTIONS)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from steep.core.errors import ConfigError, DataError
 from steep.order import source_order
+from steep.order.data_order import DataPlan, SourcePlan, held_out, same_past
 from steep.order.mixture import Schedule, integer_weights
 from steep.order.packing import ConcatPacking, pack_best_fit
 from steep.order.permutation import Permutation
-from steep.order.data_order import DataPlan, SourcePlan, held_out, same_past
 from steep.order.windows import Windows
 
 

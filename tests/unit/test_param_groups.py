@@ -13,8 +13,8 @@ from steep.core.errors import ConfigError, ModelError
 from steep.core.section import Target
 from steep.models.gpt2 import build_gpt2_model
 from steep.models.load import build_fresh
-from steep.optim.config import OptimizerConfig
 from steep.optim.build import build_optimizer, load_optimizer
+from steep.optim.config import OptimizerConfig
 from steep.optim.param_groups import build_param_groups, describe_param_groups
 from steep.training.loop import train
 from support import LLAMA, losses, run_mapping, train_lines

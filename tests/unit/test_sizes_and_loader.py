@@ -9,10 +9,10 @@ import torch
 from steep.batch import IGNORE_INDEX
 from steep.core.errors import ConfigError
 from steep.loader import Loader, make_batch
-from steep.order.packing import TokenRange
-from steep.order.data_order import DataPlan, PlannedSequence, SourcePlan
-from steep.training.config import TrainConfig
 from steep.order.batches import Sizes, batches_of_documents, run_sizes
+from steep.order.data_order import DataPlan, PlannedSequence, SourcePlan
+from steep.order.packing import TokenRange
+from steep.training.config import TrainConfig
 
 
 class ListStore:

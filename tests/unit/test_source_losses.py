@@ -17,8 +17,8 @@ from steep.loader import make_batch
 from steep.metrics import SourceTotals
 from steep.models.forward import forward_loss, forward_losses, forward_token_losses, prepare_forward
 from steep.models.load import build_fresh
-from steep.order.packing import TokenRange
 from steep.order.data_order import PlannedSequence
+from steep.order.packing import TokenRange
 from steep.training.engine import TorchEngine
 from steep.training.loop import train
 from steep.training.source_losses import StepSources, step_sources

@@ -14,11 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from steep.core.errors import ConfigError, DataError
-from steep.sources.formats import jsonl
-from steep.sources.formats import parquet
-from steep.sources.formats import plain_text
 from steep.sources.config import SourceConfig
 from steep.sources.document import EMPTY, NO_FIELD, NOT_JSON, NOT_UTF8, TOO_LONG, WRONG_TYPE, Document, Rejected
+from steep.sources.formats import jsonl, parquet, plain_text
 from steep.sources.inputs import expand_inputs, load_format
 
 

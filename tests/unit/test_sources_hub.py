@@ -12,9 +12,9 @@ import pytest
 
 from steep.config.load import load_run_config
 from steep.core.errors import DataError
-from steep.sources.formats import hub
 from steep.sources.config import SourceConfig
 from steep.sources.document import NO_FIELD, Document, Rejected
+from steep.sources.formats import hub
 from steep.store.config import PrepareConfig
 from steep.store.prepare import prepare
 from steep.store.reader import open_store
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
 def test_without_the_library_the_extra_is_named() -> None:
     program = (
         "import sys; sys.modules['datasets'] = None\n"
-        "from pathlib import Path; from steep.sources import hub\n"
+        "from pathlib import Path; from steep.sources.formats import hub\n"
         "from steep.core.errors import MissingExtraError\n"
         "try: hub.identity(Path('hub:x'))\n"
         "except MissingExtraError as error: print(error)\n"

@@ -13,8 +13,8 @@ from steep.core.errors import ConfigError, DataError
 from steep.sources.config import SourceConfig
 from steep.store.cache import check_tokenizer, open_sources, store_paths
 from steep.store.config import PrepareConfig
-from steep.store.inspect import inspect_store
 from steep.store.formats.megatron import write_index
+from steep.store.inspect import inspect_store
 from steep.store.prepare import prepare
 from steep.store.reader import TokenStore, is_store, join_stores, open_store
 from steep.store.statistics import COUNTED_TOKENS, count_ids, fertility, length_histogram

@@ -14,12 +14,12 @@ import pytest
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, DataError
 from steep.order.config import TrainSourceConfig
+from steep.store import stream
+from steep.store.stream import StreamSource
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer
-from steep.store import stream
 from steep.training.loop import train
-from steep.store.stream import StreamSource
 from support import losses, run_mapping
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from steep.config.load import load_run_config
-from steep.core.targets import TargetProblems, announce, build, check, find_targets, resolve
 from steep.core.errors import ConfigError
 from steep.core.section import Target
+from steep.core.targets import TargetProblems, announce, build, check, find_targets, resolve
 
 MODEL_FILE = """
 from dataclasses import dataclass

@@ -55,7 +55,7 @@ def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 def test_a_killed_process_loses_no_line(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from steep.trackers import jsonl\n"
+        "import os, signal, sys; from pathlib import Path; from steep.trackers.backends import jsonl\n"
         "tracker = jsonl.build(); tracker.start(Path(sys.argv[1]), {})\n"
         "for step in range(100): tracker.log({'kind': 'train', 'step': step})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

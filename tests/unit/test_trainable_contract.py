@@ -12,8 +12,8 @@ from torch import nn
 
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, TrainingError
-from steep.training.trainable_check import PATIENCE_UPDATES, TrainableContract, fingerprint
 from steep.training.loop import train
+from steep.training.trainable_check import PATIENCE_UPDATES, TrainableContract, fingerprint
 from support import LLAMA, run_mapping
 
 PARTS = '''

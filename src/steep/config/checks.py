@@ -7,7 +7,6 @@ DISK_CHECKS. Checks must be cheap (a few file-system calls) and must not import 
 from __future__ import annotations
 
 import glob
-import importlib.util
 import itertools
 import os
 import re
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from steep.config.errors import Problem, list_of, shown
-from steep.config.run import RunConfig
 from steep.config.keys import Location
+from steep.config.run import RunConfig
+from steep.core.plugins import plugin_names
 from steep.core.section import OWN_TEXT, Target
 
 _REMOTE = re.compile(r"[a-z0-9]{2,}://", re.IGNORECASE)
@@ -185,28 +185,19 @@ def source_names_differ(config: RunConfig) -> Iterator[Problem]:
 def plugins_exist(config: RunConfig) -> Iterator[Problem]:
     """An optimizer or tracker is a file in its folder with a function `build`."""
     if not isinstance(config.optimizer, Target):
-        yield from _known_plugin("steep.optim", ("optimizer", "name"), config.optimizer.name)
+        yield from _known_plugin("steep.optim.optimizers", ("optimizer", "name"), config.optimizer.name)
     for position, tracker in enumerate(config.trackers):
         if not isinstance(tracker, Target):
-            yield from _known_plugin("steep.trackers", ("trackers", position, "name"), tracker.name)
+            yield from _known_plugin("steep.trackers.backends", ("trackers", position, "name"), tracker.name)
 
 
 def _known_plugin(package: str, location: Location, name: str) -> Iterator[Problem]:
-    names = _files_with_build(package)
-    if names and name not in names:
+    names = plugin_names(package)
+    if name not in names:
         near = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         there = f"There are: {list_of(names)}. Any other can be named with _target_"
         yield Problem(location, f"there is no {name!r}{hint} {there}")
-
-
-def _files_with_build(package: str) -> list[str]:
-    spec = importlib.util.find_spec(package)
-    folders = (spec.submodule_search_locations or []) if spec else []
-    files = [path for folder in folders for path in Path(folder).glob("[a-z]*.py")]
-    return sorted(
-        path.stem for path in files if re.search(r"^def build\(", path.read_text(encoding="utf-8"), re.MULTILINE)
-    )
 
 
 CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (

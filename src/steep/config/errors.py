@@ -14,8 +14,6 @@ from difflib import get_close_matches
 from typing import Any, Optional
 
 from steep.config.documentation import meaning_of
-from steep.config.redact import redact
-from steep.config.run import RunConfig
 from steep.config.keys import (
     Location,
     all_keys,
@@ -32,6 +30,8 @@ from steep.config.keys import (
     strip_tags,
     type_at,
 )
+from steep.config.redact import redact
+from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.units import parse_count
 

@@ -16,7 +16,6 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticUndefined, core_schema
 
 from steep.config.documentation import document_sections
-from steep.config.run import RunConfig
 from steep.config.keys import (
     NUMBERS_AS_WRITTEN,
     allows_null,
@@ -29,6 +28,7 @@ from steep.config.keys import (
     number_kind,
     section_of,
 )
+from steep.config.run import RunConfig
 from steep.core.section import Section
 from steep.core.units import BYTE_UNITS, COUNT_UNITS, SECOND_UNITS, parse_bytes, parse_count, parse_seconds
 

@@ -11,20 +11,20 @@ from types import ModuleType
 from steep.core.errors import ConfigError
 
 
-def plugin_names(package: str, exclude: tuple[str, ...] = ()) -> list[str]:
+def plugin_names(package: str) -> list[str]:
     """The names of the plug-ins in `package` (dotted), read from its folder without importing any of them."""
     spec = importlib.util.find_spec(package)
     assert spec is not None, f"{package} does not exist"
     assert spec.submodule_search_locations is not None, f"{package} is not a package"
     found = (module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
-    return sorted(name for name in found if name not in exclude and not name.startswith("_"))
+    return sorted(name for name in found if not name.startswith("_"))
 
 
-def load_plugin(package: str, name: str, exclude: tuple[str, ...] = ()) -> ModuleType:
+def load_plugin(package: str, name: str) -> ModuleType:
     """Import plug-in `name` of `package`. Raises ConfigError with the nearest name for an unknown one."""
-    names = plugin_names(package, exclude)
+    names = plugin_names(package)
     if name not in names:
         near = get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{package.rpartition('.')[2]}: there is no {name!r}.{hint} There are: {', '.join(names)}.")
+        raise ConfigError(f"{package.split('.')[1]}: there is no {name!r}.{hint} There are: {', '.join(names)}.")
     return importlib.import_module(f"{package}.{name}")

@@ -12,21 +12,21 @@ import numpy as np
 
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError, DataError
+from steep.data.self_generated import UnwrittenText, count_own_texts, is_own_text, with_own_text
 from steep.evaluation.held_out import HeldOutText
+from steep.order.batches import requested_sequences
 from steep.order.config import DataConfig, TrainSourceConfig, ValidationConfig
-from steep.order.megatron import build_megatron_plans
 from steep.order.data_order import DataPlan, Plan, SourcePlan, held_out
+from steep.order.megatron import build_megatron_plans
 from steep.sources.config import SourceConfig
 from steep.sources.inputs import paths_of
 from steep.sources.lingua import validation_paths
 from steep.store.cache import check_tokenizer, open_sources
 from steep.store.reader import TokenStore, open_store
+from steep.store.stream import READERS, StreamSource
 from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
-from steep.data.self_generated import UnwrittenText, count_own_texts, is_own_text, with_own_text
-from steep.order.batches import requested_sequences
 from steep.training.state import TrainState
-from steep.store.stream import READERS, StreamSource
 
 Progress = Callable[[int, int, int], None]
 """Called with bytes done, bytes in all and tokens written, while text is prepared."""

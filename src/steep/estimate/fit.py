@@ -15,9 +15,9 @@ from typing import Any
 from steep.config.run import RunConfig
 from steep.core.section import Target
 from steep.core.units import format_bytes
-from steep.models.config import ModelConfig
-from steep.estimate.structure import plan_structure
 from steep.estimate.run_plan import RunPlan
+from steep.estimate.structure import plan_structure
+from steep.models.config import ModelConfig
 
 SMALL_LOGITS_BYTES = 8 * 2**20
 

@@ -9,20 +9,20 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from steep.core import targets
 from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
+from steep.core import targets
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
-from steep.evaluation.forgetting import configured_roles
-from steep.models.adapters import capacity_line
-from steep.estimate.structure import StructureFacts, plan_structure
-from steep.runtime.device import choose_precision
 from steep.data.open import RunData, open_run_data
 from steep.estimate.hardware import Hardware, find_hardware
+from steep.estimate.structure import StructureFacts, plan_structure
+from steep.evaluation.forgetting import configured_roles
+from steep.models.adapters import capacity_line
 from steep.order.batches import Sizes, run_sizes
+from steep.runtime.device import choose_precision
 
 BAR_COLUMNS = 40
 

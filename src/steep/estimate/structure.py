@@ -17,6 +17,7 @@ from torch import nn
 from steep.config.run import RunConfig
 from steep.core.errors import ModelError
 from steep.core.section import Target
+from steep.estimate.memory import ActivationPlan, MemoryPlan, layer_input_bytes, plan_memory, saved_bytes
 from steep.models.adapters import plan_adapter
 from steep.models.config import ModelConfig, RopeConfig
 from steep.models.embeddings import frozen_embedding
@@ -31,7 +32,6 @@ from steep.models.load import (
     describe_model,
     pretrained_config,
 )
-from steep.estimate.memory import ActivationPlan, MemoryPlan, layer_input_bytes, plan_memory, saved_bytes
 from steep.models.quantize import plan_quantized
 from steep.models.rope import extend_rope
 from steep.models.vocabulary import require_trained, with_embeddings

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from steep.order.packing import TokenRange
 from steep.order.data_order import PlannedSequence
+from steep.order.packing import TokenRange
 
 if TYPE_CHECKING:
     import torch

@@ -32,8 +32,8 @@ from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources
 
 if TYPE_CHECKING:
-    from steep.tokenizer.encode import TextTokenizer
     from steep.data.open import RunData
+    from steep.tokenizer.encode import TextTokenizer
 
 DEFAULT_SEQUENCE_LENGTH = 1024
 DEFAULT_TOKENS = 200_000

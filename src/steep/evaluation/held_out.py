@@ -21,8 +21,8 @@ from steep.batch import IGNORE_INDEX, Batch
 from steep.core.errors import DataError
 from steep.loader import make_batch
 from steep.metrics import bits_per_byte
-from steep.order.packing import ConcatPacking
 from steep.order.data_order import PlannedSequence
+from steep.order.packing import ConcatPacking
 
 TokenLosses = Callable[[Batch], torch.Tensor]
 """From a batch of B x T to the (B*T,) fp32 losses of its labels in nats, 0 where there is no label."""

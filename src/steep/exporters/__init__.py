@@ -1,5 +1,1 @@
-"""Turn a checkpoint into what other programs serve. Called, it is `steep.api.export`."""
-
-from steep.core.callable_module import make_callable
-
-make_callable(__name__)
+"""A checkpoint as the files that other programs serve."""

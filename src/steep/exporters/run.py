@@ -17,10 +17,7 @@ from steep.exporters.model_card import model_card
 from steep.exporters.parity import GREEDY_TOKENS, Questions, answer
 from steep.exporters.result import ExportResult
 
-NOT_FORMS = (
-    "form", "gguf_model", "gguf_tokenizer", "ids", "llama_cpp_process", "model_card", "modelfile", "parity", "quantized",
-    "result", "run", "verify",
-)  # fmt: skip
+FORMATS = "steep.exporters.formats"
 VERIFICATION_TEXT = """\
 In the beginning of every verification there is a text that both programs read. It has words, numbers such as 3.14159 and 2,048, \
 code like `for i in range(10): print(i)`, a little français, and a question: is it the same model?
@@ -84,7 +81,7 @@ def make_job(
     reference: str, to: str, options: Options, *, allow_code: bool = True, say: Say = tell
 ) -> tuple[Any, ExportJob]:
     """The form and what it is to export, with everything checked that can be before work. Raises ConfigError, ModelError."""
-    form: Any = load_plugin("steep.export", to, NOT_FORMS)
+    form: Any = load_plugin(FORMATS, to)
     dtype = dtype_name(options.dtype, form, to)
     subject = load_subject(origin_of(reference), device="cpu", precision="fp32", allow_code=allow_code, say=say)
     if not hasattr(subject.model, "save_pretrained") or not hasattr(subject.model, "generation_config"):

@@ -1,4 +1,4 @@
-"""Finds the optimizer that the configuration names: a file of this folder, or any callable."""
+"""Finds the optimizer that the configuration names: a file of `optimizers/`, or any callable."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-NOT_OPTIMIZERS = ("config", "ema", "load", "param_groups", "schedule")
+PACKAGE = "steep.optim.optimizers"
 
 
 def load_optimizer(config: OptimizerConfig) -> ModuleType:
     """The module of the optimizer `config.name`, whose `build(groups, config)` makes it. Raises ConfigError."""
-    return load_plugin("steep.optim", config.name, NOT_OPTIMIZERS)
+    return load_plugin(PACKAGE, config.name)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig | Target) -> torch.optim.Optimizer:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from steep.core.errors import ConfigError
 from steep.core.fingerprint import fingerprint
+from steep.order.data_order import PlannedSequence, SourcePlan
 from steep.order.megatron_blend import samples_per_dataset
 from steep.order.megatron_index import SPLIT_NAMES, Epochs, IndexSettings, SampleIndex, count_epochs
-from steep.order.data_order import PlannedSequence, SourcePlan
 
 MEGATRON_ORDER_VERSION = 1  # raised whenever the same plan would give other sequences
 SURPLUS = 0.005

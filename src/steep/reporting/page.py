@@ -45,7 +45,7 @@ def write_report(run_directory: str | Path) -> Path:
 
 def report_page(run: RunData) -> str:
     """The page as text."""
-    style = files("steep.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("steep.reporting").joinpath("page.css").read_text(encoding="utf-8")
     body = "".join(
         [
             _header(run),

@@ -20,7 +20,7 @@ from steep.sources.config import SourceConfig
 from steep.sources.files import content_suffix
 from steep.sources.lingua import without_held_out
 
-NOT_FORMATS = ("config", "document", "files", "hints", "inputs", "lingua")
+FORMATS = "steep.sources.formats"
 HUB_PREFIX = "hub:"
 STANDARD_INPUT = "-"
 
@@ -34,14 +34,14 @@ class InputFile:
 
 
 def format_names() -> list[str]:
-    """The formats that can be read: the file names in steep/sources/."""
-    return plugin_names("steep.sources", NOT_FORMATS)
+    """The formats that can be read: the file names in steep/sources/formats/."""
+    return plugin_names(FORMATS)
 
 
 def load_format(name: str) -> ModuleType:
     """The module of a format: `read(path, config, span=None)`, `ENDINGS`, and `split(path, part_bytes, config)` if it has
     parts. Of what is no file on disk also `identity(path)`: (size in bytes or 0, what names the content)."""
-    return load_plugin("steep.sources", name, NOT_FORMATS)
+    return load_plugin(FORMATS, name)
 
 
 def known_endings() -> dict[str, str]:

@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Optional
 
 from steep.core.errors import DataError
-from steep.store.formats import automodel
-from steep.store.formats import datatrove
-from steep.store.formats import llm_c
-from steep.store.formats import nanogpt
+from steep.store.formats import automodel, datatrove, llm_c, nanogpt
 from steep.store.token_file import read_header
 
 FORMATS = ("megatron", "nanogpt", "llm_c", "automodel", "datatrove")

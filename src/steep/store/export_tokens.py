@@ -22,8 +22,7 @@ import numpy as np
 
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
-from steep.store.formats import automodel
-from steep.store.formats import llm_c
+from steep.store.formats import automodel, llm_c
 from steep.store.formats.megatron import token_dtype, write_index
 from steep.store.reader import TokenStore, open_store
 from steep.store.token_file import LARGEST_COUNT, make_header, read_in_order

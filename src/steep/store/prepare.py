@@ -23,6 +23,22 @@ from steep.core.units import format_bytes, format_count, format_seconds
 from steep.sources.config import SourceConfig
 from steep.sources.inputs import STANDARD_INPUT, paths_of
 from steep.store.backends import choose_backends
+from steep.store.config import PrepareConfig
+from steep.store.contamination import evaluation_inputs, write_table
+from steep.store.export_tokens import EXPORT_FORMATS, SHARD_TOKENS, write_format
+from steep.store.formats.megatron import token_dtype
+from steep.store.manifest import (
+    MANIFEST_FILE,
+    REJECTED_FILE,
+    SIDECAR_SUFFIX,
+    TOKENIZER_FOLDER,
+    add_ledgers,
+    has_manifest,
+    make_manifest,
+    read_manifest,
+)
+from steep.store.pool import run_items
+from steep.store.reader import open_store
 from steep.store.select_documents import (
     KEPT,
     Choice,
@@ -35,22 +51,6 @@ from steep.store.select_documents import (
     write_rejected,
     write_shards,
 )
-from steep.store.config import PrepareConfig
-from steep.store.contamination import evaluation_inputs, write_table
-from steep.store.export_tokens import EXPORT_FORMATS, SHARD_TOKENS, write_format
-from steep.store.manifest import (
-    MANIFEST_FILE,
-    REJECTED_FILE,
-    SIDECAR_SUFFIX,
-    TOKENIZER_FOLDER,
-    add_ledgers,
-    has_manifest,
-    make_manifest,
-    read_manifest,
-)
-from steep.store.formats.megatron import token_dtype
-from steep.store.pool import run_items
-from steep.store.reader import open_store
 from steep.store.shard_work import PREPARE_FOLDER, Job, process_item, record_path
 from steep.store.spool import SPOOL_FILE, spool_standard_input
 from steep.store.work import Inputs, WorkItem, gather_inputs, plan_items, source_name, source_settings

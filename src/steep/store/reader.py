@@ -22,6 +22,7 @@ from steep.core.files import sha256_file
 from steep.core.fingerprint import fingerprint
 from steep.store.boundaries import largest_id
 from steep.store.detect import FORMATS, as_asked, megatron_prefix, token_file, token_files
+from steep.store.formats.megatron import Unit
 from steep.store.manifest import (
     MANIFEST_FILE,
     SIDECAR_SUFFIX,
@@ -30,7 +31,6 @@ from steep.store.manifest import (
     has_manifest,
     read_manifest,
 )
-from steep.store.formats.megatron import Unit
 from steep.store.open_files import allow_open_files
 from steep.store.shard import Shard, ShardOpener, open_megatron
 from steep.store.token_file import read_in_order

@@ -20,8 +20,8 @@ from steep.core.files import read_json
 from steep.store.config import PrepareConfig
 from steep.store.contamination import read_descriptions
 from steep.store.duplicates import alike, repeated
-from steep.store.manifest import SIDECAR_SUFFIX
 from steep.store.formats.megatron import read_index
+from steep.store.manifest import SIDECAR_SUFFIX
 from steep.store.notes import EVALUATION, PLACES, SIGNATURES, Places, read_notes
 from steep.store.shard_work import PREPARE_FOLDER, Job, record_path, rejected_path
 from steep.store.spool import shown_name

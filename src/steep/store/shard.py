@@ -16,11 +16,8 @@ import numpy as np
 from steep.core.errors import DataError
 from steep.core.files import sha256_file
 from steep.store import boundaries
-from steep.store.formats import automodel
-from steep.store.formats import datatrove
-from steep.store.formats import llm_c
-from steep.store.formats import nanogpt
 from steep.store.boundaries import Boundary
+from steep.store.formats import automodel, datatrove, llm_c, nanogpt
 from steep.store.formats.megatron import Unit, read_index
 from steep.store.token_file import TokenFile
 

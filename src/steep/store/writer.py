@@ -18,8 +18,8 @@ import numpy as np
 
 from steep.core.errors import DataError
 from steep.core.files import atomic_writer, sha256_file
-from steep.store.manifest import SIDECAR_SUFFIX
 from steep.store.formats.megatron import write_index
+from steep.store.manifest import SIDECAR_SUFFIX
 from steep.tokenizer.encode import EncodedTexts
 
 SIDECAR_DTYPE = np.dtype([("text_bytes", "<i8"), ("content_hash", "<u8")])

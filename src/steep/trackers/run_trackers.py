@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from steep.core.section import Target
-from steep.trackers.backends import console
-from steep.trackers.backends import jsonl
+from steep.trackers.backends import console, jsonl
 from steep.trackers.config import ConsoleConfig, TrackerConfig
 from steep.trackers.tracker import Record, Tracker, build_tracker
 

@@ -15,8 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from steep.core.errors import ConfigError
 from steep.core.plugins import load_plugin
 
-PACKAGE = "steep.trackers"
-NOT_TRACKERS = ("config", "sinks", "tracker")
+PACKAGE = "steep.trackers.backends"
 
 Record = Mapping[str, Any]
 """{"kind": "train", "step": 12, "loss": 2.9, ...}; values are JSON values, None where a number does not exist."""
@@ -46,7 +45,7 @@ def build_tracker(name: str, **arguments: Any) -> Tracker:
 
     Raises ConfigError for an unknown name or argument, MissingExtraError where its package is not installed.
     """
-    module = load_plugin(PACKAGE, name, exclude=NOT_TRACKERS)
+    module = load_plugin(PACKAGE, name)
     signature = inspect.signature(module.build)
     try:
         signature.bind(**arguments)

@@ -20,6 +20,7 @@ from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core.progress import progress_when_needed
 from steep.core.section import Target
+from steep.data.open import RunData, open_run_data
 from steep.evaluation.end_of_text import data_warnings, source_ends
 from steep.models.adapters import adapter_files, add_adapter, capacity_line, lasting_reference
 from steep.models.config import ModelConfig
@@ -37,6 +38,7 @@ from steep.models.freeze import freeze
 from steep.models.load import check_sequence_length, describe_model, load_model
 from steep.models.vocabulary import extend_embeddings, require_trained, with_embeddings
 from steep.optim.build import build_optimizer
+from steep.order.batches import Sizes, run_sizes
 from steep.parallelize.activation_checkpoint import checkpoint_layers
 from steep.parallelize.compile import compile_layers
 from steep.runtime.device import (
@@ -52,10 +54,8 @@ from steep.runtime.seed import seed_everything, set_determinism
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer, tokenizer_reference
 from steep.tokenizer.vocabulary import extend_tokenizer
-from steep.training.trainable_check import check_groups
-from steep.data.open import RunData, open_run_data
 from steep.training.engine import TorchEngine
-from steep.order.batches import Sizes, run_sizes
+from steep.training.trainable_check import check_groups
 
 Say = Callable[[str], None]
 """Prints a line for the person at the terminal."""

@@ -12,17 +12,17 @@ from steep.config.redact import redact_arguments
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.units import format_count, format_seconds
+from steep.estimate.hardware import find_hardware
+from steep.estimate.run_plan import plan_opened
 from steep.evaluation.forgetting import configured_roles
 from steep.reporting.page import write_report
 from steep.reporting.plots import write_training_loss
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.environment import describe_environment
+from steep.runtime.run_directory import RunDirectory
 from steep.trackers.run_trackers import Sinks
 from steep.training.assemble import Job
-from steep.estimate.hardware import find_hardware
 from steep.training.outcome import describe_outcome
-from steep.estimate.run_plan import plan_opened
-from steep.runtime.run_directory import RunDirectory
 from steep.training.spikes import ROLLBACKS_FILE
 from steep.training.state import TrainState
 

@@ -9,27 +9,27 @@ from typing import TextIO
 
 from torch import nn
 
-from steep.core.lock import RunLock
 from steep.checkpoint.save import CheckpointWriter
-from steep.core import targets
 from steep.config.redact import redact
 from steep.config.run import RunConfig
+from steep.core import targets
+from steep.core.lock import RunLock
 from steep.loader import Loader
 from steep.optim.schedule import multiplier
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.preemption import Interrupted, StopSignals
+from steep.runtime.run_directory import RunDirectory
 from steep.trackers.backends.jsonl import read_records
 from steep.trackers.run_trackers import Sinks
 from steep.training.assemble import assemble
-from steep.training.trainable_check import TrainableContract
 from steep.training.failure import explained_errors
 from steep.training.finish import TrainResult, already_finished, describe_end, describe_start, is_finished
 from steep.training.forecast import Forecaster
 from steep.training.meter import Meter
-from steep.training.validation import due, show_model
 from steep.training.resume import Beginning, begin_state, checkpoint_name, checkpoint_state, find_beginning, restore_job
-from steep.runtime.run_directory import RunDirectory
 from steep.training.spikes import RollBack, SpikeWatch
+from steep.training.trainable_check import TrainableContract
+from steep.training.validation import due, show_model
 
 
 def train(

@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from steep.core import targets
 from steep.config.run import RunConfig
+from steep.core import targets
 from steep.core.errors import ConfigError
 from steep.core.files import write_json
 from steep.core.section import Target
 from steep.core.table import text_table
 from steep.evaluation.forgetting import configured_roles
 from steep.loader import Loader
-from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.optim.build import build_optimizer
+from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.optim.param_groups import embedding_rate
 from steep.optim.schedule import multiplier
 from steep.reporting.palette import LIGHT, TEXT_STYLES

@@ -16,8 +16,8 @@ import torch
 
 from steep.batch import Batch
 from steep.core.errors import TrainingError
-from steep.training.engine import StepResult
 from steep.order.batches import Sizes
+from steep.training.engine import StepResult
 from steep.training.source_losses import StepSources, step_sources
 from steep.training.state import TrainState
 

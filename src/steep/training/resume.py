@@ -17,8 +17,8 @@ from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
 from steep.models.adapters import ADAPTER_WEIGHTS
 from steep.order.data_order import Plan, same_past
-from steep.training.assemble import Job, Say
 from steep.runtime.run_directory import RunDirectory
+from steep.training.assemble import Job, Say
 from steep.training.state import TrainState
 
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steep.core.errors import TrainingError
-from steep.order.data_order import Plan
-from steep.training.config import TrainConfig
-from steep.runtime.run_directory import RunDirectory
 from steep.order.batches import Sizes
+from steep.order.data_order import Plan
+from steep.runtime.run_directory import RunDirectory
+from steep.training.config import TrainConfig
 from steep.training.state import TrainState
 
 WINDOW_STEPS, FEWEST_STEPS = 64, 16

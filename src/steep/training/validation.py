@@ -10,9 +10,9 @@ from steep.evaluation.evaluate_model import score_base
 from steep.evaluation.generate import evaluation_mode, generate_text
 from steep.evaluation.held_out import HeldOutText, Score, score_text
 from steep.runtime.device import autocast
+from steep.runtime.run_directory import RunDirectory
 from steep.trackers.run_trackers import Sinks
 from steep.training.assemble import Job
-from steep.runtime.run_directory import RunDirectory
 from steep.training.state import TrainState
 
 

@@ -21,11 +21,11 @@ from steep.config.run import RunConfig
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import atomic_writer
 from steep.optim.param_groups import embedding_tensors
+from steep.order.batches import DocumentBatches, batches_of_documents
 from steep.parallelize.activation_checkpoint import keep_activations
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import text_tokenizer
 from steep.trackers.backends.jsonl import read_records
-from steep.order.batches import DocumentBatches, batches_of_documents
 from steep.unsloth.arguments import UnslothTrainingArguments
 from steep.unsloth.model import Door, door_of, inner
 from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
@@ -195,7 +195,7 @@ class UnslothTrainer:
     def memory_plot(self) -> Any:
         """The stacked bar of what the newest run was planned to need, part by part, beside what it took (a matplotlib figure)."""
         from steep.core.files import read_json
-        from steep.report import memory_plot
+        from steep.reporting.plots import memory_plot
 
         if self.run_directory is None:
             raise ConfigError("train() comes first")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from steep.core.files import write_text
-from steep.exporters.formats import gguf
 from steep.exporters.format import ExportJob
+from steep.exporters.formats import gguf
 from steep.exporters.modelfile import modelfile
 from steep.exporters.parity import Answers, Parity
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from steep.optim.optimizers import adamw
 from steep.optim.config import OptimizerConfig
+from steep.optim.optimizers import adamw
 
 NEEDS_INNER = True
 """Groups arrive split: `inner` says whether a group's tensors are matrices between embedding and head."""

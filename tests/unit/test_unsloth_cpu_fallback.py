@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BatchEncoding
 
 import steep.unsloth
 from steep.runtime.device import peak_resident_bytes, total_memory_bytes
-from steep.unsloth import cpu_fallback  # WAS here
+from steep.unsloth import cpu_fallback
 from steep.unsloth.cpu_fallback import encodings_stay_here, gpu_mem_used
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so torch answers itself")
@@ -54,7 +54,7 @@ def test_the_view_is_torch_in_all_else_and_torch_stays_as_it_is() -> None:
 def test_inputs_stay_here_when_they_are_sent_to_a_gpu(
     tiny_tokenizer_directory: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    here._say_once.cache_clear()
+    cpu_fallback._say_once.cache_clear()
     plain = AutoTokenizer.from_pretrained(tiny_tokenizer_directory)
     tokenizer = encodings_stay_here(AutoTokenizer.from_pretrained(tiny_tokenizer_directory))
     inputs = tokenizer("Once upon a time", return_tensors="pt")

@@ -1,0 +1,1 @@
+"""The texts and token stores of a run, opened."""

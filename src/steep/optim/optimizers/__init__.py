@@ -1,0 +1,1 @@
+"""Optimizers, one file each; the name of the file is `optimizer.name`."""
