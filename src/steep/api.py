@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from steep.estimate.run_plan import RunPlan
     from steep.evaluation.evaluate_model import Evaluation
     from steep.evaluation.harness import HarnessResult
-    from steep.evaluation.loaded_model import Origin
+    from steep.evaluation.loaded_model import ModelReference
     from steep.exporters.result import ExportResult
     from steep.merge.average import AverageResult
     from steep.merge.blend import BlendResult
@@ -284,7 +284,7 @@ def evaluate_tasks(
 
 
 def generate(
-    model: Union[Reference, Origin],
+    model: Union[Reference, ModelReference],
     prompt: str,
     *,
     max_new_tokens: int = 128,
@@ -297,22 +297,22 @@ def generate(
 ) -> str:
     """The continuation of a prompt, without the prompt.
 
-    model: as for `evaluate`, or what `base_of` of `steep.evaluation.loaded_model` gives. emit: called with each new piece of
+    model: as for `evaluate`, or what `base_model_reference` of `steep.evaluation.loaded_model` gives. emit: called with each new piece of
     text. max_new_tokens: at most so many, and no more than the model's positions leave room for. sampling: options of transformers'
     `generate` (temperature, top_k, top_p, do_sample, ...); without any, greedy.
     """
     from steep.evaluation.generate import generate_text
-    from steep.evaluation.loaded_model import Origin, load_subject, origin_of
+    from steep.evaluation.loaded_model import ModelReference, model_reference, open_model
     from steep.runtime.device import autocast
     from steep.runtime.seed import seed_everything
 
-    origin = model if isinstance(model, Origin) else origin_of(model)
-    subject = load_subject(origin, device=device, precision=precision, allow_code=allow_code)
+    origin = model if isinstance(model, ModelReference) else model_reference(model)
+    loaded = open_model(origin, device=device, precision=precision, allow_code=allow_code)
     if seed is not None:
         seed_everything(seed)
-    with autocast(subject.device, subject.precision):
+    with autocast(loaded.device, loaded.precision):
         return generate_text(
-            subject.model, subject.tokenizer, prompt, max_new_tokens=max_new_tokens, emit=emit, **sampling
+            loaded.model, loaded.tokenizer, prompt, max_new_tokens=max_new_tokens, emit=emit, **sampling
         )
 
 

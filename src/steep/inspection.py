@@ -11,7 +11,7 @@ import numpy as np
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import read_json
 from steep.core.units import format_bytes
-from steep.order.data_order import Plan, same_past
+from steep.order.data_order import DataOrder, same_past
 from steep.runtime.run_directory import RunDirectory, is_run_directory
 
 SHOWN_CHARACTERS = 400
@@ -126,7 +126,7 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
     config = config_of_run(path)
     tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
     data = open_run_data(config, tokenizer)
-    plan = _plan_of_run(path, data.plan, index)
+    plan = _plan_of_run(path, data.order, index)
     planned = plan.sequence(index)
     store = data.stores[planned.source]
     if not planned.ranges:
@@ -148,7 +148,7 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
     }
 
 
-def _plan_of_run(path: Path, plan: Plan, index: int) -> Plan:
+def _plan_of_run(path: Path, plan: DataOrder, index: int) -> DataOrder:
     """The plan that the run's newest checkpoint was trained with, which begins where its data was last changed on purpose.
 
     Raises ConfigError for a sequence that the run has not, or had from other data, DataError where the data is not the run's.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from steep.batch import IGNORE_INDEX, Batch
 from steep.order.batches import Sizes
-from steep.order.data_order import Plan, PlannedSequence
+from steep.order.data_order import DataOrder, OrderedSequence
 from steep.order.packing import TokenRange
 
 
@@ -34,7 +34,7 @@ class TokenReader(Protocol):
 
 
 def make_batch(
-    sequences: Sequence[PlannedSequence],
+    sequences: Sequence[OrderedSequence],
     stores: Sequence[TokenReader],
     sequence_length: int,
     *,
@@ -115,7 +115,7 @@ class Loader:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: DataOrder,
         stores: Sequence[TokenReader],
         sizes: Sizes,
         *,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED_LABEL = -100
+from steep.batch import IGNORE_INDEX
 
 DEFAULT_CHUNK_BYTES = 64 * 2**20
 
@@ -162,7 +162,7 @@ def _run(plan: _Plan, hidden: Tensor, weight: Tensor, bias: Tensor | None, label
     with torch.autocast(hidden.device.type, enabled=False):
         if hidden.device.type != "cpu":  # counting rows would wait for the device: there they get a zero gradient
             return _run_rows(plan, hidden, weight, bias, labels)
-        kept = (labels != IGNORED_LABEL).nonzero().squeeze(1)
+        kept = (labels != IGNORE_INDEX).nonzero().squeeze(1)
         if kept.numel() >= MOST_ROWS * labels.numel():
             return _run_rows(plan, hidden, weight, bias, labels)
         result = _run_rows(plan, hidden[kept], weight, bias, labels[kept])
@@ -232,7 +232,7 @@ def _softmax_block(plan: _Plan, block_NV: Tensor, labels_N: Tensor) -> Tensor:
     if plan.softcap is not None:
         tanh = block_NV.div_(plan.softcap).tanh_().clone()
         block_NV.mul_(plan.softcap)
-    labelled_N = labels_N != IGNORED_LABEL
+    labelled_N = labels_N != IGNORE_INDEX
     targets_N1 = labels_N.clamp_min(0).unsqueeze(1)
     target_logits = block_NV.gather(1, targets_N1).squeeze(1)
     maximum = block_NV.amax(dim=1, keepdim=True)

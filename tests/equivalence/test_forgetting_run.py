@@ -77,7 +77,7 @@ def runs(
     half = [{**own, "weight": 0.5}, {**general, "weight": 0.5, "role": "replay"}]
     made["replay"] = run(directory, "replay", texts, tiny_tokenizer_directory, half, pretrained)
     half = [{**own, "weight": 0.5}, {"path": "auto", "weight": 0.5, "role": "replay", "generate_tokens": 30_000}]
-    made["own text"] = run(directory, "own_text", texts, tiny_tokenizer_directory, half, pretrained)
+    made["own text"] = run(directory, "self_generated", texts, tiny_tokenizer_directory, half, pretrained)
     return made
 
 
@@ -106,9 +106,9 @@ def test_with_half_replay_it_does_not(runs: dict[str, tuple[Path, str]]) -> None
 
 
 def test_replay_that_the_base_wrote_keeps_most_of_what_it_knew(runs: dict[str, tuple[Path, str]]) -> None:
-    alone, own_text = (summary(runs, name)["forgetting"] for name in ("alone", "own text"))
-    assert own_text["loss_ratio"] < alone["loss_ratio"] / 3
-    assert own_text["gain_ratio"] > 0.02
+    alone, self_generated = (summary(runs, name)["forgetting"] for name in ("alone", "own text"))
+    assert self_generated["loss_ratio"] < alone["loss_ratio"] / 3
+    assert self_generated["gain_ratio"] > 0.02
     assert "tokens in" in runs["own text"][1]
     assert "that base wrote itself" in runs["own text"][1]
 

@@ -34,7 +34,7 @@ def reference_losses(mapping: dict) -> list[float]:
     for step in range(config.train.steps):
         total, count = torch.zeros(()), 0
         for index in range(4 * step, 4 * step + 4):
-            planned = data.plan.sequence(index)
+            planned = data.order.sequence(index)
             store = data.stores[planned.source]
             for part in planned.ranges:
                 document = torch.from_numpy(store.document(part.document))

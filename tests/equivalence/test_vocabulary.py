@@ -67,7 +67,7 @@ def test_a_run_with_new_tokens_from_plan_to_export(
     plan = steep.plan(mapping)
     plain = steep.plan({key: value for key, value in mapping.items() if key != "vocabulary"})
     assert plan.structure.vocab_size == plain.structure.vocab_size + 3
-    assert plan.data.plan.fingerprint != plain.data.plan.fingerprint  # other tokens, other order
+    assert plan.data.order.fingerprint != plain.data.order.fingerprint  # other tokens, other order
     run = steep.train(mapping).run_directory
     said = capfd.readouterr().out
     assert "vocabulary: 3 new tokens" in said

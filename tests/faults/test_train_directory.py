@@ -156,7 +156,7 @@ def test_a_source_may_be_dropped_or_moved_where_that_is_asked_for(
     assert tokens(moved)["second"] > tokens(moved)["first"] > before["first"]
     run, begun = tmp_path / "runs" / "small", moved["data_changes"][0]["first_sequence"]
     config = load_run_config(mapping={**mapping, "data": {**mapping["data"], "train": [second, first]}})
-    plan = open_run_data(config, load_tokenizer(config.tokenizer, config.model)).plan.beginning_at(begun)
+    plan = open_run_data(config, load_tokenizer(config.tokenizer, config.model)).order.beginning_at(begun)
     shown = inspect_sequence(run, begun + 1)
     ranges = [(part["document"], part["start"], part["tokens"]) for part in shown["documents"]]
     assert ranges == plan.sequence(begun + 1).ranges

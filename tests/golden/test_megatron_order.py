@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steep.order.megatron import MegatronData, build_megatron_plans
+from steep.order.megatron import MegatronData, build_megatron_orders
 from steep.order.megatron_blend import blend_all, blend_by_weights
 from steep.order.megatron_cache import Identity, description_hash
 from steep.order.megatron_index import (
@@ -22,7 +22,7 @@ from steep.order.megatron_index import (
     split_matrix,
     split_range,
 )
-from steep.order.megatron_plan import MegatronPlan
+from steep.order.megatron_order import MegatronOrder
 from steep.store.reader import TokenStore, open_store
 from steep.store.writer import open_shard
 
@@ -44,10 +44,10 @@ def write(folder: Path, name: str, documents: list[list[int]]) -> str:
 
 
 def plans(given: Any, split: str, train: int | None, valid: int | None = None) -> MegatronData[TokenStore]:
-    return build_megatron_plans(given, split, 4, 1234, train, valid, partial(open_store, unit="sequences"))
+    return build_megatron_orders(given, split, 4, 1234, train, valid, partial(open_store, unit="sequences"))
 
 
-def tokens(plan: MegatronPlan, stores: list[TokenStore], index: int) -> list[int]:
+def tokens(plan: MegatronOrder, stores: list[TokenStore], index: int) -> list[int]:
     """The tokens of a sequence and the one that follows it, as Megatron cuts them."""
     sequence = plan.sequence(index)
     found: list[int] = []

@@ -292,7 +292,7 @@ def test_plan_and_run_say_whether_the_adapter_has_room(
     mapping["data"]["train"].append({"path": str(corpus_directory), "role": "replay", "weight": 0.5, "name": "again"})
     mapping["data"]["train"][0]["weight"] = 0.5
     planned = steep.plan(mapping)
-    assert planned.data.new_text_tokens(10**9) == planned.data.plan.sources[0].num_tokens
+    assert planned.data.new_text_tokens(10**9) == planned.data.order.sources[0].num_tokens
     line = capacity_line(planned.structure.trainable, 6 * 4 * 64)
     assert line in planned.to_text()
     steep.train(mapping)

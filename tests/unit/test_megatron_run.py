@@ -14,7 +14,7 @@ from steep.core.errors import CheckpointError, ConfigError
 from steep.data.open import open_run_data
 from steep.loader import Loader
 from steep.order.batches import run_sizes
-from steep.order.megatron import build_megatron_plans
+from steep.order.megatron import build_megatron_orders
 from steep.sources.config import SourceConfig
 from steep.store.prepare import prepare
 from steep.store.reader import open_store
@@ -60,8 +60,8 @@ def mapping(tmp_path: Path, prefixes: list[str], tiny_tokenizer_directory: Path)
 def test_the_batches_are_megatrons_samples(mapping: dict[str, Any], prefixes: list[str]) -> None:
     config = load_run_config(mapping=mapping)
     data = open_run_data(config, load_tokenizer(config.tokenizer, config.model))
-    sizes = run_sizes(config.train, 64, data.plan.sequences_per_epoch)
-    expected = build_megatron_plans(
+    sizes = run_sizes(config.train, 64, data.order.sequences_per_epoch)
+    expected = build_megatron_orders(
         [0.7, prefixes[0], 0.3, prefixes[1]],
         "0.9, 0.1, 0.0",
         64,
@@ -72,7 +72,7 @@ def test_the_batches_are_megatrons_samples(mapping: dict[str, Any], prefixes: li
     )
     seen = [
         (batch.input_ids[row].tolist(), batch.labels[row].tolist())
-        for batches in Loader(data.plan, data.stores, sizes, document_mask=False)
+        for batches in Loader(data.order, data.stores, sizes, document_mask=False)
         for batch in batches
         for row in range(len(batch.input_ids))
     ]

@@ -12,28 +12,30 @@ from hypothesis import strategies as st
 
 from steep.core.errors import ConfigError, DataError
 from steep.order import source_order
-from steep.order.data_order import DataPlan, SourcePlan, held_out, same_past
-from steep.order.mixture import Schedule, integer_weights
+from steep.order.data_order import NativeOrder, OrderedSource, held_out, same_past
+from steep.order.mixture import SourceTurns, integer_weights
 from steep.order.packing import ConcatPacking, pack_best_fit
 from steep.order.permutation import Permutation
 from steep.order.windows import Windows
 
 
-def plan_of(lengths_of_sources: list[list[int]], sequence_length: int = 8, seed: int = 1, **options: Any) -> DataPlan:
+def plan_of(
+    lengths_of_sources: list[list[int]], sequence_length: int = 8, seed: int = 1, **options: Any
+) -> NativeOrder:
     sources = [
-        SourcePlan(f"s{i}", np.arange(len(lengths)), np.asarray(lengths, dtype=np.int64), f"f{i}")
+        OrderedSource(f"s{i}", np.arange(len(lengths)), np.asarray(lengths, dtype=np.int64), f"f{i}")
         for i, lengths in enumerate(lengths_of_sources)
     ]
-    return DataPlan(sources, sequence_length, seed, **options)
+    return NativeOrder(sources, sequence_length, seed, **options)
 
 
-def weighted(lengths: list[int], *weights: float | None, sequence_length: int = 8, **options: Any) -> DataPlan:
+def weighted(lengths: list[int], *weights: float | None, sequence_length: int = 8, **options: Any) -> NativeOrder:
     """One source per weight, each with documents of these lengths."""
     sources = [
-        SourcePlan(f"s{i}", None, np.asarray(lengths, dtype=np.int64), f"f{i}", weight, **options.pop(f"s{i}", {}))
+        OrderedSource(f"s{i}", None, np.asarray(lengths, dtype=np.int64), f"f{i}", weight, **options.pop(f"s{i}", {}))
         for i, weight in enumerate(weights)
     ]
-    return DataPlan(sources, sequence_length, 1, **options)
+    return NativeOrder(sources, sequence_length, 1, **options)
 
 
 def is_bijection(length: int, seed: int = 7) -> bool:
@@ -157,7 +159,7 @@ def test_a_corpus_of_many_windows_holds_every_token_once(packing: str, monkeypat
     monkeypatch.setattr(source_order, "GROUP_WINDOWS", 2)  # several groups without ten million documents
     monkeypatch.setattr(source_order, "GROUP_SEQUENCES", 1000)
     lengths = np.random.default_rng(0).integers(0, 60, size=130_000)
-    plan = DataPlan([SourcePlan("s", None, lengths, "f")], 256, 3, packing=packing)
+    plan = NativeOrder([OrderedSource("s", None, lengths, "f")], 256, 3, packing=packing)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     for epoch in range(2):
         seen = np.zeros(offsets[-1], dtype=np.int8)
@@ -184,7 +186,7 @@ def test_best_fit_keeps_documents_whole_where_concat_cuts_them() -> None:
     lengths = np.random.default_rng(2).lognormal(6.3, 1.1, size=30_000).astype(np.int64) + 1
 
     def cut(packing: str) -> float:
-        plan = DataPlan([SourcePlan("s", None, lengths, "f")], 2048, 1, packing=packing)
+        plan = NativeOrder([OrderedSource("s", None, lengths, "f")], 2048, 1, packing=packing)
         pieces = np.zeros(len(lengths), dtype=np.int64)
         for index in range(plan.sequences_per_epoch):
             for token_range in plan.sequence(index).ranges:
@@ -197,7 +199,7 @@ def test_best_fit_keeps_documents_whole_where_concat_cuts_them() -> None:
 
 @pytest.mark.parametrize("length", [1, 4, 8, 16])
 def test_no_sequence_is_empty_where_everything_fits_exactly(length: int) -> None:
-    plan = DataPlan([SourcePlan("s", None, np.full(20_000 * 8 // min(length, 8), length), "f")], 8, 1)
+    plan = NativeOrder([OrderedSource("s", None, np.full(20_000 * 8 // min(length, 8), length), "f")], 8, 1)
     assert min(plan.sequence(index).num_tokens for index in range(plan.sequences_per_epoch)) > 0
 
 
@@ -210,7 +212,7 @@ def test_best_fit_by_hand() -> None:
 
 def test_align_to_bos_starts_every_sequence_at_a_document_and_counts_what_it_leaves_out() -> None:
     lengths = np.random.default_rng(3).integers(1, 40, size=500)
-    plan = DataPlan([SourcePlan("s", None, lengths, "f")], 16, 1, align_to_bos=True)
+    plan = NativeOrder([OrderedSource("s", None, lengths, "f")], 16, 1, align_to_bos=True)
     sequences = [plan.sequence(index) for index in range(plan.sequences_per_epoch)]
     assert all(sequence.ranges[0].start == 0 for sequence in sequences)
     kept = sum(sequence.num_tokens for sequence in sequences)
@@ -220,10 +222,10 @@ def test_align_to_bos_starts_every_sequence_at_a_document_and_counts_what_it_lea
 
 
 def test_much_padding_is_said_and_concat_taken_where_it_pads_less() -> None:
-    many = DataPlan([SourcePlan("tiny", None, np.full(60_000, 2), "f")], 32_768, 1)
+    many = NativeOrder([OrderedSource("tiny", None, np.full(60_000, 2), "f")], 32_768, 1)
     assert many.packings == ["concat"]
     assert "best_fit would pad" in many.messages[0]
-    few = DataPlan([SourcePlan("few", None, np.array([5, 9]), "f")], 10, 1)
+    few = NativeOrder([OrderedSource("few", None, np.array([5, 9]), "f")], 10, 1)
     assert few.packings == ["best_fit"]
     assert "30.0% of its 2 sequences is padding" in few.messages[0]
 
@@ -231,7 +233,7 @@ def test_much_padding_is_said_and_concat_taken_where_it_pads_less() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=12).filter(any), st.integers(0, 10**12))
 def test_every_prefix_of_a_mixture_is_within_three_sequences_of_its_share(weights: list[int], slots: int) -> None:
-    schedule = Schedule(weights)
+    schedule = SourceTurns(weights)
     counts = schedule.counts(slots)
     assert sum(counts) == slots
     for count, weight in zip(counts, weights, strict=True):
@@ -248,7 +250,7 @@ def test_every_prefix_of_a_mixture_is_within_three_sequences_of_its_share(weight
 )
 def test_many_equal_sources_take_turns(weights: list[int]) -> None:
     total, counts, furthest = sum(weights), [0] * len(weights), Fraction(0)
-    for slot, (source, _) in enumerate(Schedule(weights).events(0, 2 * total), start=1):
+    for slot, (source, _) in enumerate(SourceTurns(weights).events(0, 2 * total), start=1):
         counts[source] += 1
         shares = zip(counts, weights, strict=True)
         furthest = max(furthest, *(abs(count - Fraction(weight * slot, total)) for count, weight in shares))

@@ -10,7 +10,7 @@ from steep.batch import IGNORE_INDEX
 from steep.core.errors import ConfigError
 from steep.loader import Loader, make_batch
 from steep.order.batches import Sizes, batches_of_documents, run_sizes
-from steep.order.data_order import DataPlan, PlannedSequence, SourcePlan
+from steep.order.data_order import NativeOrder, OrderedSequence, OrderedSource
 from steep.order.packing import TokenRange
 from steep.training.config import TrainConfig
 
@@ -29,8 +29,8 @@ class ListStore:
 def test_labels_positions_and_boundaries_by_hand() -> None:
     store = ListStore([[10, 11, 12, 0], [20, 21, 22, 23, 24, 0]])
     rows = [
-        PlannedSequence(0, [TokenRange(0, 0, 4), TokenRange(1, 0, 2)]),
-        PlannedSequence(0, [TokenRange(1, 2, 4)]),
+        OrderedSequence(0, [TokenRange(0, 0, 4), TokenRange(1, 0, 2)]),
+        OrderedSequence(0, [TokenRange(1, 2, 4)]),
     ]
     batch = make_batch(rows, [store], 6, pad_id=99)
     x = IGNORE_INDEX
@@ -44,7 +44,7 @@ def test_labels_positions_and_boundaries_by_hand() -> None:
 def test_without_document_mask_documents_run_together() -> None:
     store = ListStore([[10, 0], [20, 21]])
     batch = make_batch(
-        [PlannedSequence(0, [TokenRange(0, 0, 2), TokenRange(1, 0, 2)])], [store], 4, document_mask=False
+        [OrderedSequence(0, [TokenRange(0, 0, 2), TokenRange(1, 0, 2)])], [store], 4, document_mask=False
     )
     assert batch.labels.tolist() == [[0, 20, 21, IGNORE_INDEX]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3]]
@@ -75,11 +75,11 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused_with_what_fits() -> None
         run_sizes(TrainConfig(global_batch_size=32, micro_batch_size=4), 16, 100, world_size=3)
 
 
-def small_run() -> tuple[DataPlan, list[ListStore], Sizes]:
+def small_run() -> tuple[NativeOrder, list[ListStore], Sizes]:
     generator = np.random.default_rng(0)
     documents = [generator.integers(1, 90, size=n).tolist() for n in generator.integers(1, 40, size=30)]
     store = ListStore(documents)
-    plan = DataPlan([SourcePlan("s", np.arange(30), store.document_lengths, "f")], 16, seed=5)
+    plan = NativeOrder([OrderedSource("s", np.arange(30), store.document_lengths, "f")], 16, seed=5)
     return plan, [store], Sizes(16, 4, 2, total_sequences=plan.sequences_per_epoch * 2 + 1)
 
 
@@ -102,8 +102,8 @@ def test_the_stream_is_the_same_for_any_ranks_micro_batches_and_resume(packing: 
         ListStore([generator.integers(1, 90, size=n).tolist() for n in generator.integers(1, 40, size=60)])
         for _ in "ab"
     ]
-    plans = [SourcePlan(n, None, s.document_lengths, n, w) for n, s, w in zip("ab", sources, (3, 1), strict=True)]
-    plan = DataPlan(plans, 16, seed=5, packing=packing)
+    plans = [OrderedSource(n, None, s.document_lengths, n, w) for n, s, w in zip("ab", sources, (3, 1), strict=True)]
+    plan = NativeOrder(plans, 16, seed=5, packing=packing)
 
     def stream(world_size: int, micro_batch_size: int, start_step: int = 0, steps: int = 8) -> list[list[list[int]]]:
         """The sequences of each step in the order in which the ranks' slices stand in it."""
@@ -124,7 +124,7 @@ def test_the_stream_is_the_same_for_any_ranks_micro_batches_and_resume(packing: 
 
 def test_the_token_after_a_sequence_is_a_label_where_documents_see_each_other() -> None:
     store = ListStore([[1, 2, 3], [4, 5, 6]])
-    sequence = PlannedSequence(0, [TokenRange(0, 0, 3)], TokenRange(1, 0, 1))
+    sequence = OrderedSequence(0, [TokenRange(0, 0, 3)], TokenRange(1, 0, 1))
     assert make_batch([sequence], [store], 3, document_mask=False).labels.tolist() == [[2, 3, 4]]
     assert make_batch([sequence], [store], 3).labels.tolist() == [[2, 3, IGNORE_INDEX]]
 

@@ -17,7 +17,7 @@ from steep.loader import make_batch
 from steep.metrics import SourceTotals
 from steep.models.forward import forward_loss, forward_losses, forward_token_losses, prepare_forward
 from steep.models.load import build_fresh
-from steep.order.data_order import PlannedSequence
+from steep.order.data_order import OrderedSequence
 from steep.order.packing import TokenRange
 from steep.training.engine import TorchEngine
 from steep.training.loop import train
@@ -41,13 +41,13 @@ class Documents:
         out[:] = self.tokens[document][start : start + count]
 
 
-def planned() -> list[PlannedSequence]:
+def planned() -> list[OrderedSequence]:
     """Seven sequences of two sources: documents packed, cut, and with padding behind them."""
     rows = [
         (0, [(0, 0, 10), (1, 0, 14)]), (1, [(0, 0, 24)]), (1, [(0, 24, 6)]), (0, [(2, 0, 5)]),
         (0, [(3, 0, 24)]), (1, [(1, 0, 3), (2, 0, 21)]), (0, [(4, 0, 2)]),
     ]  # fmt: skip
-    return [PlannedSequence(source, [TokenRange(*part) for part in parts]) for source, parts in rows]
+    return [OrderedSequence(source, [TokenRange(*part) for part in parts]) for source, parts in rows]
 
 
 STORES = [Documents(1, [10, 14, 5, 24, 2]), Documents(2, [30, 3, 21])]

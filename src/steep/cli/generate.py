@@ -38,11 +38,11 @@ def command(
     if not text:
         raise ConfigError("--prompt: the prompt is empty; give some text to continue")
     sampling = sampling_options(temperature, top_k, top_p, repetition_penalty)
-    from steep.evaluation.loaded_model import base_of, origin_of
+    from steep.evaluation.loaded_model import base_model_reference, model_reference
 
-    references = [("", origin_of(model))]
+    references = [("", model_reference(model))]
     if before:
-        references = [("before:", base_of(model)), ("after:", origin_of(model))]
+        references = [("before:", base_model_reference(model)), ("after:", model_reference(model))]
     for title, reference in references:
         if title:
             typer.echo(title)

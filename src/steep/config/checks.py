@@ -20,7 +20,7 @@ from steep.config.errors import Problem, list_of, shown
 from steep.config.keys import Location
 from steep.config.run import RunConfig
 from steep.core.plugins import plugin_names
-from steep.core.section import OWN_TEXT, Target
+from steep.core.section import SELF_GENERATED, Target
 
 _REMOTE = re.compile(r"[a-z0-9]{2,}://", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -145,7 +145,7 @@ def device_is_known(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("train", "device"), f"{shown(device)} is not a device{hint} It can be: auto, cpu, cuda, cuda:1")
 
 
-def own_text_has_a_writer(config: RunConfig) -> Iterator[Problem]:
+def self_generated_has_a_writer(config: RunConfig) -> Iterator[Problem]:
     """Path `auto` is text of the pretrained model, written before the run, in steep's own order."""
     train: list[tuple[Location, Any]] = [
         (("data", "train", place), source) for place, source in enumerate(config.data.train)
@@ -154,7 +154,7 @@ def own_text_has_a_writer(config: RunConfig) -> Iterator[Problem]:
         (("data", "validation", name), text) for name, text in config.data.validation.items()
     ]
     for location, source in (*train, *texts):
-        if source.path != OWN_TEXT:
+        if source.path != SELF_GENERATED:
             continue
         if isinstance(config.model, Target) or config.model.pretrained is None:
             yield Problem(
@@ -209,7 +209,7 @@ CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     new_tokens_are_trained,
     steps_can_be_skipped,
     device_is_known,
-    own_text_has_a_writer,
+    self_generated_has_a_writer,
     source_names_differ,
     plugins_exist,
 )
@@ -231,7 +231,7 @@ def data_paths_exist(data: Any) -> Iterator[Problem]:
         sources += [(("data", "validation", name), source) for name, source in validation.items()]
     for location, source in sources:
         path = source.get("path") if isinstance(source, dict) else None
-        if path == OWN_TEXT:
+        if path == SELF_GENERATED:
             continue
         if isinstance(path, str):
             yield from _leads_somewhere(path, (*location, "path"))

@@ -20,7 +20,7 @@ Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 """A size: 1024, "500MB", "8GiB"."""
 
-OWN_TEXT = "auto"
+SELF_GENERATED = "auto"
 """As the path of a source: text that the base model writes itself."""
 
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError, DataError
-from steep.data.self_generated import UnwrittenText, count_own_texts, is_own_text, with_own_text
+from steep.data.self_generated import UnwrittenText, count_self_generated, is_self_generated, with_self_generated
 from steep.evaluation.held_out import HeldOutText
 from steep.order.batches import requested_sequences
 from steep.order.config import DataConfig, TrainSourceConfig, ValidationConfig
-from steep.order.data_order import DataPlan, Plan, SourcePlan, held_out
-from steep.order.megatron import build_megatron_plans
+from steep.order.data_order import DataOrder, NativeOrder, OrderedSource, held_out
+from steep.order.megatron import build_megatron_orders
 from steep.sources.config import SourceConfig
 from steep.sources.inputs import paths_of
 from steep.sources.lingua import validation_paths
@@ -46,11 +46,11 @@ class RunData:
     """Of the training sources."""
     stores: list[TokenStore | StreamSource]
     """Of the training sources, in the same order."""
-    plan: Plan
+    order: DataOrder
     held_out_texts: list[HeldOutText]
     held_out_stores: list[TokenStore]
     """Stores that are only scored."""
-    own_text: list[str] = field(default_factory=list)
+    self_generated: list[str] = field(default_factory=list)
     """What is to be said of the text that the base model wrote."""
 
     @property
@@ -60,7 +60,7 @@ class RunData:
 
     def new_text_tokens(self, run_tokens: int) -> int:
         """Different tokens of text that is not replay in a run of so many tokens; of streams as many as the run takes."""
-        sources = [source for source in self.plan.sources if source.role != "replay"]
+        sources = [source for source in self.order.sources if source.role != "replay"]
         streamed = any(source.order is not None for source in sources)
         return run_tokens if streamed else min(run_tokens, sum(source.num_tokens for source in sources))
 
@@ -68,16 +68,16 @@ class RunData:
     def messages(self) -> list[str]:
         """What was assumed of the stores, and what the plan has to say: lines to print."""
         of_stores = [message for store in [*self.stores, *self.held_out_stores] for message in store.messages]
-        return list(dict.fromkeys([*self.own_text, *of_stores, *self.plan.messages]))
+        return list(dict.fromkeys([*self.self_generated, *of_stores, *self.order.messages]))
 
     def ledger(self, state: TrainState) -> dict[str, Any]:
         """What became of every record and token of each source up to `state`, as JSON."""
         trained = state.tokens_by_source or [0] * len(self.stores)
-        sequences = self.plan.counts(state.sequences_seen)
+        sequences = self.order.counts(state.sequences_seen)
         sources = [
             source_ledger(*row)
             for row in zip(
-                self.names, self.stores, self.plan.sources, trained, sequences, self.plan.dropped_tokens, strict=True
+                self.names, self.stores, self.order.sources, trained, sequences, self.order.dropped_tokens, strict=True
             )
         ]
         for source in sources:
@@ -100,7 +100,7 @@ class RunData:
 
     def stream_cursors(self, sequences_seen: int) -> list[list[dict[str, Any]]]:
         """Where the readers of every source stand after so many sequences of the run; empty for sources that do not stream."""
-        pairs = zip(self.stores, self.plan.counts(sequences_seen), strict=True)
+        pairs = zip(self.stores, self.order.counts(sequences_seen), strict=True)
         return [store.cursors(count) if isinstance(store, StreamSource) else [] for store, count in pairs]
 
     def begin_streams(self, cursors: Sequence[list[dict[str, Any]]], counts: Sequence[int]) -> None:
@@ -118,7 +118,7 @@ class RunData:
 def source_ledger(
     name: str,
     store: TokenStore | StreamSource,
-    plan: SourcePlan,
+    plan: OrderedSource,
     tokens_trained: int,
     sequences: int,
     dropped_tokens: dict[str, int],
@@ -153,12 +153,12 @@ def open_run_data(
     write: let the base model write the texts whose path is `auto`, where they are not in the cache. Without it a training source
     only counts and cannot be read, and a validation text is missing.
     """
-    written, own_text = with_own_text(run, write=False)
-    if write and len(own_text) < count_own_texts(run):
+    written, self_generated = with_self_generated(run, write=False)
+    if write and len(self_generated) < count_self_generated(run):
         open_run_data(
             run, tokenizer, progress, write=False
         )  # writing is slow: what is wrong elsewhere is found before it
-        written, own_text = with_own_text(run)
+        written, self_generated = with_self_generated(run)
     run, config, seed = written, written.data, written.run.seed
     opened = partial(open_sources, tokenizer=tokenizer, config=config.prepare, cache_directory=config.cache_directory)
     own = {
@@ -178,7 +178,7 @@ def open_run_data(
         data,
         held_out_texts=[texts.get(name) or shared[name] for name in names],
         held_out_stores=[*data.held_out_stores, *(store for stores in own.values() for store in stores)],
-        own_text=own_text,
+        self_generated=self_generated,
     )
 
 
@@ -200,14 +200,14 @@ def _native(
     def open_one(source: TrainSourceConfig) -> TokenStore | StreamSource:
         if source.stream:
             return StreamSource(source, tokenizer, config.sequence_length, seed, kept)
-        if is_own_text(source):
+        if is_self_generated(source):
             return UnwrittenText(source.generate_tokens, config.sequence_length)
         return opened([source])[0]
 
     stores = [open_one(source) for source in config.train]
     share = next((validation.share for validation in config.validation.values() if validation.share), None)
     split = [_split(store, share) for store in stores]
-    plan = DataPlan(
+    order = NativeOrder(
         [_source_plan(*row) for row in zip(names, config.train, stores, (train for train, _ in split), strict=True)],
         config.sequence_length,
         seed,
@@ -219,24 +219,26 @@ def _native(
     texts = [
         _shared_text(name, text.share, parts) for name, text in config.validation.items() if text.share is not None
     ]
-    return RunData(names, stores, plan, texts, [])
+    return RunData(names, stores, order, texts, [])
 
 
 def _source_plan(
     name: str, source: TrainSourceConfig, store: TokenStore | StreamSource, training: np.ndarray | None
-) -> SourcePlan:
+) -> OrderedSource:
     if isinstance(store, UnwrittenText):
-        return SourcePlan(name, None, store.lengths, store.fingerprint, source.weight, source.role, source.max_epochs)
+        return OrderedSource(
+            name, None, store.lengths, store.fingerprint, source.weight, source.role, source.max_epochs
+        )
     if isinstance(store, StreamSource):
         lengths = np.empty(0, dtype=np.int64)
-        return SourcePlan(name, None, lengths, store.fingerprint, source.weight, source.role, order=store)
+        return OrderedSource(name, None, lengths, store.fingerprint, source.weight, source.role, order=store)
     lengths = store.document_lengths
-    return SourcePlan(name, training, lengths, store.fingerprint, source.weight, source.role, source.max_epochs)
+    return OrderedSource(name, training, lengths, store.fingerprint, source.weight, source.role, source.max_epochs)
 
 
 def _megatron(config: DataConfig, tokenizer: TextTokenizer, seed: int, train_sequences: int | None) -> RunData:
     """The data of a run in Megatron's order; its validation split is scored as the text `validation`."""
-    found = build_megatron_plans(
+    found = build_megatron_orders(
         _megatron_blend(config.train),
         config.split,
         config.sequence_length,

@@ -26,7 +26,7 @@ from steep.core.errors import ConfigError
 from steep.core.files import atomic_writer, read_json, write_json
 from steep.core.fingerprint import fingerprint
 from steep.core.progress import progress_when_needed
-from steep.core.section import OWN_TEXT
+from steep.core.section import SELF_GENERATED
 from steep.models.config import ModelConfig
 from steep.order.config import TrainSourceConfig, ValidationConfig
 from steep.sources.config import SourceConfig
@@ -55,17 +55,17 @@ class UnwrittenText(StreamSource):
         self.messages = [f"the base model writes {tokens:,} tokens of replay before the first step of the run"]
 
 
-def is_own_text(source: SourceConfig) -> bool:
+def is_self_generated(source: SourceConfig) -> bool:
     """Whether the base model is to write this text."""
-    return source.path == OWN_TEXT
+    return source.path == SELF_GENERATED
 
 
-def count_own_texts(run: RunConfig) -> int:
+def count_self_generated(run: RunConfig) -> int:
     """How many texts the base model is to write."""
-    return sum(map(is_own_text, (*run.data.train, *run.data.validation.values())))
+    return sum(map(is_self_generated, (*run.data.train, *run.data.validation.values())))
 
 
-def with_own_text(run: RunConfig, *, write: bool = True) -> tuple[RunConfig, list[str]]:
+def with_self_generated(run: RunConfig, *, write: bool = True) -> tuple[RunConfig, list[str]]:
     """The configuration with files in the place of `auto`, and a line for each: what it is and where it lies.
 
     write: let the base model write what is not in the cache; else training sources stay `auto` and validation texts are left out.
@@ -76,7 +76,7 @@ def with_own_text(run: RunConfig, *, write: bool = True) -> tuple[RunConfig, lis
         *((("train", str(place)), source) for place, source in enumerate(data.train)),
         *((("validation", name), text) for name, text in data.validation.items()),
     ]
-    asked = {place: source for place, source in sources if is_own_text(source)}
+    asked = {place: source for place, source in sources if is_self_generated(source)}
     if not asked:
         return run, []
     writer = _Writer(run)
@@ -96,7 +96,9 @@ def with_own_text(run: RunConfig, *, write: bool = True) -> tuple[RunConfig, lis
 
 def _replaced(source: Any, text: WrittenText | None) -> Any:
     return (
-        source if text is None else source.model_copy(update={"path": str(text.path), "name": source.name or OWN_TEXT})
+        source
+        if text is None
+        else source.model_copy(update={"path": str(text.path), "name": source.name or SELF_GENERATED})
     )
 
 

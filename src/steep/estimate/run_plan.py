@@ -48,7 +48,7 @@ class RunPlan:
     @property
     def epochs(self) -> float:
         """Passes over the training data."""
-        return self.sizes.total_sequences / self.data.plan.sequences_per_epoch
+        return self.sizes.total_sequences / self.data.order.sequences_per_epoch
 
     @property
     def memory(self) -> dict[str, int]:
@@ -79,7 +79,7 @@ class RunPlan:
             },
             "data": {
                 "sequence_length": self.sizes.sequence_length,
-                "fingerprint": self.data.plan.fingerprint,
+                "fingerprint": self.data.order.fingerprint,
                 "sources": self._sources(),
                 "held_out": [
                     {"name": text.name, "tokens": text.num_tokens, "role": roles.get(text.name)}
@@ -109,7 +109,7 @@ class RunPlan:
         return capacity_line(self.structure.trainable, self.data.new_text_tokens(self.tokens))
 
     def _sources(self) -> list[dict[str, Any]]:
-        plan = self.data.plan
+        plan = self.data.order
         counts = plan.counts(self.sizes.total_sequences)
         rows = zip(plan.sources, plan.sequences_of_source, counts, strict=True)
         return [
@@ -186,8 +186,8 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
     tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total), write=False)
-    sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
-    data.plan.check_length(sizes.total_sequences)
+    sizes = run_sizes(config.train, config.data.sequence_length, data.order.sequences_per_epoch)
+    data.order.check_length(sizes.total_sequences)
     return plan_opened(config, data, sizes, hardware, tokenizer.vocab_size)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from steep.order.data_order import PlannedSequence
+from steep.order.data_order import OrderedSequence
 from steep.order.packing import TokenRange
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _end_batches(
         stores = [store for store, _ in text.parts]
         share = max(1, END_DOCUMENTS // max(1, len(stores)))
         rows = [
-            PlannedSequence(part, ranges)
+            OrderedSequence(part, ranges)
             for part, (store, documents) in enumerate(text.parts)
             for ranges in _rows(_ends(store, _spread(documents, share), eos_id, sequence_length), sequence_length)
         ]

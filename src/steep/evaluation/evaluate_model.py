@@ -26,7 +26,16 @@ from steep.evaluation.end_of_text import (
 )
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
 from steep.evaluation.held_out import HeldOutText, Score, first_documents, score_text
-from steep.evaluation.loaded_model import Say, Subject, base_of, config_of_run, load_subject, origin_of, run_of, tell
+from steep.evaluation.loaded_model import (
+    LoadedModel,
+    Say,
+    base_model_reference,
+    config_of_run,
+    model_reference,
+    open_model,
+    run_of,
+    tell,
+)
 from steep.sources.config import SourceConfig
 from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources
@@ -110,18 +119,18 @@ def evaluate_model(
     if not named and run is None:
         raise ConfigError(f"evaluate {model}: it is no run, so it brings no validation texts; name at least one text")
     limit = _count(tokens) if tokens is not None else config_of_run(run).evaluate.tokens if run else DEFAULT_TOKENS
-    other = None if against is None else base_of(model) if against == "base" else origin_of(against)
-    subject = load_subject(origin_of(model), device=device, precision=precision, allow_code=allow_code, say=say)
-    length = sequence_length or _default_sequence_length(subject)
-    texts_here, data = _open_texts(subject, named, run)
+    other = None if against is None else base_model_reference(model) if against == "base" else model_reference(against)
+    loaded = open_model(model_reference(model), device=device, precision=precision, allow_code=allow_code, say=say)
+    length = sequence_length or _default_sequence_length(loaded)
+    texts_here, data = _open_texts(loaded, named, run)
     chosen = [first_documents(text, limit) for text in texts_here]
-    scores = _scores(subject, texts_here, chosen, batch_size, length)
+    scores = _scores(loaded, texts_here, chosen, batch_size, length)
     if other is None:
         return Evaluation(model, scores)
-    after = _stops(subject, texts_here, batch_size, length)
-    audited = partial(_audit, subject.tokenizer, data, run, subject.folder)
-    del subject  # one model in memory at a time
-    second = load_subject(other, device=device, precision=precision, allow_code=allow_code, say=say)
+    after = _stops(loaded, texts_here, batch_size, length)
+    audited = partial(_audit, loaded.tokenizer, data, run, loaded.folder)
+    del loaded  # one model in memory at a time
+    second = open_model(other, device=device, precision=precision, allow_code=allow_code, say=say)
     # The same documents, whatever the other tokenizer makes of them.
     base_texts, _ = _open_texts(second, named, run)
     base_scores = _scores(second, base_texts, chosen, batch_size, length)
@@ -150,17 +159,17 @@ def score_base(
 
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
-        subject = load_subject(base_of(run), device=device, precision=precision, say=say)
-        base_texts, _ = _open_texts(subject, {}, run)
+        loaded = open_model(base_model_reference(run), device=device, precision=precision, say=say)
+        base_texts, _ = _open_texts(loaded, {}, run)
         chosen = [first_documents(text, tokens) for text in texts]
-        scores = _scores(subject, base_texts, chosen, batch_size, sequence_length)
+        scores = _scores(loaded, base_texts, chosen, batch_size, sequence_length)
     torch.set_num_threads(threads)
     return scores
 
 
-def _stops(subject: Subject, texts: list[HeldOutText], batch_size: int, sequence_length: int) -> StopScore | None:
+def _stops(loaded: LoadedModel, texts: list[HeldOutText], batch_size: int, sequence_length: int) -> StopScore | None:
     return measure_stops(
-        subject.logits_at, texts, subject.tokenizer.eos_id, sequence_length=sequence_length, batch_size=batch_size
+        loaded.logits_at, texts, loaded.tokenizer.eos_id, sequence_length=sequence_length, batch_size=batch_size
     )
 
 
@@ -194,29 +203,31 @@ def _forgetting(before: list[Score], after: list[Score], config: RunConfig | Non
 
 
 def _scores(
-    subject: Subject, texts: list[HeldOutText], chosen: list[list[Any]], batch_size: int, sequence_length: int
+    loaded: LoadedModel, texts: list[HeldOutText], chosen: list[list[Any]], batch_size: int, sequence_length: int
 ) -> list[Score]:
     from steep.models.load import check_sequence_length
 
-    check_sequence_length(subject.model, sequence_length)
+    check_sequence_length(loaded.model, sequence_length)
     return [
-        _score(subject, text, documents, batch_size, sequence_length)
+        _score(loaded, text, documents, batch_size, sequence_length)
         for text, documents in zip(texts, chosen, strict=True)
     ]
 
 
-def _score(subject: Subject, text: HeldOutText, documents: list[Any], batch_size: int, sequence_length: int) -> Score:
+def _score(
+    loaded: LoadedModel, text: HeldOutText, documents: list[Any], batch_size: int, sequence_length: int
+) -> Score:
     pairs = zip(text.parts, documents, strict=True)
     total = sum(int(store.document_lengths[part].sum()) for (store, _), part in pairs)
     with progress_bar(f"scoring {text.name}", total, "tokens") as bar:
         return score_text(
-            subject.token_losses,
+            loaded.token_losses,
             text,
             tokens=total,
             batch_size=batch_size,
             sequence_length=sequence_length,
-            eos_id=subject.tokenizer.eos_id if subject.tokenizer.append_eos else None,
-            decode=subject.tokenizer.decode_text,
+            eos_id=loaded.tokenizer.eos_id if loaded.tokenizer.append_eos else None,
+            decode=loaded.tokenizer.decode_text,
             advance=bar.advance,
             chosen=documents,
         )
@@ -250,7 +261,7 @@ def _name_and_path(text: str) -> tuple[str, str]:
 
 
 def _open_texts(
-    subject: Subject, named: dict[str, SourceConfig], run: Path | None
+    loaded: LoadedModel, named: dict[str, SourceConfig], run: Path | None
 ) -> tuple[list[HeldOutText], RunData | None]:
     """The texts as this model's tokenizer reads them: those named, else the validation texts of the run, with its data."""
     if not named:
@@ -258,15 +269,15 @@ def _open_texts(
 
         assert run is not None
         config = config_of_run(run)
-        data = open_run_data(config, subject.tokenizer)
+        data = open_run_data(config, loaded.tokenizer)
         return data.held_out_texts, data
-    stores = open_sources(list(named.values()), subject.tokenizer)
+    stores = open_sources(list(named.values()), loaded.tokenizer)
     pairs = zip(named, stores, strict=True)
     return [HeldOutText(name, [(store, np.arange(store.num_documents))]) for name, store in pairs], None
 
 
-def _default_sequence_length(subject: Subject) -> int:
-    if subject.run is not None:
-        return config_of_run(subject.run).data.sequence_length
-    room = getattr(getattr(subject.model, "config", None), "max_position_embeddings", None)
+def _default_sequence_length(loaded: LoadedModel) -> int:
+    if loaded.run is not None:
+        return config_of_run(loaded.run).data.sequence_length
+    room = getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None)
     return min(DEFAULT_SEQUENCE_LENGTH, room) if room else DEFAULT_SEQUENCE_LENGTH

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ConfigError, DataError, MissingExtraError, ModelError
-from steep.evaluation.loaded_model import Origin, Say, Subject, base_of, load_subject, origin_of, tell
+from steep.evaluation.loaded_model import (
+    LoadedModel,
+    ModelReference,
+    Say,
+    base_model_reference,
+    model_reference,
+    open_model,
+    tell,
+)
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 """What is taken of lm-eval's answer; the rest describes the machine."""
@@ -82,8 +90,8 @@ def evaluate_on_tasks(
 ) -> HarnessResult:
     """Run lm-eval's `tasks` on `model`, and on `against`. See `steep.evaluate_tasks`."""
     manager, names = find_tasks(tasks, folder, allow_code, say)
-    other = None if against is None else base_of(model) if against == "base" else origin_of(against)
-    origins = [origin_of(model), *([other] if other is not None else [])]
+    other = None if against is None else base_model_reference(model) if against == "base" else model_reference(against)
+    origins = [model_reference(model), *([other] if other is not None else [])]
     answers = [
         _run(_load(origin, device, precision, allow_code, say), manager, names, limit, batch_size) for origin in origins
     ]
@@ -144,28 +152,28 @@ def _expand(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(task for name in wanted for task in known if fnmatch(task, name)))
 
 
-def _load(origin: Origin, device: str, precision: str, allow_code: bool, say: Say) -> Subject:
+def _load(origin: ModelReference, device: str, precision: str, allow_code: bool, say: Say) -> LoadedModel:
     from transformers import PreTrainedModel
 
-    subject = load_subject(origin, device=device, precision=precision, allow_code=allow_code, say=say)
-    if not isinstance(subject.model, PreTrainedModel):
+    loaded = open_model(origin, device=device, precision=precision, allow_code=allow_code, say=say)
+    if not isinstance(loaded.model, PreTrainedModel):
         raise ModelError(
-            f"{origin.reference} is a {type(subject.model).__name__}, and lm-eval runs transformers models only. "
+            f"{origin.reference} is a {type(loaded.model).__name__}, and lm-eval runs transformers models only. "
             "What works: `steep export` it to a folder for transformers, and evaluate that."
         )
-    return subject
+    return loaded
 
 
-def _run(subject: Subject, manager: Any, names: list[str], limit: int | None, batch_size: int) -> dict[str, Any]:
+def _run(loaded: LoadedModel, manager: Any, names: list[str], limit: int | None, batch_size: int) -> dict[str, Any]:
     """lm-eval's answer for one model. Raises DataError where the data of a task cannot be had."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     wrapped = HFLM(
-        pretrained=subject.model,
-        tokenizer=subject.hf_tokenizer,
+        pretrained=loaded.model,
+        tokenizer=loaded.hf_tokenizer,
         batch_size=batch_size,
-        mixed_precision_dtype="bfloat16" if subject.precision == "mixed_bf16" else None,
+        mixed_precision_dtype="bfloat16" if loaded.precision == "mixed_bf16" else None,
     )
     try:
         answer = simple_evaluate(

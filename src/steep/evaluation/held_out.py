@@ -21,7 +21,7 @@ from steep.batch import IGNORE_INDEX, Batch
 from steep.core.errors import DataError
 from steep.loader import make_batch
 from steep.metrics import bits_per_byte
-from steep.order.data_order import PlannedSequence
+from steep.order.data_order import OrderedSequence
 from steep.order.packing import ConcatPacking
 
 TokenLosses = Callable[[Batch], torch.Tensor]
@@ -156,11 +156,11 @@ def _batches(
 ) -> Iterator[Batch]:
     """Every chosen document in the order it is stored, `batch_size` sequences at a time."""
     stores = [store for store, _ in text.parts]
-    waiting: list[PlannedSequence] = []
+    waiting: list[OrderedSequence] = []
     for part, documents in enumerate(chosen):
         packing = ConcatPacking(documents, stores[part].document_lengths[documents], sequence_length)
         for k in range(packing.num_sequences):
-            waiting.append(PlannedSequence(part, packing.sequence(k)))
+            waiting.append(OrderedSequence(part, packing.sequence(k)))
             if len(waiting) == batch_size:
                 yield make_batch(waiting, stores, sequence_length)
                 waiting = []

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from steep.core.errors import DataError, SteepError
-from steep.evaluation.loaded_model import Say, Subject, config_of_run, tell
+from steep.evaluation.loaded_model import LoadedModel, Say, config_of_run, tell
 
 if TYPE_CHECKING:
     from steep.evaluation.held_out import HeldOutText
 
 
-def held_out_ids(subject: Subject, most_tokens: int, say: Say = tell) -> dict[str, list[int]]:
-    """Per held-out text of the subject's run the beginning of its first document that has two tokens or more.
+def held_out_ids(loaded: LoadedModel, most_tokens: int, say: Say = tell) -> dict[str, list[int]]:
+    """Per held-out text of the loaded's run the beginning of its first document that has two tokens or more.
 
     Empty for a model that is in no run. Where the run's stores are gone nothing is prepared anew; `say` is told.
     """
-    if subject.run is None:
+    if loaded.run is None:
         return {}
     from steep.data.open import open_run_data
 
     try:
-        data = open_run_data(config_of_run(subject.run), subject.tokenizer, _refuse_to_prepare, write=False)
+        data = open_run_data(config_of_run(loaded.run), loaded.tokenizer, _refuse_to_prepare, write=False)
     except SteepError as error:
         say(f"the run's held-out texts are not compared: {error}")
         return {}

@@ -31,7 +31,7 @@ def tell(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A model that is ready to be scored or to write."""
 
     reference: str
@@ -69,7 +69,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModelReference:
     """What to load: a model and the tokenizer that goes with it."""
 
     reference: str
@@ -78,23 +78,23 @@ class Origin:
     run: Path | None = None
 
 
-def origin_of(reference: str | os.PathLike[str]) -> Origin:
+def model_reference(reference: str | os.PathLike[str]) -> ModelReference:
     """What a run, checkpoint, model folder, hub id or .gguf file stands for, with the tokenizer policy of its run."""
     reference = os.fspath(reference)
     run = run_of(reference)
     if run is None:
-        return Origin(reference, ModelConfig(pretrained=reference), TokenizerConfig(pretrained=reference))
+        return ModelReference(reference, ModelConfig(pretrained=reference), TokenizerConfig(pretrained=reference))
     config = config_of_run(run)
     if isinstance(config.model, Target) and not _is_consolidated(reference):
         from steep.tokenizer.open import tokenizer_reference
 
         own = tokenizer_reference(config.tokenizer, config.model)
-        return Origin(reference, config.model, config.tokenizer.model_copy(update={"pretrained": own}), run)
+        return ModelReference(reference, config.model, config.tokenizer.model_copy(update={"pretrained": own}), run)
     tokenizer = config.tokenizer.model_copy(update={"pretrained": reference})
-    return Origin(reference, ModelConfig(pretrained=reference), tokenizer, run)
+    return ModelReference(reference, ModelConfig(pretrained=reference), tokenizer, run)
 
 
-def base_of(reference: str | os.PathLike[str]) -> Origin:
+def base_model_reference(reference: str | os.PathLike[str]) -> ModelReference:
     """The model that a run started from, with the run's tokenizer. Raises ConfigError, ModelError where there is none."""
     run = run_of(os.fspath(reference))
     if run is None:
@@ -107,12 +107,14 @@ def base_of(reference: str | os.PathLike[str]) -> Origin:
     from steep.tokenizer.open import tokenizer_reference
 
     own = tokenizer_reference(config.tokenizer, config.model)
-    return Origin(config.model.pretrained, config.model, config.tokenizer.model_copy(update={"pretrained": own}))
+    return ModelReference(
+        config.model.pretrained, config.model, config.tokenizer.model_copy(update={"pretrained": own})
+    )
 
 
-def load_subject(
-    origin: Origin, *, device: str = "auto", precision: str = "auto", allow_code: bool = True, say: Say = tell
-) -> Subject:
+def open_model(
+    origin: ModelReference, *, device: str = "auto", precision: str = "auto", allow_code: bool = True, say: Say = tell
+) -> LoadedModel:
     """Load a model for use. Raises ModelError, ConfigError, CheckpointError.
 
     Of a run the newest whole checkpoint is taken, every byte verified; `say` is told of those passed over.
@@ -159,7 +161,7 @@ def load_subject(
         forward, remarks = prepare_forward(model, "auto", describe_model(model)["vocab_size"] or tokenizer.vocab_size)
     for remark in remarks:
         say(remark)
-    return Subject(origin.reference, model, tokenizer, hf_tokenizer, forward, where, how, origin.run, folder)
+    return LoadedModel(origin.reference, model, tokenizer, hf_tokenizer, forward, where, how, origin.run, folder)
 
 
 def merge_remarks(folder: Path, run: Path | None) -> list[str]:
@@ -188,7 +190,7 @@ def merge_remarks(folder: Path, run: Path | None) -> list[str]:
 
 
 def _load_target(
-    origin: Origin, dtype: torch.dtype, device: torch.device, allow_code: bool, say: Say
+    origin: ModelReference, dtype: torch.dtype, device: torch.device, allow_code: bool, say: Say
 ) -> torch.nn.Module:
     """A model that only its `_target_` can build, with the weights of the newest whole checkpoint."""
     from steep.checkpoint.capture import restore

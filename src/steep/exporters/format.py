@@ -18,7 +18,7 @@ from steep.core.errors import ConfigError
 from steep.exporters.parity import Answers, Questions
 
 if TYPE_CHECKING:
-    from steep.evaluation.loaded_model import Subject
+    from steep.evaluation.loaded_model import LoadedModel
 
 ALIASES = {"f32": "float32", "fp32": "float32", "f16": "float16", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -38,7 +38,7 @@ class Options:
 class ExportJob:
     """One export: the model in fp32, what is asked, and what to compare with. `write` may change the model's weights."""
 
-    subject: Subject
+    loaded: LoadedModel
     options: Options
     dtype: str
     name: str
@@ -50,14 +50,14 @@ class ExportJob:
 
     @property
     def model(self) -> Any:
-        """The subject's transformers model."""
-        return self.subject.model
+        """The loaded's transformers model."""
+        return self.loaded.model
 
     def eos_ids(self) -> list[int]:
         """Every id that ends a text, the tokenizer's own first."""
         from steep.evaluation.generate import end_of_text_ids
 
-        own = self.subject.tokenizer.eos_id
+        own = self.loaded.tokenizer.eos_id
         return sorted(end_of_text_ids(self.model, own), key=lambda number: (number != own, number))
 
 

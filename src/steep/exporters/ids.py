@@ -17,8 +17,8 @@ def with_strings(job: ExportJob, normal_only: bool) -> Questions:
     """The job's questions and the hard strings. normal_only: only those that the tokenizer's Unicode form leaves as they are."""
     from steep.tokenizer.hard_strings import hard_strings
 
-    normalizer = job.subject.hf_tokenizer.backend_tokenizer.normalizer
-    strings = {name: text for name, text in hard_strings(job.subject.tokenizer).items() if len(text) <= LONGEST_STRING}
+    normalizer = job.loaded.hf_tokenizer.backend_tokenizer.normalizer
+    strings = {name: text for name, text in hard_strings(job.loaded.tokenizer).items() if len(text) <= LONGEST_STRING}
     if normal_only and normalizer is not None and "NF" in repr(normalizer):
         strings = {name: text for name, text in strings.items() if normalizer.normalize_str(text) == text}
     return replace(job.questions, strings=strings)
@@ -26,7 +26,7 @@ def with_strings(job: ExportJob, normal_only: bool) -> Questions:
 
 def check_ids(job: ExportJob, found: Sequence[Answers], questions: Questions) -> None:
     """The last program asked decides, and the others are told of. Raises ModelError if a string gets other ids there."""
-    tokenizer = job.subject.hf_tokenizer
+    tokenizer = job.loaded.hf_tokenizer
     expected = {
         name: tokenizer(text, add_special_tokens=False)["input_ids"] for name, text in questions.strings.items()
     }

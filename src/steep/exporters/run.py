@@ -11,7 +11,7 @@ from steep.core.errors import ConfigError, ModelError
 from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
 from steep.core.plugins import load_plugin
 from steep.evaluation.held_out_ids import held_out_ids
-from steep.evaluation.loaded_model import Say, Subject, load_subject, origin_of, tell
+from steep.evaluation.loaded_model import LoadedModel, Say, model_reference, open_model, tell
 from steep.exporters.format import ExportJob, Options, dtype_name
 from steep.exporters.model_card import model_card
 from steep.exporters.parity import GREEDY_TOKENS, Questions, answer
@@ -56,7 +56,7 @@ def export_model(
     """Export `reference`. See `steep.export`."""
     options = Options(dtype, quantize, max_shard_size, tokenizer_pre, verify_with)
     form, job = make_job(reference, to, options, allow_code=allow_code, say=say)
-    folder = Path(out) if out is not None else _default_folder(job.subject, to, quantize)
+    folder = Path(out) if out is not None else _default_folder(job.loaded, to, quantize)
     check_replaceable(folder, overwrite, form.ENDINGS)
     ask_trained(job)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,22 +83,22 @@ def make_job(
     """The form and what it is to export, with everything checked that can be before work. Raises ConfigError, ModelError."""
     form: Any = load_plugin(FORMATS, to)
     dtype = dtype_name(options.dtype, form, to)
-    subject = load_subject(origin_of(reference), device="cpu", precision="fp32", allow_code=allow_code, say=say)
-    if not hasattr(subject.model, "save_pretrained") or not hasattr(subject.model, "generation_config"):
+    loaded = open_model(model_reference(reference), device="cpu", precision="fp32", allow_code=allow_code, say=say)
+    if not hasattr(loaded.model, "save_pretrained") or not hasattr(loaded.model, "generation_config"):
         raise ModelError(
-            f"{reference}: {type(subject.model).__name__} is no transformers model, so there is no {to} form of it"
+            f"{reference}: {type(loaded.model).__name__} is no transformers model, so there is no {to} form of it"
         )
-    if getattr(subject.model.config, "quantization_config", None) is not None:
+    if getattr(loaded.model.config, "quantization_config", None) is not None:
         raise ModelError(f"{reference} is quantized already; export the model that it was made from")
-    card = model_card(reference, subject.run, options.quantize or dtype)
-    job = ExportJob(subject, options, dtype, _model_name(subject), card, say)
+    card = model_card(reference, loaded.run, options.quantize or dtype)
+    job = ExportJob(loaded, options, dtype, _model_name(loaded), card, say)
     form.check_job(job)
     return form, job
 
 
 def ask_trained(job: ExportJob) -> None:
     """Let the model in fp32 answer, before anything is rounded."""
-    job.questions = questions_for(job.subject, job.say)
+    job.questions = questions_for(job.loaded, job.say)
     job.trained = answer(job.model, job.questions, "trained")
 
 
@@ -124,25 +124,25 @@ def check_replaceable(folder: Path, overwrite: bool, endings: set[str]) -> None:
         )
 
 
-def _default_folder(subject: Subject, to: str, quantize: str | None) -> Path:
-    if subject.run is None:
-        raise ConfigError(f"{subject.reference} is in no run directory; say where the export goes with --out")
-    return subject.run / "export" / (to if quantize is None else f"{to}-{quantize}")
+def _default_folder(loaded: LoadedModel, to: str, quantize: str | None) -> Path:
+    if loaded.run is None:
+        raise ConfigError(f"{loaded.reference} is in no run directory; say where the export goes with --out")
+    return loaded.run / "export" / (to if quantize is None else f"{to}-{quantize}")
 
 
-def _model_name(subject: Subject) -> str:
-    path = subject.run or Path(subject.reference)
+def _model_name(loaded: LoadedModel) -> str:
+    path = loaded.run or Path(loaded.reference)
     return path.resolve().name.removesuffix(".gguf") or "model"
 
 
-def questions_for(subject: Subject, say: Say = tell) -> Questions:
+def questions_for(loaded: LoadedModel, say: Say = tell) -> Questions:
     """What is asked of both programs: the verification text, the run's held-out texts, and a sentence to continue."""
     from steep.models.load import max_positions
 
-    room = max_positions(subject.model) or 2048
+    room = max_positions(loaded.model) or 2048
     most = min(MOST_TOKENS, room)
-    start = [subject.tokenizer.bos_id] if subject.tokenizer.prepend_bos and subject.tokenizer.bos_id is not None else []
-    ids = start + subject.tokenizer.encode(VERIFICATION_TEXT)
-    texts = {"verification text": ids[:most], **held_out_ids(subject, most, say)}
+    start = [loaded.tokenizer.bos_id] if loaded.tokenizer.prepend_bos and loaded.tokenizer.bos_id is not None else []
+    ids = start + loaded.tokenizer.encode(VERIFICATION_TEXT)
+    texts = {"verification text": ids[:most], **held_out_ids(loaded, most, say)}
     prompt = ids[: min(PROMPT_TOKENS, room // 2)]
     return Questions(texts, prompt, min(GREEDY_TOKENS, room - len(prompt)))

@@ -16,7 +16,7 @@ from steep.core.errors import ConfigError
 from steep.core.table import text_table
 from steep.evaluation.evaluate_model import evaluate_model
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
-from steep.evaluation.loaded_model import Say, base_of, config_of_run, run_of, tell
+from steep.evaluation.loaded_model import Say, base_model_reference, config_of_run, run_of, tell
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model
@@ -93,7 +93,7 @@ def blend_models(
 def _open_base(trained: str, base: str | None, say: Say) -> Weights:
     if base is not None:
         return open_weights(base, say)
-    origin = base_of(trained)
+    origin = base_model_reference(trained)
     return open_weights(origin.reference, say, getattr(origin.model, "revision", None))
 
 

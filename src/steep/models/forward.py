@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steep.core.errors import ModelError, TrainingError
-from steep.loss import DEFAULT_CHUNK_BYTES, IGNORED_LABEL, linear_cross_entropy_with_losses, token_losses
+from steep.loss import DEFAULT_CHUNK_BYTES, IGNORE_INDEX, linear_cross_entropy_with_losses, token_losses
 from steep.models.document_attention import enable_document_attention, obstacle, placeholder_mask
 from steep.models.embeddings import compute_device
 from steep.models.gpt2 import GPT2LMHeadModel
@@ -92,7 +92,7 @@ def forward_losses(
     labels_N = batch.labels.flatten()
     if not forward.has_head:
         logits = logits_of_batch(forward, batch)
-        losses_N = F.cross_entropy(logits.float(), labels_N, ignore_index=IGNORED_LABEL, reduction="none")
+        losses_N = F.cross_entropy(logits.float(), labels_N, ignore_index=IGNORE_INDEX, reduction="none")
         return losses_N.sum(), losses_N.detach().view(batch.labels.shape).sum(1)
     head = output_head(forward.model)
     loss, losses_N = linear_cross_entropy_with_losses(
@@ -108,7 +108,7 @@ def forward_token_losses(forward: ModelForward, batch: Batch, chunk_bytes: int =
     labels_N = batch.labels.flatten()
     if not forward.has_head:
         logits = logits_of_batch(forward, batch).float()
-        losses = F.cross_entropy(logits, labels_N, ignore_index=IGNORED_LABEL, reduction="none")
+        losses = F.cross_entropy(logits, labels_N, ignore_index=IGNORE_INDEX, reduction="none")
         return losses.view(batch.labels.shape)
     head = output_head(forward.model)
     losses = token_losses(

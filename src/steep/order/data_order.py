@@ -27,7 +27,7 @@ MOST_PADDING_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class SourcePlan:
+class OrderedSource:
     """What the order needs to know of one source.
 
     documents: (num_documents,) int64, the documents of the store that are trained on; None for all of them.
@@ -65,7 +65,7 @@ class SourcePlan:
 
 
 @dataclass(frozen=True)
-class PlannedSequence:
+class OrderedSequence:
     """One sequence: the source it comes from and the ranges of that source's documents, in order."""
 
     source: int
@@ -79,10 +79,10 @@ class PlannedSequence:
         return sum(token_range.count for token_range in self.ranges)
 
 
-class Plan(Protocol):
+class DataOrder(Protocol):
     """What a run asks of its order."""
 
-    sources: list[SourcePlan]
+    sources: list[OrderedSource]
     sequence_length: int
     seed: int
     sequences_of_source: list[int]
@@ -93,7 +93,7 @@ class Plan(Protocol):
     messages: list[str]
     """What the user should know of how the order came about."""
 
-    def sequence(self, index: int) -> PlannedSequence:
+    def sequence(self, index: int) -> OrderedSequence:
         """Sequence `index` of the run."""
 
     def counts(self, sequences: int) -> list[int]:
@@ -102,7 +102,7 @@ class Plan(Protocol):
     def check_length(self, total_sequences: int) -> None:
         """Raise ConfigError where a run of this length is more than the sources may give."""
 
-    def beginning_at(self, first_sequence: int) -> Plan:
+    def beginning_at(self, first_sequence: int) -> DataOrder:
         """The same sources in a plan that begins to count at this sequence of the run."""
 
     @property
@@ -113,7 +113,7 @@ class Plan(Protocol):
         """What the order depends on, as JSON."""
 
 
-class DataPlan:
+class NativeOrder:
     """The native order of a run over its sources. Raises DataError if there is nothing to train on, ConfigError for weights.
 
     phases: (first sequence, {source name: weight}) of every change of the weights, in order; sources not named keep theirs.
@@ -122,7 +122,7 @@ class DataPlan:
 
     def __init__(
         self,
-        sources: list[SourcePlan],
+        sources: list[OrderedSource],
         sequence_length: int,
         seed: int,
         *,
@@ -187,18 +187,18 @@ class DataPlan:
         first = Mixture(self.phases[:1])
         return max(first.slots_until(number, self.sequences_of_source[number]) or 1 for number in main)
 
-    def sequence(self, index: int) -> PlannedSequence:
+    def sequence(self, index: int) -> OrderedSequence:
         """Sequence `index` of the run, from `first_sequence` on without end."""
         source, number = self._mixture.slot(index - self.first_sequence)
-        return PlannedSequence(source, self._orders[source].ranges(number))
+        return OrderedSequence(source, self._orders[source].ranges(number))
 
     def counts(self, sequences: int) -> list[int]:
         """How many of the sequences before `sequences` this plan takes from each source."""
         return self._mixture.counts(max(0, sequences - self.first_sequence))
 
-    def beginning_at(self, first_sequence: int) -> DataPlan:
+    def beginning_at(self, first_sequence: int) -> NativeOrder:
         """The same sources in a plan that begins to count at this sequence of the run."""
-        return DataPlan(
+        return NativeOrder(
             self.sources, self.sequence_length, self.seed, packing=self._packing, phases=self._changes,
             align_to_bos=self.align_to_bos, first_sequence=first_sequence,
         )  # fmt: skip
@@ -248,7 +248,7 @@ class DataPlan:
 
 
 def _phases(
-    sources: list[SourcePlan], sequences: list[int], changes: Sequence[tuple[int, Mapping[str, float]]], first: int
+    sources: list[OrderedSource], sequences: list[int], changes: Sequence[tuple[int, Mapping[str, float]]], first: int
 ) -> list[Phase]:
     """The weights of every phase in whole numbers; a source without sequences has none. Raises ConfigError."""
     given = [source.weight for source in sources]
@@ -269,7 +269,7 @@ def _phases(
     return [_phase(start, weights, sources, sequences) for start, weights in phases.items()]
 
 
-def _phase(start: int, weights: list[float | int], sources: list[SourcePlan], sequences: list[int]) -> Phase:
+def _phase(start: int, weights: list[float | int], sources: list[OrderedSource], sequences: list[int]) -> Phase:
     empty = [s.name for s, weight, count in zip(sources, weights, sequences, strict=True) if weight and not count]
     if empty:
         raise DataError(f"data.train: source {empty[0]!r} has a weight and no tokens to train on")

@@ -30,8 +30,8 @@ from steep.order.megatron_index import (
     split_matrix,
     split_range,
 )
+from steep.order.megatron_order import SURPLUS, MegatronOrder, MegatronSource
 from steep.order.megatron_paths import Blend, read_blend
-from steep.order.megatron_plan import SURPLUS, MegatronPlan, MegatronSource
 
 
 class SequenceStore(Protocol):
@@ -49,10 +49,10 @@ Store = TypeVar("Store", bound=SequenceStore)
 
 @dataclass(frozen=True)
 class MegatronData(Generic[Store]):
-    """What `build_megatron_plans` gives."""
+    """What `build_megatron_orders` gives."""
 
-    train: MegatronPlan
-    valid: MegatronPlan | None
+    train: MegatronOrder
+    valid: MegatronOrder | None
     """The samples that Megatron would validate on, in its order; None where none were asked for."""
     stores: list[Store]
     """Of the sources of `train`, in the same order."""
@@ -64,7 +64,7 @@ class MegatronData(Generic[Store]):
     """What the user should be told."""
 
 
-def build_megatron_plans(
+def build_megatron_orders(
     paths_and_weights: Any,
     split: str | None,
     sequence_length: int,
@@ -125,7 +125,7 @@ def build_megatron_plans(
             identity, tokenizer=tokenizer_of_cache(cache.directory, every, identity) or tokenizer_identifiers
         )
 
-    def plan_of(number: int, requested: int | None) -> MegatronPlan | None:
+    def plan_of(number: int, requested: int | None) -> MegatronOrder | None:
         blend, bounds = per_split[number], matrix[number]
         if blend is None or bounds is None:
             return None
@@ -175,7 +175,7 @@ def _plan(
     cache: IndexCache,
     surplus: float,
     messages: list[str],
-) -> MegatronPlan:
+) -> MegatronOrder:
     """The order of one split of one blend."""
     if len(blend.prefixes) > MOST_DATASETS:
         raise ConfigError(
@@ -205,7 +205,7 @@ def _plan(
         descriptions.append(description)
         indices.append(cache.index(description, source.lengths, documents, samples, settings))
     order = None if alone else _blend(weights, requested, sources, indices, descriptions, split, cache, surplus)
-    return MegatronPlan(
+    return MegatronOrder(
         sources,
         indices,
         order,

@@ -42,7 +42,7 @@ def turn_of(source: int) -> int:
     return int(f"{source % (TURNS - 1) + 1:016b}"[::-1], 2)
 
 
-class Schedule:
+class SourceTurns:
     """The order of the sources for fixed weights. weights: whole numbers, at least one above zero."""
 
     def __init__(self, weights: Sequence[int]):
@@ -109,7 +109,7 @@ class Mixture:
             raise ValueError(f"phases begin at slots {starts}; the first must begin at 0 and each after the one before")
         self.phases = list(phases)
         self._starts = starts
-        self._schedules = [Schedule(phase.weights) for phase in phases]
+        self._schedules = [SourceTurns(phase.weights) for phase in phases]
         self._before = [[0] * len(phases[0].weights)]
         for schedule, (start, stop) in zip(self._schedules, pairwise(starts), strict=False):
             counts = schedule.counts(stop - start)

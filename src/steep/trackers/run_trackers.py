@@ -13,7 +13,7 @@ from steep.trackers.config import ConsoleConfig, TrackerConfig
 from steep.trackers.tracker import Record, Tracker, build_tracker
 
 
-class Sinks:
+class Trackers:
     """A context that opens every tracker of a run and closes every one, whatever happens in between.
 
     build_target: builds a tracker that is configured as a `_target_`.
@@ -41,7 +41,7 @@ class Sinks:
         self._all: list[Tracker] = [self._jsonl, self._console, *self._others]
         self._stack = ExitStack()
 
-    def __enter__(self) -> Sinks:
+    def __enter__(self) -> Trackers:
         for tracker in self._all:
             self._stack.callback(tracker.close)
             tracker.start(self._run_directory, self._resolved)

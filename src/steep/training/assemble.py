@@ -124,8 +124,8 @@ def assemble(
         source_ends(data.names, data.stores, tokenizer, config.data.document_mask), tokenizer.eos_token
     ):
         say(f"warning: {message}")
-    sizes = run_sizes(config.train, config.data.sequence_length, data.plan.sequences_per_epoch)
-    data.plan.check_length(sizes.total_sequences)
+    sizes = run_sizes(config.train, config.data.sequence_length, data.order.sequences_per_epoch)
+    data.order.check_length(sizes.total_sequences)
 
     model_config = config.model
     adapter = config.adapter

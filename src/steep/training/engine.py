@@ -19,7 +19,7 @@ LossSums = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
 """From a batch to the fp32 scalar sum of its label losses, with gradients, and that of each sequence, (B,) fp32, without."""
 
 
-Admits = Callable[[float, float], bool]
+ShouldUpdate = Callable[[float, float], bool]
 """From the loss and the gradient norm of a step to whether its update is to be made."""
 
 
@@ -47,8 +47,10 @@ class Engine(Protocol):
     def learning_rate(self) -> float:
         """Of the newest update, in the first parameter group."""
 
-    def train_step(self, batches: list[Batch], multiplier: float, admits: Admits | None = None) -> StepResult:
-        """One update on the micro-batches of a step, every learning rate times `multiplier`; none where `admits` says no."""
+    def train_step(
+        self, batches: list[Batch], multiplier: float, should_update: ShouldUpdate | None = None
+    ) -> StepResult:
+        """One update on the micro-batches of a step, every learning rate times `multiplier`; none where `should_update` says no."""
 
 
 class TorchEngine:
@@ -78,8 +80,10 @@ class TorchEngine:
         """Of the newest update, in the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def train_step(self, batches: list[Batch], multiplier: float, admits: Admits | None = None) -> StepResult:
-        """One update on the micro-batches of a step, every learning rate times `multiplier`; none where `admits` says no."""
+    def train_step(
+        self, batches: list[Batch], multiplier: float, should_update: ShouldUpdate | None = None
+    ) -> StepResult:
+        """One update on the micro-batches of a step, every learning rate times `multiplier`; none where `should_update` says no."""
         num_label_tokens = max(1, sum(batch.num_label_tokens for batch in batches))
         if len(batches) > 1:
             self._keep_gradients()
@@ -93,7 +97,7 @@ class TorchEngine:
         grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         sequence_losses = torch.cat(losses)
         loss = sequence_losses.double().sum() / num_label_tokens
-        applied = admits is None or admits(float(loss), float(grad_norm))
+        applied = should_update is None or should_update(float(loss), float(grad_norm))
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * multiplier
         if applied:

@@ -20,7 +20,7 @@ from steep.reporting.plots import write_training_loss
 from steep.runtime.device import peak_memory_bytes
 from steep.runtime.environment import describe_environment
 from steep.runtime.run_directory import RunDirectory
-from steep.trackers.run_trackers import Sinks
+from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import Job
 from steep.training.outcome import describe_outcome
 from steep.training.spikes import ROLLBACKS_FILE
@@ -67,9 +67,9 @@ def is_finished(run: RunDirectory, job: Job, state: TrainState) -> bool:
     return state.step == job.sizes.steps and summary.get("status") == "done" and summary.get("step") == state.step
 
 
-def already_finished(run: RunDirectory, job: Job, state: TrainState, sinks: Sinks) -> TrainResult:
+def already_finished(run: RunDirectory, job: Job, state: TrainState, trackers: Trackers) -> TrainResult:
     """Say that there is nothing to do; every file stays as the run left it."""
-    sinks.line(
+    trackers.line(
         f"nothing left to train: the run is finished, at step {state.step} of {job.sizes.steps}. "
         "A larger train.steps, train.epochs or train.tokens continues it."
     )
@@ -104,7 +104,7 @@ def _plan_is_current(known: dict[str, Any], config: RunConfig, job: Job) -> bool
 
 
 def describe_end(
-    run: RunDirectory, config: RunConfig, job: Job, state: TrainState, sinks: Sinks, exit_code: int
+    run: RunDirectory, config: RunConfig, job: Job, state: TrainState, trackers: Trackers, exit_code: int
 ) -> TrainResult:
     """Write ledger.json, summary.json and the report, and say where things are."""
     done = state.step == state.scores_step == job.sizes.steps
@@ -128,14 +128,14 @@ def describe_end(
         },
     )
     spent = f"{format_count(state.tokens_seen)} tokens in {format_seconds(seconds)}"
-    sinks.line(f"{'done' if done else 'interrupted'} at step {state.step} of {job.sizes.steps}: {spent}")
+    trackers.line(f"{'done' if done else 'interrupted'} at step {state.step} of {job.sizes.steps}: {spent}")
     for line in lines:
-        sinks.line(line)
+        trackers.line(line)
     if config.report.enabled:
         write_training_loss(run.path)
-        sinks.line(f"report: {write_report(run.path)}")
+        trackers.line(f"report: {write_report(run.path)}")
     if not done:
-        sinks.line("run the same command again to continue")
+        trackers.line("run the same command again to continue")
     return _result(run, state, "done" if done else "interrupted", exit_code, state.scores)
 
 

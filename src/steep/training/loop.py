@@ -20,15 +20,22 @@ from steep.runtime.device import peak_memory_bytes
 from steep.runtime.preemption import Interrupted, StopSignals
 from steep.runtime.run_directory import RunDirectory
 from steep.trackers.backends.jsonl import read_records
-from steep.trackers.run_trackers import Sinks
+from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import assemble
 from steep.training.failure import explained_errors
 from steep.training.finish import TrainResult, already_finished, describe_end, describe_start, is_finished
 from steep.training.forecast import Forecaster
 from steep.training.meter import Meter
-from steep.training.resume import Beginning, begin_state, checkpoint_name, checkpoint_state, find_beginning, restore_job
+from steep.training.resume import (
+    ResumePoint,
+    checkpoint_name,
+    checkpoint_state,
+    find_resume_point,
+    restore_job,
+    restore_state,
+)
 from steep.training.spikes import RollBack, SpikeWatch
-from steep.training.trainable_check import TrainableContract
+from steep.training.trainable_check import TrainableCheck
 from steep.training.validation import due, show_model
 
 
@@ -44,7 +51,7 @@ def train(
     """Train as configured, from the run's newest checkpoint if it has one. Raises SteepError.
 
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
-    accept_data_change: continue with other data than the checkpoint was trained on, from its beginning, and record it.
+    accept_data_change: continue with other data than the checkpoint was trained on, from its resume_point, and record it.
     stream: where the console writes; standard output by default. model: see `assemble`; such a run starts anew.
     """
     targets.check_run(config, lambda line: print(line, file=stream), allow_code)
@@ -70,10 +77,10 @@ def _process(
     with ExitStack() as stack:
         stack.enter_context(RunLock(run.path))
         run.remove_leftovers()
-        beginning = find_beginning(run, config, resume, accept_data_change)
+        resume_point = find_resume_point(run, config, resume, accept_data_change)
         stack.enter_context(explained_errors(run))
-        sinks = stack.enter_context(
-            Sinks(
+        trackers = stack.enter_context(
+            Trackers(
                 run.path,
                 redact(config.to_mapping()),
                 config.trackers,
@@ -83,26 +90,31 @@ def _process(
             )
         )
         stop = stack.enter_context(StopSignals())
-        return _run(config, run, beginning, sinks, stop, model)
+        return _run(config, run, resume_point, trackers, stop, model)
 
 
 def _run(
-    config: RunConfig, run: RunDirectory, beginning: Beginning, sinks: Sinks, stop: StopSignals, model: nn.Module | None
+    config: RunConfig,
+    run: RunDirectory,
+    resume_point: ResumePoint,
+    trackers: Trackers,
+    stop: StopSignals,
+    model: nn.Module | None,
 ) -> TrainResult:
-    weights, tokenizer = beginning.weights, beginning.tokenizer
-    job = assemble(config, sinks.line, weights=weights, tokenizer_folder=tokenizer, model=model)
-    state, job = begin_state(beginning, job, sinks.line)
+    weights, tokenizer = resume_point.weights, resume_point.tokenizer
+    job = assemble(config, trackers.line, weights=weights, tokenizer_folder=tokenizer, model=model)
+    state, job = restore_state(resume_point, job, trackers.line)
     sizes, engine = job.sizes, job.engine
     if is_finished(run, job, state):
-        return already_finished(run, job, state, sinks)
+        return already_finished(run, job, state, trackers)
     describe_start(run, config, job)
-    sinks.rewind(state.step if beginning.checkpoint else -1)
-    sinks.expect_steps(sizes.steps, state.step)
+    trackers.rewind(state.step if resume_point.checkpoint else -1)
+    trackers.expect_steps(sizes.steps, state.step)
     job.model.train()
-    restore_job(beginning, job)  # after all that draws random numbers; evaluation and samples draw none
-    show_model(config, job, state, sinks, run)
+    restore_job(resume_point, job)  # after all that draws random numbers; evaluation and samples draw none
+    show_model(config, job, state, trackers, run)
     stop.may_save()
-    contract = TrainableContract(job.model, engine.optimizer)
+    contract = TrainableCheck(job.model, engine.optimizer)
 
     started, elapsed_before = time.monotonic(), state.elapsed_seconds
     saved_step, saved_at = state.step, started
@@ -116,7 +128,7 @@ def _run(
         lag_steps=1 if on_gpu else 0,
     )
     loader = Loader(
-        job.data.plan,
+        job.data.order,
         job.data.stores,
         sizes,
         start_step=state.step,
@@ -128,43 +140,43 @@ def _run(
         config.checkpoint.copies_state,
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
-        on_event=sinks.line,
+        on_event=trackers.line,
     )
     forecaster = Forecaster(sizes.steps, config.schedule, read_records(run.metrics))
-    watch = SpikeWatch(config.train, state, job.data.plan, job.data.names, sizes, run, sinks.line, writer.wait)
+    watch = SpikeWatch(config.train, state, job.data.order, job.data.names, sizes, run, trackers.line, writer.wait)
     with writer:
         for batches in loader:
             meter.batch_arrived()
             factor = multiplier(state.step, sizes.steps, config.schedule)
-            result = None if watch.passes_over(state.step) else engine.train_step(batches, factor, watch.admits)
+            result = None if watch.is_skipped(state.step) else engine.train_step(batches, factor, watch.should_update)
             updated = result is not None and result.applied
             state.advance(batches, job.data.names, updated)
             if result is not None:
                 records = meter.finish_step(state, batches, result, engine.learning_rate)
-                sinks.log_all(forecaster.observe(watch.observe(records)))
+                trackers.log_all(forecaster.observe(watch.observe(records)))
             for line in contract.after_step(factor * updated, last=state.step == sizes.steps):
-                sinks.line(line)
-            if state.step == saved_step + 1 and saved_step == beginning.step:
+                trackers.line(line)
+            if state.step == saved_step + 1 and saved_step == resume_point.step:
                 writer.reserve(checkpoint_state(config, job, state))  # the optimizer has its state now
 
             with suppress(Interrupted), stop.prompt():  # what is left out here is done when the run is resumed
-                show_model(config, job, state, sinks, run)
+                show_model(config, job, state, trackers, run)
             leaving = stop.received is not None or state.step == sizes.steps or _past(config.train.max_seconds, started)
             wanted = due(config.checkpoint.every_steps, state.step) or _past(config.checkpoint.every_seconds, saved_at)
             if (leaving or wanted) and state.step > saved_step:
                 # a NaN of the newest step is seen before anything is written
-                sinks.log_all(forecaster.observe(watch.observe(meter.flush())))
-                sinks.flush()
+                trackers.log_all(forecaster.observe(watch.observe(meter.flush())))
+                trackers.flush()
                 state.elapsed_seconds = elapsed_before + time.monotonic() - started
                 if stop.received is not None:
-                    sinks.line(f"{stop.received.name} received: saving, then leaving")
+                    trackers.line(f"{stop.received.name} received: saving, then leaving")
                 writer.save(checkpoint_name(job, state), checkpoint_state(config, job, state))
                 saved_step, saved_at = state.step, time.monotonic()
             if leaving:
                 break
             writer.raise_failure()
             meter.start_step()
-    return describe_end(run, config, job, state, sinks, stop.exit_code)
+    return describe_end(run, config, job, state, trackers, stop.exit_code)
 
 
 def _past(seconds: float | None, since: float) -> bool:

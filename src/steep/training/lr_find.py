@@ -200,7 +200,7 @@ class Sweep:
         job.model.train()
         sizes = job.sizes
         losses: list[float] = []
-        loader = Loader(job.data.plan, job.data.stores, sizes, start_step=0, document_mask=config.data.document_mask)
+        loader = Loader(job.data.order, job.data.stores, sizes, start_step=0, document_mask=config.data.document_mask)
         for step, batches in enumerate(loader):
             losses.append(float(engine.train_step(batches, multiplier(step, sizes.steps, SCHEDULE)).loss))
             if not math.isfinite(losses[-1]) or losses[-1] > DIVERGED_RATIO * losses[0]:

@@ -16,14 +16,14 @@ from steep.config.run import RunConfig
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
 from steep.models.adapters import ADAPTER_WEIGHTS
-from steep.order.data_order import Plan, same_past
+from steep.order.data_order import DataOrder, same_past
 from steep.runtime.run_directory import RunDirectory
 from steep.training.assemble import Job, Say
 from steep.training.state import TrainState
 
 
 @dataclass(frozen=True)
-class Beginning:
+class ResumePoint:
     """Where a run begins: at a checkpoint, or at step 0 without one."""
 
     checkpoint: Checkpoint | None
@@ -53,9 +53,9 @@ class Beginning:
         return self.checkpoint.path / "model" / "consolidated" if self.checkpoint else None
 
 
-def find_beginning(
+def find_resume_point(
     run: RunDirectory, config: RunConfig, resume: bool | None, accept_data_change: bool = False
-) -> Beginning:
+) -> ResumePoint:
     """The newest good checkpoint of the run directory, if there is one and it is of the same run.
 
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
@@ -66,7 +66,7 @@ def find_beginning(
         if resume:
             raise CheckpointError(f"--resume: {run.path} holds no checkpoint. Leave --resume away to start the run.")
         _refuse_another_run(run, config)
-        return Beginning(None, [])
+        return ResumePoint(None, [])
     if resume is False:
         raise CheckpointError(
             f"{run.path} already holds a run. Choose another --run.name, delete the folder, or leave --no-resume away."
@@ -76,7 +76,7 @@ def find_beginning(
     saved, current = parse_yaml(checkpoint.config_yaml).data, redact(config.to_mapping())
     _refuse(run, saved, current, "holds a different run")
     warned = warnings(saved, current)
-    return Beginning(
+    return ResumePoint(
         checkpoint,
         [*messages, *warned, f"resuming from {path.name}"],
         accept_data_change,
@@ -110,46 +110,48 @@ def _refuse(run: RunDirectory, saved: dict[str, Any], current: dict[str, Any], w
         )
 
 
-def begin_state(beginning: Beginning, job: Job, say: Say) -> tuple[TrainState, Job]:
+def restore_state(resume_point: ResumePoint, job: Job, say: Say) -> tuple[TrainState, Job]:
     """The state to begin with, and the job with its sizes and order as they follow from it.
 
     Raises CheckpointError where the data is not what the checkpoint was trained on.
     """
-    for message in beginning.messages:
+    for message in resume_point.messages:
         say(message)
-    plan, files = job.data.plan, job.data.files()
-    if beginning.checkpoint is None:
+    plan, files = job.data.order, job.data.files()
+    if resume_point.checkpoint is None:
         seen = [0] * len(job.data.stores)
         state = TrainState(plan_fingerprint=plan.fingerprint, plan=plan.describe(), files=files, tokens_by_source=seen)
         return state, job
-    state = TrainState.from_mapping(beginning.checkpoint.train_state)
+    state = TrainState.from_mapping(resume_point.checkpoint.train_state)
     if state.plan.get("first_sequence"):
         plan = plan.beginning_at(state.plan["first_sequence"])
     if state.plan_fingerprint != plan.fingerprint:
-        plan = _other_plan(beginning, state, plan, [*same_past(state.plan, plan.describe(), state.sequences_seen),
+        plan = _other_plan(resume_point, state, plan, [*same_past(state.plan, plan.describe(), state.sequences_seen),
                                                     *_changed_files(state.files, files)], say)  # fmt: skip
     state.plan_fingerprint, state.plan, state.files = plan.fingerprint, plan.describe(), files
     state.tokens_by_source += [0] * (len(job.data.stores) - len(state.tokens_by_source))
-    if beginning.scores_change:
+    if resume_point.scores_change:
         state.base_scores, state.scores, state.best_loss, state.best_step = {}, {}, None, None
     job.data.begin_streams(state.streams, plan.counts(state.sequences_seen))
     sizes = job.sizes.resumed(state.step, state.sequences_seen)
-    return state, replace(job, sizes=sizes, data=replace(job.data, plan=plan))
+    return state, replace(job, sizes=sizes, data=replace(job.data, order=plan))
 
 
-def _other_plan(beginning: Beginning, state: TrainState, plan: Plan, changed: list[str], say: Say) -> Plan:
-    """The plan to go on with where it is not the one that was trained with: itself if the past is the same, a new beginning if
+def _other_plan(
+    resume_point: ResumePoint, state: TrainState, plan: DataOrder, changed: list[str], say: Say
+) -> DataOrder:
+    """The plan to go on with where it is not the one that was trained with: itself if the past is the same, a new resume_point if
     that was asked for. Raises CheckpointError."""
-    assert beginning.checkpoint is not None
+    assert resume_point.checkpoint is not None
     if not changed:
         say(f"the order changes from sequence {state.sequences_seen:,} on; what was trained does not")
         return plan
     lines = "".join(f"  {line}\n" for line in changed)
-    if not beginning.accept_data_change:
+    if not resume_point.accept_data_change:
         raise CheckpointError(
-            f"the data has changed since {beginning.checkpoint.path.name} was saved:\n{lines}"
+            f"the data has changed since {resume_point.checkpoint.path.name} was saved:\n{lines}"
             "Restore it to continue exactly, start another run with --run.name, or give --accept-data-change to go on with the "
-            "data as it is now, from its beginning."
+            "data as it is now, from its resume_point."
         )
     say(f"the data has changed, and is taken as it is now from sequence {state.sequences_seen:,} on:\n{lines.rstrip()}")
     state.streams = []
@@ -187,20 +189,20 @@ def _changed_files(then: list[dict[str, str]], now: list[dict[str, str]]) -> lis
     return found
 
 
-def restore_job(beginning: Beginning, job: Job) -> None:
+def restore_job(resume_point: ResumePoint, job: Job) -> None:
     """Weights, optimizer and random state as they were; the random state last, after all that could draw from it."""
-    if beginning.checkpoint is not None:
-        restore(job.model, job.engine.optimizer, beginning.checkpoint)
-        restore_rng(beginning.checkpoint.rng())
+    if resume_point.checkpoint is not None:
+        restore(job.model, job.engine.optimizer, resume_point.checkpoint)
+        restore_rng(resume_point.checkpoint.rng())
 
 
 def checkpoint_name(job: Job, state: TrainState) -> str:
     """epoch_<of the newest sequence>_step_<updates made>."""
-    return f"epoch_{max(0, state.sequences_seen - 1) // job.data.plan.sequences_per_epoch}_step_{state.step}"
+    return f"epoch_{max(0, state.sequences_seen - 1) // job.data.order.sequences_per_epoch}_step_{state.step}"
 
 
 def checkpoint_state(config: RunConfig, job: Job, state: TrainState) -> CheckpointState:
-    """Everything that `restore_job` and `begin_state` want back."""
+    """Everything that `restore_job` and `restore_state` want back."""
     captured = capture(job.model, job.engine.optimizer)
     state.streams = job.data.stream_cursors(state.sequences_seen)
     fresh_score = state.scores_step == state.step and state.scores

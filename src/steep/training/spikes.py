@@ -17,7 +17,7 @@ from typing import Any
 
 from steep.core.errors import TrainingError
 from steep.order.batches import Sizes
-from steep.order.data_order import Plan
+from steep.order.data_order import DataOrder
 from steep.runtime.run_directory import RunDirectory
 from steep.training.config import TrainConfig
 from steep.training.state import TrainState
@@ -54,29 +54,29 @@ class SpikeWatch:
 
     config: TrainConfig
     state: TrainState
-    plan: Plan
+    plan: DataOrder
     names: list[str]
     """Of the sources."""
     sizes: Sizes
     run: RunDirectory
     say: Callable[[str], None]
-    settle: Callable[[], None]
+    wait_for_save: Callable[[], None]
     """Waits until no checkpoint is being written."""
-    _passed_over: set[int] = field(default_factory=set)
+    _skipped: set[int] = field(default_factory=set)
     _in_a_row: int = 0
 
     def __post_init__(self) -> None:
         for rollback in self.run.read(ROLLBACKS_FILE) or []:
-            self._passed_over |= set(range(rollback["first_step"], rollback["last_step"] + 1))
+            self._skipped |= set(range(rollback["first_step"], rollback["last_step"] + 1))
 
-    def passes_over(self, step: int) -> bool:
+    def is_skipped(self, step: int) -> bool:
         """Whether an earlier rollback has decided that this step makes no update."""
-        if step in self._passed_over:
+        if step in self._skipped:
             self.say(f"step {step} is passed over, as the rollback decided: sequences {self._sequences(step)}")
-        return step in self._passed_over
+        return step in self._skipped
 
     @property
-    def admits(self) -> Callable[[float, float], bool] | None:
+    def should_update(self) -> Callable[[float, float], bool] | None:
         """What the engine asks before an update, with loss and gradient norm; None where nothing depends on the answer.
 
         Asking makes every step wait for the device.
@@ -99,7 +99,7 @@ class SpikeWatch:
         return False
 
     def observe(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The records, after the losses in them were judged where `admits` has not done so."""
+        """The records, after the losses in them were judged where `should_update` has not done so."""
         if self.config.on_spike == "continue":
             for record in records:
                 self._judge(record["step"], record["loss"], record["grad_norm"])
@@ -135,7 +135,7 @@ class SpikeWatch:
                 f"stands in {self.run.path / ROLLBACKS_FILE}. Look at the documents named there, or lower "
                 "optimizer.learning_rate in another run."
             )
-        self.settle()
+        self.wait_for_save()
         from_step = newest_checkpoint_step(self.run)
         first = max(from_step, spike["step"] - self.config.spike_window_steps + 1)
         entry = {**spike, "from_step": from_step, "first_step": first, "last_step": spike["step"]}

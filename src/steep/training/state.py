@@ -35,7 +35,7 @@ class TrainState:
     """Every loss spike so far, with its sequences and documents."""
     plan_fingerprint: str = ""
     plan: dict[str, Any] = field(default_factory=dict)
-    """What the order depends on, the table of phases with it: `Plan.describe`."""
+    """What the order depends on, the table of phases with it: `DataOrder.describe`."""
     files: list[dict[str, str]] = field(default_factory=list)
     """The files of each training source and a short checksum of each."""
     streams: list[list[dict[str, Any]]] = field(default_factory=list)

@@ -73,7 +73,7 @@ class _Watched:
 
 
 @dataclass
-class TrainableContract:
+class TrainableCheck:
     """Watches the first updates of a process. Made once the weights are those that training begins with; ends by itself."""
 
     model: nn.Module

@@ -11,12 +11,12 @@ from steep.evaluation.generate import evaluation_mode, generate_text
 from steep.evaluation.held_out import HeldOutText, Score, score_text
 from steep.runtime.device import autocast
 from steep.runtime.run_directory import RunDirectory
-from steep.trackers.run_trackers import Sinks
+from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import Job
 from steep.training.state import TrainState
 
 
-def show_model(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run: RunDirectory) -> None:
+def show_model(config: RunConfig, job: Job, state: TrainState, trackers: Trackers, run: RunDirectory) -> None:
     """Score and sample the weights as they are, where that is due at this step and not done yet.
 
     Not done is what an interrupted process left out; the resumed one makes up for it before its first step.
@@ -24,9 +24,9 @@ def show_model(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run
     always = state.step in (0, job.sizes.steps)
     every_steps = evaluation_interval(config.evaluate, job.sizes.steps)
     if state.scores_step != state.step and (always or due(every_steps, state.step)):
-        evaluate(config, job, state, sinks, run)
+        evaluate(config, job, state, trackers, run)
     if state.samples_step != state.step and (always or due(config.evaluate.sample_every_steps, state.step)):
-        write_samples(config, job, state, sinks, run)
+        write_samples(config, job, state, trackers, run)
 
 
 def evaluation_interval(config: EvaluateConfig, steps: int) -> int | None:
@@ -39,20 +39,20 @@ def due(every_steps: int | None, step: int) -> bool:
     return every_steps is not None and step % every_steps == 0
 
 
-def evaluate(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run: RunDirectory) -> None:
+def evaluate(config: RunConfig, job: Job, state: TrainState, trackers: Trackers, run: RunDirectory) -> None:
     """Score every held-out text, note the scores in the state and log them."""
     scores = [score(config, job, text) for text in job.data.held_out_texts]
     state.note_scores(scores)
     if state.step == 0 and config.vocabulary is not None and scores:
-        state.base_scores = _scores_before_new_tokens(config, job, sinks, run) or state.base_scores
+        state.base_scores = _scores_before_new_tokens(config, job, trackers, run) or state.base_scores
     if state.step in (0, job.sizes.steps):
         state.note_stops(stops(config, job))
     for result in scores:
-        sinks.log({"kind": "evaluate", "step": state.step, **result.to_mapping()})
+        trackers.log({"kind": "evaluate", "step": state.step, **result.to_mapping()})
 
 
 def _scores_before_new_tokens(
-    config: RunConfig, job: Job, sinks: Sinks, run: RunDirectory
+    config: RunConfig, job: Job, trackers: Trackers, run: RunDirectory
 ) -> dict[str, dict[str, object]]:
     """The true base's scores by text, which the report compares with; empty, with a line, where it cannot read the texts."""
     try:
@@ -64,10 +64,10 @@ def _scores_before_new_tokens(
             sequence_length=job.sizes.sequence_length,
             device=str(job.device),
             precision=job.precision,
-            say=sinks.line,
+            say=trackers.line,
         )
     except DataError as error:
-        sinks.line(f"vocabulary: the report compares with the model before it learned its new tokens: {error}")
+        trackers.line(f"vocabulary: the report compares with the model before it learned its new tokens: {error}")
         return {}
     return {result.text: result.to_mapping() for result in found}
 
@@ -98,7 +98,7 @@ def stops(config: RunConfig, job: Job) -> StopScore | None:
         )
 
 
-def write_samples(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, run: RunDirectory) -> None:
+def write_samples(config: RunConfig, job: Job, state: TrainState, trackers: Trackers, run: RunDirectory) -> None:
     """Continue every prompt greedily (so that no random number is drawn), log it and write it to samples/."""
     with autocast(job.device, job.precision):
         samples = [
@@ -107,6 +107,6 @@ def write_samples(config: RunConfig, job: Job, state: TrainState, sinks: Sinks, 
         ]
     state.samples_step = state.step
     for prompt, text in samples:
-        sinks.log({"kind": "sample", "step": state.step, "prompt": prompt, "text": text})
+        trackers.log({"kind": "sample", "step": state.step, "prompt": prompt, "text": text})
     if samples:
         run.write_sample(state.step, samples)

@@ -72,7 +72,7 @@ ADAPT_KEYS = (
 
 
 @dataclass
-class Door:
+class NotebookState:
     """What is known of a model that came through this door; kept as an attribute of the transformers model."""
 
     config: ModelConfig
@@ -99,10 +99,10 @@ def inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def door_of(model: Any) -> Door:
+def notebook_state(model: Any) -> NotebookState:
     """Raises ConfigError for a model that was loaded elsewhere."""
-    found = getattr(inner(model), "steep_door", None)
-    if not isinstance(found, Door):
+    found = getattr(inner(model), "steep_notebook", None)
+    if not isinstance(found, NotebookState):
         raise ConfigError(
             f"this {type(model).__name__} did not come from steep.unsloth's FastLanguageModel.from_pretrained"
         )
@@ -141,7 +141,7 @@ class FastLanguageModel:
             config, dtype=parameter_dtype(precision) if full else frozen_dtype(precision), device=device
         )
         tokenizer = encodings_stay_here(load_hf_tokenizer(str(model_name), given.get("revision")))
-        model.steep_door = Door(config, tokenizer, len(tokenizer), max_seq_length, precision, device, full)
+        model.steep_notebook = NotebookState(config, tokenizer, len(tokenizer), max_seq_length, precision, device, full)
         _write_under_autocast(model, device, precision)
         return model, tokenizer
 
@@ -158,11 +158,11 @@ class FastLanguageModel:
         refuse(call, given, ADAPT_CANNOT)
         for line in ignored_lines(call, given, ADAPT_MEANS_NOTHING):
             say(line)
-        door = door_of(model)
-        if door.adapter is not None:
+        notebook = notebook_state(model)
+        if notebook.adapter is not None:
             raise ConfigError("this model has an adapter already; load it anew for another one")
         targets: Any = target_modules if isinstance(target_modules, str) else list(target_modules)
-        door.adapter = AdapterConfig(
+        notebook.adapter = AdapterConfig(
             type="dora" if given.get("use_dora") else "lora",
             rank=r,
             alpha=lora_alpha,
@@ -172,10 +172,12 @@ class FastLanguageModel:
             targets=targets,
             modules_to_save=list(given.get("modules_to_save") or []),
         )
-        door.checkpointing = _checkpointing(given.get("use_gradient_checkpointing", "unsloth"))
+        notebook.checkpointing = _checkpointing(given.get("use_gradient_checkpointing", "unsloth"))
         # of a run the folder that transformers loads, as training writes it: peft knows no run
-        base, _ = verified_reference(str(door.config.pretrained))
-        adapted, lines = adapt(model, door.adapter, base=lasting_reference(base), seed=given.get("random_state", 3407))
+        base, _ = verified_reference(str(notebook.config.pretrained))
+        adapted, lines = adapt(
+            model, notebook.adapter, base=lasting_reference(base), seed=given.get("random_state", 3407)
+        )
         for line in lines:
             say(line)
         for name, method in (("save_pretrained_merged", save_merged), ("save_pretrained_gguf", save_gguf)):
@@ -193,7 +195,7 @@ class FastLanguageModel:
     def for_training(model: Any, use_gradient_checkpointing: Any = None) -> Any:
         """The model, ready to train."""
         if use_gradient_checkpointing is not None:
-            door_of(model).checkpointing = _checkpointing(use_gradient_checkpointing)
+            notebook_state(model).checkpointing = _checkpointing(use_gradient_checkpointing)
         model.train()
         return model
 
@@ -243,7 +245,7 @@ def _write_under_autocast(model: Any, device: torch.device, precision: str) -> N
 
 def trained_run(model: Any) -> Path:
     """The run that trained `model`. Raises ConfigError before it was trained."""
-    found = door_of(model).run_directory
+    found = notebook_state(model).run_directory
     if found is None:
         raise ConfigError("this model was not trained yet: call trainer.train() first")
     return found

@@ -27,7 +27,7 @@ from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import text_tokenizer
 from steep.trackers.backends.jsonl import read_records
 from steep.unsloth.arguments import UnslothTrainingArguments
-from steep.unsloth.model import Door, door_of, inner
+from steep.unsloth.model import NotebookState, inner, notebook_state
 from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
 
 CALL = "UnslothTrainer"
@@ -71,14 +71,14 @@ class UnslothTrainer:
         refuse(CALL, given, CANNOT)
         self.model = model
         self.args = args or UnslothTrainingArguments()
-        self.door: Door = door_of(model)
-        self.tokenizer = tokenizer or given.get("processing_class") or self.door.tokenizer
-        if len(self.tokenizer) != self.door.vocabulary_size:
+        self.notebook: NotebookState = notebook_state(model)
+        self.tokenizer = tokenizer or given.get("processing_class") or self.notebook.tokenizer
+        if len(self.tokenizer) != self.notebook.vocabulary_size:
             raise ConfigError(
-                f"the tokenizer has {len(self.tokenizer):,} tokens, and had {self.door.vocabulary_size:,} when the model was "
+                f"the tokenizer has {len(self.tokenizer):,} tokens, and had {self.notebook.vocabulary_size:,} when the model was "
                 "loaded. New tokens need embeddings: use `vocabulary` in a steep configuration"
             )
-        if self.door.adapter is None and not self.door.full_finetuning:
+        if self.notebook.adapter is None and not self.notebook.full_finetuning:
             raise ConfigError(
                 "nothing is to be trained: put an adapter in (FastLanguageModel.get_peft_model), or load with "
                 "full_finetuning=True"
@@ -90,7 +90,10 @@ class UnslothTrainer:
         self._field = given.get("dataset_text_field") or self.args.dataset_text_field or "text"
         self._format: Callable[[Any], Any] | None = given.get("formatting_func")
         self._length = (
-            given.get("max_seq_length") or self.args.max_seq_length or self.args.max_length or self.door.max_seq_length
+            given.get("max_seq_length")
+            or self.args.max_seq_length
+            or self.args.max_length
+            or self.notebook.max_seq_length
         )
         packing = given.get("packing")
         self._packing = bool(self.args.packing if packing is None else packing)
@@ -104,14 +107,14 @@ class UnslothTrainer:
         mapping = self.args.sections()
         folder = Path(mapping["run"]["directory"]).expanduser()
         mapping["run"]["name"] = self.args.run_name or _next_name(folder)
-        model = self.door.config.model_dump(mode="json")
-        if self.door.adapter is not None:
-            mapping["adapter"] = self.door.adapter.model_dump(mode="json")
+        model = self.notebook.config.model_dump(mode="json")
+        if self.notebook.adapter is not None:
+            mapping["adapter"] = self.notebook.adapter.model_dump(mode="json")
         checkpointing = self.args.gradient_checkpointing
         mapping["train"] |= {
-            "precision": "mixed_bf16" if self.args.bf16 else self.door.precision,
+            "precision": "mixed_bf16" if self.args.bf16 else self.notebook.precision,
             "threads": torch.get_num_threads(),  # as the notebook has them
-            "activation_checkpointing": self.door.checkpointing if checkpointing is None else bool(checkpointing),
+            "activation_checkpointing": self.notebook.checkpointing if checkpointing is None else bool(checkpointing),
         }
         path, texts = self._write(folder, "train")
         batches = self._batches(texts)
@@ -136,7 +139,7 @@ class UnslothTrainer:
             why = "packing=True" if self._packing else "of a path it is not known how many documents it holds"
             say(f"batch sizes count sequences of {self._length:,} tokens ({why})")
             return DocumentBatches(self._length, asked, per_pass, float(asked * self._length))
-        tokenizer = text_tokenizer(self.door.tokenizer, TokenizerConfig())
+        tokenizer = text_tokenizer(self.notebook.tokenizer, TokenizerConfig())
         sample = texts[:: max(1, len(texts) // SAMPLE_DOCUMENTS)]
         lengths = [max(1, len(ids)) for ids in tokenizer.encode_documents(sample)]
         found = batches_of_documents(per_pass, passes, lengths, self._length)
@@ -164,11 +167,11 @@ class UnslothTrainer:
                 f"a run is resumed by `steep train {newest}/config.yaml --resume`, then loaded by from_pretrained('{newest}')"
             )
         if self.args.fp16 and not self.args.bf16:
-            say(f"fp16: steep does not train in fp16; this run computes in {self.door.precision}")
+            say(f"fp16: steep does not train in fp16; this run computes in {self.notebook.precision}")
         config = self.configuration()
         tune_process()
         model = inner(self.model)
-        if self.door.adapter is not None and self.args.embedding_learning_rate is None and embedding_tensors(model):
+        if self.notebook.adapter is not None and self.args.embedding_learning_rate is None and embedding_tensors(model):
             say(
                 "embedding_learning_rate is not given: embeddings and output head have a tenth of learning_rate here (in the "
                 "notebook's own tool the same)"
@@ -177,7 +180,7 @@ class UnslothTrainer:
             result = train(config, resume=False, model=model)
         finally:
             keep_activations(model)
-        self.run_directory = self.door.run_directory = result.run_directory
+        self.run_directory = self.notebook.run_directory = result.run_directory
         lines = [record for record in read_records(result.run_directory / "metrics.jsonl") if record["kind"] == "train"]
         self.state.log_history, self.state.global_step = lines, result.step
         losses = [line["loss"] for line in lines]

@@ -29,10 +29,10 @@ def adapter_folder(job: ExportJob) -> Path:
     from steep.checkpoint.load import verified_reference
     from steep.models.adapters import ADAPTER_CONFIG
 
-    folder = Path(verified_reference(job.subject.reference)[0])
+    folder = Path(verified_reference(job.loaded.reference)[0])
     if not (folder / ADAPTER_CONFIG).is_file():
         raise ModelError(
-            f"{job.subject.reference} holds no adapter: the whole model was trained. Export it with --to hf"
+            f"{job.loaded.reference} holds no adapter: the whole model was trained. Export it with --to hf"
         )
     return folder
 

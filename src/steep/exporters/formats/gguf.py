@@ -59,7 +59,7 @@ def check_job(job: ExportJob) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "gguf", "writing a .gguf file")
     family_of(job.model.config)
-    found = describe_tokenizer(job.subject.hf_tokenizer, job.model.config.vocab_size, job.options.tokenizer_pre)
+    found = describe_tokenizer(job.loaded.hf_tokenizer, job.model.config.vocab_size, job.options.tokenizer_pre)
     for remark in found.remarks:
         job.say(remark)
     llama_cpp_python(job.options.verify_with)
@@ -92,13 +92,13 @@ def write_gguf(job: ExportJob, path: Path) -> None:
     """The file itself; `job.model` then holds the rounded weights."""
     from gguf import GGUFWriter
 
-    model, hf_tokenizer = job.model, job.subject.hf_tokenizer
+    model, hf_tokenizer = job.model, job.loaded.hf_tokenizer
     family = family_of(model.config)
     writer = GGUFWriter(path, family.architecture)
     eos_ids = job.eos_ids()
     write_keys(writer, model.config, family, job.name, job.dtype, config_mapping(model.config, eos_ids))
     found = describe_tokenizer(hf_tokenizer, model.config.vocab_size, job.options.tokenizer_pre)
-    write_tokenizer(writer, found, hf_tokenizer, eos_ids, job.subject.tokenizer.prepend_bos)
+    write_tokenizer(writer, found, hf_tokenizer, eos_ids, job.loaded.tokenizer.prepend_bos)
     tensors = tensors_of(model, family)
     kinds = [_kind(tensor, job.dtype) for tensor in tensors]
     odd = [

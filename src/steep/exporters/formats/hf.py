@@ -51,7 +51,7 @@ def write(job: ExportJob, folder: Path) -> Answers:
         model = cast_weights(job.model, getattr(torch, job.dtype))
         expected = answer(model, job.questions, "trained")
         _save(model, folder, job.options.max_shard_size)
-    job.subject.hf_tokenizer.save_pretrained(folder)
+    job.loaded.hf_tokenizer.save_pretrained(folder)
     write_text(folder / "README.md", job.card)
     return expected
 

@@ -29,7 +29,7 @@ def write(job: ExportJob, folder: Path) -> Answers:
     [weights] = folder.glob("*.gguf")
     text, said = modelfile(
         weights.name,
-        job.subject.hf_tokenizer,
+        job.loaded.hf_tokenizer,
         job.model.generation_config.to_diff_dict(),
         job.eos_ids(),
         job.model.config.max_position_embeddings,

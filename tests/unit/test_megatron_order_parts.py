@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from steep.core.errors import ConfigError, DataError
 from steep.loader import make_batch
-from steep.order.megatron import MegatronData, build_megatron_plans
+from steep.order.megatron import MegatronData, build_megatron_orders
 from steep.order.megatron_blend import blend_all, blend_by_weights
 from steep.order.megatron_index import IndexSettings, build_index, build_sample_index, normalize, parse_split
+from steep.order.megatron_order import redraw_warning
 from steep.order.megatron_paths import Blend, read_blend
-from steep.order.megatron_plan import redraw_warning
 from steep.store.reader import TokenStore, open_store
 from steep.store.writer import open_shard
 
@@ -40,7 +40,7 @@ def write(folder: Path, name: str, lengths: list[int], first: int = 1) -> str:
 def plans(
     given: Any, train: int | None, valid: int | None = 0, split: str | None = "100,0,0", **options: Any
 ) -> MegatronData[TokenStore]:
-    return build_megatron_plans(given, split, options.pop("length", 8), 7, train, valid, open_sequences, **options)
+    return build_megatron_orders(given, split, options.pop("length", 8), 7, train, valid, open_sequences, **options)
 
 
 # ---- against plain loops ----
@@ -325,7 +325,7 @@ def test_what_another_program_calls_the_tokenizer_is_taken_over(tmp_path: Path) 
     assert contents(folder) == written
     plans(path, 90, **options)  # another size: a new index, under the same name of the tokenizer
     assert tokenizers_named(folder) == [{"class": "Tok"}] * 2
-    build_megatron_plans(
+    build_megatron_orders(
         path, "100,0,0", 8, 8, 40, 0, open_sequences, **options
     )  # another seed: no run of that program
     assert tokenizers_named(folder) == ["another", {"class": "Tok"}, {"class": "Tok"}]

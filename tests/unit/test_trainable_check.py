@@ -13,7 +13,7 @@ from torch import nn
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, TrainingError
 from steep.training.loop import train
-from steep.training.trainable_check import PATIENCE_UPDATES, TrainableContract, fingerprint
+from steep.training.trainable_check import PATIENCE_UPDATES, TrainableCheck, fingerprint
 from support import LLAMA, run_mapping
 
 PARTS = '''
@@ -163,11 +163,11 @@ def test_a_long_warmup_is_waited_for(small: Small, capsys: pytest.CaptureFixture
     assert "did not change" not in capsys.readouterr().out
 
 
-def watched(module: nn.Module, learning_rate: float = 0.1, **settings: Any) -> tuple[Any, TrainableContract]:
+def watched(module: nn.Module, learning_rate: float = 0.1, **settings: Any) -> tuple[Any, TrainableCheck]:
     """A function that makes an update on a loss, and the contract that watches."""
     groups = [{"name": "all", "params": list(module.parameters()), "weight_decay": 0.1}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, **settings)
-    contract = TrainableContract(module, optimizer)
+    contract = TrainableCheck(module, optimizer)
 
     def update(loss: torch.Tensor, last: bool = False) -> list[str]:
         loss.backward()

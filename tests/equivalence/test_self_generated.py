@@ -21,7 +21,7 @@ import steep
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import TEMPORARY_PREFIX
-from steep.data.self_generated import with_own_text
+from steep.data.self_generated import with_self_generated
 from steep.evaluation.sample import sample_documents
 from steep.models.load import build_fresh
 from support import LLAMA, run_mapping, write_yaml
@@ -112,9 +112,9 @@ def test_a_plan_takes_unwritten_text_for_as_long_as_it_will_be(mapping: dict[str
     del mapping["recipe"], mapping["data"]["validation"]["general"], mapping["train"]["steps"]
     mapping["train"].update(length)
     before = steep.plan(mapping)
-    with_own_text(load_run_config(mapping=mapping))
+    with_self_generated(load_run_config(mapping=mapping))
     after = steep.plan(mapping)
-    assert before.data.plan.sequences_of_source[1] == math.ceil(3_000 / 64)
+    assert before.data.order.sequences_of_source[1] == math.ceil(3_000 / 64)
     assert before.sizes.steps == pytest.approx(after.sizes.steps, rel=0.02)
 
 
@@ -128,10 +128,10 @@ def test_a_plan_refuses_too_many_epochs_of_unwritten_text(mapping: dict[str, Any
 
 def test_more_text_is_the_same_text_and_some(mapping: dict[str, Any]) -> None:
     config = load_run_config(mapping=mapping)
-    with_own_text(config)
+    with_self_generated(config)
     few = {name: data for name, data in written_files(mapping).items() if "batch" in name}
     mapping["data"]["train"][1]["generate_tokens"] = 6_000
-    replaced, [line, _] = with_own_text(load_run_config(mapping=mapping))
+    replaced, [line, _] = with_self_generated(load_run_config(mapping=mapping))
     more = written_files(mapping)
     assert len(more) > len(few)
     assert all(more[name] == data for name, data in few.items())
@@ -140,7 +140,7 @@ def test_more_text_is_the_same_text_and_some(mapping: dict[str, Any]) -> None:
     assert len(texts) % 16 == 0
     assert f"{len(texts)} documents" in line
     other = load_run_config(mapping={**mapping, "run": {**mapping["run"], "seed": 8}})
-    assert with_own_text(other)[0].data.train[1].path != replaced.data.train[1].path
+    assert with_self_generated(other)[0].data.train[1].path != replaced.data.train[1].path
 
 
 def test_a_killed_writer_goes_on_where_it_was(mapping: dict[str, Any], tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_killed_writer_goes_on_where_it_was(mapping: dict[str, Any], tmp_path:
     killed = {name: data for name, data in written_files(mapping).items() if "batch" in name}
     assert len(killed) >= 2
     assert not any(name.endswith("/20000.json") for name in written_files(mapping))
-    with_own_text(load_run_config(mapping=mapping))
+    with_self_generated(load_run_config(mapping=mapping))
     whole = written_files(mapping)
     assert all(whole[name] == data for name, data in killed.items())
     assert any(name.endswith("/20000.json") for name in whole)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from steep.core.errors import ConfigError
 from steep.core.fingerprint import fingerprint
-from steep.order.data_order import PlannedSequence, SourcePlan
+from steep.order.data_order import OrderedSequence, OrderedSource
 from steep.order.megatron_blend import samples_per_dataset
 from steep.order.megatron_index import SPLIT_NAMES, Epochs, IndexSettings, SampleIndex, count_epochs
 
@@ -42,11 +42,11 @@ class MegatronSource:
         return int(self.lengths[self.documents.start : self.documents.stop].sum(dtype=np.int64))
 
 
-class MegatronPlan:
+class MegatronOrder:
     """The order of one split. `sequence(i)` for i from 0 to `num_sequences - 1`.
 
     requested: sequences that were asked for; None for one epoch of every source. Datasets that are blended are told apart by
-    `PlannedSequence.source`. Build it with `build_megatron_plans`.
+    `OrderedSequence.source`. Build it with `build_megatron_orders`.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class MegatronPlan:
         self.num_sequences = indices[0].num_samples if blend is None else len(blend[0])
         """How many there are: at least as many as were asked for."""
 
-    def sequence(self, index: int) -> PlannedSequence:
+    def sequence(self, index: int) -> OrderedSequence:
         """Sequence `index`. Raises IndexError beyond `num_sequences`: the order was made for so many."""
         if not 0 <= index < self.num_sequences:
             raise IndexError(f"sequence {index} of {self.num_sequences}: Megatron's order is made for a fixed number")
         source, sample = (0, index) if self._blend is None else (int(part[index]) for part in self._blend)
         ranges, following = self._indices[source].ranges(sample)
-        return PlannedSequence(source, ranges, following)
+        return OrderedSequence(source, ranges, following)
 
     def counts(self, sequences: int) -> list[int]:
         """How many of the first `sequences` come from each source."""
@@ -104,7 +104,7 @@ class MegatronPlan:
                 f"{total_sequences:,}. {remedy}"
             )
 
-    def beginning_at(self, first_sequence: int) -> MegatronPlan:
+    def beginning_at(self, first_sequence: int) -> MegatronOrder:
         """Raises ConfigError: Megatron's order has one beginning."""
         raise ConfigError(
             f"data.order: Megatron's order cannot begin anew at sequence {first_sequence:,}. Restore the data, or start "
@@ -199,7 +199,7 @@ def _left_over(source: MegatronSource, index: SampleIndex, settings: IndexSettin
     return {"fills no sample": left} if left > 0 else {}
 
 
-def _source_plan(source: MegatronSource) -> SourcePlan:
+def _source_plan(source: MegatronSource) -> OrderedSource:
     whole = source.documents == range(len(source.lengths))
     documents = None if whole else np.arange(source.documents.start, source.documents.stop)
-    return SourcePlan(Path(source.prefix).name, documents, source.lengths, source.store_fingerprint)
+    return OrderedSource(Path(source.prefix).name, documents, source.lengths, source.store_fingerprint)
