@@ -189,7 +189,7 @@ def lr_find(
 
     tune_process()
 
-    from steep.evaluation.loaded_model import tell
+    from steep.core.say import tell
     from steep.training.lr_find import find_learning_rate
 
     return find_learning_rate(checked, rates=rates, steps=steps, say=tell, allow_code=allow_code)

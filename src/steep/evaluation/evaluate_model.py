@@ -14,6 +14,7 @@ import numpy as np
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_bar
+from steep.core.say import Say, tell
 from steep.core.table import text_table
 from steep.core.units import parse_count
 from steep.evaluation.end_of_text import (
@@ -28,13 +29,11 @@ from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, con
 from steep.evaluation.held_out import HeldOutText, Score, first_documents, score_text
 from steep.evaluation.loaded_model import (
     LoadedModel,
-    Say,
     base_model_reference,
     config_of_run,
     model_reference,
     open_model,
     run_of,
-    tell,
 )
 from steep.sources.config import SourceConfig
 from steep.sources.lingua import validation_paths

@@ -19,15 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ConfigError, DataError, MissingExtraError, ModelError
-from steep.evaluation.loaded_model import (
-    LoadedModel,
-    ModelReference,
-    Say,
-    base_model_reference,
-    model_reference,
-    open_model,
-    tell,
-)
+from steep.core.say import Say, tell
+from steep.evaluation.loaded_model import LoadedModel, ModelReference, base_model_reference, model_reference, open_model
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 """What is taken of lm-eval's answer; the rest describes the machine."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from steep.core.errors import DataError, SteepError
-from steep.evaluation.loaded_model import LoadedModel, Say, config_of_run, tell
+from steep.core.say import Say, tell
+from steep.evaluation.loaded_model import LoadedModel, config_of_run
 
 if TYPE_CHECKING:
     from steep.evaluation.held_out import HeldOutText

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steep.core.errors import ConfigError, ModelError
+from steep.core.say import Say, tell
 from steep.core.section import Target
 from steep.models.config import ModelConfig
 from steep.tokenizer.config import TokenizerConfig
@@ -21,13 +20,6 @@ if TYPE_CHECKING:
     from steep.config.run import RunConfig
     from steep.models.forward import ModelForward
     from steep.tokenizer.encode import TextTokenizer
-
-Say = Callable[[str], None]
-
-
-def tell(text: str) -> None:
-    """Print a remark beside the result: on standard error."""
-    print(text, file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
 from steep.core.plugins import load_plugin
+from steep.core.say import Say, tell
 from steep.evaluation.held_out_ids import held_out_ids
-from steep.evaluation.loaded_model import LoadedModel, Say, model_reference, open_model, tell
+from steep.evaluation.loaded_model import LoadedModel, model_reference, open_model
 from steep.exporters.format import ExportJob, Options, dtype_name
 from steep.exporters.model_card import model_card
 from steep.exporters.parity import GREEDY_TOKENS, Questions, answer

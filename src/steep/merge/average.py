@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steep.core.errors import ConfigError
+from steep.core.say import Say, tell
 from steep.evaluation.evaluate_model import Evaluation, evaluate_model
-from steep.evaluation.loaded_model import Say, run_of, tell
+from steep.evaluation.loaded_model import run_of
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, MergedAdapter, combine, open_weights, require_free, write_model

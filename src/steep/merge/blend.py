@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steep.core.errors import ConfigError
+from steep.core.say import Say, tell
 from steep.core.table import text_table
 from steep.evaluation.evaluate_model import evaluate_model
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
-from steep.evaluation.loaded_model import Say, base_model_reference, config_of_run, run_of, tell
+from steep.evaluation.loaded_model import base_model_reference, config_of_run, run_of
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ConfigError, ModelError
-from steep.evaluation.loaded_model import Say, tell
+from steep.core.say import Say, tell
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, combine, open_weights, require_free, write_model

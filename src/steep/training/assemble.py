@@ -5,7 +5,6 @@ In: a RunConfig. Out: a Job. Order matters: what is cheap and often wrong comes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from steep.checkpoint.load import verified_reference
 from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core.progress import progress_when_needed
+from steep.core.say import Say
 from steep.core.section import Target
 from steep.data.open import RunData, open_run_data
 from steep.evaluation.end_of_text import data_warnings, source_ends
@@ -56,9 +56,6 @@ from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer, tokenizer_re
 from steep.tokenizer.vocabulary import extend_tokenizer
 from steep.training.engine import TorchEngine
 from steep.training.trainable_check import check_groups
-
-Say = Callable[[str], None]
-"""Prints a line for the person at the terminal."""
 
 
 @dataclass(frozen=True)

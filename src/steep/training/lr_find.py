@@ -20,6 +20,7 @@ from steep.config.run import RunConfig
 from steep.core import targets
 from steep.core.errors import ConfigError
 from steep.core.files import write_json
+from steep.core.say import Say
 from steep.core.section import Target
 from steep.core.table import text_table
 from steep.evaluation.forgetting import configured_roles
@@ -31,7 +32,7 @@ from steep.optim.schedule import multiplier
 from steep.reporting.palette import LIGHT, TEXT_STYLES
 from steep.reporting.plots import drawing, report_style
 from steep.runtime.seed import seed_everything
-from steep.training.assemble import Job, Say, assemble
+from steep.training.assemble import Job, assemble
 from steep.training.engine import TorchEngine
 from steep.training.validation import score
 

@@ -15,10 +15,11 @@ from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
+from steep.core.say import Say
 from steep.models.adapters import ADAPTER_WEIGHTS
 from steep.order.data_order import DataOrder, same_past
 from steep.runtime.run_directory import RunDirectory
-from steep.training.assemble import Job, Say
+from steep.training.assemble import Job
 from steep.training.state import TrainState
 
 

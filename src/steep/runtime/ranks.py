@@ -1,0 +1,73 @@
+"""Who this process is among those that train together, and how they agree.
+
+A `Ranks` value is passed down to whatever differs by rank; nothing else asks for a rank. For now there is the world of one, which
+needs no torch.distributed and costs nothing. A later world overrides the methods; their meaning is fixed here: every rank calls
+them in the same order, and every rank gets the same answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from steep.core.errors import ConfigError
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run as one of them sees them."""
+
+    rank: int = 0
+    """Number of this process, from 0."""
+    local_rank: int = 0
+    """Its number on this machine."""
+    world: int = 1
+    """Number of processes."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes to the console, the trackers and the files that all ranks share."""
+        return self.rank == 0
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag, True everywhere if it is True on any rank. For clocks and signals, which differ by rank."""
+        return flags
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The sum over all ranks of each value, in fp64."""
+        return list(values)
+
+    def gather(self, value: Value) -> list[Value]:
+        """The value of every rank, in the order of ranks, on every rank."""
+        return [value]
+
+    def broadcast(self, value: Value) -> Value:
+        """The first rank's value, on every rank."""
+        return value
+
+    def barrier(self) -> None:
+        """Return when every rank has come here."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Name what this rank is doing, so that a rank that waits for it in vain can say so."""
+        yield
+
+
+def join_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """The world that this process was started in. Raises ConfigError for more than one process: not supported yet.
+
+    environment: WORLD_SIZE as torchrun and other launchers set it.
+    """
+    world = environment.get("WORLD_SIZE", "1")
+    if world not in ("", "1"):
+        raise ConfigError(
+            f"WORLD_SIZE is {world}: steep trains in one process for now, and each of these would train the whole run. "
+            "Start it once, without torchrun."
+        )
+    return Ranks()
