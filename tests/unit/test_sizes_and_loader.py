@@ -9,7 +9,7 @@ import torch
 from steep.batch import IGNORE_INDEX
 from steep.core.errors import ConfigError
 from steep.loader import Loader, make_batch
-from steep.order.batches import Sizes, batches_of_documents, run_sizes
+from steep.order.batches import Sizes, StepCounts, batches_of_documents, count_step, run_sizes
 from steep.order.data_order import NativeOrder, OrderedSequence, OrderedSource
 from steep.order.packing import TokenRange
 from steep.training.config import TrainConfig
@@ -81,6 +81,30 @@ def small_run() -> tuple[NativeOrder, list[ListStore], Sizes]:
     store = ListStore(documents)
     plan = NativeOrder([OrderedSource("s", np.arange(30), store.document_lengths, "f")], 16, seed=5)
     return plan, [store], Sizes(16, 4, 2, total_sequences=plan.sequences_per_epoch * 2 + 1)
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "concat"])
+def test_the_counts_of_a_step_are_those_of_the_batches_of_all_ranks(packing: str) -> None:
+    generator = np.random.default_rng(2)
+    stores = [ListStore([[1] * n for n in generator.integers(1, 40, size=50)]) for _ in "ab"]
+    sources = [OrderedSource(n, None, s.document_lengths, n, w) for n, s, w in zip("ab", stores, (3, 1), strict=True)]
+    order = NativeOrder(sources, 16, seed=5, packing=packing)
+    sizes = Sizes(16, 12, 3, total_sequences=130, world_size=2)
+    found = [count_step(order, sizes.sequences_of_step(step)) for step in range(sizes.steps)]
+    for step, counts in enumerate(found):
+        batches = [b for rank in (0, 1) for b in Loader(order, stores, sizes, rank=rank).step_batches(step)]
+        by_source = [sum(int(b.num_tokens[b.source_ids == number].sum()) for b in batches) for number in (0, 1)]
+        places = sum(b.input_ids.numel() for b in batches)
+        assert counts == StepCounts(sum(len(b.num_tokens) for b in batches), by_source, places - sum(by_source))
+    assert sum(counts.sequences for counts in found) == 130
+    assert any(counts.padding_tokens for counts in found)
+    assert sum(counts.tokens + counts.padding_tokens for counts in found) == 130 * 16
+
+
+def test_the_counts_of_a_step_by_hand() -> None:
+    order = NativeOrder([OrderedSource("s", None, np.array([5, 7, 9]), "f")], 8, seed=0, packing="concat")
+    assert count_step(order, range(3)) == StepCounts(3, [21], 3)
+    assert count_step(order, range(4, 4)) == StepCounts(0, [0], 0)
 
 
 def test_loader_resumes_at_any_step_with_the_same_batches() -> None:

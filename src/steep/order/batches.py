@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from steep.core.errors import ConfigError
+from steep.order.data_order import DataOrder
 from steep.training.config import TrainConfig
 
 
@@ -96,6 +97,32 @@ def _total_sequences(config: TrainConfig, sequence_length: int, sequences_per_ep
     requested = requested_sequences(config, sequence_length)
     # as it is written: 1.1 epochs of 10 sequences are 11, where 1.1 * 10 is a little more
     return math.ceil(Fraction(str(config.epochs or 1)) * sequences_per_epoch) if requested is None else requested
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What a step trains on over all ranks."""
+
+    sequences: int
+    tokens_by_source: list[int]
+    """In the order of the sources; padding is not counted."""
+    padding_tokens: int
+    """Positions of the sequences that hold no token."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all sources."""
+        return sum(self.tokens_by_source)
+
+
+def count_step(order: DataOrder, sequences: range) -> StepCounts:
+    """What the sequences of a step hold, from the order alone: no token is read, so every rank counts the same."""
+    tokens_by_source = [0] * len(order.sources)
+    for index in sequences:
+        sequence = order.sequence(index)
+        tokens_by_source[sequence.source] += sequence.num_tokens
+    padding_tokens = len(sequences) * order.sequence_length - sum(tokens_by_source)
+    return StepCounts(len(sequences), tokens_by_source, padding_tokens)
 
 
 class DocumentBatches(NamedTuple):
