@@ -1,79 +1,132 @@
-"""One run per run directory: the second one refuses and names the first. No torch."""
+"""Locks on files that the kernel frees when their holder dies; one run per run directory. No torch."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from steep.core.errors import CheckpointError
 
 LOCK_NAME = "run.lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+AnyLock = TypeVar("AnyLock", bound="FileLock")
 
 
-class RunLock:
-    """Held while a process trains in `run_directory`; a context manager.
+class LockHeldError(Exception):
+    """Another process holds the lock."""
 
-    The kernel's lock on `run.lock` decides, so a killed run frees it at once and moving the directory keeps it. The
-    file's content (pid, host, boot id, start) is for the message, and decides only where the file system has no locks:
-    then an owner on this host that is dead or from before the last boot is stale, one on another host must be
-    cleared by hand. Weakness: a child forked while the lock is held keeps it until it ends.
+    def __init__(self, owner: bytes):
+        super().__init__(owner.decode("utf-8", "replace"))
+        self.owner = owner
+        """What that process wrote into the file."""
+
+
+class FileLock:
+    """An exclusive lock on a file, held by this process until `release`, or until it dies; a context manager.
+
+    The file holds a text about its owner, for the message to whoever is refused. Weakness: a child forked while the lock is
+    held keeps it until it ends.
     """
 
-    def __init__(self, run_directory: str | os.PathLike[str]):
-        self.path = Path(run_directory) / LOCK_NAME
-        self.stale_owner: dict[str, Any] | None = None
-        """Who held the lock and was killed, if so: {"pid", "host", "boot_id", "started"}."""
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
         self._descriptor: int | None = None
 
-    def acquire(self) -> RunLock:
-        """Take the lock. Raises CheckpointError naming who holds it."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise CheckpointError(f"the run directory {self.path.parent} cannot be used: {error.strerror}") from error
-        try:
-            self._take(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._descriptor = descriptor
-        return self
+    def acquire(self: AnyLock, wait: bool = False) -> AnyLock:
+        """Take the lock. Raises LockHeldError unless `wait`; OSError where the file cannot be made or locked."""
+        while True:
+            descriptor = self._open()
+            try:
+                self._take(descriptor, wait)
+                if self._is_in_place(descriptor):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, self._owner_text().encode(), 0)
+                    self._descriptor = descriptor
+                    return self
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # its holder finished and removed the file: try again with a new one
 
     def release(self) -> None:
-        """Give the lock back. The emptied file stays: removing it would race with a run that has just opened it."""
+        """Give the lock back. The emptied file stays: removing it here would race with a process that has just opened it."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self) -> RunLock:
+    def __enter__(self: AnyLock) -> AnyLock:
         return self.acquire()
 
     def __exit__(self, *exception: object) -> None:
         self.release()
 
-    def _take(self, descriptor: int) -> None:
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _take(self, descriptor: int, wait: bool) -> None:
+        import fcntl  # absent on Windows, where tokenizing still imports this module
+
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise self._refusal(_read_owner(descriptor)) from error
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise LockHeldError(os.pread(descriptor, 4096, 0)) from None
+
+    def _is_in_place(self, descriptor: int) -> bool:
+        """Whether the locked file is still the one under this path."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def _owner_text(self) -> str:
+        return str(os.getpid())
+
+
+class RunLock(FileLock):
+    """Held while a process trains in `run_directory`; a context manager.
+
+    The kernel's lock on `run.lock` decides, so a killed run frees it at once and moving the directory keeps it. The
+    file's content (pid, host, boot id, start) is for the message, and decides only where the file system has no locks:
+    then an owner on this host that is dead or from before the last boot is stale, and one on another host must be
+    cleared by hand.
+    """
+
+    def __init__(self, run_directory: str | os.PathLike[str]):
+        super().__init__(Path(run_directory) / LOCK_NAME)
+        self.stale_owner: dict[str, Any] | None = None
+        """Who held the lock and was killed, if so: {"pid", "host", "boot_id", "started"}."""
+
+    def _open(self) -> int:
+        try:
+            return super()._open()
+        except OSError as error:
+            raise CheckpointError(f"the run directory {self.path.parent} cannot be used: {error.strerror}") from error
+
+    def _take(self, descriptor: int, wait: bool) -> None:
+        try:
+            super()._take(descriptor, wait)
+        except LockHeldError as error:
+            raise self._refusal(_parse_owner(error.owner)) from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise CheckpointError(f"{self.path} cannot be locked: {error.strerror}") from error
-            self._refuse_by_content(_read_owner(descriptor))
-        self.stale_owner = _read_owner(descriptor)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
+            self._refuse_by_content(_parse_owner(os.pread(descriptor, 4096, 0)))
+        self.stale_owner = _parse_owner(os.pread(descriptor, 4096, 0))
+
+    def _is_in_place(self, descriptor: int) -> bool:
+        return True  # nothing removes this file, and the directory may be moved
+
+    def _owner_text(self) -> str:
+        return json.dumps(_this_process())
 
     def _refusal(self, owner: dict[str, Any] | None) -> CheckpointError:
         who = "another process"
@@ -119,10 +172,10 @@ def _boot_id() -> str:
         return ""
 
 
-def _read_owner(descriptor: int) -> dict[str, Any] | None:
-    """The owner in the lock file; None if it is empty or not what a RunLock writes."""
+def _parse_owner(content: bytes) -> dict[str, Any] | None:
+    """The owner that a lock file names; None if it is empty or not what a RunLock writes."""
     try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
+        owner = json.loads(content)
     except (ValueError, RecursionError):
         return None
     types = {"pid": int, "host": str, "boot_id": str, "started": str}

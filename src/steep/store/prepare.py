@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Optional
+from typing import Any, Optional
 
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import atomic_writer, read_json, remove_leftovers, write_json
+from steep.core.lock import FileLock, LockHeldError
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.sources.config import SourceConfig
 from steep.sources.inputs import STANDARD_INPUT, paths_of
@@ -498,44 +499,20 @@ def _remove_shard(out: Path, name: str) -> None:
 @contextlib.contextmanager
 def _exclusive(out: Path, wait: bool) -> Iterator[None]:
     """Hold the folder's lock, which the system releases when this process dies, however it dies."""
-    import fcntl
-
-    path = out / PREPARE_FOLDER / LOCK_FILE
-    while True:
-        with _open_lock(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                file.seek(0)
-                raise DataError(
-                    f"{out}: process {file.read() or '(unknown)'} is preparing it now. Wait for it or stop it."
-                ) from None
-            if not _is_same_file(file.fileno(), path):
-                continue  # its holder finished the store and removed the lock; try again with a new one
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            try:
-                yield
-            finally:
-                _remove_empty_prepare_folder(out)
-            return
-
-
-def _open_lock(path: Path) -> IO[str]:
+    lock = FileLock(out / PREPARE_FOLDER / LOCK_FILE)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a+", encoding="utf-8")
+        lock.acquire(wait)
+    except LockHeldError as error:
+        who = str(error) or "(unknown)"
+        raise DataError(f"{out}: process {who} is preparing it now. Wait for it or stop it.") from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DataError(f"{path.parents[1]}: cannot be made or written: {reason}. Choose another folder.") from error
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
+        raise DataError(f"{out}: cannot be made or written: {reason}. Choose another folder.") from error
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+        yield
+    finally:
+        _remove_empty_prepare_folder(out)
+        lock.release()
 
 
 def _remove_empty_prepare_folder(out: Path) -> None:
