@@ -13,6 +13,7 @@ from typing import Optional, Union
 
 from steep.core.errors import DataError
 from steep.core.fingerprint import fingerprint
+from steep.core.say import Say
 from steep.sources.config import SourceConfig
 from steep.sources.hints import source_hints
 from steep.sources.inputs import paths_of
@@ -78,12 +79,14 @@ def open_sources(
     config: PrepareConfig = PrepareConfig(),
     cache_directory: Union[str, Path, None] = None,
     progress: Optional[Progress] = None,
+    *,
+    say: Optional[Say] = None,
 ) -> list[TokenStore]:
     """One open token store per source: stores as they are, text through the cache.
 
-    Raises DataError for a store that was made with another tokenizer.
+    say: told what was assumed of them. Raises DataError for a store that was made with another tokenizer.
     """
-    return [_open_source(source, tokenizer, config, cache_directory, progress) for source in sources]
+    return [_open_source(source, tokenizer, config, cache_directory, progress, say) for source in sources]
 
 
 def check_tokenizer(store: TokenStore, tokenizer: TextTokenizer) -> None:
@@ -111,11 +114,16 @@ def _open_source(
     config: PrepareConfig,
     cache_directory: Union[str, Path, None],
     progress: Optional[Progress],
+    say: Optional[Say],
 ) -> TokenStore:
     paths = store_paths(source)
     if not paths:
         store = open_store(cached_store(source, tokenizer, config, cache_directory, progress))
-        store.messages += source_hints(source)
+        hints = source_hints(source)
+        store.messages += hints
+        if say is not None:
+            for hint in hints:
+                say(hint)
         return store
     directory = None if cache_directory is None else Path(cache_directory).expanduser()
     store = open_store(
@@ -124,6 +132,7 @@ def _open_source(
         eos_id=tokenizer.eos_id,
         bos_id=tokenizer.bos_id,
         cache_directory=directory,
+        say=say,
     )
     check_tokenizer(store, tokenizer)
     return store

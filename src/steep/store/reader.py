@@ -20,6 +20,7 @@ import numpy as np
 from steep.core.errors import DataError
 from steep.core.files import sha256_file
 from steep.core.fingerprint import fingerprint
+from steep.core.say import Say
 from steep.store.boundaries import largest_id
 from steep.store.detect import FORMATS, as_asked, megatron_prefix, token_file, token_files
 from steep.store.formats.megatron import Unit
@@ -186,6 +187,7 @@ def open_store(
     eos_id: Optional[int] = None,
     bos_id: Optional[int] = None,
     cache_directory: Optional[Path] = None,
+    say: Optional[Say] = None,
 ) -> TokenStore:
     """Open a finished token store in place: a folder with manifest.json, or what other tools wrote: Megatron .bin/.idx (either
     of them or their prefix), a .bin of nanoGPT, llm.c or Automodel, a .ds of datatrove, or a folder of such files.
@@ -193,12 +195,15 @@ def open_store(
     path: several are joined, in order. unit: `sequences` counts every sequence of an .idx as a document, as Megatron does.
     format: one of `FORMATS` if the files are not to be told by their first bytes. eos_id, bos_id: of the tokenizer that made
     them, by which documents are found in files without an index; where they are is kept in `cache_directory`.
-    Raises DataError when it is not there, not whole, or damaged in size. `messages` of the store say what was assumed.
+    say: told what was assumed. Raises DataError when it is not there, not whole, or damaged in size.
     """
     paths = [path] if isinstance(path, (str, Path)) else list(path)
     opener = ShardOpener(unit, eos_id, bos_id, cache_directory, format if format in FORMATS else None)
     store = join_stores([_open(Path(one).expanduser(), opener) for one in paths])
     store.messages += opener.messages
+    if say is not None:
+        for message in opener.messages:
+            say(message)
     store.cache_directory = cache_directory
     return store
 
