@@ -11,11 +11,10 @@ import pytest
 import torch
 
 import steep
-from steep.checkpoint.capture import adapter_tensors
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, ModelError
 from steep.estimate.memory import saved_bytes
-from steep.models.adapters import add_adapter, capacity_line, plan_adapter
+from steep.models.adapters import adapter_tensors, add_adapter, capacity_line, plan_adapter
 from steep.models.config import AdapterConfig, ModelConfig
 from steep.models.load import load_model
 from steep.models.quantize import extra_bytes, linear_layers, plan_quantized, quantize

@@ -15,19 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from steep.core.errors import CheckpointError
+from steep.models.adapters import adapter_tensors
+from steep.models.layers import has_adapter, plain_name
 
 if TYPE_CHECKING:
     from steep.checkpoint.load import Checkpoint
 
-WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-ADAPTER_PARTS = (
-    (".lora_magnitude_vector.default.weight", ".lora_magnitude_vector"),
-    (".modules_to_save.default.", "."),
-    (".default.", "."),
-)
-"""What peft takes out of the names of an adapter's tensors when it saves them, in this order."""
-ADAPTER_PREFIX = "base_model.model."
-"""What peft puts before them."""
 IMPLEMENTATION_KEYS = ("foreach", "fused", "capturable", "differentiable")
 """Keys of a parameter group that say how an update is computed, not which: they are the resuming run's own."""
 
@@ -68,32 +61,6 @@ def capture_model(model: nn.Module) -> dict[str, Tensor]:
         if name in persistent:
             tensors[plain_name(name)] = buffer.detach()
     return tensors
-
-
-def has_adapter(model: nn.Module) -> bool:
-    """Whether peft has put an adapter into the model."""
-    return hasattr(model, "peft_config")
-
-
-def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors by the names under which peft saves them. Embeddings that the head is tied to come under both names:
-    peft does not load them otherwise."""
-    named = model.named_parameters(remove_duplicate=False)
-    return {adapter_name(plain_name(name)): parameter.detach() for name, parameter in named if parameter.requires_grad}
-
-
-def adapter_name(name: str) -> str:
-    """The name in peft's files of a parameter of a model with an adapter."""
-    for part, short in ADAPTER_PARTS:
-        name = name.replace(part, short)
-    return ADAPTER_PREFIX + name
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without what wrappers put into it."""
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer | None, checkpoint: Checkpoint) -> None:

@@ -72,8 +72,8 @@ def _running_average(
     references: Sequence[str], out: str | None, texts: Mapping[str, str] | Sequence[str] | None, score: bool, say: Say
 ) -> AverageResult:
     """The moving average that a run kept in training (train.ema_decay), from its newest checkpoint."""
-    from steep.checkpoint.capture import adapter_name
     from steep.checkpoint.load import find_checkpoint, open_checkpoint
+    from steep.models.adapters import adapter_name
     from steep.optim.ema import KEY
 
     if len(references) > 1 or (run := run_of(references[0])) is None:

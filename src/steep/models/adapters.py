@@ -16,16 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.units import format_count
 from steep.models.config import EMBEDDING_MODULES, AdapterConfig
+from steep.models.layers import plain_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_CONFIG = "base_config.json"
 """transformers' configuration of the adapted model. Not `config.json`: transformers would look for whole weights beside it."""
+NAME_PARTS = (
+    (".lora_magnitude_vector.default.weight", ".lora_magnitude_vector"),
+    (".modules_to_save.default.", "."),
+    (".default.", "."),
+)
+"""What peft takes out of the names of an adapter's tensors when it saves them, in this order."""
+NAME_PREFIX = "base_model.model."
+"""What peft puts before them."""
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig, *, base: str | None, seed: int) -> list[str]:
@@ -162,6 +171,20 @@ def _forget_replaced(model: nn.Module) -> None:
         if isinstance(module, ModulesToSaveWrapper):
             for parameter in module.original_module.parameters():
                 parameter.data = parameter.data.new_empty(0)
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors by the names under which peft saves them. Embeddings that the head is tied to come under both names:
+    peft does not load them otherwise."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {adapter_name(plain_name(name)): parameter.detach() for name, parameter in named if parameter.requires_grad}
+
+
+def adapter_name(name: str) -> str:
+    """The name in peft's files of a parameter of a model with an adapter."""
+    for part, short in NAME_PARTS:
+        name = name.replace(part, short)
+    return NAME_PREFIX + name
 
 
 BITS_PER_PARAMETER, BITS_PER_TOKEN = 2, 1

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from steep.batch import Batch
-from steep.checkpoint.capture import has_adapter
 from steep.checkpoint.consolidated import huggingface_files
 from steep.checkpoint.load import verified_reference
 from steep.config.recipes import recipe_lines
@@ -35,6 +34,7 @@ from steep.models.forward import (
     prepare_forward,
 )
 from steep.models.freeze import freeze
+from steep.models.layers import has_adapter
 from steep.models.load import check_sequence_length, describe_model, load_model
 from steep.models.vocabulary import extend_embeddings, require_trained, with_embeddings
 from steep.optim.build import build_optimizer

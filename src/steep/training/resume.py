@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steep.checkpoint.capture import capture, capture_rng, has_adapter, restore, restore_rng
+from steep.checkpoint.capture import capture, capture_rng, restore, restore_rng
 from steep.checkpoint.compare import SCORES_CHANGE, differences, warnings
 from steep.checkpoint.load import Checkpoint, find_checkpoint, open_checkpoint
 from steep.checkpoint.save import CONSOLIDATED_FILE, CheckpointState
@@ -17,6 +17,7 @@ from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
 from steep.core.say import Say
 from steep.models.adapters import ADAPTER_WEIGHTS
+from steep.models.layers import has_adapter
 from steep.order.data_order import DataOrder, same_past
 from steep.runtime.run_directory import RunDirectory
 from steep.training.assemble import Job
