@@ -14,12 +14,15 @@ import steep
 from steep.checkpoint.capture import capture, capture_rng, restore
 from steep.checkpoint.load import open_checkpoint
 from steep.checkpoint.save import CheckpointState, CheckpointWriter
-from steep.core.errors import CheckpointError
+from steep.core.errors import CheckpointError, ConfigError
+from steep.core.plugins import plugin_names
 from steep.models.gpt2 import build_gpt2_model
-from steep.optim.build import build_optimizer
-from steep.optim.config import OPTIONS, OptimizerConfig
+from steep.optim import optimizers
+from steep.optim.build import PACKAGE, build_optimizer, load_optimizer, optimizer_state_bytes
+from steep.optim.config import OptimizerConfig
 from support import losses, run_mapping
 
+NAMES = plugin_names(PACKAGE)
 RATES = {"adafactor": 0.05, "lion": 1e-3, "muon": 1e-2, "galore": 1e-2}
 SMALL_RANK = {"galore": {"rank": 8, "projection_interval_steps": 5}}
 
@@ -57,8 +60,28 @@ def assert_same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tenso
     assert not [key for key in one if one[key].dtype != other[key].dtype or not torch.equal(one[key], other[key])]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_has_what_the_protocol_names(name):
+    """Building needs the optional package, planning its state does not."""
+    config = OptimizerConfig(**{**SMALL_RANK.get(name, {}), "name": name})
+    assert load_optimizer(config).__doc__
+    assert optimizer_state_bytes(build_gpt2_model(256, 16, 32, 2, 2, seed=0), config) > 0
+
+
+@pytest.mark.parametrize("function", ["build", "state_bytes"])
+def test_a_file_without_one_of_the_functions_is_refused_by_name(tmp_path, monkeypatch, function):
+    other = {"build": "state_bytes", "state_bytes": "build"}[function]
+    (tmp_path / f"half_{other}.py").write_text(f"def {other}(groups, config): ...\n")
+    monkeypatch.setattr(optimizers, "__path__", [*optimizers.__path__, str(tmp_path)])
+    monkeypatch.setattr(optimizers.__spec__, "submodule_search_locations", optimizers.__path__)
+    with pytest.raises(
+        ConfigError, match=rf"half_{other}.py does not define {function}; every file of .* build and state"
+    ):
+        build_optimizer(build_gpt2_model(61, 16, 8, 2, 2, seed=0), OptimizerConfig(name=f"half_{other}"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", sorted(OPTIONS))
+@pytest.mark.parametrize("name", NAMES)
 def test_state_comes_back_bit_for_bit(tmp_path, name, dtype):
     config = OptimizerConfig(**options(name))
     model, other = (build_gpt2_model(256, 16, 32, 2, 2, seed=seed).to(dtype) for seed in (0, 1))
@@ -74,7 +97,7 @@ def test_state_comes_back_bit_for_bit(tmp_path, name, dtype):
     assert one.optimizer_state == two.optimizer_state
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
+@pytest.mark.parametrize("name", NAMES)
 def test_torchs_own_state_dict_comes_back_too(name):
     config = OptimizerConfig(**options(name))
     model = build_gpt2_model(256, 16, 32, 2, 2, seed=0)
@@ -98,7 +121,7 @@ def test_another_optimizer_does_not_take_the_state(tmp_path):
         restore(model, build_optimizer(model, OptimizerConfig(name="muon")), open_checkpoint(path))
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_learns_and_resumes_bitwise(tmp_path, corpus_directory, tiny_tokenizer_directory, name):
     def mapping(folder: str) -> dict[str, Any]:
         return run_mapping(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -13,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from steep.core.errors import ConfigError
+from steep.core.section import Target
+from steep.runtime.ranks import Ranks
 from steep.trackers.backends import jsonl
 from steep.trackers.backends.jsonl import read_records, truncate_after
-from steep.trackers.tracker import build_tracker
+from steep.trackers.config import ConsoleConfig, TrackerConfig
+from steep.trackers.run_trackers import Trackers
+from steep.trackers.tracker import Tracker, build_tracker
 
 
 def written(path: Path) -> list[dict]:
@@ -156,3 +161,35 @@ def test_an_unknown_tracker_or_argument_is_named(tmp_path: Path) -> None:
         build_tracker("tensorbord")
     with pytest.raises(ConfigError, match=r"'folder'.*It takes: directory, flush_seconds"):
         build_tracker("tensorboard", folder="x")
+
+
+def everything(directory: Path, ranks: Ranks) -> tuple[str, list[Target]]:
+    """What the console shows of a run that uses every method, and the targets that were built."""
+    built: list[Target] = []
+
+    def build_target(target: Target) -> Tracker:
+        built.append(target)
+        return jsonl.build()
+
+    stream = io.StringIO()
+    others = [TrackerConfig(name="jsonl"), Target(_target_="mine.build")]
+    with Trackers(
+        directory, {}, others, ConsoleConfig(), stream=stream, build_target=build_target, ranks=ranks
+    ) as trackers:
+        trackers.line("a line")
+        trackers.expect_steps(2, 0)
+        trackers.log_all([{"kind": "train", "step": 0, "loss": 2.5}])
+        trackers.rewind(1)
+        trackers.flush()
+    return stream.getvalue(), built
+
+
+def test_only_the_first_rank_writes(tmp_path: Path) -> None:
+    assert everything(tmp_path / "other", Ranks(rank=1, world=2)) == ("", [])
+    assert not (tmp_path / "other").exists()
+    shown, built = everything(tmp_path / "first", Ranks(rank=0, world=2))
+    assert [line.split(" | ")[:2] for line in shown.splitlines()] == [["a line"], ["step 0/2", "loss 2.500"]]
+    assert [target.target for target in built] == ["mine.build"]
+    assert (
+        len(list(read_records(tmp_path / "first" / "metrics.jsonl"))) == 3
+    )  # metrics.jsonl and the two that write there too

@@ -20,11 +20,22 @@ def plugin_names(package: str) -> list[str]:
     return sorted(name for name in found if not name.startswith("_"))
 
 
-def load_plugin(package: str, name: str) -> ModuleType:
-    """Import plug-in `name` of `package`. Raises ConfigError with the nearest name for an unknown one."""
+def load_plugin(package: str, name: str, functions: tuple[str, ...] = ()) -> ModuleType:
+    """Import plug-in `name` of `package`.
+
+    functions: what every plug-in of the folder defines. Raises ConfigError with the nearest name for an unknown plug-in, and
+    for one that lacks any of the functions.
+    """
     names = plugin_names(package)
     if name not in names:
         near = get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{package.split('.')[1]}: there is no {name!r}.{hint} There are: {', '.join(names)}.")
-    return importlib.import_module(f"{package}.{name}")
+    plugin = importlib.import_module(f"{package}.{name}")
+    missing = [function for function in functions if not callable(getattr(plugin, function, None))]
+    if missing:
+        raise ConfigError(
+            f"{plugin.__file__} does not define {' and '.join(missing)}; every file of {package} defines "
+            f"{' and '.join(functions)}."
+        )
+    return plugin

@@ -1,1 +1,1 @@
-"""Where metrics go: one file per sink."""
+"""Where metrics go: the console, metrics.jsonl and other trackers."""

@@ -1,4 +1,4 @@
-"""All trackers of a run as one: console and metrics.jsonl always, others as configured."""
+"""All trackers of a run as one: the console and metrics.jsonl always, others as configured. Only the first rank writes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from steep.core.section import Target
+from steep.runtime.ranks import Ranks
 from steep.trackers.backends import console, jsonl
 from steep.trackers.config import ConsoleConfig, TrackerConfig
 from steep.trackers.tracker import Record, Tracker, build_tracker
@@ -16,43 +17,49 @@ from steep.trackers.tracker import Record, Tracker, build_tracker
 class Trackers:
     """A context that opens every tracker of a run and closes every one, whatever happens in between.
 
-    build_target: builds a tracker that is configured as a `_target_`.
+    config: the resolved configuration without secrets. build_target: builds a tracker that is configured as a `_target_`.
+    ranks: on any rank but the first, nothing is built, opened or written.
     """
 
     def __init__(
         self,
         run_directory: Path,
-        resolved: dict[str, Any],
+        config: dict[str, Any],
         trackers: Iterable[TrackerConfig | Target],
         console_config: ConsoleConfig,
         *,
         stream: TextIO | None = None,
         build_target: Callable[[Target], Tracker],
+        ranks: Ranks = Ranks(),
     ):
-        self._run_directory, self._resolved = run_directory, resolved
+        self._run_directory, self._config = run_directory, config
+        self._is_first = ranks.is_first
         self._console = console.build(**console_config.model_dump(), stream=stream)
         self._jsonl = jsonl.build()
-        self._others = [
-            build_target(tracker)
-            if isinstance(tracker, Target)
-            else build_tracker(tracker.name, **(tracker.model_extra or {}))
-            for tracker in trackers
-        ]
-        self._all: list[Tracker] = [self._jsonl, self._console, *self._others]
+        self._all: list[Tracker] = []
+        if self._is_first:
+            others = [
+                build_target(tracker)
+                if isinstance(tracker, Target)
+                else build_tracker(tracker.name, **(tracker.model_extra or {}))
+                for tracker in trackers
+            ]
+            self._all = [self._jsonl, self._console, *others]
         self._stack = ExitStack()
 
     def __enter__(self) -> Trackers:
         for tracker in self._all:
             self._stack.callback(tracker.close)
-            tracker.start(self._run_directory, self._resolved)
+            tracker.start(self._run_directory, self._config)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
     def line(self, text: str = "") -> None:
-        """Print a line for people, on the console and into console.log."""
-        self._console.line(text)
+        """Print a line for the person, on the console and in console.log."""
+        if self._is_first:
+            self._console.line(text)
 
     def log(self, record: Record) -> None:
         """Give a record to every tracker."""
@@ -65,8 +72,8 @@ class Trackers:
             self.log(record)
 
     def rewind(self, step: int) -> None:
-        """Take back from metrics.jsonl what a run that goes on after `step` updates will write again; -1: everything."""
-        self._jsonl.rewind(step)
+        """Remove from metrics.jsonl what a run that continues after `step` updates will write again; -1: everything."""
+        self._jsonl.rewind(step)  # not open on other ranks, where this and `flush` do nothing
 
     def flush(self) -> None:
         """Make metrics.jsonl durable, as at every checkpoint."""
@@ -74,4 +81,5 @@ class Trackers:
 
     def expect_steps(self, total_steps: int, completed_steps: int) -> None:
         """Tell the console how long the run is."""
-        self._console.expect_steps(total_steps, completed_steps)
+        if self._is_first:
+            self._console.expect_steps(total_steps, completed_steps)

@@ -1,8 +1,8 @@
 """What every tracker can do, and how one is built from its name.
 
 A tracker takes records, the mappings that become lines of metrics.jsonl. `kind` is train, evaluate, sample or event;
-`step` counts the optimizer updates made before (see steep/metrics.py). Adding a tracker is adding one file with a
-`build` function to this folder; the file name is the name in the configuration.
+`step` counts the optimizer updates made before (see steep/metrics.py). To add a tracker, add one file to `backends/`; its name
+is the name in the configuration.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from steep.core.errors import ConfigError
 from steep.core.plugins import load_plugin
@@ -23,16 +23,27 @@ Record = Mapping[str, Any]
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A sink of records. Called from one thread of rank 0."""
+    """Somewhere that records go. Called from one thread of the first rank."""
 
     def start(self, run_directory: Path, config: Mapping[str, Any]) -> None:
-        """Open the sink for a run, new or resumed. `config` is the resolved configuration without secrets."""
+        """Open the tracker for a run, new or resumed. `config` is the resolved configuration without secrets."""
 
     def log(self, record: Record) -> None:
-        """Take one record. Kinds and keys that the sink has no use for are left out, never an error."""
+        """Take one record. Kinds and keys that the tracker has no use for are ignored, never an error."""
 
     def close(self) -> None:
         """Write out what is pending. Called once, also when the run fails; safe before `start`."""
+
+
+class TrackerPlugin(Protocol):
+    """What a file of `backends/` defines."""
+
+    def build(self, **arguments: Any) -> Tracker:
+        """The tracker, from the other keys of its entry in `trackers`. Opens nothing: `start` does.
+
+        The signature names the arguments. Imports the tracker's package here or in `start`, not at module level, and raises
+        MissingExtraError where it is not installed.
+        """
 
 
 def storable_text(text: str) -> str:
@@ -41,17 +52,16 @@ def storable_text(text: str) -> str:
 
 
 def build_tracker(name: str, **arguments: Any) -> Tracker:
-    """Build the tracker that the file `name` of this folder defines.
+    """Build the tracker that the file `name` of `backends/` defines.
 
     Raises ConfigError for an unknown name or argument, MissingExtraError where its package is not installed.
     """
-    module = load_plugin(PACKAGE, name)
-    signature = inspect.signature(module.build)
+    plugin = cast(TrackerPlugin, load_plugin(PACKAGE, name, ("build",)))
+    signature = inspect.signature(plugin.build)
     try:
         signature.bind(**arguments)
     except TypeError as error:
         raise ConfigError(
             f"tracker {name}: {error}. It takes: {', '.join(signature.parameters) or 'nothing'}."
         ) from None
-    tracker: Tracker = module.build(**arguments)
-    return tracker
+    return plugin.build(**arguments)
