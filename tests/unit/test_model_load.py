@@ -13,7 +13,15 @@ from steep.core.errors import ConfigError, ModelError
 from steep.core.section import Target
 from steep.models.config import ModelConfig
 from steep.models.gpt2 import build_gpt2_model
-from steep.models.load import check_sequence_length, describe_model, load_model
+from steep.models.layers import (
+    check_sequence_length,
+    count_parameters,
+    count_trained,
+    is_tied,
+    max_positions,
+    vocab_size,
+)
+from steep.models.load import load_model
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -172,18 +180,12 @@ def test_a_file_or_folder_without_a_model(tmp_path):
         pretrained(tmp_path)
 
 
-def test_description_and_sequence_length():
-    facts = describe_model(
-        from_config({"model_type": "gpt2", "vocab_size": 61, "n_embd": 8, "n_layer": 1, "n_head": 2})
-    )
-    assert facts["family"] == "gpt2"
-    assert facts["tied_embeddings"]
-    assert facts["dropout"] == 0.1
+def test_facts_and_sequence_length():
+    assert is_tied(from_config({"model_type": "gpt2", "vocab_size": 61, "n_embd": 8, "n_layer": 1, "n_head": 2}))
     model = build_gpt2_model(61, 16, 8, 1, 2)
-    facts = describe_model(model)
-    assert (facts["layers"], facts["hidden_size"], facts["vocab_size"], facts["max_positions"]) == (1, 8, 61, 16)
-    assert (facts["dropout"], facts["dtype"]) == (0.0, "float32")
-    assert facts["parameters"] == facts["trainable_parameters"] == sum(p.numel() for p in model.parameters())
+    assert (vocab_size(model), max_positions(model)) == (61, 16)
+    assert not any(module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    assert count_parameters(model) == count_trained(model) == sum(p.numel() for p in model.parameters())
     check_sequence_length(model, 16)
     with pytest.raises(ModelError, match="sequence_length=17 is more than the 16 positions"):
         check_sequence_length(model, 17)
@@ -203,4 +205,4 @@ def test_a_real_gguf_model_predicts_english():
     with torch.no_grad():
         best = model.eval()(ids).logits[0, -1].argmax()
     assert tokenizer.decode(best).strip() == "Paris"
-    assert describe_model(model)["tied_embeddings"]
+    assert is_tied(model)

@@ -12,7 +12,8 @@ from steep.config.load import load_run_config
 from steep.core.errors import ModelError
 from steep.estimate.run_plan import plan_run
 from steep.models.config import ModelConfig, RopeConfig
-from steep.models.load import build_fresh, load_model, max_positions, resolve_reference
+from steep.models.layers import max_positions
+from steep.models.load import build_fresh, load_model, resolve_reference
 from steep.training.loop import train
 from support import LLAMA, losses, run_mapping
 

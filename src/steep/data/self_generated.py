@@ -227,7 +227,8 @@ class _Writer:
         )
 
     def _longest(self) -> int:
-        from steep.models.load import max_positions, pretrained_config
+        from steep.models.layers import max_positions
+        from steep.models.load import pretrained_config
 
         room = max_positions(pretrained_config(str(self._config.pretrained), self._config.revision))
         length = self._run.data.sequence_length

@@ -22,16 +22,18 @@ from steep.models.adapters import plan_adapter
 from steep.models.config import ModelConfig, RopeConfig
 from steep.models.embeddings import frozen_embedding
 from steep.models.flops import count_matmul_parameters, flops_saved_by_freezing, model_flops_per_token
-from steep.models.forward import output_head
 from steep.models.freeze import freeze
 from steep.models.gpt2 import GPT2LMHeadModel
-from steep.models.load import (
-    build_fresh,
-    build_target,
+from steep.models.layers import (
     check_sequence_length,
-    describe_model,
-    pretrained_config,
+    count_parameters,
+    count_trained,
+    head_weight,
+    is_tied,
+    text_config,
+    vocab_size,
 )
+from steep.models.load import build_fresh, build_target, pretrained_config
 from steep.models.quantize import plan_quantized
 from steep.models.rope import extend_rope
 from steep.models.vocabulary import require_trained, with_embeddings
@@ -88,8 +90,8 @@ def plan_structure(
         if on_gpu and isinstance(config.model, ModelConfig) and config.model.offload_embeddings:
             weight = frozen_embedding(model).weight
             host_bytes = weight.numel() * weight.element_size()
-        facts = describe_model(model)
-        head = _head_shape(model, facts["vocab_size"])
+        head = _head_shape(model)
+        head_table = head_weight(model)
         mixed = precision == "mixed_bf16"
         activations = _activations(model, config, micro_batch_size, head[1], mixed, on_gpu)
         memory = plan_memory(
@@ -98,8 +100,8 @@ def plan_structure(
             micro_batch_size=micro_batch_size,
             sequence_length=config.data.sequence_length,
             head_shape=head,
-            head_trained=_head_is_trained(model),
-            head_tied=_head_is_tied(model),
+            head_trained=head_table is None or head_table.requires_grad,
+            head_tied=is_tied(model),
             autocast_bytes=2 if mixed else None,
             accumulates=accumulates,
             optimizer_bytes=optimizer_state_bytes(model, config.optimizer) + _ema_bytes(model, config.train.ema_decay),
@@ -109,9 +111,9 @@ def plan_structure(
         )
         return StructureFacts(
             name=model_name(config.model),
-            family=facts["family"],
-            parameters=facts["parameters"],
-            trainable=facts["trainable_parameters"],
+            family=getattr(text_config(model), "model_type", type(model).__name__),
+            parameters=count_parameters(model),
+            trainable=count_trained(model),
             vocab_size=head[0],
             # a model that names no sizes has no attention term
             flops_per_token=model_flops_per_token(model, config.data.sequence_length)
@@ -204,34 +206,17 @@ def _hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output[0]  # type: ignore[no-any-return]
 
 
-def _head_shape(model: nn.Module, vocab_size: int | None) -> tuple[int, int]:
+def _head_shape(model: nn.Module) -> tuple[int, int]:
     """(V, D) of the output head; of a module that does not say which layer that is, its last linear layer."""
-    try:
-        rows, columns = output_head(model).weight.shape
-    except ModelError:
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        rows, columns = (linear[-1].out_features, linear[-1].in_features) if linear else (vocab_size or 0, 0)
-    return int(rows), int(columns)
-
-
-def _head_is_trained(model: nn.Module) -> bool:
-    try:
-        return output_head(model).weight.requires_grad
-    except ModelError:
-        return True
+    weight = head_weight(model)
+    if weight is not None:
+        return weight.shape[0], weight.shape[1]
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return (linear[-1].out_features, linear[-1].in_features) if linear else (vocab_size(model) or 0, 0)
 
 
 def _ema_bytes(model: nn.Module, decay: float | None) -> int:
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return 4 * trained if decay is not None else 0
-
-
-def _head_is_tied(model: nn.Module) -> bool:
-    try:
-        weight = output_head(model).weight
-    except ModelError:
-        return False
-    return any(module.weight is weight for module in model.modules() if isinstance(module, nn.Embedding))
+    return 4 * count_trained(model) if decay is not None else 0
 
 
 def model_name(config: ModelConfig | Target) -> str:

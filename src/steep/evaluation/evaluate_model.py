@@ -204,7 +204,7 @@ def _forgetting(before: list[Score], after: list[Score], config: RunConfig | Non
 def _scores(
     loaded: LoadedModel, texts: list[HeldOutText], chosen: list[list[Any]], batch_size: int, sequence_length: int
 ) -> list[Score]:
-    from steep.models.load import check_sequence_length
+    from steep.models.layers import check_sequence_length
 
     check_sequence_length(loaded.model, sequence_length)
     return [

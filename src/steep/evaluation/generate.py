@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from steep.core.errors import ModelError
-from steep.models.embeddings import compute_device
+from steep.models.layers import compute_device
 
 
 class TextCodec(Protocol):

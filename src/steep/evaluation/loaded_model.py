@@ -115,7 +115,8 @@ def open_model(
 
     from steep.checkpoint.load import verified_reference
     from steep.models.forward import prepare_forward
-    from steep.models.load import describe_model, load_model
+    from steep.models.layers import vocab_size
+    from steep.models.load import load_model
     from steep.models.load_quantized import load_quantized, quantization_of
     from steep.runtime.device import autocast, available_cores, choose_device, choose_precision, parameter_dtype
     from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer
@@ -150,7 +151,7 @@ def open_model(
         policy = policy.model_copy(update={"append_eos": False})
     tokenizer = text_tokenizer(hf_tokenizer, policy, origin.reference)
     with autocast(where, how):
-        forward, remarks = prepare_forward(model, "auto", describe_model(model)["vocab_size"] or tokenizer.vocab_size)
+        forward, remarks = prepare_forward(model, "auto", vocab_size(model) or tokenizer.vocab_size)
     for remark in remarks:
         say(remark)
     return LoadedModel(origin.reference, model, tokenizer, hf_tokenizer, forward, where, how, origin.run, folder)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from steep.evaluation.generate import evaluation_mode
-from steep.models.embeddings import compute_device
+from steep.models.layers import compute_device
 
 
 @torch.no_grad()

@@ -138,7 +138,7 @@ def _model_name(loaded: LoadedModel) -> str:
 
 def questions_for(loaded: LoadedModel, say: Say = tell) -> Questions:
     """What is asked of both programs: the verification text, the run's held-out texts, and a sentence to continue."""
-    from steep.models.load import max_positions
+    from steep.models.layers import max_positions
 
     room = max_positions(loaded.model) or 2048
     most = min(MOST_TOKENS, room)

@@ -18,7 +18,8 @@ def verify_folder(folder: Path, tensors: Mapping[str, Tensor], architecture: Pat
     from steep.exporters.parity import Questions, answer, check, compare
     from steep.exporters.verify import ask_transformers
     from steep.models.config import ModelConfig
-    from steep.models.load import cast_weights, describe_model, is_tied, load_model, max_positions
+    from steep.models.layers import is_tied, max_positions, vocab_size
+    from steep.models.load import cast_weights, load_model
 
     model = load_model(ModelConfig(pretrained=str(architecture)))
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
@@ -31,7 +32,7 @@ def verify_folder(folder: Path, tensors: Mapping[str, Tensor], architecture: Pat
     if missing or unexpected:
         raise ModelError(f"{architecture} is another architecture: {[*missing, *unexpected][0]} does not fit")
     model.eval()
-    vocabulary = describe_model(model)["vocab_size"]
+    vocabulary = vocab_size(model) or 1
     input_ids = [7 * i % vocabulary for i in range(min(64, max_positions(model) or 64))]
     questions = Questions({"some ids": input_ids}, input_ids[:1], 1)
     expected = answer(model, questions, "combined")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from steep.core.errors import ConfigError, ModelError
 from steep.core.units import format_count
 from steep.models.config import EMBEDDING_MODULES, AdapterConfig
-from steep.models.layers import plain_name
+from steep.models.layers import count_trained, has_adapter, input_layer, is_tied, output_layer, plain_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -53,7 +53,7 @@ def adapt(model: nn.Module, config: AdapterConfig, *, base: str | None, seed: in
 
     lines: list[str] = []
     targets, saved = _split_targets(model, config, lines)
-    tied = bool(saved) and _is_tied(model)
+    tied = bool(saved) and is_tied(model)
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
@@ -77,11 +77,10 @@ def adapt(model: nn.Module, config: AdapterConfig, *, base: str | None, seed: in
     _forget_replaced(model)
     scale = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
     kind = ("rs" if config.rslora else "") + {"lora": "LoRA", "dora": "DoRA"}[config.type]
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     lines.append(
         f"adapter: {kind} of rank {config.rank}, scale {scale:.3g}, on {len(targets)} linear layers"
         + (f"; {', '.join(saved)} trained in full{' as one tensor' if tied else ''}" if saved else "")
-        + f"; {trained:,} trained parameters"
+        + f"; {count_trained(model):,} trained parameters"
     )
     return wrapped, lines
 
@@ -94,7 +93,7 @@ def _split_targets(model: nn.Module, config: AdapterConfig, lines: list[str]) ->
             "(leave `adapter` away), with model.freeze where less is to be trained."
         )
     saved = list(config.modules_to_save)
-    head = _names_of(model, getattr(model, "get_output_embeddings", lambda: None)())
+    head = _names_of(model, output_layer(model))
     linear = {name for name, module in model.named_modules() if _is_linear(module)} - head
     if config.targets == "all-linear":
         chosen = sorted(linear)
@@ -127,9 +126,9 @@ def _split_targets(model: nn.Module, config: AdapterConfig, lines: list[str]) ->
         raise ConfigError(
             "adapter.targets: no linear layer is named; use all-linear, or names such as [q_proj, v_proj]"
         )
-    if _is_tied(model) and set(saved) & {name.rpartition(".")[2] for name in _embedding_names(model)}:
+    if is_tied(model) and set(saved) & {name.rpartition(".")[2] for name in _embedding_names(model)}:
         saved = [name for name in saved if name not in {n.rpartition(".")[2] for n in head}]
-        inputs = {name.rpartition(".")[2] for name in _names_of(model, model.get_input_embeddings())}  # type: ignore[operator]
+        inputs = {name.rpartition(".")[2] for name in _names_of(model, input_layer(model))}
         saved += [name for name in sorted(inputs) if name not in saved]
     return chosen, saved
 
@@ -146,14 +145,8 @@ def _names_of(model: nn.Module, wanted: Any) -> set[str]:
     return {name for name, module in model.named_modules() if module is wanted and wanted is not None}
 
 
-def _embedding_names(model: Any) -> set[str]:
-    return _names_of(model, model.get_input_embeddings()) | _names_of(model, model.get_output_embeddings())
-
-
-def _is_tied(model: Any) -> bool:
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    weights = [getattr(layer, "weight", None) for layer in ends]
-    return weights[0] is not None and weights[0] is weights[1]
+def _embedding_names(model: nn.Module) -> set[str]:
+    return _names_of(model, input_layer(model)) | _names_of(model, output_layer(model))
 
 
 def _keep_trained_in_fp32(model: nn.Module) -> None:
@@ -256,7 +249,7 @@ def load_adapter(model: nn.Module, folder: Path, *, merge: bool) -> nn.Module:
     if not merge:
         return adapted.get_base_model()
     merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
-    if hasattr(merged, "peft_config"):
+    if has_adapter(merged):
         del merged.peft_config
     return merged
 
@@ -269,7 +262,7 @@ def plan_adapter(model: nn.Module, config: AdapterConfig) -> None:
     targets, saved = _split_targets(model, config, [])
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    tied = _is_tied(model)
+    tied = is_tied(model)
     for name in targets:
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, PlannedAdapter(model.get_submodule(name), config))
@@ -278,7 +271,7 @@ def plan_adapter(model: nn.Module, config: AdapterConfig) -> None:
             for key, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, key, nn.Parameter(torch.empty(parameter.shape, dtype=torch.float32)))
     if tied:
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight  # type: ignore[operator]
+        output_layer(model).weight = input_layer(model).weight
     model.peft_config = {}  # type: ignore[assignment]
     if config.lora_plus_ratio is not None:
         model.lora_plus_ratio = config.lora_plus_ratio  # type: ignore[assignment]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from steep.core.errors import ModelError
 from steep.models.autocast import to_autocast_dtype
+from steep.models.layers import text_config
 
 ATTENTION_NAME = "steep_document"
 
@@ -343,10 +344,9 @@ def enable_document_attention(model: nn.Module) -> bool:
 
 def obstacle(model: nn.Module) -> str | None:
     """Why a model cannot take document attention, or None."""
-    config: Any = getattr(model, "config", None)
     if not getattr(model, "_supports_attention_backend", False) or not hasattr(model, "set_attn_implementation"):
         return f"{type(model).__name__} does not use transformers' AttentionInterface"
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(model)
     if getattr(text, "is_encoder_decoder", False) or getattr(text, "is_causal", True) is False:
         return "its attention is not causal"
     if getattr(text, "attention_chunk_size", None):

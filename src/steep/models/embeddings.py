@@ -13,21 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from steep.core.errors import ConfigError
-
-
-def compute_device(model: nn.Module) -> torch.device:
-    """Where a model computes: the device of its first parameter that is not in host memory, else the CPU."""
-    devices = (parameter.device for parameter in model.parameters())
-    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+from steep.models.layers import compute_device, input_layer, is_tied
 
 
 def frozen_embedding(model: Any) -> nn.Embedding:
     """The input embedding. Raises ConfigError where it is trained, tied to the output head, or not to be found."""
-    found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    found = input_layer(model)
     if not isinstance(found, nn.Embedding):
         raise ConfigError(f"model.offload_embeddings: {type(model).__name__} has no nn.Embedding that could be moved")
-    head = model.get_output_embeddings()
-    if head is not None and head.weight is found.weight:
+    if is_tied(model):
         raise ConfigError(
             "model.offload_embeddings: this model's embedding is its output head too, which every token needs on the device; "
             "leave it false"

@@ -1,4 +1,4 @@
-"""Arithmetic of a model: operations per token, and what share of the device's peak a rate is. No torch.
+"""Arithmetic of a model: operations per token, and what share of the device's peak a rate is.
 
 In: sizes or a loaded model. Out: FLOPs per token by the convention of PaLM and nanoGPT: 6 per parameter that takes part
 in a matrix product (2 forward, 4 backward; a tied head counts once, embeddings that are only looked up not at all),
@@ -10,9 +10,11 @@ and counts 2. Attention counts in full, below the first trained parameter too.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
+
+from torch import nn
+
+from steep.models.layers import output_layer, parameter_numbers, text_config
 
 PEAK_BF16_FLOPS = (
     ("gb200", 2.5e15), ("b200", 2.25e15), ("b100", 1.75e15),
@@ -26,12 +28,6 @@ PEAK_BF16_FLOPS = (
 names come before the ones they contain."""
 
 
-class _Model(Protocol):
-    def named_parameters(self) -> Iterable[tuple[str, Any]]: ...
-
-    def modules(self) -> Iterable[Any]: ...
-
-
 def flops_per_token(matmul_parameters: int, num_layers: int, attention_width: int, sequence_length: int) -> int:
     """FLOPs of one token's forward and backward pass.
 
@@ -40,21 +36,14 @@ def flops_per_token(matmul_parameters: int, num_layers: int, attention_width: in
     return 6 * matmul_parameters + 12 * num_layers * attention_width * sequence_length
 
 
-def model_flops_per_token(model: _Model, sequence_length: int) -> int | None:
+def model_flops_per_token(model: nn.Module, sequence_length: int) -> int | None:
     """FLOPs per token of a loaded model (on any device, meta included); None without a config that names its sizes."""
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    text = text_config(model)
     layers, width = getattr(text, "num_hidden_layers", None), attention_width(text)
     if layers is None or width is None:
         return None
     unmade = flops_saved_by_freezing(model)
     return flops_per_token(count_matmul_parameters(model), layers, width, sequence_length) - unmade
-
-
-def parameter_numbers(parameter: Any) -> int:
-    """Weights that a parameter stands for: of packed 4-bit ones more than it has elements."""
-    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
-    return int(math.prod(shape) if shape is not None else parameter.numel())
 
 
 def attention_width(config: Any) -> int | None:
@@ -66,38 +55,29 @@ def attention_width(config: Any) -> int | None:
     return hidden if isinstance(hidden, int) else None
 
 
-def count_matmul_parameters(model: _Model) -> int:
+def count_matmul_parameters(model: nn.Module) -> int:
     """Parameters that multiply activations: two or more dimensions, and not only looked up as an embedding."""
     return sum(parameter_numbers(parameter) for parameter in _matmul_parameters(model))
 
 
-def flops_saved_by_freezing(model: _Model) -> int:
+def flops_saved_by_freezing(model: nn.Module) -> int:
     """FLOPs per token that a training step leaves out because parameters are frozen; 0 where all are trained.
 
     Takes the parameters to be used in the order in which the model lists them, a tied head excepted.
     """
     order = [parameter for _, parameter in model.named_parameters()]
     first = next((place for place, parameter in enumerate(order) if parameter.requires_grad), len(order))
-    before = {id(parameter) for parameter in order[:first]} - {id(_head_weight(model))}
+    before = {id(parameter) for parameter in order[:first]} - {id(getattr(output_layer(model), "weight", None))}
     frozen = [parameter for parameter in _matmul_parameters(model) if not parameter.requires_grad]
     return sum(parameter_numbers(parameter) * (4 if id(parameter) in before else 2) for parameter in frozen)
 
 
-def _matmul_parameters(model: _Model) -> list[Any]:
-    looked_up = {id(module.weight) for module in model.modules() if _is_embedding(module)}
-    looked_up.discard(id(_head_weight(model)))  # a tied head multiplies with the embedding
+def _matmul_parameters(model: nn.Module) -> list[Any]:
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    looked_up.discard(id(getattr(output_layer(model), "weight", None)))  # a tied head multiplies with the embedding
     return [
         parameter for _, parameter in model.named_parameters() if parameter.ndim >= 2 and id(parameter) not in looked_up
     ]
-
-
-def _head_weight(model: _Model) -> Any:
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    return getattr(head, "weight", None)
-
-
-def _is_embedding(module: Any) -> bool:
-    return any(base.__name__ == "Embedding" for base in type(module).__mro__) and hasattr(module, "weight")
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +20,9 @@ from torch import Tensor, nn
 from steep.core.errors import ModelError, TrainingError
 from steep.loss import DEFAULT_CHUNK_BYTES, IGNORE_INDEX, linear_cross_entropy_with_losses, token_losses
 from steep.models.document_attention import enable_document_attention, obstacle, placeholder_mask
-from steep.models.embeddings import compute_device
 from steep.models.gpt2 import GPT2LMHeadModel
+from steep.models.layers import compute_device, evaluating, head_weight, output_layer, text_config
+from steep.models.layers import vocab_size as vocab_size_of
 
 if TYPE_CHECKING:
     from steep.batch import Batch
@@ -142,14 +141,13 @@ def logits_of_batch(forward: ModelForward, batch: Batch) -> Tensor:
 
 def output_head(model: nn.Module) -> OutputHead:
     """The output head as the model holds it now. Raises ModelError if it is not a plain linear layer."""
-    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    weight = getattr(layer, "weight", None)
-    if layer is None or not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+    weight = head_weight(model)
+    if weight is None:
         raise ModelError(f"{type(model).__name__} has no linear output layer that get_output_embeddings() gives")
-    config = _text_config(model)
+    config = text_config(model)
     return OutputHead(
         weight=weight,
-        bias=getattr(layer, "bias", None),
+        bias=getattr(output_layer(model), "bias", None),
         softcap=getattr(config, "final_logit_softcapping", None),
         multiplier=_multiplier(config),
     )
@@ -162,7 +160,7 @@ def check_decomposition(model: nn.Module, vocab_size: int, attention: str = "sdp
     except ModelError as error:
         return str(error)
     ids, positions, bounds = _check_batch(vocab_size, compute_device(model))
-    with _evaluating(model):
+    with evaluating(model):
         own = _own_logits(model, attention, ids, positions, bounds)
         hidden = _try_hidden(model, attention, ids, positions, bounds)
         if hidden is None or hidden.shape[-1] != head.weight.shape[-1] or own.shape[-1] != head.weight.shape[0]:
@@ -185,7 +183,7 @@ def leak_test(forward: ModelForward, vocab_size: int | None = None) -> None:
     first = int(bounds[1])
     changed = ids.clone()
     changed[0, :first] = ids[0, :first].flip(0).roll(1)
-    with _evaluating(model):
+    with evaluating(model):
         run = _hidden if forward.has_head else _own_logits
         before = run(model, forward.attention, ids, positions, bounds)
         after = run(model, forward.attention, changed, positions, bounds)
@@ -289,7 +287,7 @@ def _document_problem(model: nn.Module, vocab_size: int) -> str | None:
         return f"{type(model).__name__} did not take it"
     ids, positions, bounds = _check_batch(vocab_size, compute_device(model))
     try:
-        with _evaluating(model):
+        with evaluating(model):
             packed = _own_logits(model, "document", ids, positions, bounds)
             alone = _logits_one_by_one(model, ids.flatten(), bounds.tolist())
     except ModelError as error:
@@ -312,7 +310,7 @@ def _logits_one_by_one(model: nn.Module, ids_L: Tensor, bounds: list[int]) -> Te
 
 def _left_out(model: nn.Module) -> list[str]:
     """What the model's own training loss has and ours has not."""
-    if getattr(_text_config(model), "output_router_logits", False):
+    if getattr(text_config(model), "output_router_logits", False):
         return ["loss: cross-entropy only; the load-balancing loss of this mixture of experts is not added"]
     return []
 
@@ -329,19 +327,6 @@ def _check_batch(vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor,
     return ids.view(2, 16), positions.view(2, 16), bounds
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients inside; each module's own mode is restored after."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _difference(left: Tensor, right: Tensor) -> float:
     scale = right.float().abs().max().clamp_min(1e-20)
     return float((left.float() - right.float()).abs().max() / scale)
@@ -351,14 +336,9 @@ def _tolerance(tensor: Tensor) -> float:
     return CHECK_TOLERANCE.get(tensor.dtype, 5e-2)
 
 
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
 def _vocab_size(model: nn.Module) -> int:
-    size = getattr(_text_config(model), "vocab_size", None)
-    if not isinstance(size, int):
+    size = vocab_size_of(model)
+    if size is None:
         raise ModelError(f"{type(model).__name__} has no config.vocab_size; pass vocab_size")
     return size
 

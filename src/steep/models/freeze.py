@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import Tensor, nn
 
 from steep.core.errors import ConfigError
 from steep.core.units import format_count
 from steep.models.config import FreezeConfig
-from steep.parallelize.compile import transformer_layers
+from steep.models.layers import head_weight, is_tied, transformer_layers
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def freeze(model: nn.Module, config: FreezeConfig) -> Frozen:
         tensors=len(frozen),
         parameters=sum(parameter.numel() for parameter in frozen),
         trained_parameters=sum(parameter.numel() for parameter in left),
-        tied_head=_has_tied_head(model, chosen),
+        tied_head=is_tied(model) and head_weight(model) in chosen,
     )
 
 
@@ -105,10 +104,3 @@ def _of_embeddings(model: nn.Module) -> set[Tensor]:
             f"model.freeze: embeddings, but {type(model).__name__} has no embedding layer (torch.nn.Embedding); give patterns"
         )
     return chosen
-
-
-def _has_tied_head(model: Any, chosen: set[Tensor]) -> bool:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    inputs = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    weight = getattr(head, "weight", None)
-    return weight is not None and weight in chosen and weight in inputs

@@ -1,10 +1,44 @@
-"""Facts about a model that the rest of steep asks for."""
+"""Facts about a model that the rest of steep asks for: its layers, ends, sizes and device. In: a model, of transformers or not.
+
+Everything goes by what a model offers and by the identity of its tensors, never by a family's name.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steep.core.errors import ModelError
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+"""What torch.compile and activation checkpointing put into a parameter's name."""
+
+
+def text_config(model_or_config: Any) -> Any:
+    """The configuration of the text model: of a model that also sees or hears, the part that reads tokens. None without one."""
+    config: Any = (
+        getattr(model_or_config, "config", None) if isinstance(model_or_config, nn.Module) else model_or_config
+    )
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def transformer_layers(model: nn.Module) -> nn.ModuleList:
+    """The model's list of transformer blocks: its nn.ModuleList that holds the most parameters. Raises ModelError."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
+    if not lists:
+        raise ModelError(f"{type(model).__name__} has no nn.ModuleList of layers to work on one by one")
+    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """Where a model computes: the device of its first parameter that is not in host memory, else the CPU."""
+    devices = (parameter.device for parameter in model.parameters())
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -13,7 +47,98 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what torch.compile and activation checkpointing put into it."""
+    """A parameter's name without what wrappers put into it."""
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
     return name
+
+
+# ---- the two ends ----
+
+
+def input_layer(model: Any) -> Any:
+    """The token embedding that the model names; None if it names none."""
+    return model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+
+
+def output_layer(model: Any) -> Any:
+    """The output head that the model names; None if it names none."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def head_weight(model: nn.Module) -> Tensor | None:
+    """(V, D): the weight of the output head; None where the model names no plain linear layer."""
+    weight = getattr(output_layer(model), "weight", None)
+    plain = isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
+    return weight if plain else None
+
+
+def is_tied(model: nn.Module) -> bool:
+    """Whether the output head is an embedding table, one tensor under two names."""
+    weight = getattr(output_layer(model), "weight", None)
+    return weight is not None and any(weight is table.weight for table in _embeddings(model))
+
+
+def _embeddings(model: nn.Module) -> list[nn.Embedding]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
+
+
+# ---- sizes ----
+
+
+def vocab_size(model: nn.Module) -> int | None:
+    """V of the model's configuration; without one the rows of its first embedding, as far as anyone can tell; else None."""
+    size = getattr(text_config(model), "vocab_size", None)
+    return size or next((table.num_embeddings for table in _embeddings(model)), None)
+
+
+def max_positions(model_or_config: Any) -> int | None:
+    """Tokens of the longest sequence that the model was made for; None if it has no such limit."""
+    text = text_config(model_or_config)
+    limit = getattr(text, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    return round(limit * rope["factor"]) if rope.get("rope_type") == "dynamic" else limit
+
+
+def check_sequence_length(model_or_config: Any, sequence_length: int) -> None:
+    """Raises ModelError if `sequence_length` tokens are more than the model has positions."""
+    limit = max_positions(model_or_config)
+    if limit is not None and sequence_length > limit:
+        raise ModelError(
+            f"data.sequence_length={sequence_length:,} is more than the {limit:,} positions of the model; "
+            f"at most {limit:,} works, or extend it: model.rope: {{type: yarn, length: {sequence_length}}}"
+        )
+
+
+def parameter_numbers(parameter: Any) -> int:
+    """Weights that a parameter stands for: packed 4-bit ones are more than its elements."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return int(math.prod(shape) if shape is not None else parameter.numel())
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Weights of the model; a tensor that two names share counts once."""
+    return sum(parameter_numbers(parameter) for parameter in model.parameters())
+
+
+def count_trained(model: nn.Module) -> int:
+    """Weights that training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+# ---- its mode ----
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout and no gradients inside; each module's own mode is restored after."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

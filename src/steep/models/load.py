@@ -26,7 +26,6 @@ from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field
 from steep.core.section import Target
 from steep.models.adapters import ADAPTER_CONFIG, base_config_of, base_reference, load_adapter
 from steep.models.config import ModelConfig, RopeConfig
-from steep.models.flops import parameter_numbers
 from steep.models.quantize import quantize
 from steep.models.rope import extend_rope, take_rope
 
@@ -235,6 +234,14 @@ def _no_weights(source: str, path: Path | None, error: OSError) -> str:
 # ---- configurations ----
 
 
+def pretrained_config(reference: str, revision: str | None = None) -> Any:
+    """transformers' configuration of a folder, hub id or .gguf file; no weight is read. Raises ModelError."""
+    path = resolve_reference(reference)
+    if path is not None and path.suffix == ".gguf":
+        return read_gguf_config(path)
+    return read_config(reference if path is None else str(path), revision)
+
+
 def read_config(source: str, revision: str | None = None) -> Any:
     """transformers' configuration of a hub id, folder or config.json, checked. Raises ModelError."""
     return make_config(_read_config_dict(source, revision), source)
@@ -433,80 +440,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-# ---- what a run shows of its model ----
-
-
-def max_positions(model_or_config: Any) -> int | None:
-    """Tokens of the longest sequence that the model was made for; None if it has no such limit."""
-    config = getattr(model_or_config, "config", model_or_config)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    limit = getattr(text, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    rope = getattr(text, "rope_parameters", None) or {}
-    return round(limit * rope["factor"]) if rope.get("rope_type") == "dynamic" else limit
-
-
-def pretrained_config(reference: str, revision: str | None = None) -> Any:
-    """transformers' configuration of a folder, hub id or .gguf file; no weight is read. Raises ModelError."""
-    path = resolve_reference(reference)
-    if path is not None and path.suffix == ".gguf":
-        return read_gguf_config(path)
-    return read_config(reference if path is None else str(path), revision)
-
-
-def check_sequence_length(model_or_config: Any, sequence_length: int) -> None:
-    """Raises ModelError if `sequence_length` tokens are more than the model has positions."""
-    limit = max_positions(model_or_config)
-    if limit is not None and sequence_length > limit:
-        raise ModelError(
-            f"data.sequence_length={sequence_length:,} is more than the {limit:,} positions of the model; "
-            f"at most {limit:,} works, or extend it: model.rope: {{type: yarn, length: {sequence_length}}}"
-        )
-
-
-def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Facts for the start of a run: family, sizes, dropout. Parameters shared by two names count once."""
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
-    parameters = list(model.parameters())
-    return {
-        "family": getattr(text, "model_type", type(model).__name__),
-        "class": type(model).__name__,
-        "parameters": sum(parameter_numbers(parameter) for parameter in parameters),
-        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        "layers": getattr(text, "num_hidden_layers", None),
-        "hidden_size": getattr(text, "hidden_size", None),
-        "vocab_size": getattr(text, "vocab_size", None) or _embedding_rows(model),
-        "max_positions": max_positions(model),
-        "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else None,
-        "tied_embeddings": is_tied(model),
-        "dropout": largest_dropout(model),
-    }
-
-
-def _embedding_rows(model: nn.Module) -> int | None:
-    """Rows of the first embedding of a module that has no configuration: its token embedding, as far as anyone can tell."""
-    return next((module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)), None)
-
-
-def is_tied(model: nn.Module) -> bool:
-    """Whether the output head is the token embedding."""
-    if not hasattr(model, "get_output_embeddings") or not hasattr(model, "get_input_embeddings"):
-        return False
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
-    weights = [getattr(layer, "weight", None) for layer in ends]
-    return weights[0] is not None and weights[0] is weights[1]
-
-
-def largest_dropout(model: nn.Module) -> float:
-    """The highest dropout rate that training would apply, from the modules and the `*dropout*`/`*pdrop` settings."""
-    rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    rates += [float(getattr(module, name)) for module in model.modules() for name in ("attention_dropout", "dropout")
-              if isinstance(getattr(module, name, None), float)]  # fmt: skip
-    return max(rates, default=0.0)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from steep.core.errors import MissingExtraError
 from steep.models.autocast import to_autocast_dtype
+from steep.models.layers import output_layer
 
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
 """Numbers per scale, and scales per scale of scales (double quantization): Dettmers et al. 2023, arXiv:2305.14314."""
@@ -55,7 +56,7 @@ def _in_autocast_dtype(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[An
 
 def linear_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
     """(parent, name, layer) of every linear layer but the output head."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    head = output_layer(model)
     found = ((parent, name, child) for parent in model.modules() for name, child in parent.named_children())
     return [(p, name, child) for p, name, child in found if type(child) is nn.Linear and child is not head]
 

@@ -14,6 +14,7 @@ import torch
 
 from steep.core.errors import ConfigError, ModelError
 from steep.models.config import AdapterConfig
+from steep.models.layers import input_layer, output_layer
 
 
 def extend_embeddings(model: Any, subtokens: Mapping[int, Sequence[int]], rows: int, initialise: str) -> list[str]:
@@ -24,7 +25,7 @@ def extend_embeddings(model: Any, subtokens: Mapping[int, Sequence[int]], rows: 
     """
     if not hasattr(model, "resize_token_embeddings"):
         raise ModelError(f"vocabulary: {type(model).__name__} cannot be given more tokens; it is no transformers model")
-    before = model.get_input_embeddings().weight.shape[0]
+    before = input_layer(model).weight.shape[0]
     old_rows = min([before, *subtokens])
     if rows > before:
         model.resize_token_embeddings(rows, mean_resizing=False)
@@ -43,7 +44,7 @@ def extend_embeddings(model: Any, subtokens: Mapping[int, Sequence[int]], rows: 
 
 def _tables(model: Any) -> list[torch.Tensor]:
     """The weights (and the head's bias) that have a row per token, each once."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = input_layer(model), output_layer(model)
     tables = [embedding.weight]
     if head is not None and head.weight is not embedding.weight:
         tables.append(head.weight)
@@ -68,7 +69,7 @@ def require_trained(model: Any) -> None:
 
 def with_embeddings(adapter: AdapterConfig, model: Any) -> tuple[AdapterConfig, list[str]]:
     """The adapter that also trains embedding and output head in full, which new tokens need; a line where that is news."""
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    ends = [input_layer(model), output_layer(model)]
     names = [name.rpartition(".")[2] for name, module in model.named_modules() if any(module is end for end in ends)]
     missing = [name for name in dict.fromkeys(names) if name not in adapter.modules_to_save]
     if not missing:

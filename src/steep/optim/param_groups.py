@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.units import format_count
+from steep.models.layers import has_adapter
 from steep.optim.config import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ def embedding_rate(model: nn.Module, config: OptimizerConfig) -> float | None:
     """The peak rate of the embeddings' own group; None where they have the main one and no group of their own."""
     if config.embedding_learning_rate is not None:
         return config.embedding_learning_rate
-    has_adapters = hasattr(model, "peft_config")  # what peft puts on every model that it has given adapters
-    return EMBEDDING_RATIO_BESIDE_ADAPTERS * config.learning_rate if has_adapters else None
+    return EMBEDDING_RATIO_BESIDE_ADAPTERS * config.learning_rate if has_adapter(model) else None
 
 
 def embedding_tensors(model: Any) -> set[Tensor]:

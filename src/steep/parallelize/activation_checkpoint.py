@@ -19,8 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from steep.core.errors import ModelError
-from steep.models.embeddings import compute_device
-from steep.parallelize.compile import transformer_layers
+from steep.models.layers import compute_device, transformer_layers
 
 MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::_grouped_mm")
 ATTENTION_WORDS = ("scaled_dot_product", "flash_attention", "efficient_attention", "varlen_attn", "flash_attn")

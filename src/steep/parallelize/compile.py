@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from steep.core.errors import ModelError
+from steep.models.layers import transformer_layers
 
 
 def compile_layers(model: nn.Module) -> int:
@@ -21,11 +21,3 @@ def compile_layers(model: nn.Module) -> int:
     for layer in layers:
         getattr(layer.forward, "compile", layer.compile)()  # of a checkpointed layer, what is inside the checkpoint
     return len(layers)
-
-
-def transformer_layers(model: nn.Module) -> nn.ModuleList:
-    """The model's list of transformer blocks: its nn.ModuleList that holds the most parameters. Raises ModelError."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
-    if not lists:
-        raise ModelError(f"{type(model).__name__} has no nn.ModuleList of layers to work on one by one")
-    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))

@@ -34,8 +34,8 @@ from steep.models.forward import (
     prepare_forward,
 )
 from steep.models.freeze import freeze
-from steep.models.layers import has_adapter
-from steep.models.load import check_sequence_length, describe_model, load_model
+from steep.models.layers import check_sequence_length, count_trained, has_adapter, max_positions, vocab_size
+from steep.models.load import load_model
 from steep.models.vocabulary import extend_embeddings, require_trained, with_embeddings
 from steep.optim.build import build_optimizer
 from steep.order.batches import Sizes, run_sizes
@@ -150,11 +150,11 @@ def assemble(
             adapter, lines = with_embeddings(adapter, model)
             for line in lines:
                 say(line)
-    facts = describe_model(model)
+    rows = vocab_size(model)
     check_sequence_length(model, config.data.sequence_length)
     if rope := getattr(model_config, "rope", None):
-        say(f"model.rope: {rope.type}, {facts['max_positions']:,} positions")
-    data.check_vocabulary(facts["vocab_size"])
+        say(f"model.rope: {rope.type}, {max_positions(model):,} positions")
+    data.check_vocabulary(rows)
     fresh = getattr(config.model, "pretrained", None) is None
     align_special_tokens(model, tokenizer, fresh, say)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
@@ -172,12 +172,12 @@ def assemble(
             say(line)
     attention = "auto" if isinstance(config.model, Target) else config.model.attention
     with autocast(device, precision):  # so that the kernels tested are those that train
-        forward, messages = prepare_forward(model, attention, facts["vocab_size"] or tokenizer.vocab_size)
+        forward, messages = prepare_forward(model, attention, rows or tokenizer.vocab_size)
     for message in messages:
         say(message)
     if config.data.document_mask:
         with autocast(device, precision):
-            leak_test(forward, facts["vocab_size"] or tokenizer.vocab_size)
+            leak_test(forward, rows or tokenizer.vocab_size)
         say("leak test passed: changing one document changes no prediction in its neighbour")
     if config.train.compile:
         say(f"compiling {compile_layers(model)} layers; the first steps are slow")
@@ -185,8 +185,7 @@ def assemble(
     for line in check_groups(model, optimizer):
         say(line)
     if config.adapter is not None:
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        say(capacity_line(trained, data.new_text_tokens(sizes.total_sequences * sizes.sequence_length)))
+        say(capacity_line(count_trained(model), data.new_text_tokens(sizes.total_sequences * sizes.sequence_length)))
 
     def loss_sums(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
