@@ -9,7 +9,7 @@ from threading import Thread
 from datasets import load_dataset
 from transformers import TextIteratorStreamer
 
-from steep.report import memory_plot
+from steep import memory_plot
 from steep.unsloth import (
     FastLanguageModel,
     UnslothTrainer,

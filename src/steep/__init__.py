@@ -3,7 +3,7 @@
     import steep
     steep.train({"model": {"pretrained": "HuggingFaceTB/SmolLM2-135M"}, "data": {"train": [{"path": "corpus/"}]}})
 
-The functions are those of `steep.api`, imported when first used, so that `import steep` is instant.
+Each function is imported when its name is first used, so that `import steep` is instant.
 """
 
 from __future__ import annotations
@@ -12,26 +12,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = [
-    "__version__",
-    "average",
-    "blend",
-    "evaluate",
-    "evaluate_tasks",
-    "export",
-    "generate",
-    "lr_find",
-    "plan",
-    "plan_fit",
-    "prepare",
-    "restore_instruct",
-    "tokenizer_extend",
-    "tokenizer_fertility",
-    "train",
-]
-
-PACKAGES = ("evaluate", "export", "train")
-"""Functions that are also folders: see `steep.core.callable_module`."""
 
 if TYPE_CHECKING:
     from steep.api import (
@@ -44,20 +24,70 @@ if TYPE_CHECKING:
         lr_find,
         plan,
         plan_fit,
-        prepare,
         restore_instruct,
-        tokenizer_extend,
-        tokenizer_fertility,
         train,
     )
+    from steep.inspection import inspect
+    from steep.reporting.page import report
+    from steep.reporting.plots import memory_plot
+    from steep.store.prepare_text import prepare
+    from steep.tokenizer.extend import tokenizer_extend
+    from steep.tokenizer.fertility import tokenizer_fertility
+
+__all__ = [
+    "__version__",
+    "average",
+    "blend",
+    "evaluate",
+    "evaluate_tasks",
+    "export",
+    "generate",
+    "inspect",
+    "lr_find",
+    "memory_plot",
+    "plan",
+    "plan_fit",
+    "prepare",
+    "report",
+    "restore_instruct",
+    "tokenizer_extend",
+    "tokenizer_fertility",
+    "train",
+]
+
+MODULES = {
+    "average": "steep.api",
+    "blend": "steep.api",
+    "evaluate": "steep.api",
+    "evaluate_tasks": "steep.api",
+    "export": "steep.api",
+    "generate": "steep.api",
+    "inspect": "steep.inspection",
+    "lr_find": "steep.api",
+    "memory_plot": "steep.reporting.plots",
+    "plan": "steep.api",
+    "plan_fit": "steep.api",
+    "prepare": "steep.store.prepare_text",
+    "report": "steep.reporting.page",
+    "restore_instruct": "steep.api",
+    "tokenizer_extend": "steep.tokenizer.extend",
+    "tokenizer_fertility": "steep.tokenizer.fertility",
+    "train": "steep.api",
+}
+"""The module of each function."""
+
+TUNED = ("evaluate", "evaluate_tasks", "generate", "lr_find", "train")
+"""Functions that are faster in a tuned process. It must be tuned before torch is imported, which these modules do."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in PACKAGES:
-        return importlib.import_module(f"steep.{name}")
-    if name in __all__:
-        return getattr(importlib.import_module("steep.api"), name)
-    raise AttributeError(f"module 'steep' has no attribute {name!r}")
+    if name not in MODULES:
+        raise AttributeError(f"module 'steep' has no attribute {name!r}")
+    if name in TUNED:
+        from steep.runtime.tuning import tune_process  # `import steep` stays instant
+
+        tune_process()
+    return getattr(importlib.import_module(MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

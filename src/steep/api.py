@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 if TYPE_CHECKING:
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
     from steep.merge.average import AverageResult
     from steep.merge.blend import BlendResult
     from steep.merge.restore_instruct import RestoreResult
-    from steep.store.prepare import PrepareResult
-    from steep.tokenizer.extend import ExtendResult
-    from steep.tokenizer.fertility import FertilityReport
     from steep.training.finish import TrainResult
     from steep.training.lr_find import LearningRates
 
@@ -35,9 +30,6 @@ ConfigLike = Union["RunConfig", Mapping[str, Any], str, "os.PathLike[str]"]
 
 Reference = Union[str, "os.PathLike[str]"]
 """A run, checkpoint, model folder, hub id or .gguf file."""
-
-
-SOURCE_LIMITS = ("max_record_bytes", "max_expansion", "max_expanded_bytes")
 
 
 def as_config(config: ConfigLike) -> RunConfig:
@@ -50,102 +42,6 @@ def as_config(config: ConfigLike) -> RunConfig:
     if isinstance(config, Mapping):
         return load_run_config(mapping=config)
     return load_run_config(config)
-
-
-def prepare(
-    inputs: Union[str, Sequence[str]],
-    *,
-    tokenizer: str,
-    out: Union[str, os.PathLike[str]],
-    input_format: str = "auto",
-    text_key: Optional[str] = None,
-    document_separator: Optional[str] = None,
-    append_eos: bool = True,
-    prepend_bos: Optional[bool] = None,
-    format: Optional[str] = None,
-    overwrite: bool = False,
-    progress: Optional[Callable[[int, int, int], None]] = None,
-    **settings: Any,
-) -> PrepareResult:
-    """Turn text into a token store (Megatron .bin/.idx with a manifest).
-
-    inputs: files, folders, globs, `hub:NAME:CONFIG:SPLIT`, or `-` for standard input. tokenizer: hub id, folder,
-    tokenizer.json or .gguf file. out: the store's folder. format: `megatron`, `nanogpt`, `llm_c` or `automodel` also writes
-    the tokens as that tool's files, in `out`/format. progress: called with bytes done, bytes in all, tokens written.
-    settings: keys of `data.prepare` (workers, max_tokens, dedup, ...), and max_record_bytes, max_expansion and
-    max_expanded_bytes of a source.
-    Raises ConfigError for arguments and DataError for inputs that cannot be used. Interrupted, the same call continues.
-    """
-    from steep.config.sections import checked_section
-    from steep.sources.config import SourceConfig
-    from steep.sources.hints import source_hints
-    from steep.store.config import PrepareConfig
-    from steep.store.prepare import check_export_format, write_export
-    from steep.store.prepare import prepare as prepare_store
-    from steep.tokenizer.config import TokenizerConfig
-    from steep.tokenizer.open import load_tokenizer
-
-    check_export_format(format)
-    paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
-    limits = {key: settings.pop(key) for key in SOURCE_LIMITS if key in settings}
-    source = checked_section(
-        SourceConfig,
-        {
-            "path": [str(p) for p in paths],
-            "format": input_format,
-            "text_key": text_key,
-            "document_separator": document_separator,
-            **limits,
-        },
-    )
-    config = checked_section(PrepareConfig, settings)
-    policy = TokenizerConfig(pretrained=tokenizer, append_eos=append_eos, prepend_bos=prepend_bos)
-    result = prepare_store([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
-    result = replace(result, hints=tuple(source_hints(source)))
-    return result if format is None else write_export(result, format, config.shard_tokens)
-
-
-def tokenizer_fertility(
-    texts: Union[str, Sequence[str]], *, tokenizer: str, general: Optional[str] = None
-) -> FertilityReport:
-    """How well a tokenizer fits texts, and whether more tokens would pay, measured on text that they were not chosen from.
-
-    texts, general: files, folders or globs. Raises DataError, ModelError for what cannot be read.
-    """
-    from steep.tokenizer.fertility import fertility_report
-    from steep.tokenizer.open import load_hf_tokenizer
-
-    other = None if general is None else _read_texts(general)
-    return fertility_report(load_hf_tokenizer(tokenizer), _read_texts(texts), other)
-
-
-def tokenizer_extend(
-    texts: Union[str, Sequence[str]], *, tokenizer: str, out: Union[str, os.PathLike[str]], tokens: int = 1000
-) -> ExtendResult:
-    """Continue a BPE tokenizer on texts and write it to the folder `out`, for `vocabulary: {add: out}`.
-
-    Old tokens keep their ids. Raises ModelError for a tokenizer that is not BPE, ConfigError for a folder that exists.
-    """
-    from steep.tokenizer.extend import extend
-    from steep.tokenizer.open import load_hf_tokenizer
-
-    return extend(load_hf_tokenizer(tokenizer), _read_texts(texts), tokens, Path(out))
-
-
-def _read_texts(texts: Union[str, Sequence[str]]) -> list[str]:
-    """Every document of files, folders or globs, in memory."""
-    from steep.config.sections import checked_section
-    from steep.core.errors import DataError
-    from steep.sources.config import SourceConfig
-    from steep.sources.document import Document
-    from steep.sources.inputs import expand_inputs, load_format
-
-    source = checked_section(SourceConfig, {"path": [texts] if isinstance(texts, str) else list(texts)})
-    records = (record for file in expand_inputs(source) for record in load_format(file.format).read(file.path, source))
-    found = [record.text for record in records if isinstance(record, Document)]
-    if not found:
-        raise DataError(f"{texts}: holds no document")
-    return found
 
 
 def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -> RunPlan:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, Union
 
 import numpy as np
 
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import read_json
+from steep.core.public import public
 from steep.core.units import format_bytes
 from steep.order.data_order import DataOrder, same_past
 from steep.runtime.run_directory import RunDirectory, is_run_directory
@@ -21,19 +22,25 @@ BAR_CHARACTERS = 40
 """What the text form shows of long values; --json has them whole."""
 
 
-def inspect_path(
-    path: str | os.PathLike[str],
+@public
+def inspect(
+    path: Union[str, "os.PathLike[str]"],
     *,
+    sequence: Optional[int] = None,
     verify: bool = False,
-    tokenizer: str | None = None,
+    tokenizer: Optional[str] = None,
     seed: int = 0,
     format: str = "auto",
 ) -> dict[str, Any]:
-    """Describe whatever is at `path`. Raises ConfigError for something that steep does not know.
+    """What is at a path, as plain values: a token store, a run, a checkpoint or a model folder.
 
-    verify: also read every byte and compare checksums, where there are any. Of token stores: `tokenizer` names the one of a
-    store that has none beside it, `seed` chooses the documents that are shown, `format` is the tool that wrote it.
+    sequence: of a run, the documents and the text of this sequence instead. verify: also read every byte and compare checksums,
+    where there are any. Of token stores: `tokenizer` names the one of a store that has none beside it, `seed` chooses the
+    documents that are shown, `format` is the tool that wrote it. Raises ConfigError for something that steep does not know.
     """
+    if sequence is not None:
+        return inspect_sequence(Path(path), sequence)
+
     from steep.store.detect import FORMATS
     from steep.store.reader import is_store
 

@@ -70,7 +70,7 @@ def test_help_is_light(arguments: list[str]) -> None:
         (["inspect", "nonsense"], "there is nothing"),
         (["inspect", "{config}"], "this is none of them"),
         (["report", "nonsense"], "no such run directory"),
-        (["report", "{directory}"], "is no run directory"),
+        (["report", "{directory}"], "is not a run directory"),
         (["evaluate", "{tokenizer}"], "name at least one text"),
         (["generate", "{run}"], "--prompt"),
         (["generate", "{run}", "--prompt", ""], "the prompt is empty"),

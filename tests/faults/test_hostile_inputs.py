@@ -27,7 +27,7 @@ from steep.cli.main import run
 from steep.core.errors import DataError
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
-from steep.store.prepare import prepare
+from steep.store.prepare import prepare_sources
 from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import load_tokenizer
@@ -411,9 +411,9 @@ def test_a_file_that_changes_while_it_is_read_is_named(how: str, tokenizer_folde
             path.unlink(missing_ok=True)
 
     with pytest.raises(DataError, match=r"a\.jsonl: (changed while it was being read|cannot be read)"):
-        prepare([SourceConfig(path=str(path))], tokenizer, tmp_path / "out", PrepareConfig(workers=1), change)
+        prepare_sources([SourceConfig(path=str(path))], tokenizer, tmp_path / "out", PrepareConfig(workers=1), change)
     path.write_bytes(content)
-    result = prepare(
+    result = prepare_sources(
         [SourceConfig(path=str(path))], tokenizer, tmp_path / "out", PrepareConfig(workers=1), overwrite=True
     )
     assert result.documents == 5000
@@ -491,7 +491,7 @@ from pathlib import Path
 from steep.core.errors import SteepError
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
-from steep.store.prepare import prepare
+from steep.store.prepare import prepare_sources
 from steep.tokenizer.encode import TextTokenizer
 
 source, tokenizer, folder, changes = sys.argv[1:]
@@ -501,14 +501,14 @@ for number, limit in enumerate([0, 1, 10, 100, 300, 1000, 3000, 5000, 10000, 200
     out = Path(folder) / str(number)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        prepare([SourceConfig(path=source)], tokenizer, out, config)
+        prepare_sources([SourceConfig(path=source)], tokenizer, out, config)
         assert (out / "manifest.json").is_file()
     except SteepError as error:
         failed += 1
         assert "larger than this system allows" in str(error) and str(out) in str(error), error
         assert not (out / "manifest.json").exists()
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    prepare([SourceConfig(path=source)], tokenizer, out, config)
+    prepare_sources([SourceConfig(path=source)], tokenizer, out, config)
 print(failed)
 """
 
@@ -550,7 +550,7 @@ def test_eight_processes_at_once_leave_one_good_store(tokenizer_folder: Path, tm
         "from steep.tokenizer.encode import TextTokenizer; from steep.core.errors import DataError\n"
         "source, tokenizer, out = sys.argv[1:]; sources = [SourceConfig(path=source)]\n"
         "tokenizer = TextTokenizer.load(Path(tokenizer)); config = PrepareConfig(workers=1, dedup='exact')\n"
-        "try: print(prepare(sources, tokenizer, Path(out), config))\n"
+        "try: print(prepare_sources(sources, tokenizer, Path(out), config))\n"
         "except DataError as error: sys.exit(str(error))\n"
     )
     arguments = [str(tmp_path / "a.jsonl"), str(tmp_path / "tokenizer")]
@@ -605,7 +605,7 @@ def test_standard_input_is_read_and_continued(tokenizer_folder: Path, tmp_path: 
         "from steep.sources.config import SourceConfig; from steep.store.config import PrepareConfig\n"
         "from steep.tokenizer.encode import TextTokenizer\n"
         "source, tokenizer, out = sys.argv[1:]; sources = [SourceConfig(path=source, format='jsonl')]\n"
-        "print(prepare(sources, TextTokenizer.load(Path(tokenizer)), Path(out), PrepareConfig(workers=1)))\n"
+        "print(prepare_sources(sources, TextTokenizer.load(Path(tokenizer)), Path(out), PrepareConfig(workers=1)))\n"
     )
     for number in range(2):
         with (tmp_path / "a.jsonl").open("rb") as standard_input:
@@ -616,7 +616,7 @@ def test_standard_input_is_read_and_continued(tokenizer_folder: Path, tmp_path: 
         assert finished.returncode == 0, finished.stderr
         assert ("already there" in finished.stdout) == (number == 1)
     tokenizer = load_tokenizer(TokenizerConfig(pretrained=str(tokenizer_folder)))
-    from_file = prepare(
+    from_file = prepare_sources(
         [SourceConfig(path=str(tmp_path / "a.jsonl"))], tokenizer, tmp_path / "file", PrepareConfig(workers=1)
     )
     store = open_store(tmp_path / "out")

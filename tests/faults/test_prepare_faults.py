@@ -20,7 +20,7 @@ import pytest
 from steep.core.errors import DataError
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
-from steep.store.prepare import prepare
+from steep.store.prepare import prepare_sources
 from steep.store.reader import is_store, open_store
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
@@ -34,7 +34,7 @@ import json, os, pathlib, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has its children ignore it
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
-from steep.store.prepare import prepare
+from steep.store.prepare import prepare_sources
 from steep.tokenizer.encode import TextTokenizer
 
 source, tokenizer, out, workers, mode = sys.argv[1:]
@@ -47,7 +47,7 @@ def progress(*call):
 config = PrepareConfig(workers=int(workers), shard_bytes={SHARD_BYTES}, **json.loads(os.environ.get("CHANGES", "{{}}")))
 print("started", flush=True)
 sources, tokenizer = [SourceConfig(path=source)], TextTokenizer.load(pathlib.Path(tokenizer))
-print(prepare(sources, tokenizer, pathlib.Path(out), config, progress, wait=mode == "wait"))
+print(prepare_sources(sources, tokenizer, pathlib.Path(out), config, progress, wait=mode == "wait"))
 """
 
 KILLER = """
@@ -89,7 +89,7 @@ def corpus(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Path, tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    prepare([SourceConfig(path=str(corpus))], tokenizer, out, PrepareConfig(workers=1, shard_bytes=SHARD_BYTES))
+    prepare_sources([SourceConfig(path=str(corpus))], tokenizer, out, PrepareConfig(workers=1, shard_bytes=SHARD_BYTES))
     return folder_hashes(out)
 
 
@@ -175,7 +175,7 @@ def test_killed_at_random_instants_it_ends_with_the_same_bytes(
             with pytest.raises(DataError, match="unfinished"):
                 open_store(out)
     config = PrepareConfig(workers=2, shard_bytes=SHARD_BYTES)
-    prepare([SourceConfig(path=str(corpus))], tokenizer, out, config)
+    prepare_sources([SourceConfig(path=str(corpus))], tokenizer, out, config)
     assert unfinished > 0
     assert folder_hashes(out) == undisturbed
     assert list(out.rglob(".*")) == []
@@ -190,7 +190,7 @@ def test_killed_before_every_single_rename_it_ends_with_the_same_bytes(
     lines = [json.dumps({"text": text}) for text in documents[:12]]
     source.write_text("\n".join([*lines, "{"]), encoding="utf-8")
     config = PrepareConfig(workers=1, shard_bytes=SHARD_BYTES)
-    prepare([SourceConfig(path=str(source))], tokenizer, tmp_path / "whole", config)
+    prepare_sources([SourceConfig(path=str(source))], tokenizer, tmp_path / "whole", config)
     expected = folder_hashes(tmp_path / "whole")
     for kill_at in range(1, 40):
         out = tmp_path / f"out{kill_at}"
@@ -198,7 +198,7 @@ def test_killed_before_every_single_rename_it_ends_with_the_same_bytes(
         if status == 0:
             break
         assert status == -signal.SIGKILL
-        prepare([SourceConfig(path=str(source))], tokenizer, out, config)
+        prepare_sources([SourceConfig(path=str(source))], tokenizer, out, config)
         assert folder_hashes(out) == expected
     assert kill_at == RENAMES_BEFORE_SHARDS + RENAMES_PER_SHARD + 2 + 1  # rejected.jsonl, manifest; then none is left
 
@@ -222,7 +222,7 @@ def test_killed_before_every_rename_of_a_choice_it_ends_with_the_same_bytes(
     if "check_against" in changes:
         changes = {**changes, "check_against": [str(evaluation)]}
     config = PrepareConfig(workers=1, shard_bytes=SHARD_BYTES, **changes)
-    prepare([SourceConfig(path=str(source))], tokenizer, tmp_path / "whole", config)
+    prepare_sources([SourceConfig(path=str(source))], tokenizer, tmp_path / "whole", config)
     expected = folder_hashes(tmp_path / "whole")
     for kill_at in range(1, 60):
         out = tmp_path / f"out{kill_at}"
@@ -231,7 +231,7 @@ def test_killed_before_every_rename_of_a_choice_it_ends_with_the_same_bytes(
             break
         assert status == -signal.SIGKILL
         assert not is_store(out) or (out / "manifest.json").exists() or (out / ".prepare").exists()
-        prepare([SourceConfig(path=str(source))], tokenizer, out, config)
+        prepare_sources([SourceConfig(path=str(source))], tokenizer, out, config)
         assert folder_hashes(out) == expected
     assert kill_at > 12
 
@@ -240,12 +240,12 @@ def test_killed_right_after_the_manifest_the_store_is_whole_and_tidied(
     corpus: Path, tokenizer: TextTokenizer, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     out, config = tmp_path / "out", PrepareConfig(workers=1, shard_bytes=SHARD_BYTES)
-    prepare([SourceConfig(path=str(corpus))], tokenizer, out, config)
+    prepare_sources([SourceConfig(path=str(corpus))], tokenizer, out, config)
     (out / ".prepare").mkdir()
     for name in ("plan.json", "lock", "shard_00000.json"):
         (out / ".prepare" / name).write_text("{}")
     open_store(out).verify()
-    assert prepare([SourceConfig(path=str(corpus))], tokenizer, out, config).already_there
+    assert prepare_sources([SourceConfig(path=str(corpus))], tokenizer, out, config).already_there
     assert folder_hashes(out) == undisturbed
 
 
@@ -255,7 +255,7 @@ def test_finished_shards_are_kept(
     out = tmp_path / "out"
     interrupted_store(corpus, tokenizer_folder, out, shards=3)
     written = {f"shard_0000{n}.bin": (out / f"shard_0000{n}.bin").stat().st_mtime_ns for n in range(3)}
-    result = prepare(
+    result = prepare_sources(
         [SourceConfig(path=str(corpus))], tokenizer, out, PrepareConfig(workers=1, shard_bytes=SHARD_BYTES)
     )
     assert result.shards_continued == 3
@@ -271,12 +271,12 @@ def test_an_unfinished_folder_refuses_other_settings_by_name(
     assert is_store(out)
     source = SourceConfig(path=str(corpus))
     with pytest.raises(DataError, match=rf"unfinished(?s:.*)shard_bytes: {SHARD_BYTES} there, 5000000 now"):
-        prepare([source], tokenizer, out, PrepareConfig(shard_bytes=5_000_000))
+        prepare_sources([source], tokenizer, out, PrepareConfig(shard_bytes=5_000_000))
     with pytest.raises(DataError, match=r"'text_key': None(?s:.*)'text_key': 'body'"):
-        prepare(
+        prepare_sources(
             [SourceConfig(path=str(corpus), text_key="body")], tokenizer, out, PrepareConfig(shard_bytes=SHARD_BYTES)
         )
-    prepare([source], tokenizer, out, PrepareConfig(workers=1, shard_bytes=SHARD_BYTES), overwrite=True)
+    prepare_sources([source], tokenizer, out, PrepareConfig(workers=1, shard_bytes=SHARD_BYTES), overwrite=True)
     assert folder_hashes(out) == undisturbed
 
 
@@ -288,7 +288,7 @@ def test_a_finished_shard_that_was_cut_short_is_made_again(
     name = next(out.glob(".prepare/shard_*.json")).stem
     with (out / f"{name}.bin").open("r+b") as file:
         file.truncate(10)
-    prepare([SourceConfig(path=str(corpus))], tokenizer, out, PrepareConfig(workers=1, shard_bytes=SHARD_BYTES))
+    prepare_sources([SourceConfig(path=str(corpus))], tokenizer, out, PrepareConfig(workers=1, shard_bytes=SHARD_BYTES))
     assert folder_hashes(out) == undisturbed
 
 
@@ -304,7 +304,7 @@ def test_ctrl_c_stops_promptly_and_leaves_a_folder_that_continues(
     process.communicate(timeout=20)
     assert process.returncode != 0
     wait_until_gone(workers)
-    prepare([SourceConfig(path=str(corpus))], tokenizer, out, PrepareConfig(workers=1, shard_bytes=SHARD_BYTES))
+    prepare_sources([SourceConfig(path=str(corpus))], tokenizer, out, PrepareConfig(workers=1, shard_bytes=SHARD_BYTES))
     assert folder_hashes(out) == undisturbed
 
 
@@ -337,7 +337,9 @@ def test_the_second_of_two_that_do_not_wait_names_the_first(
     process = start(corpus, tokenizer_folder, tmp_path / "out", mode="pause")
     wait_for(process, "progress")
     with pytest.raises(DataError, match=f"process {process.pid} is preparing it now"):
-        prepare([SourceConfig(path=str(corpus))], tokenizer, tmp_path / "out", PrepareConfig(shard_bytes=SHARD_BYTES))
+        prepare_sources(
+            [SourceConfig(path=str(corpus))], tokenizer, tmp_path / "out", PrepareConfig(shard_bytes=SHARD_BYTES)
+        )
     process.kill()
     process.communicate()
 
@@ -361,7 +363,7 @@ def test_no_space_is_said_and_can_be_continued(
     assert "DataError" in finished.stderr
     assert "the file would be larger than this system allows" in finished.stderr
     assert list(out.glob("shard_*.bin")) == []
-    prepare([SourceConfig(path=str(corpus))], tokenizer, out, PrepareConfig(workers=2, shard_bytes=SHARD_BYTES))
+    prepare_sources([SourceConfig(path=str(corpus))], tokenizer, out, PrepareConfig(workers=2, shard_bytes=SHARD_BYTES))
     assert folder_hashes(out) == undisturbed
 
 
@@ -374,9 +376,11 @@ def test_a_truncated_file_stops_with_its_name(
         (tmp_path / name).write_bytes(content)
     config = PrepareConfig(workers=workers, shard_bytes=1)
     with pytest.raises(DataError, match=r"b\.jsonl\.gz: cannot be read: Compressed file ended"):
-        prepare([SourceConfig(path=str(tmp_path / "*.gz"))], tokenizer, tmp_path / "out", config)
+        prepare_sources([SourceConfig(path=str(tmp_path / "*.gz"))], tokenizer, tmp_path / "out", config)
     (tmp_path / "b.jsonl.gz").write_bytes(raw)
-    result = prepare([SourceConfig(path=str(tmp_path / "*.gz"))], tokenizer, tmp_path / "out", config, overwrite=True)
+    result = prepare_sources(
+        [SourceConfig(path=str(tmp_path / "*.gz"))], tokenizer, tmp_path / "out", config, overwrite=True
+    )
     assert result.documents == 3 * len(documents)
 
 
@@ -387,7 +391,7 @@ def test_a_defect_in_a_worker_is_shown_with_its_traceback(
 
     broken = replace(tokenizer, eos_id=2**70)
     with pytest.raises(RuntimeError, match=r"a worker process failed:(?s:.*)Traceback(?s:.*)Overflow"):
-        prepare(
+        prepare_sources(
             [SourceConfig(path=str(corpus))],
             broken,
             tmp_path / "out",

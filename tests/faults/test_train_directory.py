@@ -16,7 +16,7 @@ from processes import Steep, final_weights, same_records
 from steep.config.load import load_run_config
 from steep.core.errors import CheckpointError, ConfigError, SteepError
 from steep.data.open import open_run_data
-from steep.inspection import inspect_sequence
+from steep.inspection import inspect
 from steep.tokenizer.open import load_tokenizer
 from steep.training.finish import TrainResult
 from steep.training.loop import train
@@ -157,13 +157,13 @@ def test_a_source_may_be_dropped_or_moved_where_that_is_asked_for(
     run, begun = tmp_path / "runs" / "small", moved["data_changes"][0]["first_sequence"]
     config = load_run_config(mapping={**mapping, "data": {**mapping["data"], "train": [second, first]}})
     plan = open_run_data(config, load_tokenizer(config.tokenizer, config.model)).order.beginning_at(begun)
-    shown = inspect_sequence(run, begun + 1)
+    shown = inspect(run, sequence=begun + 1)
     ranges = [(part["document"], part["start"], part["tokens"]) for part in shown["documents"]]
     assert ranges == plan.sequence(begun + 1).ranges
     with pytest.raises(ConfigError, match=f"was changed at sequence {begun}"):
-        inspect_sequence(run, begun - 1)
+        inspect(run, sequence=begun - 1)
     with pytest.raises(ConfigError, match="counted from 0"):
-        inspect_sequence(run, -1)
+        inspect(run, sequence=-1)
     dropped = ledger(first, steps="8")
     assert list(tokens(dropped)) == ["first"]
     assert tokens(dropped)["first"] > tokens(moved)["first"]

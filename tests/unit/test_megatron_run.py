@@ -16,7 +16,7 @@ from steep.loader import Loader
 from steep.order.batches import run_sizes
 from steep.order.megatron import build_megatron_orders
 from steep.sources.config import SourceConfig
-from steep.store.prepare import prepare
+from steep.store.prepare import prepare_sources
 from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import load_hf_tokenizer, load_tokenizer, text_tokenizer
@@ -35,7 +35,7 @@ def prefixes(
     for name, texts in (("a", documents[:40]), ("b", documents[40:60])):
         source = folder / f"{name}.jsonl"
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        prepare([SourceConfig(path=str(source))], tokenizer, folder / name)
+        prepare_sources([SourceConfig(path=str(source))], tokenizer, folder / name)
         [shard] = (folder / name).glob("shard_*.bin")
         for suffix in (".bin", ".idx"):
             shard.with_suffix(suffix).rename(folder / f"{name}_text_document{suffix}")

@@ -22,7 +22,7 @@ from steep.sources.config import SourceConfig
 from steep.store.cache import cached_store, open_sources
 from steep.store.config import PrepareConfig
 from steep.store.file_hashes import hash_files
-from steep.store.prepare import prepare
+from steep.store.prepare import prepare_sources
 from steep.store.reader import open_store
 from steep.store.work import gather_inputs, plan_items
 from steep.tokenizer.config import TokenizerConfig
@@ -58,7 +58,9 @@ def test_one_and_two_workers_write_the_same_bytes(
 ) -> None:
     sources = write_mixed_corpus(tmp_path / "corpus", documents)
     results = [
-        prepare(sources, tokenizer, tmp_path / f"out{workers}", PrepareConfig(workers=workers, shard_bytes=60_000))
+        prepare_sources(
+            sources, tokenizer, tmp_path / f"out{workers}", PrepareConfig(workers=workers, shard_bytes=60_000)
+        )
         for workers in (1, 2)
     ]
     hashes = folder_hashes(tmp_path / "out1")
@@ -92,7 +94,7 @@ def test_the_ledger_accounts_for_every_line(
     folder = tmp_path_factory.mktemp("ledger")
     kept = [orjson.dumps({"text": "always"}), *lines]
     (folder / "a.jsonl").write_bytes(b"\n".join(kept))
-    result = prepare(
+    result = prepare_sources(
         [SourceConfig(path=str(folder / "a.jsonl"))],
         tokenizer,
         folder / "out",
@@ -131,7 +133,9 @@ def _encodable(text: str) -> bool:
 
 def test_rejected_jsonl_names_file_line_and_reason(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\nnope\n{"text": 1}\n')
-    prepare([SourceConfig(path=str(tmp_path / "a.jsonl"))], tokenizer, tmp_path / "out", PrepareConfig(workers=1))
+    prepare_sources(
+        [SourceConfig(path=str(tmp_path / "a.jsonl"))], tokenizer, tmp_path / "out", PrepareConfig(workers=1)
+    )
     records = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [(record["line"], record["reason"]) for record in records] == [(2, "not JSON"), (3, "wrong type")]
     assert {record["file"] for record in records} == {str(tmp_path / "a.jsonl")}
@@ -141,9 +145,9 @@ def test_stop_on_a_bad_record_names_it(tokenizer: TextTokenizer, tmp_path: Path)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\nnope\n')
     config = PrepareConfig(workers=1, on_bad_record="stop")
     with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON"):
-        prepare([SourceConfig(path=str(tmp_path / "a.jsonl"))], tokenizer, tmp_path / "out", config)
+        prepare_sources([SourceConfig(path=str(tmp_path / "a.jsonl"))], tokenizer, tmp_path / "out", config)
     # nothing was finished, so the same folder can be used with other settings
-    result = prepare(
+    result = prepare_sources(
         [SourceConfig(path=str(tmp_path / "a.jsonl"))], tokenizer, tmp_path / "out", PrepareConfig(workers=1)
     )
     assert result.documents == 1
@@ -161,7 +165,9 @@ def test_no_document_at_all_is_an_error_and_leaves_the_folder_free(
 ) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        prepare([SourceConfig(path=str(tmp_path / "a.jsonl"))], tokenizer, tmp_path / "out", PrepareConfig(workers=1))
+        prepare_sources(
+            [SourceConfig(path=str(tmp_path / "a.jsonl"))], tokenizer, tmp_path / "out", PrepareConfig(workers=1)
+        )
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -173,7 +179,7 @@ def test_text_that_normalizes_to_nothing_is_dropped_by_name(tokenizer: TextToken
     backend = Tokenizer.from_str(tokenizer.backend.to_str())
     backend.normalizer = normalizers.Replace("gone", "")
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "gone"}\n{"text": "stays"}\n')
-    result = prepare(
+    result = prepare_sources(
         [SourceConfig(path=str(tmp_path / "a.jsonl"))], replace(tokenizer, backend=backend), tmp_path / "out"
     )
     assert result.ledger["dropped"] == {"no tokens": 1}
@@ -183,20 +189,20 @@ def test_text_that_normalizes_to_nothing_is_dropped_by_name(tokenizer: TextToken
 def test_a_finished_store_is_found_and_another_is_refused(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
     source, out = SourceConfig(path=str(tmp_path / "a.txt")), tmp_path / "out"
-    first = prepare([source], tokenizer, out)
+    first = prepare_sources([source], tokenizer, out)
     before = folder_hashes(out)
-    again = prepare([source], tokenizer, out, PrepareConfig(workers=2))
+    again = prepare_sources([source], tokenizer, out, PrepareConfig(workers=2))
     assert (first.already_there, again.already_there) == (False, True)
     assert again.ledger == first.ledger
     assert folder_hashes(out) == before
     assert "already there" in str(again)
     with pytest.raises(DataError, match=r"on_bad_record: skip there, stop now(?s:.*)--overwrite"):
-        prepare([source], tokenizer, out, PrepareConfig(on_bad_record="stop"))
+        prepare_sources([source], tokenizer, out, PrepareConfig(on_bad_record="stop"))
     (tmp_path / "a.txt").write_text("other text")
     with pytest.raises(DataError, match="0 of them with the same content"):
-        prepare([source], tokenizer, out)
+        prepare_sources([source], tokenizer, out)
     assert folder_hashes(out) == before
-    replaced = prepare([source], tokenizer, out, overwrite=True)
+    replaced = prepare_sources([source], tokenizer, out, overwrite=True)
     assert tokenizer.decode(open_store(replaced.path).document(0)[:-1]) == "other text"
 
 
@@ -206,10 +212,12 @@ def test_foreign_files_are_never_touched(tokenizer: TextTokenizer, tmp_path: Pat
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     for overwrite in (False, True):
         with pytest.raises(DataError, match=r"not empty.*thesis\.tex"):
-            prepare([SourceConfig(path=str(tmp_path / "a.txt"))], tokenizer, tmp_path / "out", overwrite=overwrite)
+            prepare_sources(
+                [SourceConfig(path=str(tmp_path / "a.txt"))], tokenizer, tmp_path / "out", overwrite=overwrite
+            )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
     with pytest.raises(DataError, match="is a file"):
-        prepare([SourceConfig(path=str(tmp_path / "a.txt"))], tokenizer, tmp_path / "a.txt")
+        prepare_sources([SourceConfig(path=str(tmp_path / "a.txt"))], tokenizer, tmp_path / "a.txt")
 
 
 def test_items_are_fixed_by_the_inputs_and_cover_them_once(tmp_path: Path) -> None:
@@ -237,7 +245,7 @@ def test_progress_ends_at_the_whole_and_never_goes_back(
     sources = write_mixed_corpus(tmp_path / "corpus", documents)
     calls: list[tuple[int, int, int]] = []
     config = PrepareConfig(workers=workers, shard_bytes=60_000)
-    result = prepare(sources, tokenizer, tmp_path / "out", config, lambda *call: calls.append(call))
+    result = prepare_sources(sources, tokenizer, tmp_path / "out", config, lambda *call: calls.append(call))
     assert [call[0] for call in calls] == sorted(call[0] for call in calls)
     assert calls[-1] == (calls[0][1], calls[0][1], result.tokens)
 

@@ -21,7 +21,7 @@ from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
 from steep.store.contamination import RUN_WORDS
 from steep.store.duplicates import SHINGLE_WORDS, alike, repeated, signature, signatures_of
-from steep.store.prepare import PrepareResult, prepare
+from steep.store.prepare import PrepareResult, prepare_sources
 from steep.store.reader import TokenStore, open_store
 from steep.store.word_hashes import CHUNK_BYTES, run_hashes, runs_within, word_hashes, word_hashes_of
 from steep.tokenizer.config import TokenizerConfig
@@ -61,7 +61,7 @@ def folder_hashes(folder: Path) -> dict[str, str]:
 
 def run(path: Path, tokenizer: TextTokenizer, out: Path, workers: int = 1, **changes: Any) -> PrepareResult:
     config = PrepareConfig(**{"workers": workers, "shard_bytes": SHARD_BYTES, **changes})
-    return prepare([SourceConfig(path=str(path))], tokenizer, out, config)
+    return prepare_sources([SourceConfig(path=str(path))], tokenizer, out, config)
 
 
 def texts_of(store: TokenStore, tokenizer: TextTokenizer) -> list[str]:
@@ -118,7 +118,7 @@ def test_max_tokens_does_not_read_what_it_does_not_need(
         (tmp_path / f"{number:02d}.jsonl").write_text(json.dumps({"text": documents[number] * 3}))
     seen: list[int] = []
     config = PrepareConfig(workers=1, shard_bytes=20_000, max_tokens=1000)
-    result = prepare([SourceConfig(path=str(tmp_path / "*.jsonl"))], tokenizer, tmp_path / "out", config,
+    result = prepare_sources([SourceConfig(path=str(tmp_path / "*.jsonl"))], tokenizer, tmp_path / "out", config,
                      lambda done, total, tokens: seen.append(done))  # fmt: skip
     total = sum(path.stat().st_size for path in tmp_path.glob("*.jsonl"))
     assert result.ledger["records_read"] < 10

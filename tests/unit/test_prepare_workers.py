@@ -16,7 +16,7 @@ import pytest
 from steep.core.errors import ConfigError
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
-from steep.store.prepare import prepare
+from steep.store.prepare import prepare_sources
 from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
@@ -63,7 +63,7 @@ def expected(
 ) -> dict[str, bytes]:
     """What the reference backend writes with one worker."""
     out = tmp_path_factory.mktemp("expected") / "store"
-    prepare(corpus, tokenizer, out, config("huggingface", 1))
+    prepare_sources(corpus, tokenizer, out, config("huggingface", 1))
     return contents(out)
 
 
@@ -77,7 +77,7 @@ def test_the_bytes_are_the_same_for_every_backend_and_any_workers(
     workers: int,
 ) -> None:
     out = tmp_path / "store"
-    result = prepare(corpus, tokenizer, out, config(backend, workers))
+    result = prepare_sources(corpus, tokenizer, out, config(backend, workers))
     assert contents(out) == expected
     assert result.ledger["dropped"] == {"empty": 8, "no text field": 8, "not JSON": 8, "wrong type": 8}
     backends = json.loads((out / "manifest.json").read_text())["tokenizer"]["backends"]
@@ -88,7 +88,7 @@ def test_the_bytes_are_the_same_for_every_backend_and_any_workers(
 def test_the_ids_are_those_of_the_reference_document_by_document(
     corpus: list[SourceConfig], tokenizer: TextTokenizer, documents: list[str], tmp_path: Path
 ) -> None:
-    prepare(corpus[1:], tokenizer, tmp_path / "store", config("gigatoken", 2))
+    prepare_sources(corpus[1:], tokenizer, tmp_path / "store", config("gigatoken", 2))
     store = open_store(tmp_path / "store")
     in_order = [text for _, text in sorted((f"{number}.txt", text) for number, text in enumerate(documents))]
     assert [store.document(number).tolist() for number in range(store.num_documents)] == [
@@ -99,8 +99,8 @@ def test_the_ids_are_those_of_the_reference_document_by_document(
 def test_the_backend_is_no_part_of_what_a_store_was_made_from(
     corpus: list[SourceConfig], tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
-    first = prepare(corpus[1:], tokenizer, tmp_path / "store", config("gigatoken", 1))
-    again = prepare(corpus[1:], tokenizer, tmp_path / "store", config("huggingface", 1))
+    first = prepare_sources(corpus[1:], tokenizer, tmp_path / "store", config("gigatoken", 1))
+    again = prepare_sources(corpus[1:], tokenizer, tmp_path / "store", config("huggingface", 1))
     assert (first.already_there, again.already_there) == (False, True)
 
 
@@ -108,7 +108,7 @@ def test_a_small_corpus_is_left_to_the_reference(
     corpus: list[SourceConfig], tokenizer: TextTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        prepare(corpus[1:], tokenizer, tmp_path / "store", config("auto", 1))
+        prepare_sources(corpus[1:], tokenizer, tmp_path / "store", config("auto", 1))
     (backend,) = json.loads((tmp_path / "store" / "manifest.json").read_text())["tokenizer"]["backends"]
     assert backend.startswith("huggingface (tokenizers ")
     assert caplog.text == ""
@@ -118,7 +118,7 @@ def test_an_unknown_backend_is_an_error_that_names_the_others(
     corpus: list[SourceConfig], tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="There are: gigatoken, huggingface"):
-        prepare(corpus[1:], tokenizer, tmp_path / "store", config("fastest", 1))
+        prepare_sources(corpus[1:], tokenizer, tmp_path / "store", config("fastest", 1))
 
 
 def test_killed_in_the_middle_it_continues_with_the_other_backend_to_the_same_bytes(
@@ -130,8 +130,8 @@ def test_killed_in_the_middle_it_continues_with_the_other_backend_to_the_same_by
     code = (
         "import sys; from pathlib import Path\n"
         "from steep.sources.config import SourceConfig; from steep.store.config import PrepareConfig\n"
-        "from steep.store.prepare import prepare; from steep.tokenizer.encode import TextTokenizer\n"
-        "prepare([SourceConfig(path=path) for path in sys.argv[3:]], TextTokenizer.load(Path(sys.argv[1])), Path(sys.argv[2]),\n"
+        "from steep.store.prepare import prepare_sources; from steep.tokenizer.encode import TextTokenizer\n"
+        "prepare_sources([SourceConfig(path=path) for path in sys.argv[3:]], TextTokenizer.load(Path(sys.argv[1])), Path(sys.argv[2]),\n"
         "        PrepareConfig(workers=2, tokenizer_backend='huggingface'))"
     )
     tokenizer.save(tmp_path / "tokenizer")
@@ -142,7 +142,7 @@ def test_killed_in_the_middle_it_continues_with_the_other_backend_to_the_same_by
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "manifest.json").exists()
-    result = prepare(corpus, tokenizer, out, config("gigatoken", 2))
+    result = prepare_sources(corpus, tokenizer, out, config("gigatoken", 2))
     assert result.shards_continued >= 1
     found = contents(out)
     assert {name: found[name] for name in expected if name.endswith((".bin", ".idx", ".npy"))} == {

@@ -16,7 +16,7 @@ from steep.sources.config import SourceConfig
 from steep.sources.document import NO_FIELD, Document, Rejected
 from steep.sources.formats import hub
 from steep.store.config import PrepareConfig
-from steep.store.prepare import prepare
+from steep.store.prepare import prepare_sources
 from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
@@ -81,12 +81,12 @@ def test_a_dataset_is_prepared_and_found_again(
     dataset: Path, documents: list[str], tokenizer: TextTokenizer, tmp_path: Path, workers: int
 ) -> None:
     source = SourceConfig(path=[f"hub:{dataset}", f"hub:{dataset}:pages:validation"])
-    result = prepare([source], tokenizer, tmp_path / "out", PrepareConfig(workers=workers))
+    result = prepare_sources([source], tokenizer, tmp_path / "out", PrepareConfig(workers=workers))
     store = open_store(result.path)
     texts = [tokenizer.decode(store.document(number)[:-1]) for number in range(store.num_documents)]
     assert texts == [*documents[:15], documents[30]]
     assert [entry["path"] for entry in store.manifest["sources"]] == source.path
-    assert prepare([source], tokenizer, tmp_path / "out", PrepareConfig(workers=1)).already_there
+    assert prepare_sources([source], tokenizer, tmp_path / "out", PrepareConfig(workers=1)).already_there
     assert store.manifest["shards"][1]["documents"] == 5
 
 

@@ -15,7 +15,7 @@ from steep.store.cache import check_tokenizer, open_sources, store_paths
 from steep.store.config import PrepareConfig
 from steep.store.formats.megatron import write_index
 from steep.store.inspect import inspect_store
-from steep.store.prepare import prepare
+from steep.store.prepare import prepare_sources
 from steep.store.reader import TokenStore, is_store, join_stores, open_store
 from steep.store.statistics import COUNTED_TOKENS, count_ids, fertility, length_histogram
 from steep.tokenizer.config import TokenizerConfig
@@ -31,7 +31,9 @@ def tokenizer(tiny_tokenizer_directory: Path) -> TextTokenizer:
 @pytest.fixture(scope="module")
 def store_path(corpus_directory: Path, tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stores") / "store"
-    prepare([SourceConfig(path=str(corpus_directory))], tokenizer, out, PrepareConfig(workers=1, shard_bytes=100_000))
+    prepare_sources(
+        [SourceConfig(path=str(corpus_directory))], tokenizer, out, PrepareConfig(workers=1, shard_bytes=100_000)
+    )
     return out
 
 
@@ -250,11 +252,11 @@ def test_unknown_ids_are_counted_for_tokenizers_that_have_one(tmp_path: Path) ->
 def test_inspect_of_foreign_files_shows_text_by_the_tokenizer_given(
     tiny_tokenizer_directory: Path, tokenizer: TextTokenizer, documents: list[str], tmp_path: Path
 ) -> None:
-    from steep.inspection import inspect_path, store_as_text
+    from steep.inspection import inspect, store_as_text
 
     ids = [[*tokenizer.encode(text), tokenizer.eos_id] for text in documents[:20]]
     np.array([i for document in ids for i in document], dtype="<u2").tofile(tmp_path / "train.bin")
-    found = inspect_path(tmp_path / "train.bin", tokenizer=str(tiny_tokenizer_directory), verify=True)
+    found = inspect(tmp_path / "train.bin", tokenizer=str(tiny_tokenizer_directory), verify=True)
     assert found["documents"] == 20
     assert found["written_by"] == "another tool (nanogpt)"
     assert "no checksums" in found["verified"]
@@ -265,7 +267,7 @@ def test_inspect_of_foreign_files_shows_text_by_the_tokenizer_given(
     assert "never used" in shown
     assert "█" in shown
     with pytest.raises(ConfigError, match="format 'gpt'"):
-        inspect_path(tmp_path / "train.bin", format="gpt")
+        inspect(tmp_path / "train.bin", format="gpt")
 
 
 def test_verify_notices_a_changed_manifest_a_missing_file_and_another_tokenizer(copy: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json as json_module
 from typing import Optional
 
 import typer
 
+import steep
 from steep.cli.options import JSON, refuse_overrides
 
 
@@ -28,15 +29,10 @@ def command(
 ) -> None:
     """Show what is in a token store, run, checkpoint or model folder."""
     refuse_overrides(context)
-    from steep.inspection import as_text, inspect_path, inspect_sequence, store_as_text
-
-    if sequence is not None:
-        found = inspect_sequence(Path(path), sequence)
-    else:
-        found = inspect_path(path, verify=verify, tokenizer=tokenizer, seed=seed, format=format)
+    found = steep.inspect(path, sequence=sequence, verify=verify, tokenizer=tokenizer, seed=seed, format=format)
     if json:
-        import json as json_module
-
         typer.echo(json_module.dumps(found, indent=2, ensure_ascii=False))
     else:
+        from steep.inspection import as_text, store_as_text  # numpy is heavy
+
         typer.echo(store_as_text(found) if found["kind"] == "token store" else as_text(found))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Optional
-
 import typer
 
 from steep.core.errors import ConfigError
@@ -22,15 +19,3 @@ def refuse_overrides(context: typer.Context) -> None:
         raise ConfigError(
             f"steep {context.info_name} takes no configuration overrides, but was given {' '.join(context.obj)}"
         )
-
-
-def existing_path(path: Path, what: str) -> Path:
-    """The path, if it is there. Raises ConfigError naming the nearest that is."""
-    if path.exists():
-        return path
-    from difflib import get_close_matches
-
-    folder = path.parent if path.parent.is_dir() else Path()
-    near: Optional[list[str]] = get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
-    hint = f" Did you mean {folder / near[0]}?" if near else ""
-    raise ConfigError(f"{path}: there is no such {what}.{hint}")

@@ -7,7 +7,9 @@ from typing import Optional
 
 import typer
 
+import steep
 from steep.cli.options import refuse_overrides
+from steep.core.progress import progress_when_needed
 
 
 def command(
@@ -62,11 +64,8 @@ def command(
 ) -> None:
     """Turn text into a token store. Killed at any instant, the same command continues where it stopped."""
     refuse_overrides(context)
-    from steep.api import prepare
-    from steep.core.progress import progress_when_needed
-
     with progress_when_needed("preparing", "bytes") as show:
-        result = prepare(
+        result = steep.prepare(
             inputs,
             tokenizer=tokenizer,
             out=out,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json as json_module
 from pathlib import Path
 from typing import Optional
 
 import typer
 
+import steep
 from steep.cli.options import JSON, refuse_overrides
 
 TEXTS = typer.Argument(..., help="Text files, folders or globs, as for prepare.")
@@ -22,12 +24,8 @@ def fertility(
 ) -> None:
     """Bytes per token, tokens per word, the words that cost most, and whether to extend."""
     refuse_overrides(context)
-    from steep.api import tokenizer_fertility
-
-    report = tokenizer_fertility(texts, tokenizer=tokenizer, general=general)
+    report = steep.tokenizer_fertility(texts, tokenizer=tokenizer, general=general)
     if json:
-        import json as json_module
-
         typer.echo(json_module.dumps(report.to_mapping(), indent=2, ensure_ascii=False))
     else:
         typer.echo(report.to_text())
@@ -42,6 +40,4 @@ def extend(
 ) -> None:
     """Continue the tokenizer's own BPE on the texts, and write the tokenizer with the new tokens."""
     refuse_overrides(context)
-    from steep.api import tokenizer_extend
-
-    typer.echo(tokenizer_extend(texts, tokenizer=tokenizer, tokens=tokens, out=out).to_text())
+    typer.echo(steep.tokenizer_extend(texts, tokenizer=tokenizer, tokens=tokens, out=out).to_text())

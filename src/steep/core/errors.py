@@ -2,6 +2,7 @@
 
     SteepError                 exit code 1
     ├── ConfigError            exit code 2: a key, value or combination in a configuration or on the command line
+    │   └── CallError          arguments that a function of `import steep` does not take
     ├── DataError              a source, token store or plan that cannot be used
     ├── ModelError             a model, tokenizer or head that cannot be used
     ├── CheckpointError        a checkpoint or run directory that cannot be used
@@ -23,6 +24,10 @@ class ConfigError(SteepError):
     """A configuration or command line that cannot be carried out. May list several problems."""
 
     exit_code = 2
+
+
+class CallError(ConfigError, TypeError):
+    """Arguments that a function of `import steep` does not take."""
 
 
 class DataError(SteepError):

@@ -6,13 +6,17 @@ network. The same run directory always gives the same bytes. What is missing is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
+from steep.config.checks import nearest_path
+from steep.core.errors import ConfigError
 from steep.core.files import write_text
+from steep.core.public import public
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.evaluation.forgetting import TextChange
 from steep.metrics import METRICS, MISSING, SourceTotals
@@ -30,10 +34,25 @@ from steep.reporting.palette import css_variables
 from steep.reporting.plots import held_out_curve, loss_plot, memory_parts, memory_plot, metric_plot
 from steep.reporting.run_files import Record, RunData, read_run
 from steep.reporting.svg import inline_svg
+from steep.runtime.run_directory import is_run_directory
 
 FILE_NAME = "report.html"
 
 STATUS = {"done": "finished", "interrupted": "interrupted, can be resumed", "failed": "failed"}
+
+
+@public
+def report(run: Union[str, "os.PathLike[str]"]) -> Path:
+    """Write report.html, one self-contained page, into the directory of a run, and return its path.
+
+    run: the directory. Raises ConfigError for any other.
+    """
+    folder = Path(run)
+    if not folder.exists():
+        raise ConfigError(f"{folder}: there is no such run directory{nearest_path(str(folder))}")
+    if not is_run_directory(folder):
+        raise ConfigError(f"{folder}: is not a run directory; it has no config.yaml and checkpoints/")
+    return write_report(folder)
 
 
 def write_report(run_directory: str | Path) -> Path:

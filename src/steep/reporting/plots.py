@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steep.core.files import atomic_writer
+from steep.core.public import public
 from steep.core.units import format_bytes, format_count
 from steep.reporting.curves import Curve, curve, downsample, smooth, smoothing_window
 from steep.reporting.palette import LIGHT, PART_COLOURS, TEXT_STYLES
@@ -124,6 +125,7 @@ def memory_parts(memory: Mapping[str, float]) -> list[tuple[str, float]]:
     return [(name, memory[name]) for name in names if isinstance(memory.get(name), (int, float)) and memory[name] > 0]
 
 
+@public
 def memory_plot(
     parts: Mapping[str, float],
     measured_bytes: float | None = None,
@@ -132,8 +134,9 @@ def memory_plot(
 ) -> Figure:
     """Memory as one bar of its parts, and below it what was measured as a whole.
 
-    parts: bytes by name (weights, gradients, optimizer, activations, logits; any others follow; `total` is the sum). labels: of
-    the two bars; parts are a plan's unless they say otherwise.
+    parts: bytes by name (weights, gradients, optimizer, activations, logits; any others follow; `total` is the sum).
+    measured_bytes: the second bar, if given. width: of the figure in pixels. labels: of the two bars; parts are a plan's unless
+    they say otherwise.
     """
     listed = memory_parts(parts)
     narrow = width < 600

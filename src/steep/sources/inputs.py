@@ -9,14 +9,17 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Union
 
+from steep.config.sections import checked_section
 from steep.core.errors import DataError
 from steep.core.plugins import load_plugin, plugin_names
 from steep.sources.config import SourceConfig
+from steep.sources.document import Document
 from steep.sources.files import content_suffix
 from steep.sources.lingua import without_held_out
 
@@ -188,3 +191,13 @@ def _unknown_endings(unknown: list[Path], endings: dict[str, str]) -> str:
         f"  Known endings: {', '.join(sorted(endings))}, each also with .gz or .zst (not .parquet).\n"
         f"  Give a pattern that takes only the right files, or set format to one of: {', '.join(format_names())}."
     )
+
+
+def read_texts(paths: Union[str, Sequence[str]]) -> list[str]:
+    """Every document of files, folders or globs, in memory. Raises DataError if there is none."""
+    source = checked_section(SourceConfig, {"path": [paths] if isinstance(paths, str) else list(paths)})
+    records = (record for file in expand_inputs(source) for record in load_format(file.format).read(file.path, source))
+    texts = [record.text for record in records if isinstance(record, Document)]
+    if not texts:
+        raise DataError(f"{paths}: holds no document")
+    return texts

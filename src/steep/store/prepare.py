@@ -118,7 +118,7 @@ class PrepareResult:
             yield f"{self.files[0]}{others}: written."
 
 
-def prepare(
+def prepare_sources(
     sources: list[SourceConfig],
     tokenizer: TextTokenizer,
     out: Path,

@@ -11,17 +11,21 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from steep.core.errors import ConfigError, DataError, ModelError
 from steep.core.files import temporary_path
+from steep.core.public import public
+from steep.sources.inputs import read_texts
 from steep.tokenizer.encode import make_text_tokenizer
 from steep.tokenizer.hard_strings import hard_strings
+from steep.tokenizer.open import load_hf_tokenizer
 
 FEWEST = 2
 """A pair that is met less often makes no token."""
@@ -196,6 +200,18 @@ class ExtendResult:
         return self.to_text()
 
 
+@public
+def tokenizer_extend(
+    texts: Union[str, Sequence[str]], *, tokenizer: str, out: Union[str, "os.PathLike[str]"], tokens: int = 1000
+) -> ExtendResult:
+    """Continue a BPE tokenizer on texts and write it to the folder `out`, for `vocabulary: {add: out}`.
+
+    texts: files, folders or globs. tokenizer: hub id, folder, tokenizer.json, .gguf file, or run. tokens: how many to add. Old
+    tokens keep their ids. Raises ModelError for a tokenizer that is not BPE, ConfigError for a folder that exists.
+    """
+    return extend(load_hf_tokenizer(tokenizer), read_texts(texts), tokens, Path(out))
+
+
 def extend(tokenizer: Any, texts: list[str], tokens: int, out: Path) -> ExtendResult:
     """Learn `tokens` more merges from `texts` and write the tokenizer to the folder `out`, which must not exist yet.
 
@@ -232,8 +248,6 @@ def extend(tokenizer: Any, texts: list[str], tokens: int, out: Path) -> ExtendRe
 def _write(tokenizer: Any, extended: Any, out: Path) -> None:
     """A folder that transformers and steep read, whole or absent: the old tokenizer with more tokens. Raises ModelError."""
     from transformers import PreTrainedTokenizerFast
-
-    from steep.tokenizer.open import load_hf_tokenizer
 
     names = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     wrapped: Any = PreTrainedTokenizerFast(tokenizer_object=extended, **names)

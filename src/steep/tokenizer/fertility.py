@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Optional, Union
 
 from steep.core.errors import DataError
+from steep.core.public import public
 from steep.core.units import format_count
+from steep.sources.inputs import read_texts
 from steep.tokenizer.extend import can_continue, continue_merges, count_words, with_merges
+from steep.tokenizer.open import load_hf_tokenizer
 
 PIECE_CHARACTERS, HELD_OUT_EVERY = 4000, 10
 TRIED_TOKENS = 1000
@@ -98,6 +101,19 @@ class FertilityReport:
 
     def __repr__(self) -> str:
         return self.to_text()
+
+
+@public
+def tokenizer_fertility(
+    texts: Union[str, Sequence[str]], *, tokenizer: str, general: Optional[str] = None
+) -> FertilityReport:
+    """How well a tokenizer fits texts, and whether more tokens would pay, measured on text that they were not chosen from.
+
+    texts: files, folders or globs. tokenizer: hub id, folder, tokenizer.json, .gguf file, or run. general: text of another kind
+    to compare with. Raises DataError or ModelError for what cannot be read.
+    """
+    other = None if general is None else read_texts(general)
+    return fertility_report(load_hf_tokenizer(tokenizer), read_texts(texts), other)
 
 
 def fertility_report(tokenizer: Any, texts: Sequence[str], general: Sequence[str] | None = None) -> FertilityReport:

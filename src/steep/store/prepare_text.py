@@ -1,0 +1,69 @@
+"""`steep.prepare`: text at paths and a tokenizer's name to a token store. What does the work is `prepare_sources`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Optional, Union
+
+from steep.config.sections import checked_section
+from steep.core.public import public
+from steep.runtime.ranks import join_ranks
+from steep.sources.config import SourceConfig
+from steep.sources.hints import source_hints
+from steep.store.config import PrepareConfig
+from steep.store.prepare import PrepareResult, Progress, check_export_format, prepare_sources, write_export
+from steep.tokenizer.config import TokenizerConfig
+from steep.tokenizer.open import load_tokenizer
+
+PathLike = Union[str, "os.PathLike[str]"]
+Number = Union[int, str]
+"""A count or size, as a number or as text: 500_000_000, "500M", "64MiB"."""
+
+
+@public
+def prepare(
+    inputs: Union[PathLike, Sequence[PathLike]], *, tokenizer: str, out: PathLike, format: Optional[str] = None,
+    input_format: str = "auto", text_key: Optional[str] = None, document_separator: Optional[str] = None,
+    append_eos: bool = True, prepend_bos: Optional[bool] = None, max_tokens: Optional[Number] = None,
+    min_tokens: Optional[Number] = None, max_tokens_per_document: Optional[Number] = None,
+    dedup: Optional[str] = None, check_against: Optional[Sequence[str]] = None,
+    drop_contaminated: bool = False, workers: Optional[int] = None, tokenizer_backend: str = "auto",
+    shard_bytes: Number = 256 * 2**20, shard_tokens: Optional[Number] = None, max_record_bytes: Number = 64 * 2**20,
+    max_expansion: int = 200, max_expanded_bytes: Optional[Number] = None,
+    on_bad_record: str = "skip", overwrite: bool = False, progress: Optional[Progress] = None,
+) -> PrepareResult:  # fmt: skip
+    """Turn text into a token store (Megatron .bin/.idx with a manifest). Interrupted, the same call continues.
+
+    inputs: files, folders, globs, `hub:NAME:CONFIG:SPLIT`, or `-` for standard input. input_format: auto, plain_text, jsonl or
+    parquet. text_key, document_separator, max_record_bytes, max_expansion, max_expanded_bytes: as for a source of `data.train`.
+    tokenizer: hub id, folder, tokenizer.json or .gguf file. append_eos, prepend_bos: as in the section `tokenizer`.
+    out: the store's folder. format: `megatron`, `nanogpt`, `llm_c` or `automodel` also writes the tokens as that tool's files, in
+    `out`/format. overwrite: replace a store that was made from something else.
+    max_tokens, min_tokens, max_tokens_per_document, dedup, check_against, drop_contaminated, workers, tokenizer_backend,
+    shard_bytes, shard_tokens, on_bad_record: as in the section `data.prepare`.
+    progress: called with bytes done, bytes in all, tokens written.
+    Raises ConfigError for arguments and DataError for inputs that cannot be used.
+    """
+    given = dict(locals())
+    join_ranks()
+    check_export_format(format)
+    paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    limits = {key: given[key] for key in ("max_record_bytes", "max_expansion", "max_expanded_bytes")}
+    source = checked_section(
+        SourceConfig,
+        {
+            "path": [str(path) for path in paths],
+            "format": input_format,
+            "text_key": text_key,
+            "document_separator": document_separator,
+            **limits,
+        },
+    )
+    config = checked_section(PrepareConfig, {key: given[key] for key in PrepareConfig.model_fields})
+    policy = TokenizerConfig(pretrained=tokenizer, append_eos=append_eos, prepend_bos=prepend_bos)
+    result = prepare_sources([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
+    result = replace(result, hints=tuple(source_hints(source)))
+    return result if format is None else write_export(result, format, config.shard_tokens)
