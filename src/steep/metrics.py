@@ -1,7 +1,7 @@
 """Every number that a run reports, in one table: unit, how ranks combine it, meaning, and how the console shows it.
 
-Comes in: values by name. Goes out: one combined value, or the text that a person reads. No torch here: trackers, the
-report and the documentation read this table. A metric that is not in `METRICS` is still logged, but nothing formats it.
+In: a metric's value. Out: the text that a person reads. Trackers, the report and the documentation read this table, so it does
+not import torch. A metric that is not in `METRICS` is still logged, but nothing formats it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. The console shows `label`, the finite value through `number`, then `suffix`."""
+    """One metric. The console shows `label`, the value as `number` formats it, then `suffix`."""
 
     name: str
     unit: str
     combine: Combine
-    """How the values of all ranks become one; `same`: every rank already holds the value of the whole run."""
+    """How the values of all ranks are combined; `same`: every rank already has the value of the whole run."""
     meaning: str
     number: Callable[[float], str]
     example: float
@@ -34,9 +34,9 @@ class Metric:
     suffix: str = ""
 
     def show(self, value: float | None, width: int = 0) -> str:
-        """The value as the console prints it, the number at the right of at least `width` characters.
+        """The value as the console prints it, the number right-aligned in at least `width` characters.
 
-        None is shown as missing; a value that is not finite by its name: neither is ever left out.
+        None is shown as missing, a value that is not finite by its name (nan, inf).
         """
         number = MISSING if value is None else self.number(value) if math.isfinite(value) else str(value)
         return f"{self.label}{number:>{width}}{self.suffix}"
@@ -59,17 +59,17 @@ def show_norm(value: float) -> str:
 
 
 def show_perplexity(value: float) -> str:
-    """Two decimals up to 1,000, then short: 14.23, 1,234, 12.3k."""
+    """Two decimals up to 1,000, then a whole number: 14.23, 1,234, 12.3k."""
     return f"{value:.2f}" if value < 999.995 else show_count(value)
 
 
 def show_count(value: float) -> str:
-    """A whole number, short from 10,000 on: 96, 8,192, 24.6k, 1.23M."""
+    """A whole number, abbreviated from 10,000 on: 96, 8,192, 24.6k, 1.23M."""
     return format_count(round(value))
 
 
 def show_rate(value: float) -> str:
-    """Things per second: 0.4, 812, 12.3k."""
+    """A number per second: 0.4, 812, 12.3k."""
     return format_count(round(value) if value >= 10 else round(value, 1))
 
 
@@ -80,29 +80,29 @@ TRAIN_METRICS: tuple[Metric, ...] = (
            "divided by their number. Each rank holds its share of that sum.", show_loss, 2.9131, "loss "),
     Metric("grad_norm", "1", "same", "Euclidean norm of the whole gradient before clipping.",
            show_norm, 1.2142, "grad "),
-    Metric("learning_rate", "1", "same", "Rate of this update, of the first parameter group.",
+    Metric("learning_rate", "1", "same", "Learning rate of this update, of the first parameter group.",
            lambda value: f"{value:.1e}", 4.9e-5, "lr "),
     Metric("tokens_per_second", "tokens/s", "sum", "Tokens trained per second of wall time of the step; saving and "
-           "evaluation are left out.", show_rate, 812.4, suffix=" tok/s"),
-    Metric("tokens", "tokens", "sum", "Tokens trained so far, over all ranks and restarts.",
+           "evaluation are not counted.", show_rate, 812.4, suffix=" tok/s"),
+    Metric("tokens", "tokens", "same", "Tokens trained so far, over all ranks and restarts.",
            show_count, 24576, suffix=" tokens"),
-    Metric("sequences", "sequences", "sum", "Sequences trained so far; the whole data state of a checkpoint.",
+    Metric("sequences", "sequences", "same", "Sequences trained so far; the only data state of a checkpoint.",
            show_count, 96, suffix=" sequences"),
     Metric("mfu", "ratio 0-1", "mean", "Model FLOPs utilisation: useful floating-point operations per second divided "
            "by the device's peak. Missing where the peak is unknown (CPUs).",
            lambda value: f"{100 * value:.1f}%", 0.412, "MFU "),
     Metric("memory_bytes", "bytes", "max", "Peak memory: of the device on CUDA, resident set of the process on CPU.",
            format_bytes, 1.9 * 2**30),
-    Metric("data_wait_seconds", "s", "max", "Time of the step in which training waited for its batch.",
+    Metric("data_wait_seconds", "s", "max", "Time during the step that training waited for its batch.",
            lambda value: f"{value:.1f} s", 0.0, "data "),
     Metric("step_seconds", "s", "max", "Wall time of the step.", format_seconds, 2.52, "took "),
-    Metric("eta_seconds", "s", "max", "Time left to the last step at the current rate.", format_seconds, 80, "ETA "),
-    Metric("forecast_loss", "nats per token", "same", "From 15 % of the run on: the mean loss expected of "
-           "the last 20th of its steps.",
+    Metric("eta_seconds", "s", "max", "Time left until the last step at the current rate.", format_seconds, 80, "ETA "),
+    Metric("forecast_loss", "nats per token", "same", "From 15 % of the run on: the expected mean loss of "
+           "its last 5 % of steps.",
            show_loss, 2.7013, "ends at "),
     Metric("forecast_low", "nats per token", "same", "Lower end of the forecast's 90 % band.", show_loss, 2.6513),
     Metric("forecast_high", "nats per token", "same", "Upper end of the forecast's 90 % band.", show_loss, 2.7613),
-    Metric("time", "s since 1970", "max", "Unix time at which the line was made.", lambda value: f"{value:.0f}", 1.78e9),
+    Metric("time", "s since 1970", "max", "Unix time when the line was written.", lambda value: f"{value:.0f}", 1.78e9),
 )  # fmt: skip
 
 EVALUATE_METRICS: tuple[Metric, ...] = (
@@ -118,21 +118,6 @@ EVALUATE_METRICS: tuple[Metric, ...] = (
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*TRAIN_METRICS, *EVALUATE_METRICS)}
 
 
-def combine_ranks(name: str, values: Sequence[float]) -> float:
-    """One value for the run from one value per rank.
-
-    Raises KeyError for an unknown metric and ValueError where ranks disagree on a metric that must be the same.
-    """
-    how = METRICS[name].combine
-    if how == "same":
-        if any(value != values[0] and not (math.isnan(value) and math.isnan(values[0])) for value in values):
-            raise ValueError(f"{name} must be the same on every rank, but is {', '.join(map(str, values))}")
-        return values[0]
-    if how == "sum":
-        return math.fsum(values)
-    return max(values) if how == "max" else math.fsum(values) / len(values)
-
-
 class SourceTotals:
     """Training loss by source over several steps, from the `loss_by_source` of training lines."""
 
@@ -141,7 +126,7 @@ class SourceTotals:
         self._tokens: dict[str, int] = {}
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take one training line; one without `loss_by_source` adds nothing."""
+        """Add one training line; one without `loss_by_source` adds nothing."""
         for source, loss in (record.get("loss_by_source") or {}).items():
             mean, tokens = loss.get("nats_per_token"), loss.get("label_tokens")
             if isinstance(mean, (int, float)) and isinstance(tokens, int):
@@ -149,7 +134,7 @@ class SourceTotals:
                 self._tokens[source] = self._tokens.get(source, 0) + tokens
 
     def means(self) -> dict[str, tuple[float, int]]:
-        """Nats per label token and label tokens of every source that had any."""
+        """(nats per label token, label tokens) of every source that had any."""
         return {source: (self._nats[source] / tokens, tokens) for source, tokens in self._tokens.items() if tokens}
 
     def mean(self) -> float | None:
@@ -159,7 +144,7 @@ class SourceTotals:
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:
-    """Bits per UTF-8 byte of a text whose tokens have a summed negative log-likelihood of `nats`."""
+    """nats / ln 2 / bytes: bits per UTF-8 byte of a text whose tokens have a summed negative log-likelihood of `nats`."""
     return nats / math.log(2) / text_bytes
 
 
@@ -178,15 +163,15 @@ def reference_markdown() -> str:
             "| `kind` | Other keys |",
             "|---|---|",
             f"| `train` | {', '.join(f'`{metric.name}`' for metric in TRAIN_METRICS[1:])}; with several sources "
-            "`loss_by_source`: for each that has a label token in the step, `nats_per_token` over its label tokens and "
-            "`label_tokens`, their number. Weighted by them the sources give `loss` |",
+            "also `loss_by_source`: for each source with a label token in the step, `nats_per_token` (mean over its label "
+            "tokens) and `label_tokens` (their number). `loss` is the mean of the sources weighted by `label_tokens` |",
             f"| `evaluate` | `text` (name of the held-out text), "
-            f"{', '.join(f'`{metric.name}`' for metric in EVALUATE_METRICS)}, `tokens` (predicted ones), `documents`, "
+            f"{', '.join(f'`{metric.name}`' for metric in EVALUATE_METRICS)}, `tokens` (those predicted), `documents`, "
             "`text_bytes` |",
             "| `sample` | `prompt`, `text` (the continuation, without the prompt) |",
             "| `event` | `message` |",
             "",
-            "*Ranks* says how the values of all processes become one: added, averaged, the largest, or the same on each.",
+            "*Ranks* says how the values of all processes are combined: their sum, mean or maximum, or the same value on each.",
             "",
             *_table("Training lines", TRAIN_METRICS),
             *_table("Held-out texts", EVALUATE_METRICS),

@@ -79,7 +79,7 @@ def test_every_gradient_is_the_same_dropout_included(build, settings):
     assert all(
         torch.equal(other, plain[name]) for name, other in gradients(model).items()
     )  # or nothing below says anything
-    checkpoint_layers(model, **settings)
+    checkpoint_layers(model, print, **settings)
     found = gradients(model)
     assert found.keys() == plain.keys()
     assert [name for name in plain if not torch.equal(found[name], plain[name])] == []
@@ -89,7 +89,7 @@ def test_gradients_under_autocast_are_the_same():
     model = llama()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = gradients(model)
-        checkpoint_layers(model, "selective")
+        checkpoint_layers(model, print, "selective")
         assert all(torch.equal(gradient, plain[name]) for name, gradient in gradients(model).items())
 
 
@@ -97,7 +97,7 @@ def test_gradients_under_autocast_are_the_same():
 def test_names_do_not_change_and_a_copy_is_a_copy(build):
     model = build()
     names = list(capture_model(model)), list(model.state_dict())
-    checkpoint_layers(model)
+    checkpoint_layers(model, print)
     assert (list(capture_model(model)), list(model.state_dict())) == names
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_kept_bytes_fall_from_mode_to_mode():
     def kept(**settings: Any) -> int:
         model = build_gpt2_model(101, 32, 48, 8, 4, seed=0)
         if settings:
-            checkpoint_layers(model, **settings)
+            checkpoint_layers(model, print, **settings)
         return saved_bytes(model, lambda: model.hidden_states(IDS))
 
     whole, half, full = kept(), kept(mode="every_nth", every=2), kept(mode="full")
@@ -124,7 +124,7 @@ def test_kept_bytes_fall_from_mode_to_mode():
 
 def test_evaluation_is_not_checkpointed():
     model = gpt2()
-    checkpoint_layers(model)
+    checkpoint_layers(model, print)
     with torch.no_grad():
         logits = model(IDS)
     assert not logits.requires_grad
@@ -132,19 +132,21 @@ def test_evaluation_is_not_checkpointed():
 
 def test_a_model_without_layers_and_a_second_checkpointing_are_refused():
     with pytest.raises(ModelError, match=r"train.activation_checkpointing: Linear has no nn.ModuleList"):
-        checkpoint_layers(nn.Linear(2, 2))
+        checkpoint_layers(nn.Linear(2, 2), print)
     model = gpt2()
-    checkpoint_layers(model)
-    with pytest.raises(ModelError, match="checkpointed already"):
-        checkpoint_layers(model)
+    checkpoint_layers(model, print)
+    with pytest.raises(ModelError, match="already checkpointed"):
+        checkpoint_layers(model, print)
 
 
 def test_offload_on_a_cpu_is_said_and_not_done():
     model = gpt2()
-    lines = checkpoint_layers(model, "full", offload=True)
-    assert "means nothing on a CPU" in lines[1]
+    lines: list[str] = []
+    checkpoint_layers(model, lines.append, "full", offload=True)
+    assert "no effect on a CPU" in lines[1]
     assert not model.transformer.h[0].forward.offload
-    assert "host memory" in checkpoint_layers(gpt2(), "full", offload=True, device_type="cuda")[0]
+    checkpoint_layers(gpt2(), lines.append, "full", offload=True, device_type="cuda")
+    assert "host memory" in lines[2]
 
 
 @pytest.mark.slow
@@ -152,11 +154,11 @@ def test_offload_on_a_cpu_is_said_and_not_done():
 def test_compiled_layers_can_be_checkpointed():
     model = build_gpt2_model(101, 32, 48, 3, 4, seed=0)
     plain = gradients(model)
-    checkpoint_layers(model)
+    checkpoint_layers(model, print)
     assert compile_layers(model) == 3
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6)
     refused = gpt2()
-    checkpoint_layers(refused, "selective")
+    checkpoint_layers(refused, print, "selective")
     with pytest.raises(ModelError, match="train.compile"):
         compile_layers(refused)

@@ -489,7 +489,7 @@ def test_activation_checkpointing_is_resolved_to_its_shortest_form(written: Any,
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"activation_checkpointing": "some"}, "'some' is no form of it; use true, false, full, selective"),
+        ({"activation_checkpointing": "some"}, "'some' is not valid here; use true, false, full, selective"),
         ({"activation_checkpointing": {"mode": "selectve"}}, "did you mean 'selective'"),
         ({"activation_checkpointing": {"mode": "every_nth", "every": 1}}, "at least 2"),
         ({"activation_checkpointing": {"every": 4}}, "every=4 is given with mode full"),

@@ -160,7 +160,7 @@ def _measured(
         with KeptBytes() as counted:
             forward()
         selected = counted.total
-    checkpoint_layers(model, checkpointing.mode, checkpointing.every)
+    checkpoint_layers(model, lambda line: None, checkpointing.mode, checkpointing.every)
     kept = saved_bytes(model, forward)
     return ActivationPlan(
         kept + selected - (inputs if checkpointing.offload and on_gpu else 0),

@@ -1,4 +1,4 @@
-"""Finds the optimizer that the configuration names: a file of `optimizers/`, or any callable."""
+"""Builds the optimizer that the configuration names: a file of `optimizers/`, or any callable."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""An exponential moving average of the weights, kept beside the optimizer's state, so that it is saved and resumed with it.
+"""An exponential moving average of the weights, kept in the optimizer's state, so that it is saved and resumed with it.
 
-Source: Morales-Brotons et al. 2024 (arXiv:2411.18704). Main choice: fp32, after every update that was made; the
-average starts at the weights after the first one. Weakness: 4 bytes per trained parameter on the device.
+average <- decay * average + (1 - decay) * weights. Source: Morales-Brotons et al. 2024 (arXiv:2411.18704). Main choice: fp32,
+after every update that is applied, starting at the weights after the first one. Weakness: 4 bytes per trained parameter on the
+device.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ KEY = "ema"
 
 @torch.no_grad()
 def update_ema(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """Move the average of every trained parameter towards it; made where there is none."""
+    """Update the average of every trained parameter, or start it where there is none."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
             if state and KEY in state:
                 state[KEY].lerp_(parameter.detach().float(), 1 - decay)
-            elif state:  # an optimizer makes its state at the first update, where it finds none
+            elif state:  # an optimizer creates its own state at the first update, if it finds none
                 state[KEY] = parameter.detach().float().clone()

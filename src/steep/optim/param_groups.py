@@ -1,13 +1,12 @@
-"""Which parameters are updated, at which rate, and which of them decay.
+"""Which parameters are updated, at which learning rate, and which of them decay.
 
 In: a model and an OptimizerConfig. Out: parameter groups for a torch optimizer, with the parameters' names. Main
-choice, nanoGPT's: every trainable tensor of two or more dimensions decays, embeddings included; norms, biases and other
-vectors do not. A tied tensor appears once. Embeddings with a rate of their own come last: the first group's rate is the log's.
+choice, as in nanoGPT: every trainable tensor of two or more dimensions decays, embeddings included; norms, biases and other
+vectors do not. A tied tensor appears once. Embeddings with their own rate come last: the log shows the first group's rate.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from steep.core.errors import ConfigError, ModelError
@@ -20,19 +19,19 @@ if TYPE_CHECKING:
 
 
 EMBEDDING_RATIO_BESIDE_ADAPTERS = 0.1
-"""Rate of embeddings trained beside adapters over the main one. Adapters bear high rates, which whole matrices do not: published
-runs take a tenth (5e-6 beside 5e-5) to a fifth; nobody has published an ablation."""
+"""Learning rate of embeddings that are trained beside adapters, divided by the main one. Adapters tolerate higher rates than
+whole matrices. Published runs use a tenth (5e-6 beside 5e-5) to a fifth; no ablation has been published."""
 
 
 def build_param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups `decay`, `no_decay` and, where they have a rate of their own, `lora_B` and `embeddings`; empty ones are left out.
+    """Groups `decay`, `no_decay` and, where these have their own rate, `lora_B` and `embeddings`; empty groups are left out.
 
-    Each has name, lr, weight_decay and params, pairs of (name, tensor) in the model's order. Frozen parameters are left out.
+    Each has name, lr, weight_decay and params: pairs of (name, tensor) in the model's order. Frozen parameters are left out.
     Raises ModelError if nothing is trainable, ConfigError for an embedding rate without trained embeddings.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
-        raise ModelError("no parameter of the model is trainable: each has requires_grad=False")
+        raise ModelError("no parameter of the model is trainable: all have requires_grad=False")
     rate = embedding_rate(model, config)
     embeddings = set() if rate is None else embedding_tensors(model)
     others = [(name, parameter) for name, parameter in trainable if parameter not in embeddings]
@@ -47,8 +46,8 @@ def build_param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[s
     }
     if config.embedding_learning_rate is not None and not members["embeddings"][0]:
         raise ConfigError(
-            f"optimizer.embedding_learning_rate={config.embedding_learning_rate:g} is given, and no token embedding or output "
-            f"head of {type(model).__name__} is trained; leave it away, or do not freeze them"
+            f"optimizer.embedding_learning_rate={config.embedding_learning_rate:g} is given, but no token embedding or output "
+            f"head of {type(model).__name__} is trained; remove the key, or do not freeze them"
         )
     return [
         {"name": name, "params": parameters, "lr": lr, "weight_decay": weight_decay}
@@ -58,22 +57,22 @@ def build_param_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[s
 
 
 def lora_plus_ratio(model: nn.Module) -> float | None:
-    """Rate of an adapter's B matrices over that of its A matrices, where the adapter asks for one."""
+    """Learning rate of an adapter's B matrices divided by that of its A matrices (LoRA+); None where it is not configured."""
     ratio = getattr(model, "lora_plus_ratio", None)
     return ratio if isinstance(ratio, float) else None
 
 
 def embedding_rate(model: nn.Module, config: OptimizerConfig) -> float | None:
-    """The peak rate of the embeddings' own group; None where they have the main one and no group of their own."""
+    """The peak learning rate of the embeddings' own group; None where they use the main one and have no group."""
     if config.embedding_learning_rate is not None:
         return config.embedding_learning_rate
     return EMBEDDING_RATIO_BESIDE_ADAPTERS * config.learning_rate if has_adapter(model) else None
 
 
 def embedding_tensors(model: Any) -> set[Tensor]:
-    """The weights of the token embedding and of the output head that are trained: one tensor where they are tied.
+    """The trained weights of the token embedding and of the output head: one tensor where they are tied.
 
-    Found through the model's own get_input_embeddings and get_output_embeddings, so names do not matter; in a module that has
+    Found through the model's get_input_embeddings and get_output_embeddings, so names do not matter; in a module that has
     neither, every torch.nn.Embedding counts.
     """
     from torch import nn
@@ -86,33 +85,12 @@ def embedding_tensors(model: Any) -> set[Tensor]:
     return {parameter for parameter in parameters if parameter.requires_grad and parameter.ndim >= 2}
 
 
-@dataclass(frozen=True)
-class GroupRow:
-    """One line of the table of parameter groups."""
-
-    name: str
-    tensors: int
-    parameters: int
-    learning_rate: float
-    weight_decay: float
-    dtypes: tuple[str, ...]
-    """Of the weights."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name:<10} {self.tensors:>5} tensors {format_count(self.parameters):>8} parameters  "
-            f"learning rate {self.learning_rate:.3g}  weight decay {self.weight_decay:g}"
-            f"  {', '.join(self.dtypes)}"
-        )
-
-
-def describe_param_groups(groups: list[dict[str, Any]]) -> list[GroupRow]:
-    """The table of `build_param_groups`' result, or of an optimizer's param_groups."""
-    return [_row(group) for group in groups]
-
-
-def _row(group: dict[str, Any]) -> GroupRow:
+def describe_group(group: dict[str, Any]) -> str:
+    """One line of the table of parameter groups, of a group from `build_param_groups` or from an optimizer."""
     tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in group["params"]]
-    numbers = sum(tensor.numel() for tensor in tensors)
-    dtypes = tuple(dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in tensors))
-    return GroupRow(group["name"], len(tensors), numbers, group["lr"], group["weight_decay"], dtypes)
+    parameters = format_count(sum(tensor.numel() for tensor in tensors))
+    dtypes = ", ".join(dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in tensors))
+    return (
+        f"{group['name']:<10} {len(tensors):>5} tensors {parameters:>8} parameters  "
+        f"learning rate {group['lr']:.3g}  weight decay {group['weight_decay']:g}  {dtypes}"
+    )

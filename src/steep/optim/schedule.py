@@ -2,7 +2,7 @@
 
 In: a step (0 is the first update), the number of steps, a ScheduleConfig. Out: the factor on the peak learning rate.
 With W warmup steps of S: step t < W has (t + 1) / (W + 1), so that no update has rate 0 and step W has the peak;
-from there the shape falls from 1 at step W to `final_ratio` at step S - 1, the last one.
+after that the factor falls from 1 at step W to `final_ratio` at step S - 1, the last one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ DEFAULT_WARMUP_RATIO = 0.01
 
 
 def multiplier(step: int, total_steps: int, config: ScheduleConfig) -> float:
-    """The factor on the learning rate at `step` in [0, total_steps). Steps past the end keep the last value.
+    """The factor on the learning rate at `step` in [0, total_steps). Later steps keep the last value.
 
-    A warmup that fills the whole run never reaches the peak; where only one step is left after it, that step has the
-    peak.
+    A warmup as long as the run never reaches the peak; where one step is left after it, that step has the peak.
     """
     step = min(step, total_steps - 1)
     warmup = warmup_steps(total_steps, config)
@@ -35,7 +34,7 @@ def multiplier(step: int, total_steps: int, config: ScheduleConfig) -> float:
 
 
 def warmup_steps(total_steps: int, config: ScheduleConfig) -> int:
-    """Steps of the linear warmup: as given, or the ratio of the run rounded to whole steps, never more than the run."""
+    """Steps of the linear warmup: as given, or the ratio of the run rounded to whole steps; at most the whole run."""
     if config.warmup_steps is not None:
         return min(config.warmup_steps, total_steps)
     ratio = DEFAULT_WARMUP_RATIO if config.warmup_ratio is None else config.warmup_ratio
@@ -43,23 +42,23 @@ def warmup_steps(total_steps: int, config: ScheduleConfig) -> int:
 
 
 def cooldown_start(total_steps: int, config: ScheduleConfig) -> int:
-    """`wsd`: the first step of the cooldown. The cooldown takes at least one step and never cuts into the warmup."""
+    """`wsd`: the first step of the cooldown, which takes at least one step and never overlaps the warmup."""
     steps = max(1, round(config.decay_ratio * total_steps))
     return max(warmup_steps(total_steps, config), total_steps - steps)
 
 
 def linear(progress: float) -> float:
-    """1 at progress 0, 0 at progress 1, straight."""
+    """1 - progress."""
     return 1.0 - progress
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine wave from 1 to 0. Source: Loshchilov & Hutter, arXiv:1608.03983."""
+    """(1 + cos(pi progress)) / 2: half a cosine wave from 1 to 0. Source: Loshchilov & Hutter, arXiv:1608.03983."""
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def one_minus_sqrt(progress: float) -> float:
-    """1 - sqrt(progress): the cooldown that ends lowest in Hägele et al., arXiv:2405.18392."""
+    """1 - sqrt(progress): the cooldown with the lowest final loss in Hägele et al., arXiv:2405.18392."""
     return 1.0 - math.sqrt(progress)
 
 
@@ -75,7 +74,7 @@ def _between(shape: float, final_ratio: float) -> float:
 
 
 def _inverse_sqrt(progress: float, final_ratio: float) -> float:
-    """1 / sqrt(1 + t / tau), with tau chosen so that the last step has `final_ratio`."""
+    """1 / sqrt(1 + t / tau), with tau chosen so that the last step, t = progress 1, has `final_ratio`."""
     return 1.0 / math.sqrt(1.0 + progress * (final_ratio**-2 - 1.0))
 
 

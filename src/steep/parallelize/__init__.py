@@ -1,1 +1,1 @@
-"""Transforms of a model before training."""
+"""Transforms that a model goes through before training."""

@@ -1,9 +1,9 @@
-"""Activation checkpointing: keep little of each layer, compute the rest again in the backward pass.
+"""Activation checkpointing: keep little of each layer, and recompute the rest in the backward pass.
 
-In: a model. Out: the same model, whose layers run inside torch.utils.checkpoint. Gradients are those of the same run without it,
-bit for bit on a CPU: dropout draws the same numbers when a layer is computed again. Main choice: a layer's `forward` is replaced
-on the instance, so that no module is added, no name changes and every family works alike, whether or not it has a switch of its
-own. Weakness: copies to host memory wait their turn among the device's own work.
+In: a model. Out: the same model, whose layers run inside torch.utils.checkpoint. Gradients equal those of a run without it,
+on a CPU bit for bit: dropout draws the same numbers when a layer is recomputed. Main choice: a layer's `forward` is replaced
+on the instance, so that no module is added, no name changes, and it works for every model family, whether or not the family
+supports checkpointing itself. Weakness: copies to host memory run in the device's main stream, between its other work.
 """
 
 from __future__ import annotations
@@ -19,21 +19,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from steep.core.errors import ModelError
+from steep.core.say import Say
 from steep.models.layers import compute_device, transformer_layers
 
 MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::_grouped_mm")
 ATTENTION_WORDS = ("scaled_dot_product", "flash_attention", "efficient_attention", "varlen_attn", "flash_attn")
-"""Parts of the names of attention kernels: torch's own, and those that flash-attn registers."""
+"""Parts of the names of attention kernels: torch's, and those that flash-attn registers."""
 
 
 def checkpoint_layers(
-    model: nn.Module, mode: str = "full", every: int = 2, offload: bool = False, device_type: str | None = None
-) -> list[str]:
-    """Compute transformer layers again in the backward pass; lines that say what is done.
+    model: nn.Module,
+    say: Say,
+    mode: str = "full",
+    every: int = 2,
+    offload: bool = False,
+    device_type: str | None = None,
+) -> None:
+    """Make transformer layers recompute their activations in the backward pass, in place.
 
     mode: `full`, `every_nth` (layers 0, every, 2 * every, ...) or `selective`. offload: kept inputs of layers go to host memory.
-    device_type: where the model trains; default where its weights are. Layers may be compiled afterwards, by `compile_layers`.
-    Raises ModelError for a model without a list of layers, or whose layers are checkpointed already.
+    device_type: where the model trains; default: where its weights are. Layers may be compiled afterwards, by `compile_layers`.
+    Raises ModelError for a model without a list of layers, or whose layers are already checkpointed.
     """
     layers = _layers(model)
     chosen = chosen_layers(model, mode, every)
@@ -42,30 +48,29 @@ def checkpoint_layers(
     for layer in chosen:
         layer.forward = CheckpointedForward(layer, selective=mode == "selective", offload=moves)
     what = {
-        "full": "every layer is computed again in the backward pass",
-        "every_nth": f"{len(chosen)} of {len(layers)} layers are computed again in the backward pass",
-        "selective": "all but matrix products and attention is computed again in the backward pass",
+        "full": "every layer is recomputed in the backward pass",
+        "every_nth": f"{len(chosen)} of {len(layers)} layers are recomputed in the backward pass",
+        "selective": "everything but matrix products and attention is recomputed in the backward pass",
     }[mode]
-    lines = [f"activation checkpointing: {what}" + ("; kept inputs of layers lie in host memory" if moves else "")]
+    say(f"activation checkpointing: {what}" + ("; the inputs of these layers are kept in host memory" if moves else ""))
     if offload and not moves:
-        lines.append("activation checkpointing: offload means nothing on a CPU, whose memory is the host's; not done")
-    return lines
+        say("activation checkpointing: offload has no effect on a CPU, whose memory is the host's")
 
 
 def keep_activations(model: nn.Module) -> None:
-    """Undo `checkpoint_layers`, in place; nothing for a model whose layers are not checkpointed."""
+    """Undo `checkpoint_layers`, in place; does nothing where no layer is checkpointed."""
     for module in model.modules():
         if isinstance(module.__dict__.get("forward"), CheckpointedForward):
             del module.forward
 
 
 def chosen_layers(model: nn.Module, mode: str, every: int) -> list[nn.Module]:
-    """The layers that are computed again. Raises ModelError for a model without a list of layers."""
+    """The layers that are recomputed. Raises ModelError for a model without a list of layers."""
     return list(transformer_layers(model))[:: every if mode == "every_nth" else 1]
 
 
 class KeptBytes(TorchDispatchMode):
-    """Sums what selective checkpointing keeps of the operations that run inside it: bytes of their results."""
+    """Counts the bytes that selective checkpointing keeps of the operations that run inside this context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,15 +90,15 @@ def _layers(model: nn.Module) -> nn.ModuleList:
         layers = transformer_layers(model)
     except ModelError as error:
         raise ModelError(
-            f"train.activation_checkpointing: {error}. Set it to false and take a smaller train.micro_batch_size."
+            f"train.activation_checkpointing: {error}. Set it to false and use a smaller train.micro_batch_size."
         ) from None
     if any(isinstance(layer.forward, CheckpointedForward) for layer in layers):
-        raise ModelError(f"the layers of this {type(model).__name__} are checkpointed already")
+        raise ModelError(f"the layers of this {type(model).__name__} are already checkpointed")
     return layers
 
 
 class CheckpointedForward:
-    """Stands in for the `forward` of one layer. Without gradients (evaluation, generation) it is that forward and no more."""
+    """Replaces the `forward` of one layer. Without gradients (evaluation, generation) it only calls that forward."""
 
     def __init__(self, layer: nn.Module, *, selective: bool, offload: bool):
         self.layer = layer  # not its bound method: a deep copy of the model must call the copy
@@ -111,10 +116,10 @@ class CheckpointedForward:
             return checkpoint(run, *args, use_reentrant=False, **extra, **kwargs)
 
     def compile(self) -> None:
-        """Compile what is checkpointed, the checkpoint staying around it. Raises ModelError in selective mode."""
+        """Compile the layer's forward inside the checkpoint. Raises ModelError in selective mode."""
         if self.selective:
             raise ModelError(
-                "train.activation_checkpointing selective chooses among single operations, which train.compile fuses; "
+                "train.activation_checkpointing: selective chooses single operations, which train.compile fuses; "
                 "use full or every_nth, or train without compile"
             )
         self.compiled = torch.compile(self._own_forward())
@@ -123,7 +128,7 @@ class CheckpointedForward:
         return MethodType(type(self.layer).forward, self.layer)
 
     def _kept_inputs(self) -> AbstractContextManager[Any]:
-        """Hooks for the inputs that the checkpoint keeps; what is saved inside it has hooks of its own."""
+        """Hooks for the inputs that the checkpoint keeps; tensors saved inside it have other hooks."""
         return torch.autograd.graph.saved_tensors_hooks(to_host, from_host) if self.offload else nullcontext()
 
 
@@ -133,7 +138,7 @@ def _selective_contexts() -> tuple[Any, Any]:
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep what is slow to make. What draws random numbers is made again, all of it, or later draws would differ."""
+    """Keep what is slow to compute. Everything that draws random numbers is recomputed, or later draws would differ."""
     name = operation._schema.name
     if name in MATRIX_PRODUCTS or (_is_attention(name) and _dropout(operation, args, kwargs) == 0):
         return CheckpointPolicy.MUST_SAVE
@@ -145,7 +150,7 @@ def _is_attention(name: str) -> bool:
 
 
 def _dropout(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    """The dropout rate that a kernel is called with; of a kernel that has no such argument 0."""
+    """The dropout rate that a kernel is called with; 0 for a kernel without that argument."""
     for position, argument in enumerate(operation._schema.arguments):
         if argument.name == "dropout_p":
             given = args[position] if position < len(args) else kwargs.get("dropout_p", argument.default_value)
@@ -154,17 +159,15 @@ def _dropout(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
 
 
 def to_host(tensor: Tensor) -> tuple[torch.device, Tensor]:
-    """A tensor of numbers that has gone to page-locked host memory, and where it came from; others (positions) stay."""
+    """The tensor's device, and its copy in page-locked host memory; tensors of integers (positions) stay where they are."""
     if not tensor.is_floating_point() or tensor.device.type == "cpu":
         return tensor.device, tensor
     kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
-    kept.copy_(
-        tensor, non_blocking=True
-    )  # in the order of the stream, so the tensor's memory may be used again after it
+    kept.copy_(tensor, non_blocking=True)  # runs in stream order, so the tensor's memory may be reused afterwards
     return tensor.device, kept
 
 
 def from_host(kept: tuple[torch.device, Tensor]) -> Tensor:
-    """The tensor that `to_host` was given."""
+    """The tensor that was given to `to_host`, back on its device."""
     device, tensor = kept
     return tensor.to(device, non_blocking=True)

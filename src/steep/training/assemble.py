@@ -168,8 +168,7 @@ def assemble(
     if isinstance(config.model, ModelConfig) and config.model.offload_embeddings:
         say(offload_embeddings(model, device))
     if (checkpointing := config.train.activation_checkpointing) is not None:
-        for line in checkpoint_layers(model, **checkpointing.model_dump(), device_type=device.type):
-            say(line)
+        checkpoint_layers(model, say, **checkpointing.model_dump(), device_type=device.type)
     attention = "auto" if isinstance(config.model, Target) else config.model.attention
     with autocast(device, precision):  # so that the kernels tested are those that train
         forward, messages = prepare_forward(model, attention, rows or tokenizer.vocab_size)

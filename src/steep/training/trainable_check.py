@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from steep.core.errors import ConfigError, TrainingError
 from steep.core.units import format_count
-from steep.optim.param_groups import describe_param_groups
+from steep.optim.param_groups import describe_group
 
 FIRST_CHECK_UPDATES = 2
 """The first update is enough for all but weights that come after some that begin at zero, as an adapter's do."""
@@ -48,7 +48,7 @@ def check_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str
         raise ConfigError(
             f"optimizer {kind} holds frozen tensors: {_listing(held)}. Give it the parameter groups as they are"
         )
-    lines = [f"  {row}" for row in describe_param_groups(optimizer.param_groups)]
+    lines = [f"  {describe_group(group)}" for group in optimizer.param_groups]
     if frozen:
         numbers = format_count(sum(parameter.numel() for parameter in frozen.values()))
         lines.append(f"  {'frozen':<10} {len(frozen):>5} tensors {numbers:>8} parameters")

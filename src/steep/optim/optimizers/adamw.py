@@ -1,6 +1,6 @@
 """AdamW (Loshchilov & Hutter, arXiv:1711.05101), torch's fused kernel where there is one.
 
-The fused kernel is 2.6 to 3 times faster than the loop on a CPU (performance reference, A2 #8) and one launch per
+The fused kernel is 2.6 to 3 times as fast as the loop on a CPU (performance reference, A2 #8), and one launch per
 dtype on CUDA. State: two tensors per parameter, of its shape and dtype (8 bytes per fp32 parameter).
 """
 
@@ -16,7 +16,7 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 
 def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over groups as `build_param_groups` makes them. Each group carries its own lr and weight_decay."""
+    """AdamW over groups as `build_param_groups` makes them."""
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=_can_fuse(groups)
     )

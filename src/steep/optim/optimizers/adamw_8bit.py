@@ -1,8 +1,8 @@
 """AdamW with moments of 8 bits (Dettmers et al. 2021, arXiv:2110.02861), bitsandbytes' AdamW8bit; extra `quant`.
 
-Moments are held as bytes with one fp32 scale per 256 numbers; tensors below 4,096 numbers keep fp32. State: about 2
-bytes per parameter instead of 8 in fp32. Weakness: on a CPU a step takes 6 to 9 times as long as fused AdamW's, so there
-it only saves memory; the state of embeddings, whose gradients are rare and large, is quantized like any other.
+Moments are stored as bytes with one fp32 scale per 256 numbers; tensors below 4,096 numbers keep fp32. State: about 2
+bytes per parameter instead of 8 in fp32. Weakness: on a CPU a step takes 6 to 9 times as long as fused AdamW's, so it only
+saves memory there; the state of embeddings, whose gradients are rare and large, is quantized like any other.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from steep.core.errors import ConfigError, MissingExtraError
 from steep.optim.config import OptimizerConfig
 
 SMALLEST_8BIT, BLOCK = 4096, 256
+"""bitsandbytes' own: its default of `min_8bit_size`, and its fixed block size."""
 DEVICES = ("cpu", "cuda", "xpu")
 
 
 def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW8bit over groups as `build_param_groups` makes them. Each group carries its own lr and weight_decay.
+    """AdamW8bit over groups as `build_param_groups` makes them.
 
-    Raises MissingExtraError without bitsandbytes, ConfigError on a device that it has no kernels for.
+    Raises MissingExtraError without bitsandbytes, ConfigError on a device without kernels for it.
     """
     devices = {tensor.device.type for group in groups for _, tensor in group["params"]} - set(DEVICES)
     if devices:
         raise ConfigError(
             f"optimizer.name=adamw_8bit works on {', '.join(DEVICES)}; these weights are on {', '.join(sorted(devices))}. "
-            "Use adamw, or adafactor or lion, which keep less state than adamw"
+            "Use adamw, or adafactor or lion, which keep less state"
         )
     try:
         from bitsandbytes.optim import AdamW8bit
@@ -40,7 +41,7 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.
 
 
 def state_bytes(groups: list[dict[str, Any]], config: OptimizerConfig) -> int:
-    """Two bytes per number and two scales per block; small tensors two fp32 tensors."""
+    """Two bytes per number and two fp32 scales per block; for small tensors two fp32 tensors."""
     return sum(_bytes(tensor.numel()) for group in groups for _, tensor in group["params"])
 
 

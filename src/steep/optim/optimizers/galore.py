@@ -1,10 +1,10 @@
 """GaLore (Zhao et al. 2024, arXiv:2403.03507): Adam on gradients projected to a low rank.
 
-Every `projection_interval_steps` the shorter side of an inner matrix's gradient is projected onto its leading singular
-vectors; Adam's moments live there, and its update is projected back. All other parameters, and matrices no larger than
-the rank, have plain AdamW. As in the paper, moments are kept when the projection changes. State per m x n matrix,
-m <= n: m r + 2 n r numbers instead of 2 m n. Weakness: the singular value decomposition takes seconds per large matrix
-each time, and updates never leave the current subspace.
+The shorter side of an inner matrix's gradient is projected onto its leading singular vectors, which are computed again every
+`projection_interval_steps`; Adam's moments live in that subspace, and its update is projected back. All other parameters, and
+matrices whose shorter side is at most the rank, use plain AdamW. As in the paper, moments are kept when the projection changes.
+State per m x n matrix, m <= n: m r + 2 n r numbers instead of 2 m n. Weakness: each singular value decomposition takes seconds
+per large matrix, and updates never leave the current subspace.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor
 from steep.optim.config import OptimizerConfig
 
 NEEDS_INNER = True
-"""Groups arrive split: `inner` says whether a group's tensors are matrices between embedding and head."""
+"""Groups have the key `inner`: whether their tensors are matrices between embedding and head."""
 
 RANK, INTERVAL_STEPS, SCALE = 128, 200, 0.25
+"""The values in the README of the authors' code, https://github.com/jiaweizzhao/GaLore."""
 
 
 class GaLore(torch.optim.Optimizer):
@@ -56,10 +57,10 @@ class GaLore(torch.optim.Optimizer):
 
 
 def leading_vectors(gradient: Tensor, rank: int) -> Tensor:
-    """(m, n) -> (min(m, n), rank): singular vectors of the shorter side, of the gradient's dtype.
+    """(m, n) -> (min(m, n), rank): singular vectors of the shorter side, in the gradient's dtype.
 
-    Their signs are arbitrary; each has its largest entry positive, so that the kept moments mean the same on every machine. Laid
-    out as a checkpoint gives them back: products of another layout differ in their last bits on a GPU.
+    Their signs are arbitrary; each is turned so that its largest entry is positive, and the kept moments mean the same on every
+    machine. Contiguous, as a checkpoint returns them: products of another layout differ in their last bits on a GPU.
     """
     left, _, right = torch.linalg.svd(gradient.float(), full_matrices=False)
     vectors = left[:, :rank] if gradient.shape[0] <= gradient.shape[1] else right[:rank].T
@@ -91,7 +92,7 @@ def _is_projected(tensor: Tensor, inner: bool, rank: int) -> bool:
 
 
 def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> GaLore:
-    """GaLore over groups as `build_param_groups` makes them, split by `inner`. Each group carries its own lr and decay."""
+    """GaLore over groups as `split_inner` makes them."""
     defaults = {
         "betas": config.betas,
         "eps": config.eps,
@@ -103,7 +104,7 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> GaLore:
 
 
 def state_bytes(groups: list[dict[str, Any]], config: OptimizerConfig) -> int:
-    """Two low-rank moments and the projection per projected matrix, two whole moments per other parameter."""
+    """Two low-rank moments and the projection per projected matrix, two full moments per other parameter."""
     rank = config.rank or RANK
     return sum(
         _numbers(tensor, group["inner"], rank) * tensor.element_size()

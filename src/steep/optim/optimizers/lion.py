@@ -1,8 +1,8 @@
 """Lion (Chen et al. 2023, arXiv:2302.06675, algorithm 2): the sign of an interpolated momentum.
 
-Own few lines, since torch has none. State: one tensor per parameter, half of AdamW's. Weakness: every number moves by
-the learning rate at every step, so it needs a learning rate 3 to 10 times lower than AdamW's and as much more weight
-decay (section 5 of the paper), and gains little at small batch sizes.
+Our own few lines, since torch has none. State: one tensor per parameter, half of AdamW's. Weakness: every weight moves by
+the learning rate at every step, so it needs a learning rate 3 to 10 times lower than AdamW's and a weight decay higher by the
+same factor (section 5 of the paper), and gains little at small batch sizes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Lion(torch.optim.Optimizer):
 
 
 def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> Lion:
-    """Lion over groups as `build_param_groups` makes them. Each group carries its own lr and weight_decay."""
+    """Lion over groups as `build_param_groups` makes them."""
     return Lion(groups, {"betas": config.betas})
 
 

@@ -1,10 +1,10 @@
 """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) on inner matrices, AdamW elsewhere.
 
-Torch's own Muon, whose momentum is made orthogonal by a Newton-Schulz iteration, updates the matrices between the
-embedding and the head; embeddings, head, norms, biases and stacked expert weights (3 dimensions) have AdamW. Updates of
+Torch's Muon, which orthogonalizes the momentum by a Newton-Schulz iteration, updates the matrices between the
+embedding and the head; embeddings, head, norms, biases and stacked expert weights (3 dimensions) use AdamW. Updates of
 matrices are scaled to the size of AdamW's (0.2 sqrt(max(rows, columns)), arXiv:2502.16982), so that one learning rate
 fits both. State: one tensor per inner matrix, two per other parameter. Weakness: the iteration runs in bfloat16 and costs
-about 15 products of each matrix with itself per step, which is much of a small batch's time on a CPU.
+about 15 products of each matrix with itself per step, a large share of a small batch's time on a CPU.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from steep.optim.config import OptimizerConfig
 from steep.optim.optimizers import adamw
 
 NEEDS_INNER = True
-"""Groups arrive split: `inner` says whether a group's tensors are matrices between embedding and head."""
+"""Groups have the key `inner`: whether their tensors are matrices between embedding and head."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Two of torch's optimizers that share this one's parameter groups and state.
+    """Two torch optimizers that share this one's parameter groups and state.
 
     State per parameter: `momentum_buffer` in inner groups; `exp_avg`, `exp_avg_sq` and `step` in the others.
     """
@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
         if inner := self._bare_groups(True):
             muon = torch.optim.Muon(
                 inner,
-                momentum=0.95 if config.momentum is None else config.momentum,
+                momentum=0.95 if config.momentum is None else config.momentum,  # both defaults as in Jordan et al.
                 ns_steps=5 if config.newton_schulz_steps is None else config.newton_schulz_steps,
                 adjust_lr_fn="match_rms_adamw",
             )
@@ -54,12 +54,12 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient. No closure."""
         assert closure is None
         for inner, part in self._parts:
-            part.param_groups, part.state = self._groups(inner), self.state  # anew: loading a state dict replaces both
+            part.param_groups, part.state = self._groups(inner), self.state  # again: load_state_dict replaces both
             part.step()
 
 
 def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> Muon:
-    """Muon over groups as `build_param_groups` makes them, split by `inner`. Each group carries its own lr and decay."""
+    """Muon over groups as `split_inner` makes them."""
     return Muon(groups, config)
 
 

@@ -1,10 +1,10 @@
-"""Schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682, algorithm 1): an average of the iterates in place of a decay.
+"""Schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682, algorithm 1): an average of the iterates instead of a decay.
 
-Three sequences: z takes Adam's steps, x is its running average weighted by the squared largest rate so far, and gradients
-are taken at y = (1 - beta1) z + beta1 x. Between two steps the model holds x, so what is evaluated, saved and exported
-are the averaged weights; `prepare_step` puts y in their place until `step`. Use it with `schedule: {name: constant}` and
+Three sequences: z takes Adam's steps, x is the running average of z weighted by the square of the largest learning rate so far,
+and gradients are taken at y = (1 - beta1) z + beta1 x. Between two steps the model holds x, so the averaged weights are what is
+evaluated, saved and exported; `prepare_step` replaces them by y until `step`. Use it with `schedule: {name: constant}` and
 a warmup. State: z and the second moment, and during a step a copy of x: 12 bytes per fp32 parameter. Weakness: that copy
-(the authors' code recovers x from y by rounding arithmetic instead); weights in bf16 round late steps of the average away.
+(the authors' code recomputes x from y instead, with rounding errors); bf16 weights round late steps of the average away.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def prepare_step(self) -> None:
-        """Put y, where gradients are taken, in place of x. Calling it again before `step` changes nothing."""
+        """Replace x by y, where gradients are taken. Calling it again before `step` changes nothing."""
         if self._averages:
             return
         for group in self.param_groups:
@@ -37,9 +37,9 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; leaves x in all. No closure."""
+        """One update of every parameter that has a gradient; leaves x in all parameters. No closure."""
         assert closure is None
-        self.prepare_step()  # without an engine that calls it, gradients were taken at x
+        self.prepare_step()  # where nothing called it, gradients were taken at x
         for group in self.param_groups:
             for parameter in group["params"]:
                 average = self._averages[parameter]
@@ -64,7 +64,7 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
 
 
 def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> ScheduleFreeAdamW:
-    """Schedule-free AdamW over groups as `build_param_groups` makes them. Each group carries its own lr and weight_decay."""
+    """Schedule-free AdamW over groups as `build_param_groups` makes them."""
     return ScheduleFreeAdamW(groups, {"betas": config.betas, "eps": config.eps})
 
 
