@@ -202,14 +202,14 @@ def generate(
     from steep.runtime.device import autocast
     from steep.runtime.seed import seed_everything
 
-    origin = model if isinstance(model, ModelReference) else model_reference(model)
-    loaded = open_model(origin, device=device, precision=precision, allow_code=allow_code)
-    if seed is not None:
-        seed_everything(seed)
-    with autocast(loaded.device, loaded.precision):
-        return generate_text(
-            loaded.model, loaded.tokenizer, prompt, max_new_tokens=max_new_tokens, emit=emit, **sampling
-        )
+    reference = model if isinstance(model, ModelReference) else model_reference(model)
+    with open_model(reference, device=device, precision=precision, allow_code=allow_code) as loaded:
+        if seed is not None:
+            seed_everything(seed)
+        with autocast(loaded.device, loaded.precision):
+            return generate_text(
+                loaded.model, loaded.tokenizer, prompt, max_new_tokens=max_new_tokens, emit=emit, **sampling
+            )
 
 
 def export(
@@ -225,7 +225,7 @@ def export(
     overwrite: bool = False,
     allow_code: bool = True,
 ) -> ExportResult:
-    """Write a trained model in the form that another program serves, and verify it with that program.
+    """Write a trained model in the format that another program serves, and verify it with that program.
 
     run: a run, checkpoint or model. to: `hf`, a folder for transformers and vLLM; `gguf`, a file for llama.cpp; `ollama`, that
     and a Modelfile. out: a folder, default `<run>/export/<to>`. dtype: float32, bfloat16 (default) or float16, and q8_0 for gguf

@@ -72,7 +72,7 @@ def test_the_adapter_alone_is_exported_in_the_layout_of_peft(
 
     from steep.core.errors import ModelError
     from steep.exporters.format import Options
-    from steep.exporters.run import ask_trained, make_job
+    from steep.exporters.run import ask_trained, open_task
 
     result, _ = trained
     exported = steep.export(result.run_directory, to="adapter", out=tmp_path / "adapter")
@@ -80,15 +80,13 @@ def test_the_adapter_alone_is_exported_in_the_layout_of_peft(
     assert exported.parities[0].greedy_tokens_equal == exported.parities[0].greedy_tokens
     again = steep.evaluate(exported.path, {"page": str(min(corpus_directory.glob("*.txt")))}, tokens=500)
     assert again.scores[0].nats_per_token > 0
-    form, job = make_job(str(result.run_directory), "adapter", Options())
-    ask_trained(job)
-    expected = form.write(job, tmp_path / "changed")
-    weights = load_file(tmp_path / "changed" / "adapter_model.safetensors")
-    save_file(
-        {k: v * 1.5 for k, v in weights.items()}, tmp_path / "changed" / "adapter_model.safetensors", {"format": "pt"}
-    )
-    with pytest.raises(ModelError, match="is not the trained model"):
-        form.verify(job, tmp_path / "changed", expected)
+    with open_task(str(result.run_directory), "adapter", Options()) as (exporter, task):
+        ask_trained(task)
+        expected = exporter.write(task, tmp_path / "changed")
+        file = tmp_path / "changed" / "adapter_model.safetensors"
+        save_file({k: v * 1.5 for k, v in load_file(file).items()}, file, {"format": "pt"})
+        with pytest.raises(ModelError, match="is not the trained model"):
+            exporter.verify(task, tmp_path / "changed", expected)
 
 
 def test_peft_loads_the_checkpoint_as_it_is(trained: Any, tmp_path: Path) -> None:

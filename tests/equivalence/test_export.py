@@ -54,21 +54,21 @@ def test_a_changed_export_fails_the_verification(run: Path, tmp_path: Path) -> N
     from safetensors.torch import load_file, save_file
 
     from steep.exporters.format import Options
-    from steep.exporters.run import ask_trained, make_job
+    from steep.exporters.run import ask_trained, open_task
 
-    form, job = make_job(str(run), "hf", Options(dtype="f32"))
-    ask_trained(job)
-    folder = tmp_path / "hf"
-    expected = form.write(job, folder)
-    form.verify(job, folder, expected)
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.0.mlp.up_proj.weight"] *= 1.5
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="is not the trained model"):
-        form.verify(job, folder, expected)
-    (folder / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="does not load in a new process"):
-        form.verify(job, folder, expected)
+    with open_task(str(run), "hf", Options(dtype="f32")) as (exporter, task):
+        ask_trained(task)
+        folder = tmp_path / "hf"
+        expected = exporter.write(task, folder)
+        exporter.verify(task, folder, expected)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.layers.0.mlp.up_proj.weight"] *= 1.5
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelError, match="is not the trained model"):
+            exporter.verify(task, folder, expected)
+        (folder / "config.json").write_text("{}")
+        with pytest.raises(ModelError, match="does not load in a new process"):
+            exporter.verify(task, folder, expected)
 
 
 def test_evaluate_repeats_the_runs_own_scores(run: Path) -> None:

@@ -16,9 +16,9 @@ import pytest
 import steep
 from steep.core.errors import ConfigError, ModelError
 from steep.exporters.format import Options
-from steep.exporters.formats import gguf as form
-from steep.exporters.gguf_tokenizer import describe_tokenizer
-from steep.exporters.run import ask_trained, make_job
+from steep.exporters.formats import gguf
+from steep.exporters.gguf_tokenizer import say_differences
+from steep.exporters.run import ask_trained, open_task
 from steep.models.config import ModelConfig
 from steep.models.load import load_model
 
@@ -103,14 +103,14 @@ def test_the_rounding_of_a_dtype_is_told(
     assert steep.generate(tmp_path / "out", "The with", max_new_tokens=4, precision="fp32")
 
 
-def corrupted(job: Any, folder: Path, expected: Any, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def corrupted(task: Any, folder: Path, expected: Any, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write again with `change` done to the converter's description of the family, and verify against the first answers."""
     from steep.exporters import gguf_model
 
-    monkeypatch.setitem(gguf_model.FAMILIES, job.model.config.model_type, change)
-    form.write(job, folder)
+    monkeypatch.setitem(gguf_model.FAMILIES, task.model.config.model_type, change)
+    gguf.write(task, folder)
     with pytest.raises(ModelError, match="is not the trained model"):
-        form.verify(job, folder, expected)
+        gguf.verify(task, folder, expected)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_a_wrong_conversion_is_refused(
 
     from steep.exporters.gguf_model import FAMILIES as known
 
-    _, job = make_job(str(models[name]), "gguf", Options(dtype="f32"))
-    ask_trained(job)
-    expected = form.write(job, tmp_path / "right")
-    form.verify(job, tmp_path / "right", expected)
-    corrupted(job, tmp_path / "wrong", expected, replace(known[name], **changes), monkeypatch)
+    with open_task(str(models[name]), "gguf", Options(dtype="f32")) as (_, task):
+        ask_trained(task)
+        expected = gguf.write(task, tmp_path / "right")
+        gguf.verify(task, tmp_path / "right", expected)
+        corrupted(task, tmp_path / "wrong", expected, replace(known[name], **changes), monkeypatch)
 
 
 def test_a_token_that_begins_with_a_space_is_said_to_need_llama_cpp(tiny_tokenizer_directory: Path) -> None:
@@ -140,22 +140,25 @@ def test_a_token_that_begins_with_a_space_is_said_to_need_llama_cpp(tiny_tokeniz
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_directory)
     tokenizer.add_tokens(["statement"])
-    assert describe_tokenizer(tokenizer, 514).remarks == []
+    said: list[str] = []
+    say_differences(tokenizer, said.append)
+    assert said == []
     tokenizer.add_tokens([" expression"])
-    [remark] = describe_tokenizer(tokenizer, 514).remarks
+    say_differences(tokenizer, said.append)
+    [remark] = said
     assert "does not find added tokens that begin with a space (' expression')" in remark
 
 
 def test_a_flipped_weight_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    _, job = make_job(str(models["qwen2"]), "gguf", Options(dtype="f32"))
-    ask_trained(job)
-    expected = form.write(job, tmp_path / "out")
-    [file] = (tmp_path / "out").glob("*.gguf")
-    data = np.memmap(file, dtype=np.float32, mode="r+", offset=file.stat().st_size % 4)
-    data[-2000:] *= -1
-    data.flush()
-    with pytest.raises(ModelError, match="is not the trained model"):
-        form.verify(job, tmp_path / "out", expected)
+    with open_task(str(models["qwen2"]), "gguf", Options(dtype="f32")) as (_, task):
+        ask_trained(task)
+        expected = gguf.write(task, tmp_path / "out")
+        [file] = (tmp_path / "out").glob("*.gguf")
+        data = np.memmap(file, dtype=np.float32, mode="r+", offset=file.stat().st_size % 4)
+        data[-2000:] *= -1
+        data.flush()
+        with pytest.raises(ModelError, match="is not the trained model"):
+            gguf.verify(task, tmp_path / "out", expected)
 
 
 def test_ollama_gets_a_modelfile_that_names_the_file_and_the_end(models: dict[str, Path], tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_what_cannot_be_is_refused(models: dict[str, Path], tmp_path: Path) -> N
     bloom.save_pretrained(tmp_path / "bloom")  # type: ignore[operator]
     for file in models["llama"].glob("tokenizer*"):
         (tmp_path / "bloom" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ModelError, match="no gguf form of bloom"):
+    with pytest.raises(ModelError, match="no gguf format of bloom"):
         steep.export(tmp_path / "bloom", to="gguf", out=tmp_path / "out")
 
 

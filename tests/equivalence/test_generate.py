@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import steep
+from steep.core.errors import ModelError
 from steep.evaluation.generate import TextStream, generate_text
+from steep.evaluation.loaded_model import model_reference, open_model
 from steep.models.config import ModelConfig
 from steep.models.forward import prepare_forward
 from steep.models.gpt2 import build_gpt2_model
 from steep.models.load import load_model
+from steep.runtime.device import available_cores
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import load_tokenizer
 from support import LLAMA
@@ -80,3 +84,27 @@ def test_a_character_is_held_back_until_its_bytes_are_there() -> None:
         assert "\N{REPLACEMENT CHARACTER}" not in "".join(shown)
     stream.end()
     assert "".join(shown) == "aé😀b"
+
+
+def test_looking_at_a_model_leaves_the_threads_of_the_process(
+    tiny_tokenizer_directory: Path, corpus_directory: Path, tmp_path: Path
+) -> None:
+    model = load_model(ModelConfig(config={**LLAMA, "eos_token_id": 0}), seed=1)
+    model.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    for file in tiny_tokenizer_directory.iterdir():
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    before = torch.get_num_threads()
+    other = available_cores() + 1  # what the model is run with is another number
+    torch.set_num_threads(other)
+    try:
+        steep.generate(tmp_path / "model", "The with", max_new_tokens=2, precision="fp32")
+        assert torch.get_num_threads() == other
+        steep.evaluate(tmp_path / "model", {"page": str(min(corpus_directory.glob("*.txt")))}, tokens=100)
+        assert torch.get_num_threads() == other
+        with open_model(model_reference(tmp_path / "model")):
+            assert torch.get_num_threads() == available_cores()
+        with pytest.raises(ModelError):
+            steep.generate(tmp_path / "model", "word " * 5000, precision="fp32")
+        assert torch.get_num_threads() == other
+    finally:
+        torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""`steep export`: a trained model in the form that another program serves."""
+"""`steep export`: a trained model in the format that another program serves."""
 
 from __future__ import annotations
 

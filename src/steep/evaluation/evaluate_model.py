@@ -119,22 +119,24 @@ def evaluate_model(
         raise ConfigError(f"evaluate {model}: it is no run, so it brings no validation texts; name at least one text")
     limit = _count(tokens) if tokens is not None else config_of_run(run).evaluate.tokens if run else DEFAULT_TOKENS
     other = None if against is None else base_model_reference(model) if against == "base" else model_reference(against)
-    loaded = open_model(model_reference(model), device=device, precision=precision, allow_code=allow_code, say=say)
-    length = sequence_length or _default_sequence_length(loaded)
-    texts_here, data = _open_texts(loaded, named, run)
-    chosen = [first_documents(text, limit) for text in texts_here]
-    scores = _scores(loaded, texts_here, chosen, batch_size, length)
-    if other is None:
-        return Evaluation(model, scores)
-    after = _stops(loaded, texts_here, batch_size, length)
-    audited = partial(_audit, loaded.tokenizer, data, run, loaded.folder)
+    opened = partial(open_model, device=device, precision=precision, allow_code=allow_code, say=say)
+    with opened(model_reference(model)) as loaded:
+        length = sequence_length or _default_sequence_length(loaded)
+        texts_here, data = _open_texts(loaded, named, run)
+        chosen = [first_documents(text, limit) for text in texts_here]
+        scores = _scores(loaded, texts_here, chosen, batch_size, length)
+        if other is None:
+            return Evaluation(model, scores)
+        after = _stops(loaded, texts_here, batch_size, length)
+        audited = partial(_audit, loaded.tokenizer, data, run, loaded.folder)
     del loaded  # one model in memory at a time
-    second = open_model(other, device=device, precision=precision, allow_code=allow_code, say=say)
-    # The same documents, whatever the other tokenizer makes of them.
-    base_texts, _ = _open_texts(second, named, run)
-    base_scores = _scores(second, base_texts, chosen, batch_size, length)
+    with opened(other) as second:
+        # The same documents, whatever the other tokenizer makes of them.
+        base_texts, _ = _open_texts(second, named, run)
+        base_scores = _scores(second, base_texts, chosen, batch_size, length)
+        before = _stops(second, base_texts, batch_size, length)
     report = _forgetting(base_scores, scores, config_of_run(run) if run else None)
-    ends = audited(_stops(second, base_texts, batch_size, length), after)
+    ends = audited(before, after)
     return Evaluation(model, scores, other.reference, base_scores, report, ends)
 
 
@@ -156,14 +158,11 @@ def score_base(
     """
     import torch
 
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        loaded = open_model(base_model_reference(run), device=device, precision=precision, say=say)
+    base = open_model(base_model_reference(run), device=device, precision=precision, say=say)
+    with torch.random.fork_rng(devices=[]), base as loaded:
         base_texts, _ = _open_texts(loaded, {}, run)
         chosen = [first_documents(text, tokens) for text in texts]
-        scores = _scores(loaded, base_texts, chosen, batch_size, sequence_length)
-    torch.set_num_threads(threads)
-    return scores
+        return _scores(loaded, base_texts, chosen, batch_size, sequence_length)
 
 
 def _stops(loaded: LoadedModel, texts: list[HeldOutText], batch_size: int, sequence_length: int) -> StopScore | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from steep.core.errors import ConfigError, DataError, MissingExtraError, ModelError
 from steep.core.say import Say, tell
-from steep.evaluation.loaded_model import LoadedModel, ModelReference, base_model_reference, model_reference, open_model
+from steep.evaluation.loaded_model import LoadedModel, base_model_reference, model_reference, open_model
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 """What is taken of lm-eval's answer; the rest describes the machine."""
@@ -84,10 +84,11 @@ def evaluate_on_tasks(
     """Run lm-eval's `tasks` on `model`, and on `against`. See `steep.evaluate_tasks`."""
     manager, names = find_tasks(tasks, folder, allow_code, say)
     other = None if against is None else base_model_reference(model) if against == "base" else model_reference(against)
-    origins = [model_reference(model), *([other] if other is not None else [])]
-    answers = [
-        _run(_load(origin, device, precision, allow_code, say), manager, names, limit, batch_size) for origin in origins
-    ]
+    answers = []
+    for reference in [model_reference(model), *([other] if other is not None else [])]:
+        with open_model(reference, device=device, precision=precision, allow_code=allow_code, say=say) as loaded:
+            answers.append(_run(loaded, manager, names, limit, batch_size))
+        del loaded  # one model in memory at a time
     return HarnessResult(
         model,
         answers[0],
@@ -145,23 +146,17 @@ def _expand(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(task for name in wanted for task in known if fnmatch(task, name)))
 
 
-def _load(origin: ModelReference, device: str, precision: str, allow_code: bool, say: Say) -> LoadedModel:
-    from transformers import PreTrainedModel
-
-    loaded = open_model(origin, device=device, precision=precision, allow_code=allow_code, say=say)
-    if not isinstance(loaded.model, PreTrainedModel):
-        raise ModelError(
-            f"{origin.reference} is a {type(loaded.model).__name__}, and lm-eval runs transformers models only. "
-            "What works: `steep export` it to a folder for transformers, and evaluate that."
-        )
-    return loaded
-
-
 def _run(loaded: LoadedModel, manager: Any, names: list[str], limit: int | None, batch_size: int) -> dict[str, Any]:
-    """lm-eval's answer for one model. Raises DataError where the data of a task cannot be had."""
+    """lm-eval's answer for one model. Raises DataError where the data of a task is not available."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedModel
 
+    if not isinstance(loaded.model, PreTrainedModel):
+        raise ModelError(
+            f"{loaded.reference} is a {type(loaded.model).__name__}, and lm-eval runs transformers models only. "
+            "Export it with `steep export` to a folder for transformers, and evaluate that."
+        )
     wrapped = HFLM(
         pretrained=loaded.model,
         tokenizer=loaded.hf_tokenizer,

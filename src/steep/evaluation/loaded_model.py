@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,13 +106,27 @@ def base_model_reference(reference: str | os.PathLike[str]) -> ModelReference:
     )
 
 
+@contextmanager
 def open_model(
-    origin: ModelReference, *, device: str = "auto", precision: str = "auto", allow_code: bool = True, say: Say = tell
-) -> LoadedModel:
-    """Load a model for use. Raises ModelError, ConfigError, CheckpointError.
+    reference: ModelReference,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    allow_code: bool = True,
+    say: Say = tell,
+) -> Iterator[LoadedModel]:
+    """A loaded model for the length of a `with` block. Raises ModelError, ConfigError, CheckpointError.
 
-    Of a run the newest whole checkpoint is taken, every byte verified; `say` is told of those passed over.
+    Inside the block torch uses all available cores and the model's device. Afterwards the process has its own thread count and
+    CUDA device again. Of a run the newest complete checkpoint is loaded, every byte verified; `say` is told of those skipped.
     """
+    from steep.runtime.device import keep_torch_settings
+
+    with keep_torch_settings():
+        yield _load(reference, device, precision, allow_code, say)
+
+
+def _load(reference: ModelReference, device: str, precision: str, allow_code: bool, say: Say) -> LoadedModel:
     import torch
 
     from steep.checkpoint.load import verified_reference
@@ -124,17 +140,17 @@ def open_model(
     where = choose_device(device)
     torch.set_num_threads(available_cores())
     how = choose_precision(precision, where.type)
-    if isinstance(origin.model, Target):
+    if isinstance(reference.model, Target):
         folder = None
-        model = _load_target(origin, parameter_dtype(how), where, allow_code, say)
-        tokenizer_folder = str(origin.tokenizer.pretrained)
+        model = _load_target(reference, parameter_dtype(how), where, allow_code, say)
+        tokenizer_folder = str(reference.tokenizer.pretrained)
     else:
-        folder, messages = verified_reference(str(origin.model.pretrained))
+        folder, messages = verified_reference(str(reference.model.pretrained))
         for message in messages:
             say(message)
-        for remark in merge_remarks(Path(folder), origin.run):
+        for remark in merge_remarks(Path(folder), reference.run):
             say(remark)
-        config = origin.model.model_copy(update={"pretrained": folder})
+        config = reference.model.model_copy(update={"pretrained": folder})
         if (quantization := quantization_of(folder)) is not None:
             say(
                 f"{folder} is quantized ({quantization.get('quant_method')}): it is used as it is, and cannot be trained"
@@ -142,19 +158,19 @@ def open_model(
             model = load_quantized(folder, where)
         else:
             model = load_model(config, dtype=parameter_dtype(how), device=where)
-        own = origin.tokenizer.pretrained in (None, origin.model.pretrained)
-        tokenizer_folder = folder if own else str(origin.tokenizer.pretrained)
+        own = reference.tokenizer.pretrained in (None, reference.model.pretrained)
+        tokenizer_folder = folder if own else str(reference.tokenizer.pretrained)
     model.eval()
-    hf_tokenizer = load_hf_tokenizer(tokenizer_folder, getattr(origin.model, "revision", None))
-    policy = origin.tokenizer
-    if origin.run is None and hf_tokenizer.eos_token_id is None:
+    hf_tokenizer = load_hf_tokenizer(tokenizer_folder, getattr(reference.model, "revision", None))
+    policy = reference.tokenizer
+    if reference.run is None and hf_tokenizer.eos_token_id is None:
         policy = policy.model_copy(update={"append_eos": False})
-    tokenizer = text_tokenizer(hf_tokenizer, policy, origin.reference)
+    tokenizer = text_tokenizer(hf_tokenizer, policy, reference.reference)
     with autocast(where, how):
         forward, remarks = prepare_forward(model, "auto", vocab_size(model) or tokenizer.vocab_size)
     for remark in remarks:
         say(remark)
-    return LoadedModel(origin.reference, model, tokenizer, hf_tokenizer, forward, where, how, origin.run, folder)
+    return LoadedModel(reference.reference, model, tokenizer, hf_tokenizer, forward, where, how, reference.run, folder)
 
 
 def merge_remarks(folder: Path, run: Path | None) -> list[str]:
@@ -183,7 +199,7 @@ def merge_remarks(folder: Path, run: Path | None) -> list[str]:
 
 
 def _load_target(
-    origin: ModelReference, dtype: torch.dtype, device: torch.device, allow_code: bool, say: Say
+    reference: ModelReference, dtype: torch.dtype, device: torch.device, allow_code: bool, say: Say
 ) -> torch.nn.Module:
     """A model that only its `_target_` can build, with the weights of the newest whole checkpoint."""
     from steep.checkpoint.capture import restore
@@ -191,13 +207,13 @@ def _load_target(
     from steep.core import targets
     from steep.models.load import load_model
 
-    for line in targets.announce(origin.model):
+    for line in targets.announce(reference.model):
         say(line)
-    targets.check(origin.model, allow_code=allow_code, location="model")
-    checkpoint, messages = find_checkpoint(origin.reference)
+    targets.check(reference.model, allow_code=allow_code, location="model")
+    checkpoint, messages = find_checkpoint(reference.reference)
     for message in messages:
         say(message)
-    model = load_model(origin.model, dtype=dtype, device=device)
+    model = load_model(reference.model, dtype=dtype, device=device)
     restore(model, None, open_checkpoint(checkpoint))
     return model
 

@@ -1,25 +1,21 @@
-"""What a form of export is: a file of this folder whose name is the form's, with these members.
-
-DTYPES: dict[str, ...]    the dtypes it can be written in, by the names of `dtype_name`
-DEFAULT_DTYPE: str
-ENDINGS: set[str]         endings of the files that it writes: nothing else is replaced by --overwrite
-check_job(job)            raises before any work for what cannot be exported
-write(job, folder)        writes the files; returns the trained model's answers in the export's own rounding
-verify(job, folder, expected)   asks the program that will use the files; returns the numbers, raises ModelError beyond bounds
-"""
+"""What a format of export is, and what one export has to do. A format is a file of `formats/`; its name is the file's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from steep.core.errors import ConfigError
-from steep.exporters.parity import Answers, Questions
+from steep.core.plugins import load_plugin
+from steep.core.say import Say
+from steep.exporters.parity import Answers, Bounds, Parity, Questions
 
 if TYPE_CHECKING:
     from steep.evaluation.loaded_model import LoadedModel
 
+PACKAGE = "steep.exporters.formats"
 ALIASES = {"f32": "float32", "fp32": "float32", "f16": "float16", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -35,7 +31,7 @@ class Options:
 
 
 @dataclass
-class ExportJob:
+class ExportTask:
     """One export: the model in fp32, what is asked, and what to compare with. `write` may change the model's weights."""
 
     loaded: LoadedModel
@@ -43,36 +39,66 @@ class ExportJob:
     dtype: str
     name: str
     card: str
-    say: Callable[[str], None]
+    say: Say
     questions: Questions = field(default_factory=lambda: Questions({}, [], 0))
     trained: Answers = field(default_factory=lambda: Answers("", {}, []))
     """Of the model in fp32, before `write`."""
 
     @property
     def model(self) -> Any:
-        """The loaded's transformers model."""
+        """The transformers model that is exported."""
         return self.loaded.model
 
     def eos_ids(self) -> list[int]:
         """Every id that ends a text, the tokenizer's own first."""
-        from steep.evaluation.generate import end_of_text_ids
+        from steep.evaluation.generate import end_of_text_ids  # torch is heavy
 
         own = self.loaded.tokenizer.eos_id
         return sorted(end_of_text_ids(self.model, own), key=lambda number: (number != own, number))
 
 
-def dtype_name(given: str | None, form: Any, form_name: str) -> str:
-    """The form's name of a dtype that a person gave, its default for None. Raises ConfigError."""
+class ExportFormat(Protocol):
+    """The members of a file in `formats/`."""
+
+    @property
+    def DTYPES(self) -> Mapping[str, Bounds]:
+        """The dtypes it can be written in, and how far the serving program's answers may differ in each."""
+
+    @property
+    def DEFAULT_DTYPE(self) -> str:
+        """One of DTYPES."""
+
+    @property
+    def ENDINGS(self) -> Set[str]:
+        """Endings (or whole names) of the files that it writes: --overwrite replaces nothing else."""
+
+    def check_task(self, task: ExportTask) -> None:
+        """Raise a SteepError, before any work, for what cannot be exported."""
+
+    def write(self, task: ExportTask, folder: Path) -> Answers:
+        """Write the files. Returns the trained model's answers in the export's own rounding."""
+
+    def verify(self, task: ExportTask, folder: Path, expected: Answers) -> list[Parity]:
+        """Ask the programs that will use the files. Raises ModelError with the numbers where they are out of bounds."""
+
+
+def load_format(name: str) -> ExportFormat:
+    """The format of this name. Raises ConfigError with the nearest name for an unknown one."""
+    return cast(ExportFormat, load_plugin(PACKAGE, name))
+
+
+def dtype_name(given: str | None, exporter: ExportFormat, format: str) -> str:
+    """The full name of a dtype that a person gave, the format's default for None. Raises ConfigError."""
     if given is None:
-        return str(form.DEFAULT_DTYPE)
+        return exporter.DEFAULT_DTYPE
     name = ALIASES.get(given, given)
-    if name not in form.DTYPES:
-        raise ConfigError(f"--to {form_name} --dtype {given}: use one of {', '.join(form.DTYPES)}")
+    if name not in exporter.DTYPES:
+        raise ConfigError(f"--to {format} --dtype {given}: use one of {', '.join(exporter.DTYPES)}")
     return name
 
 
-def refuse(options: Options, form_name: str, **needed: str) -> None:
-    """Raise ConfigError for an option that is set and means nothing to this form. needed: option -> where it belongs."""
+def refuse(options: Options, format: str, **needed: str) -> None:
+    """Raise ConfigError for an option that is set and means nothing to this format. needed: option -> where it belongs."""
     for option, where in needed.items():
         if getattr(options, option) is not None:
-            raise ConfigError(f"--to {form_name} has no --{option.replace('_', '-')}; it belongs to {where}")
+            raise ConfigError(f"--to {format} has no --{option.replace('_', '-')}; it belongs to {where}")

@@ -59,11 +59,11 @@ MANY_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
 def family_of(config: Any) -> Family:
-    """The family of a configuration. Raises ModelError for one without a gguf form here, or that llama.cpp computes otherwise."""
+    """The family of a configuration. Raises ModelError for one that has none here, or that llama.cpp computes otherwise."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ModelError(
-            f"there is no gguf form of {config.model_type} here; there are: {', '.join(FAMILIES)}. "
+            f"there is no gguf format of {config.model_type} here; there are: {', '.join(FAMILIES)}. "
             "Export it as hf and convert that folder with llama.cpp's convert_hf_to_gguf.py"
         )
     for problem in _problems(config, family):

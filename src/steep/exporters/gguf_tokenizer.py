@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steep.core.errors import ConfigError, ModelError
+from steep.core.say import Say
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """tokenizer.ggml.token_type. Source: the GGUF specification."""
@@ -46,8 +47,6 @@ class GgufTokenizer:
     merges: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     add_space_prefix: bool | None = None
-    remarks: list[str] = field(default_factory=list)
-    """What llama.cpp does otherwise than transformers, for a person."""
 
 
 def describe_tokenizer(hf_tokenizer: Any, vocab_size: int, rule: str | None = None) -> GgufTokenizer:
@@ -69,7 +68,6 @@ def describe_tokenizer(hf_tokenizer: Any, vocab_size: int, rule: str | None = No
         found.merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in rules["model"]["merges"]]
     if rule is not None and found.kind == "llama":
         raise ConfigError(f"--tokenizer-pre {rule}: this tokenizer is of SentencePiece's kind, which has no such rule")
-    found.remarks += _remarks(hf_tokenizer, rules)
     return found
 
 
@@ -154,24 +152,22 @@ def _flat(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     return list(part[inner]) if part["type"] == "Sequence" else [part]
 
 
-def _remarks(hf_tokenizer: Any, rules: dict[str, Any]) -> list[str]:
-    remarks = []
+def say_differences(hf_tokenizer: Any, say: Say) -> None:
+    """Say what llama.cpp does differently from transformers with this tokenizer."""
+    rules = json.loads(hf_tokenizer.backend_tokenizer.to_str())
     forms = [part["type"] for part in _flat(rules.get("normalizer"), "normalizers") if part["type"].startswith("NF")]
     if forms:
-        remarks.append(
-            f"the tokenizer brings text into {forms[0]} first, which llama.cpp leaves out: give it such text"
-        )
+        say(f"the tokenizer converts text to {forms[0]} first, which llama.cpp does not: give it text in {forms[0]}")
     added = list(hf_tokenizer.backend_tokenizer.get_added_tokens_decoder().values())
     spaced = [token.content for token in added if not token.special and token.content.startswith(" ")]
     if spaced and not _is_sentencepiece(rules):
-        remarks.append(
+        say(
             f"transformers' reader of .gguf files does not find added tokens that begin with a space ({spaced[0]!r}), so only "
             "llama.cpp can tell whether the ids are right: give --verify-with"
         )
     stripped = [token.content for token in added if token.lstrip or token.rstrip or token.single_word]
     if stripped:
-        remarks.append(f"llama.cpp does not take the spaces around {', '.join(stripped[:3])} as part of the token")
-    return remarks
+        say(f"llama.cpp does not take the spaces around {', '.join(stripped[:3])} as part of the token")
 
 
 def write_tokenizer(writer: Any, found: GgufTokenizer, hf_tokenizer: Any, eos_ids: list[int], adds_bos: bool) -> None:

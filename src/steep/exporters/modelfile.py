@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steep.core.say import Say
+
 RAW_TEMPLATE = "{{ .Prompt }}"
 LARGEST_CONTEXT = 8192
 """num_ctx beyond this is left to the person: Ollama reserves the memory for it at the start."""
@@ -115,9 +117,14 @@ SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "m
 
 
 def modelfile(
-    weights: str, hf_tokenizer: Any, generation: Mapping[str, Any], eos_ids: Sequence[int], context_length: int
-) -> tuple[str, str]:
-    """The Modelfile, and a line that says which template it has. weights: the .gguf file beside it.
+    weights: str,
+    hf_tokenizer: Any,
+    generation: Mapping[str, Any],
+    eos_ids: Sequence[int],
+    context_length: int,
+    say: Say,
+) -> str:
+    """The Modelfile; which template it has is said. weights: the .gguf file beside it.
 
     generation: what the model's generation_config sets. eos_ids: every id that ends a text.
     """
@@ -142,4 +149,5 @@ def modelfile(
         said = "the tokenizer's chat template is of no known family, so its TEMPLATE is raw: it continues the text it is given"
     else:
         said = "the tokenizer has no chat template, so its TEMPLATE is raw: it continues the text it is given"
-    return "\n".join(lines) + "\n", f"Modelfile: {said}"
+    say(f"Modelfile: {said}")
+    return "\n".join(lines) + "\n"

@@ -35,7 +35,7 @@ class Questions:
     prompt: list[int]
     new_tokens: int
     strings: Mapping[str, str] = field(default_factory=dict)
-    """Name -> string to encode; only forms that carry their own tokenizer's rules are asked."""
+    """Name -> string to encode; only formats that carry their own tokenizer's rules are asked."""
 
     def to_mapping(self) -> dict[str, Any]:
         """JSON values, for another process."""

@@ -1,4 +1,4 @@
-"""The hf form with linear layers in 4 or 8 bits, through transformers' own integration of bitsandbytes and torchao.
+"""The hf format with linear layers in 4 or 8 bits, through transformers' own integration of bitsandbytes and torchao.
 
 The model is written unquantized into a scratch folder, loaded by transformers with the quantization, and saved: so that what is
 served is what transformers itself makes. Disk: the unquantized model for a while. Memory: the trained model is let go first.
@@ -16,7 +16,7 @@ from steep.core.files import temporary_path
 from steep.exporters.parity import Answers, Bounds, answer
 
 if TYPE_CHECKING:
-    from steep.exporters.format import ExportJob
+    from steep.exporters.format import ExportTask
 
 PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao_int8": "torchao"}
 BOUNDS = {
@@ -37,30 +37,32 @@ def check_method(method: str, dtype: str) -> None:
         raise MissingExtraError(PACKAGES[method], "quant", f"--quantize {method}")
 
 
-def write_quantized(job: ExportJob, folder: Path) -> Answers:
-    """Write `job.model` quantized into `folder`; the answers of the quantized model in this process."""
+def write_quantized(task: ExportTask, folder: Path) -> Answers:
+    """Write `task.model` quantized into `folder`; the answers of the quantized model in this process."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from steep.models.load import cast_weights, quiet_transformers
     from steep.models.load_quantized import calm_bitsandbytes
 
-    assert job.options.quantize is not None
-    dtype = getattr(torch, job.dtype)
+    assert task.options.quantize is not None
+    dtype = getattr(torch, task.dtype)
     calm_bitsandbytes()
     scratch = temporary_path(folder.parent / f"unquantized-{folder.name}")
     try:
         with quiet_transformers():
-            cast_weights(job.model, dtype).save_pretrained(scratch)  # type: ignore[operator]
-            job.model.to("meta")  # one model in memory at a time
+            cast_weights(task.model, dtype).save_pretrained(scratch)  # type: ignore[operator]
+            task.model.to("meta")  # one model in memory at a time
             model: Any = AutoModelForCausalLM.from_pretrained(
-                scratch, quantization_config=_configuration(job.options.quantize, dtype), dtype=dtype, device_map="cpu"
+                scratch, quantization_config=_configuration(task.options.quantize, dtype), dtype=dtype, device_map="cpu"
             )
             model.eval()
-            model.save_pretrained(folder, max_shard_size=job.options.max_shard_size)
+            model.save_pretrained(folder, max_shard_size=task.options.max_shard_size)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return answer(model, job.questions, "trained")  # after saving: bitsandbytes may repack the weights at the first use
+    return answer(
+        model, task.questions, "trained"
+    )  # after saving: bitsandbytes may repack the weights at the first use
 
 
 def _configuration(method: str, dtype: Any) -> Any:

@@ -11,7 +11,7 @@ from steep.exporters.parity import Parity
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A model in the form that another program serves, and how it was verified."""
+    """A model in the format that another program serves, and how it was verified."""
 
     path: Path
     dtype: str

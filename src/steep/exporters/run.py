@@ -1,24 +1,23 @@
-"""`steep export`: a trained model in the form that another program serves, verified by loading it there."""
+"""`steep export`: a trained model in the format that another program serves, verified by loading it there."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
-from steep.core.plugins import load_plugin
 from steep.core.say import Say, tell
 from steep.evaluation.held_out_ids import held_out_ids
 from steep.evaluation.loaded_model import LoadedModel, model_reference, open_model
-from steep.exporters.format import ExportJob, Options, dtype_name
+from steep.exporters.format import ExportFormat, ExportTask, Options, dtype_name, load_format
 from steep.exporters.model_card import model_card
 from steep.exporters.parity import GREEDY_TOKENS, Questions, answer
 from steep.exporters.result import ExportResult
 
-FORMATS = "steep.exporters.formats"
 VERIFICATION_TEXT = """\
 In the beginning of every verification there is a text that both programs read. It has words, numbers such as 3.14159 and 2,048, \
 code like `for i in range(10): print(i)`, a little français, and a question: is it the same model?
@@ -56,54 +55,56 @@ def export_model(
 ) -> ExportResult:
     """Export `reference`. See `steep.export`."""
     options = Options(dtype, quantize, max_shard_size, tokenizer_pre, verify_with)
-    form, job = make_job(reference, to, options, allow_code=allow_code, say=say)
-    folder = Path(out) if out is not None else _default_folder(job.loaded, to, quantize)
-    check_replaceable(folder, overwrite, form.ENDINGS)
-    ask_trained(job)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f"{TEMPORARY_PREFIX}*-{folder.name}"):  # of exports that were killed or refused
-        shutil.rmtree(leftover)
-    temporary = temporary_path(folder)
-    expected = form.write(job, temporary)
-    parities = form.verify(job, temporary, expected)
+    with open_task(reference, to, options, allow_code=allow_code, say=say) as (exporter, task):
+        folder = Path(out) if out is not None else _default_folder(task.loaded, to, quantize)
+        check_replaceable(folder, overwrite, exporter.ENDINGS)
+        ask_trained(task)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.parent.glob(f"{TEMPORARY_PREFIX}*-{folder.name}"):  # of exports killed or refused
+            shutil.rmtree(leftover)
+        temporary = temporary_path(folder)
+        expected = exporter.write(task, temporary)
+        parities = exporter.verify(task, temporary, expected)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(temporary, folder)
     sync_directory(folder.parent)
     return ExportResult(
         path=folder,
-        dtype=quantize or job.dtype,
+        dtype=quantize or task.dtype,
         size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         parities=parities,
     )
 
 
-def make_job(
+@contextmanager
+def open_task(
     reference: str, to: str, options: Options, *, allow_code: bool = True, say: Say = tell
-) -> tuple[Any, ExportJob]:
-    """The form and what it is to export, with everything checked that can be before work. Raises ConfigError, ModelError."""
-    form: Any = load_plugin(FORMATS, to)
-    dtype = dtype_name(options.dtype, form, to)
-    loaded = open_model(model_reference(reference), device="cpu", precision="fp32", allow_code=allow_code, say=say)
-    if not hasattr(loaded.model, "save_pretrained") or not hasattr(loaded.model, "generation_config"):
-        raise ModelError(
-            f"{reference}: {type(loaded.model).__name__} is no transformers model, so there is no {to} form of it"
-        )
-    if getattr(loaded.model.config, "quantization_config", None) is not None:
-        raise ModelError(f"{reference} is quantized already; export the model that it was made from")
-    card = model_card(reference, loaded.run, options.quantize or dtype)
-    job = ExportJob(loaded, options, dtype, _model_name(loaded), card, say)
-    form.check_job(job)
-    return form, job
+) -> Iterator[tuple[ExportFormat, ExportTask]]:
+    """The format and what it has to do, checked as far as possible before any work. Raises ConfigError, ModelError."""
+    exporter = load_format(to)
+    dtype = dtype_name(options.dtype, exporter, to)
+    source = model_reference(reference)
+    with open_model(source, device="cpu", precision="fp32", allow_code=allow_code, say=say) as loaded:
+        if not hasattr(loaded.model, "save_pretrained") or not hasattr(loaded.model, "generation_config"):
+            raise ModelError(
+                f"{reference}: {type(loaded.model).__name__} is not a transformers model, so it has no {to} format"
+            )
+        if getattr(loaded.model.config, "quantization_config", None) is not None:
+            raise ModelError(f"{reference} is quantized already; export the model that it was made from")
+        card = model_card(reference, loaded.run, options.quantize or dtype)
+        task = ExportTask(loaded, options, dtype, _model_name(loaded), card, say)
+        exporter.check_task(task)
+        yield exporter, task
 
 
-def ask_trained(job: ExportJob) -> None:
+def ask_trained(task: ExportTask) -> None:
     """Let the model in fp32 answer, before anything is rounded."""
-    job.questions = questions_for(job.loaded, job.say)
-    job.trained = answer(job.model, job.questions, "trained")
+    task.questions = questions_for(task.loaded, task.say)
+    task.trained = answer(task.model, task.questions, "trained")
 
 
-def check_replaceable(folder: Path, overwrite: bool, endings: set[str]) -> None:
+def check_replaceable(folder: Path, overwrite: bool, endings: Set[str]) -> None:
     """Raises ConfigError unless `folder` is free, or an earlier export that may be replaced."""
     if folder.suffix == ".gguf":
         raise ConfigError(f"--out {folder}: give a folder; the .gguf file is made in it")

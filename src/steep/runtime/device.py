@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,21 @@ def choose_device(name: str) -> torch.device:
     elif device.type != "cpu":
         raise ConfigError(f"train.device={name!r} is not supported; use auto, cpu or cuda")
     return device
+
+
+@contextlib.contextmanager
+def keep_torch_settings() -> Iterator[None]:
+    """Afterwards torch's thread count and current CUDA device are what they were before the block."""
+    import torch
+
+    threads = torch.get_num_threads()
+    current = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if torch.cuda.is_initialized():
+            torch.cuda.set_device(current)
 
 
 def available_cores() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from steep.core.errors import ModelError
 from steep.core.files import write_text
-from steep.exporters.format import ExportJob, refuse
+from steep.exporters.format import ExportTask, refuse
 from steep.exporters.parity import Answers, Bounds, Parity, check, compare
 from steep.exporters.verify import ask_transformers
 
@@ -24,35 +24,35 @@ DEFAULT_DTYPE = "float32"
 ENDINGS = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
 
 
-def adapter_folder(job: ExportJob) -> Path:
+def adapter_folder(task: ExportTask) -> Path:
     """Where the trained adapter lies. Raises ModelError for a model without one."""
     from steep.checkpoint.load import verified_reference
     from steep.models.adapters import ADAPTER_CONFIG
 
-    folder = Path(verified_reference(job.loaded.reference)[0])
+    folder = Path(verified_reference(task.loaded.reference)[0])
     if not (folder / ADAPTER_CONFIG).is_file():
         raise ModelError(
-            f"{job.loaded.reference} holds no adapter: the whole model was trained. Export it with --to hf"
+            f"{task.loaded.reference} holds no adapter: the whole model was trained. Export it with --to hf"
         )
     return folder
 
 
-def check_job(job: ExportJob) -> None:
-    """Raises ConfigError, ModelError for what this form cannot do."""
-    refuse(job.options, "adapter", quantize="--to hf", tokenizer_pre="--to gguf", verify_with="--to gguf")
-    adapter_folder(job)
+def check_task(task: ExportTask) -> None:
+    """Raises ConfigError, ModelError for what this format cannot do."""
+    refuse(task.options, "adapter", quantize="--to hf", tokenizer_pre="--to gguf", verify_with="--to gguf")
+    adapter_folder(task)
 
 
-def write(job: ExportJob, folder: Path) -> Answers:
+def write(task: ExportTask, folder: Path) -> Answers:
     """Write the files as they were trained. Returns the trained model's answers."""
-    shutil.copytree(adapter_folder(job), folder)
-    write_text(folder / "README.md", job.card)
-    return job.trained
+    shutil.copytree(adapter_folder(task), folder)
+    write_text(folder / "README.md", task.card)
+    return task.trained
 
 
-def verify(job: ExportJob, folder: Path, expected: Answers) -> list[Parity]:
+def verify(task: ExportTask, folder: Path, expected: Answers) -> list[Parity]:
     """What peft makes of the folder in a new process. Raises ModelError with the numbers if it is another model."""
-    found = ask_transformers("adapter", folder, job.questions)
-    parity = compare(job.trained, expected, found, job.questions.texts)
-    check(parity, expected, DTYPES[job.dtype], found.greedy, f"the export {folder}")
+    found = ask_transformers("adapter", folder, task.questions)
+    parity = compare(task.trained, expected, found, task.questions.texts)
+    check(parity, expected, DTYPES[task.dtype], found.greedy, f"the export {folder}")
     return [parity]

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from steep.core.errors import ConfigError, MissingExtraError, ModelError
 from steep.core.files import write_text
-from steep.exporters.format import ExportJob, refuse
+from steep.exporters.format import ExportTask, refuse
 from steep.exporters.gguf_model import Tensor, config_mapping, family_of, tensors_of, write_keys
-from steep.exporters.gguf_tokenizer import describe_tokenizer, write_tokenizer
+from steep.exporters.gguf_tokenizer import describe_tokenizer, say_differences, write_tokenizer
 from steep.exporters.ids import check_ids, with_strings
 from steep.exporters.parity import Answers, Bounds, Parity, answer, check, compare
 from steep.exporters.verify import ask_llama_cpp, ask_transformers
@@ -53,16 +53,15 @@ BLOCK = 32
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-def check_job(job: ExportJob) -> None:
-    """Raises ConfigError, ModelError, MissingExtraError for what this form cannot do, before any work."""
-    refuse(job.options, "gguf", quantize="--to hf (for gguf, --dtype q8_0 quantizes)")
+def check_task(task: ExportTask) -> None:
+    """Raises ConfigError, ModelError, MissingExtraError for what this format cannot do, before any work."""
+    refuse(task.options, "gguf", quantize="--to hf (for gguf, --dtype q8_0 quantizes)")
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "gguf", "writing a .gguf file")
-    family_of(job.model.config)
-    found = describe_tokenizer(job.loaded.hf_tokenizer, job.model.config.vocab_size, job.options.tokenizer_pre)
-    for remark in found.remarks:
-        job.say(remark)
-    llama_cpp_python(job.options.verify_with)
+    family_of(task.model.config)
+    describe_tokenizer(task.loaded.hf_tokenizer, task.model.config.vocab_size, task.options.tokenizer_pre)
+    say_differences(task.loaded.hf_tokenizer, task.say)
+    llama_cpp_python(task.options.verify_with)
 
 
 def llama_cpp_python(given: str | None) -> str | None:
@@ -80,32 +79,32 @@ def llama_cpp_python(given: str | None) -> str | None:
     return sys.executable if importlib.util.find_spec("llama_cpp") is not None else None
 
 
-def write(job: ExportJob, folder: Path) -> Answers:
+def write(task: ExportTask, folder: Path) -> Answers:
     """Write the file. Returns the answers of the model with every weight as the file holds it, computed in fp32."""
     folder.mkdir(parents=True)
-    write_gguf(job, folder / f"{job.name}-{job.dtype}.gguf")
-    write_text(folder / "README.md", job.card)
-    return answer(job.model, job.questions, "trained")
+    write_gguf(task, folder / f"{task.name}-{task.dtype}.gguf")
+    write_text(folder / "README.md", task.card)
+    return answer(task.model, task.questions, "trained")
 
 
-def write_gguf(job: ExportJob, path: Path) -> None:
-    """The file itself; `job.model` then holds the rounded weights."""
+def write_gguf(task: ExportTask, path: Path) -> None:
+    """The file itself; `task.model` then holds the rounded weights."""
     from gguf import GGUFWriter
 
-    model, hf_tokenizer = job.model, job.loaded.hf_tokenizer
+    model, hf_tokenizer = task.model, task.loaded.hf_tokenizer
     family = family_of(model.config)
     writer = GGUFWriter(path, family.architecture)
-    eos_ids = job.eos_ids()
-    write_keys(writer, model.config, family, job.name, job.dtype, config_mapping(model.config, eos_ids))
-    found = describe_tokenizer(hf_tokenizer, model.config.vocab_size, job.options.tokenizer_pre)
-    write_tokenizer(writer, found, hf_tokenizer, eos_ids, job.loaded.tokenizer.prepend_bos)
+    eos_ids = task.eos_ids()
+    write_keys(writer, model.config, family, task.name, task.dtype, config_mapping(model.config, eos_ids))
+    found = describe_tokenizer(hf_tokenizer, model.config.vocab_size, task.options.tokenizer_pre)
+    write_tokenizer(writer, found, hf_tokenizer, eos_ids, task.loaded.tokenizer.prepend_bos)
     tensors = tensors_of(model, family)
-    kinds = [_kind(tensor, job.dtype) for tensor in tensors]
+    kinds = [_kind(tensor, task.dtype) for tensor in tensors]
     odd = [
-        tensor.name for tensor, kind in zip(tensors, kinds, strict=True) if job.dtype == "q8_0" and kind == "float16"
+        tensor.name for tensor, kind in zip(tensors, kinds, strict=True) if task.dtype == "q8_0" and kind == "float16"
     ]
     if odd:
-        job.say(
+        task.say(
             f"{len(odd)} tensors are written in fp16 and not q8_0: their rows are no multiple of {BLOCK} ({odd[0]}, ...)"
         )
     for tensor, kind in zip(tensors, kinds, strict=True):
@@ -169,23 +168,23 @@ def unpack(packed: NDArray[Any], kind: str) -> NDArray[np.float32]:
 # ---- verification ----
 
 
-def verify(job: ExportJob, folder: Path, expected: Answers) -> list[Parity]:
+def verify(task: ExportTask, folder: Path, expected: Answers) -> list[Parity]:
     """What transformers' reader and llama.cpp make of the file. Raises ModelError with the numbers if it is another model."""
     [path] = folder.glob("*.gguf")
-    questions = with_strings(job, normal_only=True)
-    found = [(ask_transformers("gguf", path, questions), READER_BOUNDS[job.dtype])]
-    python = llama_cpp_python(job.options.verify_with)
+    questions = with_strings(task, normal_only=True)
+    found = [(ask_transformers("gguf", path, questions), READER_BOUNDS[task.dtype])]
+    python = llama_cpp_python(task.options.verify_with)
     if python is not None:
-        found.append((ask_llama_cpp(python, path, questions), DTYPES[job.dtype]))
+        found.append((ask_llama_cpp(python, path, questions), DTYPES[task.dtype]))
     else:
-        job.say(
+        task.say(
             "llama.cpp was not there, so the file was read by transformers only. To have llama.cpp itself compared: "
             f"pip install llama-cpp-python (in any environment), and give its interpreter as --verify-with or {PYTHON_VARIABLE}"
         )
     verified = []
     for answers, bounds in found:
-        parity = compare(job.trained, expected, answers, questions.texts)
+        parity = compare(task.trained, expected, answers, questions.texts)
         check(parity, expected, bounds, answers.greedy, f"the export {path}")
         verified.append(parity)
-    check_ids(job, [answers for answers, _ in found], questions)
+    check_ids(task, [answers for answers, _ in found], questions)
     return verified

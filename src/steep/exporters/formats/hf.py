@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.files import write_text
-from steep.exporters.format import ExportJob, refuse
+from steep.exporters.format import ExportTask, refuse
 from steep.exporters.ids import check_ids, with_strings
 from steep.exporters.parity import Answers, Bounds, Parity, answer, check, compare
 from steep.exporters.verify import ask_transformers
@@ -27,51 +27,51 @@ DEFAULT_DTYPE = "bfloat16"
 ENDINGS = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
 
 
-def check_job(job: ExportJob) -> None:
-    """Raises ConfigError, MissingExtraError for what this form cannot do."""
-    refuse(job.options, "hf", tokenizer_pre="--to gguf", verify_with="--to gguf")
-    if job.options.quantize is not None:
+def check_task(task: ExportTask) -> None:
+    """Raises ConfigError, MissingExtraError for what this format cannot do."""
+    refuse(task.options, "hf", tokenizer_pre="--to gguf", verify_with="--to gguf")
+    if task.options.quantize is not None:
         from steep.exporters.quantized import check_method
 
-        check_method(job.options.quantize, job.dtype)
+        check_method(task.options.quantize, task.dtype)
 
 
-def write(job: ExportJob, folder: Path) -> Answers:
-    """Write the model in the job's dtype, or quantized. Returns the answers that the folder must repeat."""
+def write(task: ExportTask, folder: Path) -> Answers:
+    """Write the model in the task's dtype, or quantized. Returns the answers that the folder must repeat."""
     from steep.models.load import cast_weights
 
-    _prepare_configurations(job)
-    if job.options.quantize is not None:
+    _prepare_configurations(task)
+    if task.options.quantize is not None:
         from steep.exporters.quantized import write_quantized
 
-        expected = write_quantized(job, folder)
+        expected = write_quantized(task, folder)
     else:
         import torch
 
-        model = cast_weights(job.model, getattr(torch, job.dtype))
-        expected = answer(model, job.questions, "trained")
-        _save(model, folder, job.options.max_shard_size)
-    job.loaded.hf_tokenizer.save_pretrained(folder)
-    write_text(folder / "README.md", job.card)
+        model = cast_weights(task.model, getattr(torch, task.dtype))
+        expected = answer(model, task.questions, "trained")
+        _save(model, folder, task.options.max_shard_size)
+    task.loaded.hf_tokenizer.save_pretrained(folder)
+    write_text(folder / "README.md", task.card)
     return expected
 
 
-def verify(job: ExportJob, folder: Path, expected: Answers) -> list[Parity]:
+def verify(task: ExportTask, folder: Path, expected: Answers) -> list[Parity]:
     """What transformers makes of the folder in a new process. Raises ModelError with the numbers if it is another model."""
     from steep.exporters.quantized import BOUNDS
 
-    bounds = DTYPES[job.dtype] if job.options.quantize is None else BOUNDS[job.options.quantize]
-    questions = with_strings(job, normal_only=False)
+    bounds = DTYPES[task.dtype] if task.options.quantize is None else BOUNDS[task.options.quantize]
+    questions = with_strings(task, normal_only=False)
     found = ask_transformers("hf", folder, questions)
-    parity = compare(job.trained, expected, found, job.questions.texts)
+    parity = compare(task.trained, expected, found, task.questions.texts)
     check(parity, expected, bounds, found.greedy, f"the export {folder}")
-    check_ids(job, [found], questions)
+    check_ids(task, [found], questions)
     return [parity]
 
 
-def _prepare_configurations(job: ExportJob) -> None:
-    model: Any = job.model
-    eos_ids = sorted(job.eos_ids())
+def _prepare_configurations(task: ExportTask) -> None:
+    model: Any = task.model
+    eos_ids = sorted(task.eos_ids())
     generation = copy.deepcopy(model.generation_config)
     if eos_ids:
         generation.eos_token_id = eos_ids[0] if len(eos_ids) == 1 else eos_ids
