@@ -41,11 +41,11 @@ def inspect(
     if sequence is not None:
         return inspect_sequence(Path(path), sequence)
 
-    from steep.store.detect import FORMATS
+    from steep.store.formats import formats
     from steep.store.reader import is_store
 
-    if format not in ("auto", *FORMATS):
-        raise ConfigError(f"format {format!r}: needed is one of auto, {', '.join(FORMATS)}")
+    if format not in ("auto", *formats()):
+        raise ConfigError(f"format {format!r}: needed is one of auto, {', '.join(formats())}")
 
     folder = Path(path)
     if is_run_directory(folder):

@@ -12,9 +12,10 @@ import pyarrow.parquet
 import pytest
 
 from steep.core.errors import DataError
-from steep.sources.config import SourceConfig
+from steep.core.plugins import plugin_names
+from steep.sources.config import TEXT_FORMATS, SourceConfig
 from steep.sources.document import Document, Rejected
-from steep.sources.inputs import format_names, known_endings, load_format
+from steep.sources.inputs import FORMATS, known_endings, load_format
 
 TEXTS = ["plain", "line one\nline two\n", "Grüße, 世界 🚀", " leading", "nul \0 inside", "x" * 300_000]
 
@@ -123,6 +124,7 @@ def test_a_truncated_file_is_named_after_what_could_be_read(
 
 
 def test_every_format_has_endings_and_no_ending_has_two_formats() -> None:
-    assert format_names() == ["hub", "jsonl", "parquet", "plain_text"]
-    endings = [ending for name in format_names() for ending in load_format(name).ENDINGS]
+    names = plugin_names(FORMATS)
+    assert {case[0] for case in CASES} == {*TEXT_FORMATS} == {*names} - {"hub"}  # tests/unit/test_sources_hub.py
+    endings = [ending for name in names for ending in load_format(name).ENDINGS]
     assert len(endings) == len(set(endings)) == len(known_endings())

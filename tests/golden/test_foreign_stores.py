@@ -221,7 +221,7 @@ def test_files_that_are_something_else_are_refused_by_name(tmp_path: Path) -> No
     for name, start in {"weights.bin": b"PK\3\4", "old.bin": b"\x80\x02\x8a\x0a", "text.bin.gz": b"\x1f\x8b"}.items():
         (tmp_path / name).write_bytes(start + bytes(100))
         assert not is_store(tmp_path / name)
-        with pytest.raises(DataError, match="is no token store"):
+        with pytest.raises(DataError, match="is not a token store"):
             open_store(tmp_path / name)
     assert (
         open_store(tmp_path / "weights.bin", format="nanogpt").document(0)[0] == 0x4B50

@@ -138,13 +138,13 @@ def test_from_one_foreign_format_to_another_and_back(store: TokenStore, tmp_path
 
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(store: TokenStore, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match="'gpt': steep writes megatron, nanogpt"):
+    with pytest.raises(ConfigError, match="'gpt': steep writes automodel, llm_c, megatron, nanogpt"):
         write_format(store, out, "gpt")
     with pytest.raises(ConfigError, match="shard_tokens=0"):
         write_format(store, out, "llm_c", shard_tokens=0)
     with pytest.raises(ConfigError, match="2,147,483,647"):
         write_format(store, out, "llm_c", shard_tokens=2**31)
-    with pytest.raises(DataError, match="nobody noted an end-of-text token"):
+    with pytest.raises(DataError, match="no end-of-text token is noted"):
         write_format(store, out, "nanogpt")
     with pytest.raises(DataError, match=r"16-bit ids, and this tokenizer has 70,001.*llm_c or automodel"):
         write_format(make_store(tmp_path / "a", [[70_000]]), out, "nanogpt", eos_id=EOT)
@@ -168,7 +168,7 @@ def test_a_folder_with_something_else_is_left_alone(store: TokenStore, tmp_path:
         write_format(store, out, "llm_c", eos_id=EOT, overwrite=True)
     assert (out / "val.bin").read_bytes() == b"mine"
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         write_format(store, tmp_path / "file", "llm_c", eos_id=EOT)
 
 

@@ -396,7 +396,7 @@ def test_what_cannot_be_laid_out_is_refused(tmp_path: Path) -> None:
         plans({"train": long}, 10)
     with pytest.raises(ConfigError, match="needs one"):
         plans(long, 10, 0, None)
-    with pytest.raises(DataError, match="is no token store"):
+    with pytest.raises(DataError, match="is not a token store"):
         plans(str(tmp_path / "absent"), 10)
 
 

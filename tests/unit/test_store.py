@@ -139,7 +139,7 @@ def test_manifests_that_are_none_are_refused(copy: Path, tmp_path: Path) -> None
     (copy / "manifest.json").write_text(json.dumps({"format": "steep token store", "version": 99}))
     with pytest.raises(DataError, match="newer"):
         open_store(copy)
-    with pytest.raises(DataError, match="no token store"):
+    with pytest.raises(DataError, match="not a token store"):
         open_store(tmp_path / "nothing")
 
 
@@ -322,5 +322,5 @@ def test_a_foreign_store_with_ids_beyond_the_tokenizer_is_refused(tokenizer: Tex
 def test_text_and_stores_do_not_mix_in_one_source(store_path: Path, corpus_directory: Path) -> None:
     with pytest.raises(DataError, match="give them as two sources"):
         store_paths(SourceConfig(path=[str(store_path), str(corpus_directory)]))
-    with pytest.raises(DataError, match="is no token store"):
+    with pytest.raises(DataError, match="is not a token store"):
         store_paths(SourceConfig(path=str(corpus_directory), format="store"))

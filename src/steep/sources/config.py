@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Optional, Union
+from typing import TYPE_CHECKING, Literal, Optional, Union
 
 from pydantic import Field
 
+from steep.core.plugins import plugin_names
 from steep.core.section import Bytes, Section
+
+TEXT_FORMATS = tuple(name for name in plugin_names("steep.sources.formats") if name != "hub")
+"""The formats of text files. Datasets of the hub are named by their path, `hub:NAME`."""
+FORMATS = ("auto", *TEXT_FORMATS, "store", *plugin_names("steep.store.formats"))
+
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[FORMATS]
 
 
 class SourceConfig(Section):
@@ -17,11 +27,10 @@ class SourceConfig(Section):
     `hub:NAME:CONFIG:SPLIT`, a dataset that the `datasets` library streams (`:CONFIG:SPLIT` may be left out)."""
     name: Optional[str] = None
     """How reports call this source. Default: the last part of the path."""
-    format: Literal[
-        "auto", "plain_text", "jsonl", "parquet", "store", "megatron", "nanogpt", "llm_c", "automodel", "datatrove"
-    ] = "auto"
+    format: FormatName = "auto"
     """`auto` decides by each file's ending; a folder with a manifest.json is a token store, and token files of other tools
-    are told by their first bytes. `store`: a token store of any kind; `megatron` to `datatrove`: of that tool."""
+    are recognized by their first bytes. `jsonl`, `parquet`, `plain_text`: text. `store`: a token store of any kind; the
+    others: token files of that tool."""
     text_key: Optional[str] = None
     """JSONL field or Parquet column that holds the text. Default: `text`, else `content`."""
     document_separator: Optional[str] = Field(default=None, min_length=1)

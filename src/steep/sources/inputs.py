@@ -12,15 +12,15 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Union
+from typing import Union, cast
 
 from steep.config.sections import checked_section
 from steep.core.errors import DataError
 from steep.core.plugins import load_plugin, plugin_names
-from steep.sources.config import SourceConfig
+from steep.sources.config import TEXT_FORMATS, SourceConfig
 from steep.sources.document import Document
 from steep.sources.files import content_suffix
+from steep.sources.formats import TextFormat
 from steep.sources.lingua import without_held_out
 
 FORMATS = "steep.sources.formats"
@@ -36,20 +36,14 @@ class InputFile:
     format: str
 
 
-def format_names() -> list[str]:
-    """The formats that can be read: the file names in steep/sources/formats/."""
-    return plugin_names(FORMATS)
-
-
-def load_format(name: str) -> ModuleType:
-    """The module of a format: `read(path, config, span=None)`, `ENDINGS`, and `split(path, part_bytes, config)` if it has
-    parts. Of what is no file on disk also `identity(path)`: (size in bytes or 0, what names the content)."""
-    return load_plugin(FORMATS, name)
+def load_format(name: str) -> TextFormat:
+    """The module of a format."""
+    return cast(TextFormat, load_plugin(FORMATS, name))
 
 
 def known_endings() -> dict[str, str]:
     """Ending -> format, over all formats."""
-    return {ending: name for name in format_names() for ending in load_format(name).ENDINGS}
+    return {ending: name for name in plugin_names(FORMATS) for ending in load_format(name).ENDINGS}
 
 
 def expand_inputs(config: SourceConfig) -> list[InputFile]:
@@ -189,7 +183,7 @@ def _unknown_endings(unknown: list[Path], endings: dict[str, str]) -> str:
     return (
         f"{len(unknown)} file(s) have endings that tell no format: {', '.join(names)}, for example {unknown[0]}.\n"
         f"  Known endings: {', '.join(sorted(endings))}, each also with .gz or .zst (not .parquet).\n"
-        f"  Give a pattern that takes only the right files, or set format to one of: {', '.join(format_names())}."
+        f"  Give a pattern that takes only the right files, or set format to one of: {', '.join(TEXT_FORMATS)}."
     )
 
 

@@ -65,7 +65,7 @@ def choose_boundary(
 
 def assumed_token(file: TokenFile, tokens: np.ndarray) -> Optional[int]:
     """What the boundary token probably is when nobody says which tokenizer made the file."""
-    if file.format == "automodel":
+    if file.begins_with_boundary:
         return int(tokens[0]) if len(tokens) else None
     return GPT2_END_OF_TEXT if file.dtype.itemsize == 2 else LLAMA3_BEGIN_OF_TEXT
 

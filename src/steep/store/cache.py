@@ -19,7 +19,8 @@ from steep.sources.hints import source_hints
 from steep.sources.inputs import paths_of
 from steep.store.boundaries import default_cache_directory
 from steep.store.config import PrepareConfig
-from steep.store.detect import FORMATS, token_file
+from steep.store.detect import token_file
+from steep.store.formats import formats
 from steep.store.manifest import has_manifest
 from steep.store.prepare import Progress, make_plan, prepare_inputs
 from steep.store.reader import TokenStore, is_store, open_store
@@ -50,16 +51,16 @@ def cached_store(
 def store_paths(source: SourceConfig) -> list[Path]:
     """The token stores that a source names; empty for text. Raises DataError when it names both, or no store where one
     is asked for."""
-    if source.format not in ("auto", "store", *FORMATS):
+    if source.format not in ("auto", "store", *formats()):
         return []
     candidates = [path for given in paths_of(source) for path in _store_candidates(given)]
-    if source.format in FORMATS:
+    if source.format in formats():
         return _each_once(candidates)  # opening them says what is wrong
     stores = [path for path in candidates if is_store(path)]
     if source.format == "store" and len(stores) < len(candidates):
         wrong = next(path for path in candidates if path not in stores)
         raise DataError(
-            f"{wrong}: is no token store (a folder with manifest.json, or files of tokens: {', '.join(FORMATS)})."
+            f"{wrong}: is not a token store (a folder with manifest.json, or files of tokens: {', '.join(formats())})."
         )
     if stores and len(stores) < len(candidates):
         text = next(path for path in candidates if path not in stores)

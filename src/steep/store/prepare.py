@@ -21,12 +21,13 @@ from steep.core.errors import ConfigError, DataError
 from steep.core.files import atomic_writer, read_json, remove_leftovers, write_json
 from steep.core.lock import FileLock, LockHeldError
 from steep.core.units import format_bytes, format_count, format_seconds
-from steep.sources.config import SourceConfig
+from steep.sources.config import TEXT_FORMATS, SourceConfig
 from steep.sources.inputs import STANDARD_INPUT, paths_of
 from steep.store.backends import choose_backends
 from steep.store.config import PrepareConfig
 from steep.store.contamination import evaluation_inputs, write_table
-from steep.store.export_tokens import EXPORT_FORMATS, SHARD_TOKENS, write_format
+from steep.store.export_tokens import SHARD_TOKENS, write_format
+from steep.store.formats import writable_formats
 from steep.store.formats.megatron import token_dtype
 from steep.store.manifest import (
     MANIFEST_FILE,
@@ -60,7 +61,6 @@ from steep.tokenizer.encode import TextTokenizer
 
 PLAN_FILE = "plan.json"
 CONTAMINATED_FILE = "contaminated.jsonl"
-INPUT_FORMATS = ("auto", "plain_text", "jsonl", "parquet")
 CHOICE_SETTINGS = ("shard_tokens", "max_tokens", "min_tokens", "max_tokens_per_document", "dedup")
 LOCK_FILE = "lock"
 
@@ -193,10 +193,10 @@ def _prepare_locked(
 
 def check_export_format(format: Optional[str]) -> None:
     """Raise ConfigError for a format that cannot be written."""
-    if format is None or format in EXPORT_FORMATS:
+    if format is None or format in writable_formats():
         return
-    hint = f" For the format of the input: --input-format {format}." if format in INPUT_FORMATS else ""
-    raise ConfigError(f"format {format!r}: steep writes {', '.join(EXPORT_FORMATS)}.{hint}")
+    hint = f" For the format of the input: --input-format {format}." if format in ("auto", *TEXT_FORMATS) else ""
+    raise ConfigError(f"format {format!r}: steep writes {', '.join(writable_formats())}.{hint}")
 
 
 def write_export(result: PrepareResult, format: str, shard_tokens: Optional[int]) -> PrepareResult:
@@ -482,7 +482,7 @@ def _remove_store(out: Path) -> None:
     (out / MANIFEST_FILE).unlink(missing_ok=True)
     for name in (REJECTED_FILE, CONTAMINATED_FILE):
         (out / name).unlink(missing_ok=True)
-    for folder in (TOKENIZER_FOLDER, *EXPORT_FORMATS):
+    for folder in (TOKENIZER_FOLDER, *writable_formats()):
         shutil.rmtree(out / folder, ignore_errors=True)
     for path in [*out.glob("shard_*.bin"), *out.glob("shard_*.idx"), *out.glob(f"shard_*{SIDECAR_SUFFIX}")]:
         path.unlink()

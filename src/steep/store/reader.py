@@ -1,6 +1,6 @@
 """Read a token store through memory maps: any range of any document, without loading the rest.
 
-In: a folder with manifest.json, or what other tools wrote (Megatron, nanoGPT, llm.c, Automodel, datatrove). Out: TokenStore.
+In: a folder with manifest.json, or files of the other tools in `formats`. Out: TokenStore.
 Memory: 8 bytes per document, 16 more where documents had to be found, and what the operating system keeps of the files.
 """
 
@@ -22,8 +22,9 @@ from steep.core.files import sha256_file
 from steep.core.fingerprint import fingerprint
 from steep.core.say import Say
 from steep.store.boundaries import largest_id
-from steep.store.detect import FORMATS, as_asked, megatron_prefix, token_file, token_files
-from steep.store.formats.megatron import Unit
+from steep.store.detect import as_asked, token_file, token_files
+from steep.store.formats import formats
+from steep.store.formats.megatron import open_pair
 from steep.store.manifest import (
     MANIFEST_FILE,
     SIDECAR_SUFFIX,
@@ -33,13 +34,9 @@ from steep.store.manifest import (
     read_manifest,
 )
 from steep.store.open_files import allow_open_files
-from steep.store.shard import Shard, ShardOpener, open_megatron
+from steep.store.shard import Shard, ShardOpener, Unit
 from steep.store.token_file import read_in_order
 from steep.store.writer import SIDECAR_DTYPE
-
-__all__ = ["Shard", "TokenStore", "is_store", "join_stores", "megatron_prefix", "open_store"]
-
-_KINDS = f"a folder with {MANIFEST_FILE}, a Megatron .bin and .idx pair, or a .bin of nanoGPT, llm.c or Automodel"
 
 
 class TokenStore:
@@ -193,17 +190,16 @@ def open_store(
     of them or their prefix), a .bin of nanoGPT, llm.c or Automodel, a .ds of datatrove, or a folder of such files.
 
     path: several are joined, in order. unit: `sequences` counts every sequence of an .idx as a document, as Megatron does.
-    format: one of `FORMATS` if the files are not to be told by their first bytes. eos_id, bos_id: of the tokenizer that made
+    format: one of `formats()` if the files are not to be told by their first bytes. eos_id, bos_id: of the tokenizer that made
     them, by which documents are found in files without an index; where they are is kept in `cache_directory`.
     say: told what was assumed. Raises DataError when it is not there, not whole, or damaged in size.
     """
     paths = [path] if isinstance(path, (str, Path)) else list(path)
-    opener = ShardOpener(unit, eos_id, bos_id, cache_directory, format if format in FORMATS else None)
+    opener = ShardOpener(unit, eos_id, bos_id, cache_directory, format if format in formats() else None)
     store = join_stores([_open(Path(one).expanduser(), opener) for one in paths])
-    store.messages += opener.messages
+    opener.say_notes(store.messages.append)
     if say is not None:
-        for message in opener.messages:
-            say(message)
+        opener.say_notes(say)
     store.cache_directory = cache_directory
     return store
 
@@ -215,10 +211,12 @@ def _open(path: Path, opener: ShardOpener) -> TokenStore:
     if opener.asked_for is not None and path.is_file():
         entry = as_asked(path, opener.asked_for)
     if entry is None:
-        raise DataError(f"{path}: is no token store ({_KINDS}){_missing_half(path)}.")
+        kinds = f"a folder with {MANIFEST_FILE}, or files of {', '.join(formats())}"
+        raise DataError(f"{path}: is not a token store ({kinds}){_missing_half(path)}.")
     allow_open_files(1)
-    shard = opener.open(*entry)
-    return TokenStore(shard.prefix if entry[1] == "megatron" else shard.path, [shard], {})
+    file, file_format = entry
+    shard = formats()[file_format].open(file, opener)
+    return TokenStore(shard.path if shard.index_path is None else shard.prefix, [shard], {})
 
 
 def join_stores(stores: list[TokenStore]) -> TokenStore:
@@ -253,11 +251,11 @@ def _open_folder(folder: Path, opener: ShardOpener) -> TokenStore:
         )
     files = token_files(folder, opener.asked_for)
     if not files:
-        raise DataError(f"{folder}: is no token store: no {MANIFEST_FILE}, and not only files of tokens.")
+        raise DataError(f"{folder}: is not a token store: no {MANIFEST_FILE}, and not only files of tokens.")
     allow_open_files(len(files))
     if opener.asked_for is not None:
         files = [as_asked(path, opener.asked_for) for path, _ in files]
-    shards = [opener.open(path, file_format) for path, file_format in files]
+    shards = [formats()[file_format].open(path, opener) for path, file_format in files]
     return TokenStore(folder, shards, {})
 
 
@@ -269,7 +267,7 @@ def _missing_half(path: Path) -> str:
 
 
 def _open_listed_shard(folder: Path, entry: dict[str, Any], unit: Unit) -> Shard:
-    shard = open_megatron(folder / entry["name"], unit)
+    shard = open_pair(folder / entry["name"], unit)
     if (shard.num_documents, len(shard.tokens)) != (entry["documents"], entry["tokens"]):
         raise DataError(
             f"{shard.prefix}.idx: {shard.num_documents:,} documents and {len(shard.tokens):,} tokens, but {MANIFEST_FILE} "

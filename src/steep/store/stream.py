@@ -80,10 +80,8 @@ def parts_of(source: SourceConfig) -> list[StreamPart]:
     """The parts of a source, fixed by its files. Raises DataError."""
     found = []
     for file in expand_inputs(source):
-        module = load_format(file.format)
-        split = getattr(module, "split", None)
-        large = split is not None and (not file.path.is_file() or file.path.stat().st_size > PART_BYTES)
-        spans: list[Span] = split(file.path, PART_BYTES, source) if large and split is not None else []
+        is_large = not file.path.is_file() or file.path.stat().st_size > PART_BYTES
+        spans: list[Span] = load_format(file.format).split(file.path, PART_BYTES, source) if is_large else []
         found += [StreamPart(str(file.path), file.format, span) for span in (spans or [None])]  # type: ignore[list-item]
     return found
 

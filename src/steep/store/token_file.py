@@ -1,7 +1,7 @@
-"""A file of token ids that does not say where documents begin: what nanoGPT, llm.c and Automodel write.
+"""A file of token ids, with or without a header: the parts that the formats of such files share.
 
-In: a file. Out: its type of ids, where they begin, how many there are; the size is checked against the header. The formats
-themselves stand in nanogpt.py, llm_c.py and automodel.py. Little-endian, no limit on the size.
+In: a file. Out: the dtype of its ids, where they begin, how many there are; the size is checked against the header.
+Little-endian, no limit on the size.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,12 +17,16 @@ from typing import IO
 import numpy as np
 
 from steep.core.errors import DataError
+from steep.core.files import atomic_writer
 
 HEADER_NUMBERS = 256
 HEADER_BYTES = 4 * HEADER_NUMBERS
 BLOCK_TOKENS = 1 << 21
 LARGEST_COUNT = 2**31 - 1
 """The header's count is a signed 32-bit number."""
+
+Documents = tuple[np.ndarray, np.ndarray]
+"""(lengths, tokens) of whole documents: (documents,) int64 and (sum of the lengths,) int64."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class TokenFile:
     """Whether the programs that write this format put the boundary token before each document (else after it)."""
     note: str = ""
     """What was assumed of the file, if anything."""
+    begins_with_boundary: bool = False
+    """Whether the format's first token is certainly the boundary token."""
 
     @property
     def num_bytes(self) -> int:
@@ -109,6 +115,14 @@ def read_header(path: Path) -> np.ndarray:
     return np.frombuffer(raw, "<i4", len(raw) // 4)
 
 
+def read_magic(path: Path) -> int:
+    """The first number of a .bin; 0 for anything else. Raises DataError if it cannot be read."""
+    if path.suffix != ".bin" or not path.is_file():
+        return 0
+    header = read_header(path)
+    return int(header[0]) if len(header) else 0
+
+
 def count_tokens(path: Path, itemsize: int, count: int) -> int:
     """Tokens behind a header, if its count agrees with the size of the file. Raises DataError if not.
 
@@ -131,6 +145,30 @@ def make_header(magic: int, version: int, num_tokens: int, itemsize: int = 0) ->
     header = np.zeros(HEADER_NUMBERS, dtype="<i4")
     header[:4] = magic, version, num_tokens, itemsize
     return header.tobytes()
+
+
+def write_tokens(
+    path: Path, dtype: np.dtype, documents: Iterable[Documents], header: Callable[[int], bytes] = lambda count: b""
+) -> np.ndarray:
+    """Write the ids of `documents` behind a header, and return the lengths of all of them: (documents,) int64.
+
+    header: from the number of tokens, always of the same size. Raises DataError for more tokens than a header can count.
+    """
+    lengths, num_tokens = [np.empty(0, dtype=np.int64)], 0
+    with atomic_writer(path, sync_folder=False) as file:
+        file.write(header(0))
+        for block_lengths, tokens in documents:
+            num_tokens += len(tokens)
+            if num_tokens > LARGEST_COUNT:
+                raise DataError(
+                    f"a document of {len(tokens):,} tokens is longer than a file of this format can be "
+                    f"({LARGEST_COUNT:,} tokens)."
+                )
+            file.write(tokens.astype(dtype).tobytes())
+            lengths.append(block_lengths)
+        file.seek(0)
+        file.write(header(num_tokens))
+    return np.concatenate(lengths)
 
 
 def _skip_hole(file: IO[bytes], at: int) -> int:

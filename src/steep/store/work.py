@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 from steep.sources.config import SourceConfig
 from steep.sources.document import Span
+from steep.sources.formats import RemoteFormat
 from steep.sources.inputs import InputFile, expand_inputs, is_hub, load_format, paths_of
 from steep.store.file_hashes import hash_files
 
@@ -92,7 +93,7 @@ def gather_inputs(sources: list[SourceConfig], hash_memory: Optional[Path] = Non
     inputs = Inputs(files, [], [], [])
     for _, file in files:
         if is_hub(file.path):
-            size, identity = load_format(file.format).identity(file.path)
+            size, identity = cast(RemoteFormat, load_format(file.format)).identity(file.path)
             state = None
         else:
             identity, size, modified = next(hashed)
@@ -140,9 +141,8 @@ def source_settings(source: SourceConfig) -> dict[str, Any]:
 def _split_file(
     number: int, source: SourceConfig, file: InputFile, size: int, state: Optional[tuple[int, int]], item_bytes: int
 ) -> list[Part]:
-    split = getattr(load_format(file.format), "split", None)
     is_large = size > item_bytes or state is None
-    spans: list[Span] = split(file.path, item_bytes, source) if split is not None and is_large else []
+    spans = load_format(file.format).split(file.path, item_bytes, source) if is_large else []
     if state is None and not size:
         size = item_bytes * len(spans)  # nothing is known: each file of the dataset is an item
     if len(spans) < 2:

@@ -7,25 +7,53 @@ Weakness: no document index, no checksum, at most 2^31 - 1 tokens by the header;
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 
 from steep.core.errors import DataError
-from steep.store.token_file import TokenFile, count_tokens, read_header
+from steep.store.bos_index import token_path
+from steep.store.formats import Evidence, Sniffed
+from steep.store.shard import Shard, ShardOpener
+from steep.store.token_file import (
+    Documents,
+    TokenFile,
+    count_tokens,
+    make_header,
+    read_header,
+    read_magic,
+    write_tokens,
+)
 
+ENDINGS = (".bin",)
+NAMES_SPLITS = True
+BOUNDARY_FIRST = True
 MAGIC_U16, VERSION_U16 = 20240520, 1
 MAGIC_U32, VERSION_U32 = 20240801, 7
 MAGIC_EVALUATION = 20240522
-MAGICS = (MAGIC_U16, MAGIC_U32, MAGIC_EVALUATION)
+U16_IDS = 1 << 16
 _KINDS: dict[tuple[int, int], np.dtype] = {
     (MAGIC_U16, VERSION_U16): np.dtype("<u2"),
     (MAGIC_U32, VERSION_U32): np.dtype("<u4"),
 }
 
 
-def open_tokens(path: Path) -> TokenFile:
-    """Check header and size. Raises DataError."""
+def sniff(path: Path) -> Optional[Sniffed]:
+    """A .bin with one of llm.c's magic numbers, or the `.bos.idx` that Automodel once put beside one."""
+    path = token_path(path)
+    is_ours = read_magic(path) in (MAGIC_U16, MAGIC_U32, MAGIC_EVALUATION)
+    return Sniffed(path, Evidence.HEADER) if is_ours else None
+
+
+def accepts(sniffed: Optional[str]) -> bool:
+    """Its own files."""
+    return sniffed == "llm_c"
+
+
+def open(path: Path, opener: ShardOpener) -> Shard:
+    """Check header and size, and find the documents. Raises DataError."""
     header = read_header(path)
     magic, version = (int(header[0]), int(header[1])) if len(header) > 2 else (0, 0)
     if magic == MAGIC_EVALUATION:
@@ -39,4 +67,16 @@ def open_tokens(path: Path) -> TokenFile:
             f"{MAGIC_U32} version {VERSION_U32} (u32)."
         )
     num_tokens = count_tokens(path, dtype.itemsize, int(header[2]))
-    return TokenFile(path, "llm_c", dtype, header.nbytes, num_tokens, boundary_first=True)
+    return opener.without_index(TokenFile(path, "llm_c", dtype, header.nbytes, num_tokens, BOUNDARY_FIRST))
+
+
+def token_dtype(num_ids: int) -> np.dtype:
+    """u16 where the ids fit, else u32."""
+    return np.dtype("<u2" if num_ids <= U16_IDS else "<u4")
+
+
+def write(prefix: Path, dtype: np.dtype, documents: Iterable[Documents]) -> None:
+    """Write `prefix`.bin."""
+    magic, version = next(kind for kind, of in _KINDS.items() if of == dtype)
+    path = prefix.with_name(prefix.name + ".bin")
+    write_tokens(path, dtype, documents, lambda count: make_header(magic, version, count))

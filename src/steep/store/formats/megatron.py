@@ -11,13 +11,23 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Optional
 
 import numpy as np
 
 from steep.core.errors import DataError
+from steep.core.files import atomic_writer
+from steep.store.bos_index import token_path
+from steep.store.formats import Evidence, Sniffed
+from steep.store.shard import Shard, ShardOpener, Unit
+from steep.store.token_file import Documents, TokenFile, write_tokens
+
+ENDINGS = (".bin", ".idx")
+NAMES_SPLITS = False
+BOUNDARY_FIRST = None
 
 MAGIC = b"MMIDIDX\0\0"
 VERSION = 1
@@ -30,8 +40,6 @@ _BLOCK = 1 << 18
 """Entries of the index that are checked at once."""
 _MAPPED_BYTES = 1 << 24
 """A larger .idx is memory-mapped; a smaller one is read, which saves an open file per shard."""
-
-Unit = Literal["documents", "sequences"]
 
 
 @dataclass(frozen=True)
@@ -46,14 +54,35 @@ class MegatronIndex:
     num_tokens: int
 
 
+def sniff(path: Path) -> Optional[Sniffed]:
+    """A .bin and .idx pair, by either of them or by their common prefix."""
+    path = token_path(path)
+    prefix = path.with_suffix("") if path.suffix in ENDINGS else path
+    pair = [prefix.with_name(prefix.name + ending) for ending in ENDINGS]
+    return Sniffed(pair[0], Evidence.INDEX) if all(file.is_file() for file in pair) else None
+
+
+def accepts(sniffed: Optional[str]) -> bool:
+    """Its own files."""
+    return sniffed == "megatron"
+
+
+def open(path: Path, opener: ShardOpener) -> Shard:
+    """Open the pair of a .bin. Raises DataError."""
+    return open_pair(path.with_suffix(""), opener.unit)
+
+
+def write(prefix: Path, dtype: np.dtype, documents: Iterable[Documents]) -> None:
+    """Write `prefix`.bin and `prefix`.idx, without a manifest."""
+    bin_path, idx_path = (prefix.with_name(prefix.name + ending) for ending in ENDINGS)
+    lengths = write_tokens(bin_path, dtype, documents)
+    with atomic_writer(idx_path, sync_folder=False) as file:
+        write_index(file, lengths, dtype)
+
+
 def token_dtype(vocab_size: int) -> np.dtype:
     """u16 for fewer than 65,500 ids, else i32: the format's own rule, so that other readers agree."""
     return np.dtype(np.uint16 if vocab_size < LARGEST_U16_VOCABULARY else np.int32)
-
-
-def index_bytes(num_documents: int) -> int:
-    """Size of an .idx file with one sequence per document."""
-    return _HEADER.size + 8 + 20 * num_documents
 
 
 def write_index(file: IO[bytes], lengths: np.ndarray, dtype: np.dtype) -> None:
@@ -72,6 +101,22 @@ def write_index(file: IO[bytes], lengths: np.ndarray, dtype: np.dtype) -> None:
     file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
 
 
+def open_pair(prefix: Path, unit: Unit) -> Shard:
+    """Open a .bin/.idx pair, sizes checked against each other. Raises DataError."""
+    bin_path, idx_path = (prefix.with_name(prefix.name + suffix) for suffix in ENDINGS)
+    index = read_index(idx_path, unit)
+    if not bin_path.is_file():
+        raise DataError(f"{bin_path}: is missing beside {idx_path.name}.")
+    size, expected = bin_path.stat().st_size, index.num_tokens * index.dtype.itemsize
+    if size != expected:
+        raise DataError(
+            f"{bin_path}: has {size:,} bytes, but {idx_path.name} describes {index.num_tokens:,} tokens of "
+            f"{index.dtype.itemsize} bytes = {expected:,}. It was cut short or is damaged; prepare or copy it again."
+        )
+    file = TokenFile(bin_path, "megatron", index.dtype, 0, index.num_tokens, boundary_first=False)
+    return Shard(file, file.map_tokens(), index.lengths, index.byte_starts, index.dtype.itemsize, index_path=idx_path)
+
+
 def read_index(path: Path, unit: Unit = "documents") -> MegatronIndex:
     """Read and check an .idx file, of any number of sequences per document.
 
@@ -80,7 +125,7 @@ def read_index(path: Path, unit: Unit = "documents") -> MegatronIndex:
     the arrays are views of a memory map, of which only what is used later takes memory.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             num_sequences, num_boundaries, dtype = _check_header(file.read(_HEADER.size), size, path)
             num_tokens = _check_sequences(file, num_sequences, dtype.itemsize, path)
