@@ -1,12 +1,14 @@
-"""Next-token cross-entropy from hidden states: the output head and the loss in chunks, logits never whole.
+"""Next-token cross-entropy from hidden states: the output head and the loss in chunks, so that logits never exist whole.
 
-In: hidden states (N, D), the head's weight (V, D), labels (N,). Out: the summed loss, with gradients already made in
-the forward pass. Main choice: rows are processed in chunks whose logits fit `chunk_bytes`; matrix products run on a
-chunk in the compute dtype (bf16 under autocast), the softmax in fp32 on blocks of rows that fit the cache and is
-written back over the logits as their gradient, so one chunk of logits and one small fp32 block exist at a time.
-Making gradients in the forward needs no second product with the head, where recomputing versions do
-(1.75 to 1.9 times the time of the loss: TRL #5575). torch 2.13's `F.linear_cross_entropy` has the same idea but sums
+In: hidden states (N, D), the head's weight (V, D), labels (N,). Out: the summed loss, with gradients already computed in
+the forward pass. Main choice: rows are processed in chunks whose logits fit `chunk_bytes`. Matrix products run on a
+chunk in the compute dtype (bf16 under autocast); the softmax runs in fp32 on blocks of rows that fit the cache, and is
+written back over the logits as their gradient. So one chunk of logits and one small fp32 block exist at a time.
+Gradients computed in the forward need no second product with the head; versions that recompute the logits take
+1.75 to 1.9 times the time of the loss (TRL #5575). torch 2.13's `F.linear_cross_entropy` has the same idea but sums
 bf16 losses in bf16, so it reports wrong values.
+
+Shapes: N rows (tokens, of a chunk or a block where the function says so), D width of the model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,20 +26,20 @@ from steep.batch import IGNORE_INDEX
 DEFAULT_CHUNK_BYTES = 64 * 2**20
 
 CPU_BLOCK_BYTES = 4 * 2**20
-"""fp32 rows that the softmax works on at a time on a CPU. Several passes go over them, so they must stay in the cache:
-1, 2, 4 and 8 MiB measured equal within noise at V=49,152 on 2 AVX2 cores with 32 MiB of L3."""
+"""fp32 rows that the softmax works on at a time on a CPU. Several passes go over them, so they must stay in the cache.
+Measured: 1, 2, 4 and 8 MiB equal within noise at V=49,152 on 2 AVX2 cores with 32 MiB of L3."""
 
 ROW_ALIGNMENT_BYTES = 64
 """Rows of logits start on cache lines, an odd number of lines apart, so that the rows of a tile fall into different cache sets.
-Measured fp32 on one AVX2 core: the logits' product 79 GFLOP/s where 50,257 columns packed tightly give 51, and 82 for 61 at
-49,152 columns; both backward products gain a tenth. GPUs ask for aligned rows as well."""
+Measured in fp32 on one AVX2 core: the product that makes the logits runs at 79 GFLOP/s instead of 51 with 50,257 columns, at 82
+instead of 61 with 49,152, and both backward products gain a tenth. GPUs need aligned rows as well."""
 
-MOST_ROWS = 0.9
-"""From this share of labelled rows on all rows are taken: leaving a few out saves little, and oneDNN keeps two thirds of a MB for
-every number of rows that a bf16 product has seen."""
+ALL_ROWS_RATIO = 0.9
+"""From this share of labelled rows on, all rows are computed: leaving out a few saves little, and oneDNN keeps two thirds of a MB
+for every number of rows that a bf16 product has seen."""
 
 WEIGHT_SLICE_ROWS = 4096
-"""Vocabulary rows of the weight gradient made at a time, so that the bf16 product is added to fp32 while cached."""
+"""Vocabulary rows of the weight gradient computed at a time, so that the bf16 product is added to fp32 while still cached."""
 
 
 def linear_cross_entropy(
@@ -56,7 +58,7 @@ def linear_cross_entropy(
     hidden_ND: (N, D) floating; weight_VD: (V, D); labels_N: (N,) int64; bias: (V,) or None.
     chunk_bytes: logits that exist at a time, in bytes of the compute dtype; at least one row.
     Matrix products run in the autocast dtype where autocast is on, else in the widest dtype of the inputs; the softmax
-    and every sum over rows run in fp32. Gradients are made for the inputs that require one, and only for those.
+    and every sum over rows run in fp32. Gradients are computed only for the inputs that require one.
     Weakness: the gradient of the weight takes V*D fp32 from the forward on; no second derivative.
     """
     loss, _ = linear_cross_entropy_with_losses(
@@ -75,15 +77,15 @@ def linear_cross_entropy_with_losses(
     multiplier: float = 1.0,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """The sum of `linear_cross_entropy`, with gradients, and the loss of each token that it is made of, (N,) in the sum's dtype
+    """(sum, losses_N): the sum of `linear_cross_entropy`, with gradients, and the loss of each token, (N,) in the sum's dtype
     without gradients, 0 where the label is -100."""
     with_grad = torch.is_grad_enabled()
     needs = [with_grad and tensor is not None and tensor.requires_grad for tensor in (hidden_ND, weight_VD, bias)]
-    plan = _plan(hidden_ND, weight_VD, softcap, multiplier, chunk_bytes, needs)
+    layout = _layout(hidden_ND, weight_VD, softcap, multiplier, chunk_bytes, needs)
     if not any(needs):
-        losses_N = _run(plan, hidden_ND, weight_VD, bias, labels_N).losses_N
+        losses_N = _run(layout, hidden_ND, weight_VD, bias, labels_N).losses_N
         return losses_N.sum(), losses_N
-    both: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias, labels_N, plan)
+    both: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias, labels_N, layout)
     return both
 
 
@@ -99,13 +101,13 @@ def token_losses(
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
 ) -> Tensor:
     """-log p(label) of each token, (N,) fp32 without gradients, 0 where the label is -100. See linear_cross_entropy."""
-    plan = _plan(hidden_ND, weight_VD, softcap, multiplier, chunk_bytes, [False, False, False])
-    return _run(plan, hidden_ND, weight_VD, bias, labels_N).losses_N
+    layout = _layout(hidden_ND, weight_VD, softcap, multiplier, chunk_bytes, [False, False, False])
+    return _run(layout, hidden_ND, weight_VD, bias, labels_N).losses_N
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What a call does, decided before the first product."""
+class _Layout:
+    """What a call computes, in which dtypes and in how many rows at a time; decided before the first product."""
 
     compute_dtype: torch.dtype  # of logits and matrix products
     sum_dtype: torch.dtype  # of softmax, losses and accumulated gradients
@@ -125,31 +127,31 @@ class _Plan:
 @dataclass
 class _Result:
     losses_N: Tensor
-    hidden_grad: Tensor | None = None
-    weight_grad: Tensor | None = None
-    bias_grad: Tensor | None = None
+    hidden_grad_ND: Tensor | None = None
+    weight_grad_VD: Tensor | None = None
+    bias_grad_V: Tensor | None = None
 
 
-def _plan(
-    hidden: Tensor, weight: Tensor, softcap: float | None, multiplier: float, chunk_bytes: int, needs: list[bool]
-) -> _Plan:
-    compute_dtype = _compute_dtype(hidden, weight)
+def _layout(
+    hidden_ND: Tensor, weight_VD: Tensor, softcap: float | None, multiplier: float, chunk_bytes: int, needs: list[bool]
+) -> _Layout:
+    num_rows, vocabulary = hidden_ND.shape[0], weight_VD.shape[0]
+    compute_dtype = _compute_dtype(hidden_ND, weight_VD)
     sum_dtype = torch.float64 if compute_dtype == torch.float64 else torch.float32
-    row_bytes = weight.shape[0] * compute_dtype.itemsize
-    chunk_rows = _equal_chunks(hidden.shape[0], max(1, chunk_bytes // row_bytes))
-    block_bytes = CPU_BLOCK_BYTES if hidden.device.type == "cpu" else chunk_bytes
-    block_rows = min(chunk_rows, max(1, block_bytes // (weight.shape[0] * sum_dtype.itemsize)))
-    return _Plan(compute_dtype, sum_dtype, softcap, multiplier, chunk_rows, block_rows, *needs)
+    chunk_rows = _equal_chunks(num_rows, max(1, chunk_bytes // (vocabulary * compute_dtype.itemsize)))
+    block_bytes = CPU_BLOCK_BYTES if hidden_ND.device.type == "cpu" else chunk_bytes
+    block_rows = min(chunk_rows, max(1, block_bytes // (vocabulary * sum_dtype.itemsize)))
+    return _Layout(compute_dtype, sum_dtype, softcap, multiplier, chunk_rows, block_rows, *needs)
 
 
 def _equal_chunks(rows: int, most: int) -> int:
-    """Rows per chunk, at most `most`: as many chunks as that takes, of equal size. Every chunk costs a pass over the weight's
+    """Rows per chunk, at most `most`: as few chunks as possible, of equal size. Every chunk costs a pass over the weight's
     gradient, and products of few rows are slow, so no small remainder is left."""
     return max(1, math.ceil(rows / math.ceil(rows / most))) if rows else 1
 
 
 def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype that F.linear would compute in: autocast's where it is on (it leaves fp64 alone), else the widest."""
+    """The dtype that F.linear would compute in: autocast's where it is on (it does not change fp64), else the widest."""
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     device_type = hidden.device.type
     if dtype != torch.float64 and torch.is_autocast_enabled(device_type):
@@ -157,34 +159,36 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return dtype
 
 
-def _run(plan: _Plan, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> _Result:
-    """Losses (N,) and the gradients that `plan` asks for. On a CPU many rows without a label cost nothing."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        if hidden.device.type != "cpu":  # counting rows would wait for the device: there they get a zero gradient
-            return _run_rows(plan, hidden, weight, bias, labels)
-        kept = (labels != IGNORE_INDEX).nonzero().squeeze(1)
-        if kept.numel() >= MOST_ROWS * labels.numel():
-            return _run_rows(plan, hidden, weight, bias, labels)
-        result = _run_rows(plan, hidden[kept], weight, bias, labels[kept])
-        result.losses_N = result.losses_N.new_zeros(labels.shape).index_copy_(0, kept, result.losses_N)
-        if result.hidden_grad is not None:
-            result.hidden_grad = torch.zeros_like(hidden).index_copy_(0, kept, result.hidden_grad)
+def _run(layout: _Layout, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor) -> _Result:
+    """Losses and the gradients that `layout` asks for. On a CPU, many rows without a label cost nothing."""
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        if hidden_ND.device.type != "cpu":  # counting rows would wait for the device: there they get a zero gradient
+            return _run_rows(layout, hidden_ND, weight_VD, bias_V, labels_N)
+        kept_K = (labels_N != IGNORE_INDEX).nonzero().squeeze(1)
+        if kept_K.numel() >= ALL_ROWS_RATIO * labels_N.numel():
+            return _run_rows(layout, hidden_ND, weight_VD, bias_V, labels_N)
+        result = _run_rows(layout, hidden_ND[kept_K], weight_VD, bias_V, labels_N[kept_K])
+        result.losses_N = result.losses_N.new_zeros(labels_N.shape).index_copy_(0, kept_K, result.losses_N)
+        if result.hidden_grad_ND is not None:
+            result.hidden_grad_ND = torch.zeros_like(hidden_ND).index_copy_(0, kept_K, result.hidden_grad_ND)
         return result
 
 
-def _run_rows(plan: _Plan, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> _Result:
-    num_rows = hidden.shape[0]
-    result = _allocate(plan, hidden, weight, bias)
-    compute_weight = weight.detach().to(plan.compute_dtype)  # one copy per call, where the dtypes differ
-    compute_bias = None if bias is None else bias.detach().to(plan.compute_dtype)
-    compute_hidden = hidden.detach().to(plan.compute_dtype)
-    buffer = _aligned_rows(min(plan.chunk_rows, num_rows), weight.shape[0], compute_hidden)
-    for start in range(0, num_rows, plan.chunk_rows):
-        rows = slice(start, min(start + plan.chunk_rows, num_rows))
-        logits = buffer[: rows.stop - start]
-        _product(compute_hidden[rows], compute_weight, compute_bias, logits)
-        _softmax_blocks(plan, logits, labels[rows], result.losses_N[rows])
-        _chunk_gradients(result, logits, compute_hidden[rows], compute_weight, rows)
+def _run_rows(
+    layout: _Layout, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor
+) -> _Result:
+    num_rows = hidden_ND.shape[0]
+    result = _allocate(layout, hidden_ND, weight_VD, bias_V)
+    weight_VD = weight_VD.detach().to(layout.compute_dtype)  # one copy per call, where the dtypes differ
+    bias_V = None if bias_V is None else bias_V.detach().to(layout.compute_dtype)
+    hidden_ND = hidden_ND.detach().to(layout.compute_dtype)
+    buffer_NV = _aligned_rows(min(layout.chunk_rows, num_rows), weight_VD.shape[0], hidden_ND)
+    for start in range(0, num_rows, layout.chunk_rows):
+        rows = slice(start, min(start + layout.chunk_rows, num_rows))
+        logits_NV = buffer_NV[: rows.stop - start]
+        _product(hidden_ND[rows], weight_VD, bias_V, logits_NV)
+        _softmax_blocks(layout, logits_NV, labels_N[rows], result.losses_N[rows])
+        _chunk_gradients(result, logits_NV, hidden_ND[rows], weight_VD, rows)
     return result
 
 
@@ -195,91 +199,99 @@ def _aligned_rows(rows: int, columns: int, like: Tensor) -> Tensor:
     return like.new_empty(rows, lines * per_line)[:, :columns]
 
 
-def _allocate(plan: _Plan, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> _Result:
-    """Outputs. The weight's gradient is written, not added, by the first chunk, so it is not zeroed unless empty."""
-    fill = torch.zeros if hidden.shape[0] == 0 else torch.empty
-    options: dict[str, Any] = {"dtype": plan.sum_dtype, "device": hidden.device}
+def _allocate(layout: _Layout, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> _Result:
+    """Outputs. The weight's gradient is written, not added, by the first chunk, so it is zeroed only where there is no row."""
+    fill = torch.zeros if hidden_ND.shape[0] == 0 else torch.empty
+    options: dict[str, Any] = {"dtype": layout.sum_dtype, "device": hidden_ND.device}
     return _Result(
-        losses_N=torch.empty(hidden.shape[0], **options),
-        hidden_grad=torch.empty_like(hidden) if plan.needs_hidden else None,
-        weight_grad=fill(weight.shape, **options) if plan.needs_weight else None,
-        bias_grad=torch.zeros(bias.shape, **options) if plan.needs_bias and bias is not None else None,
+        losses_N=torch.empty(hidden_ND.shape[0], **options),
+        hidden_grad_ND=torch.empty_like(hidden_ND) if layout.needs_hidden else None,
+        weight_grad_VD=fill(weight_VD.shape, **options) if layout.needs_weight else None,
+        bias_grad_V=torch.zeros(bias_V.shape, **options) if layout.needs_bias and bias_V is not None else None,
     )
 
 
-def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    if bias is None:
-        torch.mm(hidden, weight.t(), out=out)
+def _product(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, logits_NV: Tensor) -> None:
+    """logits = hidden @ weight.T + bias, into `logits_NV`."""
+    if bias_V is None:
+        torch.mm(hidden_ND, weight_VD.t(), out=logits_NV)
     else:
-        torch.addmm(bias, hidden, weight.t(), out=out)
+        torch.addmm(bias_V, hidden_ND, weight_VD.t(), out=logits_NV)
 
 
-def _softmax_blocks(plan: _Plan, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-    """Fill `losses` from `logits` and, if gradients are wanted, overwrite `logits` with theirs, block by block."""
-    for start in range(0, logits.shape[0], plan.block_rows):
-        rows = slice(start, start + plan.block_rows)
-        block = logits[rows].to(plan.sum_dtype)  # the logits themselves where they are fp32 already
-        losses[rows] = _softmax_block(plan, block, labels[rows])
-        if plan.needs_any and block.dtype != logits.dtype:
-            logits[rows] = block
+def _softmax_blocks(layout: _Layout, logits_NV: Tensor, labels_N: Tensor, losses_N: Tensor) -> None:
+    """Fill `losses_N` from a chunk's logits and, if gradients are needed, overwrite the logits with theirs, block by block."""
+    for start in range(0, logits_NV.shape[0], layout.block_rows):
+        rows = slice(start, start + layout.block_rows)
+        block_NV = logits_NV[rows].to(layout.sum_dtype)  # the logits themselves where they are fp32 already
+        losses_N[rows] = _softmax_block(layout, block_NV, labels_N[rows])
+        if layout.needs_any and block_NV.dtype != logits_NV.dtype:
+            logits_NV[rows] = block_NV
 
 
-def _softmax_block(plan: _Plan, block_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """Losses (N,) of a block of logits, which is overwritten: by their gradient if `plan` wants any, else by scratch."""
-    tanh = None
-    if plan.multiplier != 1.0:
-        block_NV.mul_(plan.multiplier)
-    if plan.softcap is not None:
-        tanh = block_NV.div_(plan.softcap).tanh_().clone()
-        block_NV.mul_(plan.softcap)
+def _softmax_block(layout: _Layout, block_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """Losses (N,) of a block of logits, which is overwritten: by their gradient if `layout` needs any, else by scratch.
+
+    With m the multiplier, c the softcap and y the label of a row: z = c tanh(m logits / c), or m logits without a softcap.
+    loss = log sum_v exp(z_v) - z_y, and dloss / dlogits_v = (softmax(z)_v - [v = y]) (1 - tanh^2) m.
+    """
+    tanh_NV = None
+    if layout.multiplier != 1.0:
+        block_NV.mul_(layout.multiplier)
+    if layout.softcap is not None:
+        tanh_NV = block_NV.div_(layout.softcap).tanh_().clone()
+        block_NV.mul_(layout.softcap)
     labelled_N = labels_N != IGNORE_INDEX
     targets_N1 = labels_N.clamp_min(0).unsqueeze(1)
-    target_logits = block_NV.gather(1, targets_N1).squeeze(1)
-    maximum = block_NV.amax(dim=1, keepdim=True)
-    exponentials = block_NV.sub_(maximum).exp_()
-    total = exponentials.sum(dim=1, keepdim=True)
-    losses = total.log().add_(maximum).squeeze(1).sub_(target_logits).mul_(labelled_N)
-    if plan.needs_any:
+    target_logits_N = block_NV.gather(1, targets_N1).squeeze(1)  # z_y
+    maximum_N1 = block_NV.amax(dim=1, keepdim=True)
+    exponentials_NV = block_NV.sub_(maximum_N1).exp_()  # exp(z - max z), so that nothing overflows
+    total_N1 = exponentials_NV.sum(dim=1, keepdim=True)
+    losses_N = total_N1.log().add_(maximum_N1).squeeze(1).sub_(target_logits_N).mul_(labelled_N)
+    if layout.needs_any:
         weight_N1 = labelled_N.unsqueeze(1).to(block_NV.dtype)  # zero gradient for rows without a label
-        exponentials.mul_(weight_N1 / total).scatter_add_(1, targets_N1, -weight_N1)
-        if tanh is not None:
-            exponentials.mul_(tanh.square_().neg_().add_(1.0))
-        if plan.multiplier != 1.0:
-            exponentials.mul_(plan.multiplier)
-    return losses
+        exponentials_NV.mul_(weight_N1 / total_N1).scatter_add_(1, targets_N1, -weight_N1)  # softmax - [v = y]
+        if tanh_NV is not None:
+            exponentials_NV.mul_(tanh_NV.square_().neg_().add_(1.0))  # d(c tanh(x / c)) / dx = 1 - tanh^2
+        if layout.multiplier != 1.0:
+            exponentials_NV.mul_(layout.multiplier)
+    return losses_N
 
 
-def _chunk_gradients(result: _Result, logits_grad: Tensor, hidden: Tensor, weight: Tensor, rows: slice) -> None:
+def _chunk_gradients(
+    result: _Result, logits_grad_NV: Tensor, hidden_ND: Tensor, weight_VD: Tensor, rows: slice
+) -> None:
     """Add one chunk's share of the gradients: products in the compute dtype, sums over chunks in fp32."""
-    if result.hidden_grad is not None:
-        result.hidden_grad[rows] = torch.mm(logits_grad, weight)
-    if result.bias_grad is not None:
-        result.bias_grad += logits_grad.sum(dim=0, dtype=result.bias_grad.dtype)
-    if result.weight_grad is not None:
-        _add_weight_gradient(result.weight_grad, logits_grad, hidden, first=rows.start == 0)
+    if result.hidden_grad_ND is not None:
+        result.hidden_grad_ND[rows] = torch.mm(logits_grad_NV, weight_VD)
+    if result.bias_grad_V is not None:
+        result.bias_grad_V += logits_grad_NV.sum(dim=0, dtype=result.bias_grad_V.dtype)
+    if result.weight_grad_VD is not None:
+        _add_weight_gradient(result.weight_grad_VD, logits_grad_NV, hidden_ND, first=rows.start == 0)
 
 
-def _add_weight_gradient(weight_grad: Tensor, logits_grad: Tensor, hidden: Tensor, first: bool) -> None:
-    if logits_grad.dtype == weight_grad.dtype:
-        torch.addmm(weight_grad, logits_grad.t(), hidden, beta=0 if first else 1, out=weight_grad)
+def _add_weight_gradient(weight_grad_VD: Tensor, logits_grad_NV: Tensor, hidden_ND: Tensor, first: bool) -> None:
+    """weight_grad += logits_grad.T @ hidden; the first chunk writes it."""
+    if logits_grad_NV.dtype == weight_grad_VD.dtype:
+        torch.addmm(weight_grad_VD, logits_grad_NV.t(), hidden_ND, beta=0 if first else 1, out=weight_grad_VD)
         return
-    step = WEIGHT_SLICE_ROWS if logits_grad.device.type == "cpu" else weight_grad.shape[0]
-    for start in range(0, weight_grad.shape[0], step):
-        part = weight_grad[start : start + step]
-        product = torch.mm(logits_grad[:, start : start + step].t(), hidden)
+    step = WEIGHT_SLICE_ROWS if logits_grad_NV.device.type == "cpu" else weight_grad_VD.shape[0]
+    for start in range(0, weight_grad_VD.shape[0], step):
+        part = weight_grad_VD[start : start + step]
+        product = torch.mm(logits_grad_NV[:, start : start + step].t(), hidden_ND)
         part.copy_(product) if first else part.add_(product)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients of the sum are made in forward and handed out, scaled by the incoming gradient, in backward."""
+    """Gradients of the sum are computed in forward; backward returns them, scaled by the incoming gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, plan: _Plan
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, layout: _Layout
     ) -> tuple[Tensor, Tensor]:
-        result = _run(plan, hidden, weight, bias, labels)
-        ctx.save_for_backward(result.hidden_grad, result.weight_grad, result.bias_grad)
-        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        result = _run(layout, hidden_ND, weight_VD, bias_V, labels_N)
+        ctx.save_for_backward(result.hidden_grad_ND, result.weight_grad_VD, result.bias_grad_V)
+        ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.mark_non_differentiable(result.losses_N)
         return result.losses_N.sum(), result.losses_N
 

@@ -7,16 +7,14 @@ vectors do not. A tied tensor appears once. Embeddings with their own rate come 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor, nn
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.units import format_count
 from steep.models.layers import has_adapter
 from steep.optim.config import OptimizerConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 
 EMBEDDING_RATIO_BESIDE_ADAPTERS = 0.1
 """Learning rate of embeddings that are trained beside adapters, divided by the main one. Adapters tolerate higher rates than
@@ -75,8 +73,6 @@ def embedding_tensors(model: Any) -> set[Tensor]:
     Found through the model's get_input_embeddings and get_output_embeddings, so names do not matter; in a module that has
     neither, every torch.nn.Embedding counts.
     """
-    from torch import nn
-
     getters = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]
     layers = [getter() for getter in getters if getter is not None]
     if not layers:
