@@ -76,7 +76,7 @@ def measure(
     name: str, case: tuple[str, int, int, dict[str, Any]], arguments: argparse.Namespace, empty: int
 ) -> tuple[list[str], float]:
     """One row, and the prediction's relative error."""
-    from steep.api import plan
+    from steep import plan
 
     model, batch, tokens, changes = case
     vocabulary = 49152 if model == "smollm2" else SIZES[model]["vocab_size"]

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
         export,
         generate,
         lr_find,
-        plan,
-        plan_fit,
         restore_instruct,
         train,
     )
+    from steep.estimate.fit import plan_fit
+    from steep.estimate.run_plan import plan
     from steep.inspection import inspect
     from steep.reporting.page import report
     from steep.reporting.plots import memory_plot
@@ -65,8 +65,8 @@ MODULES = {
     "inspect": "steep.inspection",
     "lr_find": "steep.api",
     "memory_plot": "steep.reporting.plots",
-    "plan": "steep.api",
-    "plan_fit": "steep.api",
+    "plan": "steep.estimate.run_plan",
+    "plan_fit": "steep.estimate.fit",
     "prepare": "steep.store.prepare_text",
     "report": "steep.reporting.page",
     "restore_instruct": "steep.api",

@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 if TYPE_CHECKING:
-    from steep.config.run import RunConfig
-    from steep.estimate.fit import Fit
-    from steep.estimate.run_plan import RunPlan
+    from steep.config.load import ConfigLike
     from steep.evaluation.evaluate_model import Evaluation
     from steep.evaluation.harness import HarnessResult
     from steep.evaluation.loaded_model import ModelReference
@@ -24,51 +22,8 @@ if TYPE_CHECKING:
     from steep.training.finish import TrainResult
     from steep.training.lr_find import LearningRates
 
-ConfigLike = Union["RunConfig", Mapping[str, Any], str, "os.PathLike[str]"]
-"""A RunConfig, its values as a mapping, or the path of a YAML file."""
-
-
 Reference = Union[str, "os.PathLike[str]"]
 """A run, checkpoint, model folder, hub id or .gguf file."""
-
-
-def as_config(config: ConfigLike) -> RunConfig:
-    """A checked RunConfig. Raises ConfigError listing every mistake."""
-    from steep.config.load import load_run_config
-    from steep.config.run import RunConfig
-
-    if isinstance(config, RunConfig):
-        return config
-    if isinstance(config, Mapping):
-        return load_run_config(mapping=config)
-    return load_run_config(config)
-
-
-def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
-    """What a run would do: sizes, tokens, steps, memory by part, time. Loads no weights.
-
-    device: `auto`, `cpu`, or a GPU's name such as `h100`. Raises a SteepError for what cannot work.
-    """
-    from steep.estimate.run_plan import plan_run
-
-    return plan_run(as_config(config), device=device, allow_code=allow_code)
-
-
-def plan_fit(config: ConfigLike, size: int | str, *, device: str = "auto", allow_code: bool = True) -> Fit:
-    """The settings with which a run fits into `size` of memory (bytes, or text such as `24GiB`), fastest first.
-
-    Loads no weights, and makes several plans. Raises a SteepError for a size that is none, or what cannot work.
-    """
-    from steep.core.errors import ConfigError
-    from steep.core.units import parse_bytes
-    from steep.estimate.fit import fit
-    from steep.estimate.run_plan import plan_unchecked
-
-    try:
-        limit_bytes = parse_bytes(size)
-    except ValueError as error:
-        raise ConfigError(f"fit: {error}") from None
-    return fit(plan_unchecked(as_config(config), device=device, allow_code=allow_code), limit_bytes)
 
 
 def lr_find(
@@ -79,6 +34,8 @@ def lr_find(
     rates: default a tenth to ten times the configured one. steps: of each run, of the configured batch size. Writes lr_find.json
     and lr_find.png into `<run directory>/lr_find/`. Raises ConfigError without held-out text, or where no rate helps.
     """
+    from steep.config.load import as_config
+
     checked = as_config(config)
 
     from steep.runtime.tuning import tune_process
@@ -100,6 +57,8 @@ def train(
     its beginning, and record it. allow_code: whether `_target_` may run code outside steep, torch and
     transformers. Raises a SteepError.
     """
+    from steep.config.load import as_config
+
     checked = as_config(config)
 
     from steep.runtime.tuning import tune_process

@@ -24,7 +24,7 @@ BAR_CHARACTERS = 40
 
 @public
 def inspect(
-    path: Union[str, "os.PathLike[str]"],
+    path: Union[str, os.PathLike[str]],
     *,
     sequence: Optional[int] = None,
     verify: bool = False,

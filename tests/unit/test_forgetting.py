@@ -118,10 +118,10 @@ def test_the_mapping_is_json_and_holds_every_number() -> None:
 
 
 def test_a_role_that_is_none_is_an_error_of_the_configuration() -> None:
-    import steep.api
+    from steep.config.load import as_config
 
     with pytest.raises(ConfigError, match="domain"):
-        steep.api.as_config(
+        as_config(
             {
                 "run": {"name": "r"},
                 "model": {"pretrained": "m"},

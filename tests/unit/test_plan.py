@@ -101,7 +101,10 @@ def test_memory_bar_parts_follow_each_other() -> None:
 
 def test_python_api_is_light_until_used() -> None:
     heavy = ("torch", "transformers", "numpy")
-    code = f"import sys, steep; steep.plan; steep.train; sys.exit(any(m in sys.modules for m in {heavy}))"
+    code = f"import sys, steep; dir(steep); steep.__all__; sys.exit(any(m in sys.modules for m in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    names = "steep.prepare; steep.inspect; steep.report; steep.memory_plot; steep.tokenizer_extend; steep.tokenizer_fertility"
+    code = f"import sys, steep; {names}; sys.exit(any(m in sys.modules for m in {heavy[:2]}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

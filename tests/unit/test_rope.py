@@ -10,7 +10,7 @@ import torch
 
 from steep.config.load import load_run_config
 from steep.core.errors import ModelError
-from steep.estimate.run_plan import plan_run
+from steep.estimate.run_plan import plan
 from steep.models.config import ModelConfig, RopeConfig
 from steep.models.layers import max_positions
 from steep.models.load import build_fresh, load_model, resolve_reference
@@ -97,7 +97,7 @@ def test_a_run_beyond_the_positions_is_planned_trained_and_resumed(
 
     mapping["model"] = {"config": LLAMA, "rope": {"type": "yarn", "length": 256}}
     mapping["run"]["name"] = "whole"
-    plan_run(load_run_config(mapping=mapping))
+    plan(load_run_config(mapping=mapping))
     whole = train(load_run_config(mapping=mapping)).run_directory
     mapping["run"]["name"], mapping["train"]["max_seconds"] = "parts", 0
     train(load_run_config(mapping=mapping))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+import steep
 from steep.cli.options import refuse_overrides
 
 
@@ -39,15 +40,14 @@ def command(
     tokenizer = train_tokenizer([domain.path], texts / "tokenizer") if "config" in model else None
     mapping = demo_config(model, domain, general, directory, tokenizer, "demo-short" if short else "demo")
 
-    from steep.api import plan
     from steep.training.loop import train
 
-    probe = plan(sized(mapping, SHORT))
+    probe = steep.plan(sized(mapping, SHORT))
     config = load_run_config(mapping=sized(mapping, demo_size(probe.seconds / probe.tokens, typer.echo, short=short)))
     run = directory / config.run.name
     if fresh and run.exists():
         remove_demo(run, texts)
-    typer.echo((probe if short else plan(config)).to_text())
+    typer.echo((probe if short else steep.plan(config)).to_text())
     result = train(config)
     if result.status == "done":
         checkpoint = (run / "checkpoints" / "LATEST").read_text().strip()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 import typer
 
+import steep
 from steep.cli.options import CONFIG, JSON, NO_CODE
 
 if TYPE_CHECKING:
@@ -25,19 +27,14 @@ def command(
     json: bool = JSON,
 ) -> None:
     """Print sizes, tokens, steps, memory by part and time of a run. Loads no weights; refuses what cannot work."""
-    from steep.config.load import load_run_config
+    from steep.config.load import load_run_config  # pydantic takes longer to import than the help may take
 
     run_config = load_run_config(config, context.obj or [])
-
-    from steep.api import plan, plan_fit
-
     if fit is None:
-        result: RunPlan | Fit = plan(run_config, device=device, allow_code=not no_code)
+        result: RunPlan | Fit = steep.plan(run_config, device=device, allow_code=not no_code)
     else:
-        result = plan_fit(run_config, fit, device=device, allow_code=not no_code)
+        result = steep.plan_fit(run_config, fit, device=device, allow_code=not no_code)
     if json:
-        import json as json_module
-
         typer.echo(json_module.dumps(result.to_mapping(), indent=2))
     else:
         typer.echo(result.to_text())

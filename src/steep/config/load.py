@@ -40,7 +40,17 @@ from steep.config.run import RunConfig
 from steep.config.yaml_file import MAX_BYTES, Dumper, YamlText, parse_yaml
 from steep.core.files import write_text
 
-__all__ = ["load_run_config", "redact", "write_config"]
+__all__ = ["ConfigLike", "as_config", "load_run_config", "redact", "write_config"]
+
+ConfigLike = Union[RunConfig, Mapping[str, Any], str, os.PathLike[str]]
+"""A RunConfig, its values as a mapping, or the path of a YAML file."""
+
+
+def as_config(config: ConfigLike) -> RunConfig:
+    """A checked RunConfig. Raises ConfigError listing every mistake."""
+    if isinstance(config, RunConfig):
+        return config
+    return load_run_config(mapping=config) if isinstance(config, Mapping) else load_run_config(config)
 
 
 def load_run_config(

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union
 
+from steep.config.load import ConfigLike, as_config
 from steep.config.run import RunConfig
+from steep.core.errors import ConfigError
+from steep.core.public import public
 from steep.core.section import Target
-from steep.core.units import format_bytes
-from steep.estimate.run_plan import RunPlan
+from steep.core.units import format_bytes, parse_bytes
+from steep.estimate.run_plan import RunPlan, plan_unchecked
 from steep.estimate.structure import plan_structure
 from steep.models.config import ModelConfig
 
@@ -92,6 +95,20 @@ class Fit:
 
     def __repr__(self) -> str:
         return self.to_text()
+
+
+@public
+def plan_fit(config: ConfigLike, size: Union[int, str], *, device: str = "auto", allow_code: bool = True) -> Fit:
+    """The settings with which a run fits into `size` of memory (bytes, or text such as `24GiB`), fastest first.
+
+    Loads no weights, and makes several plans. config, device, allow_code: as for `steep.plan`. Raises a SteepError for text that
+    is not a size, and for what cannot work.
+    """
+    try:
+        limit_bytes = parse_bytes(size)
+    except ValueError as error:
+        raise ConfigError(f"fit: {error}") from None
+    return fit(plan_unchecked(as_config(config), device=device, allow_code=allow_code), limit_bytes)
 
 
 def fit(plan: RunPlan, limit_bytes: int, most: int = 5) -> Fit:

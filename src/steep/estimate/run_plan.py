@@ -9,11 +9,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from steep.config.load import ConfigLike, as_config
 from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core import targets
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
+from steep.core.public import public
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.data.open import RunData, open_run_data
@@ -170,11 +172,17 @@ def memory_bar(parts: dict[str, int], available_bytes: int) -> list[str]:
     return lines
 
 
-def plan_run(config: RunConfig, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
-    """Plan a run. Raises a SteepError for what cannot work, all before a weight is loaded."""
-    plan = plan_unchecked(config, device=device, allow_code=allow_code)
-    check_fits(plan)
-    return plan
+@public
+def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
+    """What a run would do: sizes, tokens, steps, memory by part, time. Loads no weights.
+
+    config: a RunConfig, its values as a mapping, or the path of a YAML file. device: `auto`, `cpu`, or a GPU's name such as
+    `h100`. allow_code: whether `_target_` may run code outside steep, torch and transformers. Raises a SteepError for what cannot
+    work.
+    """
+    found = plan_unchecked(as_config(config), device=device, allow_code=allow_code)
+    check_fits(found)
+    return found
 
 
 def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool = True) -> RunPlan:

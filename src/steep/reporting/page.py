@@ -42,7 +42,7 @@ STATUS = {"done": "finished", "interrupted": "interrupted, can be resumed", "fai
 
 
 @public
-def report(run: Union[str, "os.PathLike[str]"]) -> Path:
+def report(run: Union[str, os.PathLike[str]]) -> Path:
     """Write report.html, one self-contained page, into the directory of a run, and return its path.
 
     run: the directory. Raises ConfigError for any other.

@@ -18,7 +18,7 @@ from steep.store.prepare import PrepareResult, Progress, check_export_format, pr
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import load_tokenizer
 
-PathLike = Union[str, "os.PathLike[str]"]
+PathLike = Union[str, os.PathLike[str]]
 Number = Union[int, str]
 """A count or size, as a number or as text: 500_000_000, "500M", "64MiB"."""
 

@@ -202,7 +202,7 @@ class ExtendResult:
 
 @public
 def tokenizer_extend(
-    texts: Union[str, Sequence[str]], *, tokenizer: str, out: Union[str, "os.PathLike[str]"], tokens: int = 1000
+    texts: Union[str, Sequence[str]], *, tokenizer: str, out: Union[str, os.PathLike[str]], tokens: int = 1000
 ) -> ExtendResult:
     """Continue a BPE tokenizer on texts and write it to the folder `out`, for `vocabulary: {add: out}`.
 
