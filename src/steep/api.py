@@ -165,7 +165,7 @@ def generate(
     with open_model(reference, device=device, precision=precision, allow_code=allow_code) as loaded:
         if seed is not None:
             seed_everything(seed)
-        with autocast(loaded.device, loaded.precision):
+        with autocast(loaded.runner.device, loaded.runner.precision):
             return generate_text(
                 loaded.model, loaded.tokenizer, prompt, max_new_tokens=max_new_tokens, emit=emit, **sampling
             )

@@ -11,18 +11,11 @@ from torch import nn
 
 from steep.batch import Batch
 from steep.core.errors import ModelError, TrainingError
+from steep.core.say import tell
+from steep.models.attention_choice import check_decomposition, leak_test, prepare_lm_loss
 from steep.models.document_attention import attend_documents
-from steep.models.forward import (
-    check_decomposition,
-    forward_loss,
-    forward_token_losses,
-    hidden_states,
-    leak_test,
-    logits_of_batch,
-    output_head,
-    prepare_forward,
-)
 from steep.models.gpt2 import build_gpt2_model
+from steep.models.lm_loss import LMLoss, read_head
 
 VOCAB = 97
 SIZES = {
@@ -96,11 +89,12 @@ def test_packed_logits_equal_each_document_alone(family):
         untouched.set_attn_implementation("eager")
     with torch.no_grad():
         expected = alone(untouched, batch)
-        forward, messages = prepare_forward(model)
-        assert (forward.attention, forward.has_head, messages) == ("document", True, [])
-        torch.testing.assert_close(logits_of_batch(forward, batch), expected, rtol=1e-4, atol=1e-5)
+        messages: list[str] = []
+        lm_loss = prepare_lm_loss(model, messages.append)
+        assert (lm_loss.attention, lm_loss.has_head, messages) == ("document", True, [])
+        torch.testing.assert_close(lm_loss.own_logits(batch), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(
-            output_head(model).logits(hidden_states(forward, batch)), expected, rtol=1e-4, atol=1e-5
+            read_head(model).logits(lm_loss.hidden_states(batch)), expected, rtol=1e-4, atol=1e-5
         )
 
 
@@ -112,8 +106,9 @@ def test_loss_and_gradients_equal_the_model_alone(family):
     for module in (*model.modules(), *untouched.modules()):  # GPT-2's own dropout draws differ between the two ways
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    forward, _ = prepare_forward(model)
-    loss = forward_loss(forward, batch, chunk_bytes=10 * VOCAB * 4)
+    lm_loss = prepare_lm_loss(model, tell, chunk_bytes=10 * VOCAB * 4)
+    loss, losses_B = lm_loss(batch)
+    torch.testing.assert_close(losses_B.sum(), loss.detach())
     loss.backward()
     expected = torch.nn.functional.cross_entropy(
         alone(untouched, batch), batch.labels.flatten(), ignore_index=-100, reduction="sum"
@@ -122,30 +117,30 @@ def test_loss_and_gradients_equal_the_model_alone(family):
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
     for (name, mine), other in zip(model.named_parameters(), untouched.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=2e-4, msg=name)
-    losses = forward_token_losses(forward, batch)
+    losses = lm_loss.token_losses(batch)
     torch.testing.assert_close(losses.sum(), expected.detach(), rtol=1e-5, atol=1e-4)
     assert torch.equal(losses == 0, batch.labels == -100)
 
 
 def test_changing_one_document_changes_no_bit_of_another(family):
-    forward, _ = prepare_forward(build(family).eval())
+    lm_loss = prepare_lm_loss(build(family).eval(), tell)
     batch = make_batch()
     changed = make_batch()
     changed.input_ids.view(-1)[12:24] = (changed.input_ids.view(-1)[12:24] + 1) % VOCAB
     with torch.no_grad():
-        before, after = logits_of_batch(forward, batch), logits_of_batch(forward, changed)
+        before, after = lm_loss.own_logits(batch), lm_loss.own_logits(changed)
     others = torch.ones(72, dtype=torch.bool)
     others[12:24] = False
     assert torch.equal(before[others], after[others])
     assert not torch.equal(before[~others], after[~others])
-    leak_test(forward)
+    leak_test(lm_loss)
 
 
 def test_generation_with_left_padding_equals_the_untouched_model():
     """Without cu_seqlens the attention is transformers' own, masks and cache included."""
     model = build("llama")
     untouched = copy.deepcopy(model)
-    prepare_forward(model)
+    prepare_lm_loss(model, tell)
     ids = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     settings = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
@@ -156,20 +151,22 @@ def test_generation_with_left_padding_equals_the_untouched_model():
 def test_transformers_own_attention_with_restarting_positions(wished):
     model, batch = build("llama"), make_batch()
     expected = alone(copy.deepcopy(model), batch)
-    forward, messages = prepare_forward(model, wished)
-    assert (forward.attention, messages) == (wished, [])
-    torch.testing.assert_close(logits_of_batch(forward, batch), expected, rtol=1e-4, atol=1e-5)
+    messages: list[str] = []
+    lm_loss = prepare_lm_loss(model, messages.append, attention=wished)
+    assert (lm_loss.attention, messages) == (wished, [])
+    torch.testing.assert_close(lm_loss.own_logits(batch), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_cannot_separate_documents_is_caught():
     config = transformers.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, state_size=4)
-    forward, messages = prepare_forward(transformers.MambaForCausalLM(config))
-    assert forward.attention != "document"
+    messages: list[str] = []
+    lm_loss = prepare_lm_loss(transformers.MambaForCausalLM(config), messages.append)
+    assert lm_loss.attention != "document"
     assert "not document by document" in messages[0]
     with pytest.raises(TrainingError, match="data.document_mask to false"):
-        leak_test(forward)
+        leak_test(lm_loss)
     with pytest.raises(ModelError, match=r"model\.attention=document"):
-        prepare_forward(transformers.MambaForCausalLM(config), "document")
+        prepare_lm_loss(transformers.MambaForCausalLM(config), tell, attention="document")
 
 
 class ScaledHead(nn.Module):
@@ -186,21 +183,22 @@ class ScaledHead(nn.Module):
 
 def test_a_foreign_model_is_trained_on_its_own_whole_logits():
     model, batch = ScaledHead(), make_batch()
-    forward, messages = prepare_forward(model, vocab_size=VOCAB)
-    assert (forward.attention, forward.has_head) == ("own", False)
+    messages: list[str] = []
+    lm_loss = prepare_lm_loss(model, messages.append, vocab_size=VOCAB)
+    assert (lm_loss.attention, lm_loss.has_head) == ("own", False)
     assert any("whole logits" in message for message in messages)
     expected = torch.nn.functional.cross_entropy(
         model(batch.input_ids).flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="sum"
     )
-    torch.testing.assert_close(forward_loss(forward, batch), expected)
-    torch.testing.assert_close(forward_token_losses(forward, batch).sum(), expected)
+    torch.testing.assert_close(lm_loss(batch)[0], expected)
+    torch.testing.assert_close(lm_loss.token_losses(batch).sum(), expected)
 
 
 def test_a_head_that_config_does_not_describe_is_noticed():
     model = build("granite")
-    assert check_decomposition(model, VOCAB) is None
+    assert check_decomposition(LMLoss(model, "sdpa", has_head=True)) is None
     model.lm_head.register_forward_hook(lambda module, args, output: output * 2)
-    assert "not its output layer applied" in check_decomposition(model, VOCAB)
+    assert "not its output layer applied" in check_decomposition(LMLoss(model, "sdpa", has_head=True))
 
 
 @pytest.mark.parametrize("window", [None, 3])

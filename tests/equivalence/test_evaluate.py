@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from steep.core.errors import DataError
+from steep.core.say import tell
 from steep.evaluation.held_out import HeldOutText, first_documents, score_text
+from steep.models.attention_choice import prepare_lm_loss
 from steep.models.config import ModelConfig
-from steep.models.forward import forward_token_losses, prepare_forward
 from steep.models.load import load_model
 from support import LLAMA
 
@@ -38,9 +39,9 @@ def scored() -> tuple:
 
 
 def score(model: torch.nn.Module, text: HeldOutText, **changes):
-    forward, _ = prepare_forward(model)
+    lm_loss = prepare_lm_loss(model, tell)
     settings = {"tokens": 10_000, "batch_size": 2, "sequence_length": 64, "eos_id": 0, **changes}
-    return score_text(lambda batch: forward_token_losses(forward, batch), text, **settings)
+    return score_text(lm_loss.token_losses, text, **settings)
 
 
 def test_score_equals_transformers_loss_document_by_document(scored: tuple) -> None:

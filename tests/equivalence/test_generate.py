@@ -9,10 +9,11 @@ import torch
 
 import steep
 from steep.core.errors import ModelError
+from steep.core.say import tell
 from steep.evaluation.generate import TextStream, generate_text
 from steep.evaluation.loaded_model import model_reference, open_model
+from steep.models.attention_choice import prepare_lm_loss
 from steep.models.config import ModelConfig
-from steep.models.forward import prepare_forward
 from steep.models.gpt2 import build_gpt2_model
 from steep.models.load import load_model
 from steep.runtime.device import available_cores
@@ -33,7 +34,7 @@ def test_greedy_text_equals_transformers_generate(tokenizer) -> None:
     expected = model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=0, pad_token_id=0)[
         0, ids.shape[1] :
     ]
-    prepare_forward(model)  # the training attention must not change what is generated
+    prepare_lm_loss(model, tell)  # the training attention must not change what is generated
     pieces: list[str] = []
     text = generate_text(model, tokenizer, prompt, max_new_tokens=24, emit=pieces.append)
     assert text == tokenizer.decode([i for i in expected.tolist() if i != 0])

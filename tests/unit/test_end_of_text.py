@@ -15,6 +15,7 @@ import torch
 
 import steep
 from steep.config.load import load_run_config
+from steep.core.say import tell
 from steep.evaluation.end_of_text import (
     END_TOKENS,
     EndOfTextAudit,
@@ -26,7 +27,7 @@ from steep.evaluation.end_of_text import (
     source_ends,
 )
 from steep.evaluation.held_out import HeldOutText
-from steep.models.forward import forward_logits_at, prepare_forward
+from steep.models.attention_choice import prepare_lm_loss
 from steep.models.load import build_fresh
 from steep.training.loop import train
 from support import LLAMA, run_mapping
@@ -134,11 +135,9 @@ def test_probabilities_equal_those_of_transformers_document_by_document(attentio
         with torch.no_grad():
             logits = model(torch.tensor([tokens[-65:-1]])).logits[0, -1]
         expected.append(float(logits.softmax(-1)[EOS]))
-    forward, _ = prepare_forward(model, attention, 512)
+    lm_loss = prepare_lm_loss(model, tell, attention=attention)
     text = HeldOutText("t", [(Documents(documents), np.arange(len(documents)))])
-    score = measure_stops(
-        lambda batch, places: forward_logits_at(forward, batch, places), [text], EOS, sequence_length=64, batch_size=2
-    )
+    score = measure_stops(lm_loss.logits_at, [text], EOS, sequence_length=64, batch_size=2)
     assert score is not None
     assert END_TOKENS > 64
     assert score.eos_probability == pytest.approx(np.mean(expected), rel=1e-4)

@@ -13,9 +13,11 @@ import torch
 
 from steep.batch import IGNORE_INDEX, Batch
 from steep.config.load import load_run_config
+from steep.core.say import tell
 from steep.loader import make_batch
 from steep.metrics import SourceTotals
-from steep.models.forward import forward_loss, forward_losses, forward_token_losses, prepare_forward
+from steep.models.attention_choice import prepare_lm_loss
+from steep.models.lm_loss import LMLoss
 from steep.models.load import build_fresh
 from steep.order.data_order import OrderedSequence
 from steep.order.packing import TokenRange
@@ -84,30 +86,25 @@ def test_totals_over_steps_by_hand() -> None:
 @pytest.mark.parametrize("has_head", [True, False])
 def test_the_sums_of_sequences_come_from_the_training_forward(has_head: bool) -> None:
     """Equal to scoring the batch apart, and the loss with its gradients is what it was without them."""
-    from dataclasses import replace
-
     model = build_fresh(LLAMA, None, 0)
-    forward, _ = prepare_forward(model, "auto", 512)
-    forward = replace(forward, has_head=has_head)
+    lm_loss = LMLoss(model, prepare_lm_loss(model, tell).attention, has_head)
     [batch] = batches([7])
-    loss, losses_B = forward_losses(forward, batch)
-    torch.testing.assert_close(losses_B, forward_token_losses(forward, batch).sum(1))
+    loss, losses_B = lm_loss(batch)
+    torch.testing.assert_close(losses_B, lm_loss.token_losses(batch).sum(1))
     assert not losses_B.requires_grad
     assert losses_B[6] > 0
     assert int((batch.labels[6] != IGNORE_INDEX).sum()) == 1  # two tokens and padding
     gradients = torch.autograd.grad(loss, list(model.parameters()))
-    expected = torch.autograd.grad(forward_loss(forward, batch), list(model.parameters()))
+    expected = torch.autograd.grad(lm_loss(batch)[0], list(model.parameters()))
     assert all(torch.equal(given, wanted) for given, wanted in zip(gradients, expected, strict=True))
 
 
 @pytest.mark.parametrize("sizes", [[7], [3, 3, 1], [1] * 7])
 def test_the_weighted_mean_is_the_total_and_micro_batches_do_not_change_it(sizes: list[int]) -> None:
     model = build_fresh(LLAMA, None, 0)
-    forward, _ = prepare_forward(model, "auto", 512)
+    lm_loss = prepare_lm_loss(model, tell)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    engine = TorchEngine(
-        model, lambda batch: forward_losses(forward, batch), optimizer, device=torch.device("cpu"), max_grad_norm=None
-    )
+    engine = TorchEngine(model, lm_loss, optimizer, device=torch.device("cpu"), max_grad_norm=None)
     step = batches(sizes)
     result = engine.train_step(step, 1.0)
     by_source = step_sources(step).losses(["a", "b"], result.sequence_losses.tolist())
@@ -118,7 +115,7 @@ def test_the_weighted_mean_is_the_total_and_micro_batches_do_not_change_it(sizes
 
     reference = dict.fromkeys(by_source, 0.0)
     for sequence, name in zip(planned(), "abbaaba", strict=True):
-        reference[name] += float(forward_token_losses(forward, make_batch([sequence], STORES, LENGTH)).double().sum())
+        reference[name] += float(lm_loss.token_losses(make_batch([sequence], STORES, LENGTH)).double().sum())
     for name, total in reference.items():
         assert by_source[name]["nats_per_token"] == pytest.approx(total / tokens[name], rel=1e-5)
 

@@ -167,7 +167,7 @@ def score_base(
 
 def _stops(loaded: LoadedModel, texts: list[HeldOutText], batch_size: int, sequence_length: int) -> StopScore | None:
     return measure_stops(
-        loaded.logits_at, texts, loaded.tokenizer.eos_id, sequence_length=sequence_length, batch_size=batch_size
+        loaded.runner.logits_at, texts, loaded.tokenizer.eos_id, sequence_length=sequence_length, batch_size=batch_size
     )
 
 
@@ -219,7 +219,7 @@ def _score(
     total = sum(int(store.document_lengths[part].sum()) for (store, _), part in pairs)
     with progress_bar(f"scoring {text.name}", total, "tokens") as bar:
         return score_text(
-            loaded.token_losses,
+            loaded.runner.token_losses,
             text,
             tokens=total,
             batch_size=batch_size,

@@ -6,14 +6,13 @@ sampled here without a key-value cache, which costs a whole forward pass per tok
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from steep.core.errors import ModelError
-from steep.models.layers import compute_device
+from steep.models.layers import compute_device, evaluating
 
 
 class TextCodec(Protocol):
@@ -97,7 +96,7 @@ def generate_text(
     device = compute_device(model)
     input_ids = torch.tensor([ids], device=device)
     stream = TextStream(lambda new: tokenizer.decode([i for i in new if i not in eos_ids]), emit)
-    with torch.no_grad(), evaluation_mode(model):
+    with evaluating(model):
         if hasattr(model, "generate"):
             output = model.generate(
                 input_ids,
@@ -133,17 +132,6 @@ def end_of_text_ids(model: torch.nn.Module, tokenizer_eos_id: int | None) -> set
     if configured is not None:
         ids |= set(configured) if isinstance(configured, (list, tuple)) else {configured}
     return ids
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off inside the block; the mode of before afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _generate_without_cache(

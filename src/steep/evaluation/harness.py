@@ -161,7 +161,7 @@ def _run(loaded: LoadedModel, manager: Any, names: list[str], limit: int | None,
         pretrained=loaded.model,
         tokenizer=loaded.hf_tokenizer,
         batch_size=batch_size,
-        mixed_precision_dtype="bfloat16" if loaded.precision == "mixed_bf16" else None,
+        mixed_precision_dtype="bfloat16" if loaded.runner.precision == "mixed_bf16" else None,
     )
     try:
         answer = simple_evaluate(

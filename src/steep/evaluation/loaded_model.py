@@ -18,9 +18,8 @@ from steep.tokenizer.config import TokenizerConfig
 if TYPE_CHECKING:
     import torch
 
-    from steep.batch import Batch
     from steep.config.run import RunConfig
-    from steep.models.forward import ModelForward
+    from steep.models.runner import ModelRunner
     from steep.tokenizer.encode import TextTokenizer
 
 
@@ -29,37 +28,19 @@ class LoadedModel:
     """A model that is ready to be scored or to write."""
 
     reference: str
-    model: torch.nn.Module
+    runner: ModelRunner
     tokenizer: TextTokenizer
     hf_tokenizer: Any
     """The same tokenizer as transformers has it."""
-    forward: ModelForward
-    device: torch.device
-    precision: str
     run: Path | None
     """The directory of the run that made it, if it is known."""
     folder: str | None = None
     """What its weights were loaded from, a folder or a file; None for a model that a `_target_` built."""
 
-    def logits_at(self, batch: Batch, places_K: torch.Tensor) -> torch.Tensor:
-        """(K, V) logits at some of the batch's B*T positions, without gradients."""
-        import torch
-
-        from steep.models.forward import forward_logits_at
-        from steep.runtime.device import autocast
-
-        with torch.no_grad(), autocast(self.device, self.precision):
-            return forward_logits_at(self.forward, batch.to(self.device), places_K)
-
-    def token_losses(self, batch: Batch) -> torch.Tensor:
-        """(B*T,) fp32 losses of a batch, without gradients."""
-        import torch
-
-        from steep.models.forward import forward_token_losses
-        from steep.runtime.device import autocast
-
-        with torch.no_grad(), autocast(self.device, self.precision):
-            return forward_token_losses(self.forward, batch.to(self.device))
+    @property
+    def model(self) -> torch.nn.Module:
+        """The language model itself."""
+        return self.runner.model
 
 
 @dataclass(frozen=True)
@@ -130,10 +111,11 @@ def _load(reference: ModelReference, device: str, precision: str, allow_code: bo
     import torch
 
     from steep.checkpoint.load import verified_reference
-    from steep.models.forward import prepare_forward
+    from steep.models.attention_choice import prepare_lm_loss
     from steep.models.layers import vocab_size
     from steep.models.load import load_model
     from steep.models.load_quantized import load_quantized, quantization_of
+    from steep.models.runner import ModelRunner
     from steep.runtime.device import autocast, available_cores, choose_device, choose_precision, parameter_dtype
     from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer
 
@@ -167,10 +149,9 @@ def _load(reference: ModelReference, device: str, precision: str, allow_code: bo
         policy = policy.model_copy(update={"append_eos": False})
     tokenizer = text_tokenizer(hf_tokenizer, policy, reference.reference)
     with autocast(where, how):
-        forward, remarks = prepare_forward(model, "auto", vocab_size(model) or tokenizer.vocab_size)
-    for remark in remarks:
-        say(remark)
-    return LoadedModel(reference.reference, model, tokenizer, hf_tokenizer, forward, where, how, reference.run, folder)
+        lm_loss = prepare_lm_loss(model, say, vocab_size=vocab_size(model) or tokenizer.vocab_size)
+    runner = ModelRunner(lm_loss, where, how)
+    return LoadedModel(reference.reference, runner, tokenizer, hf_tokenizer, reference.run, folder)
 
 
 def merge_remarks(folder: Path, run: Path | None) -> list[str]:

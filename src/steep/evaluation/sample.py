@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from steep.evaluation.generate import evaluation_mode
-from steep.models.layers import compute_device
+from steep.models.layers import compute_device, evaluating
 
 
 @torch.no_grad()
@@ -31,7 +30,7 @@ def sample_documents(
     documents: list[list[int]] = [[] for _ in range(count)]
     rows = list(range(count))
     ids_B1, cache = torch.full((count, 1), start_id, device=device), None
-    with evaluation_mode(model):
+    with evaluating(model):
         for _ in range(max_tokens):
             output = model(input_ids=ids_B1, past_key_values=cache, use_cache=True)
             cache = output.past_key_values

@@ -329,7 +329,7 @@ def placeholder_mask(device: torch.device) -> Tensor:
 def enable_document_attention(model: nn.Module) -> bool:
     """Make `model` take cu_seqlens. True: it does now; False: it cannot, pass restarting position_ids instead.
 
-    A True is a claim about the interface only; `steep.models.forward.prepare_forward` compares numbers.
+    A True is a claim about the interface only; `steep.models.attention_choice.prepare_lm_loss` compares numbers.
     """
     from steep.models.gpt2 import GPT2LMHeadModel
 

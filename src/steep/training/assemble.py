@@ -22,20 +22,14 @@ from steep.core.section import Target
 from steep.data.open import RunData, open_run_data
 from steep.evaluation.end_of_text import data_warnings, source_ends
 from steep.models.adapters import adapter_files, add_adapter, capacity_line, lasting_reference
+from steep.models.attention_choice import leak_test, prepare_lm_loss
 from steep.models.config import ModelConfig
 from steep.models.embeddings import offload_embeddings
 from steep.models.flops import model_flops_per_token, peak_flops
-from steep.models.forward import (
-    ModelForward,
-    forward_logits_at,
-    forward_losses,
-    forward_token_losses,
-    leak_test,
-    prepare_forward,
-)
 from steep.models.freeze import freeze
 from steep.models.layers import check_sequence_length, count_trained, has_adapter, max_positions, vocab_size
 from steep.models.load import load_model
+from steep.models.runner import ModelRunner
 from steep.models.vocabulary import extend_embeddings, require_trained, with_embeddings
 from steep.optim.build import build_optimizer
 from steep.order.batches import Sizes, run_sizes
@@ -66,23 +60,13 @@ class Job:
     data: RunData
     sizes: Sizes
     model: torch.nn.Module
-    forward: ModelForward
+    runner: ModelRunner
     engine: TorchEngine
     device: torch.device
     precision: str
     hf_files: dict[str, bytes]
     flops_per_token: float | None
     peak_flops: float | None
-
-    def token_losses(self, batch: Batch) -> torch.Tensor:
-        """(B*T,) fp32 losses of a batch in evaluation, in the precision of training."""
-        with torch.no_grad(), autocast(self.device, self.precision):
-            return forward_token_losses(self.forward, batch.to(self.device))
-
-    def logits_at(self, batch: Batch, places_K: torch.Tensor) -> torch.Tensor:
-        """(K, V) logits at some of the batch's B*T positions in evaluation, in the precision of training."""
-        with torch.no_grad(), autocast(self.device, self.precision):
-            return forward_logits_at(self.forward, batch.to(self.device), places_K)
 
 
 def assemble(
@@ -171,12 +155,16 @@ def assemble(
         checkpoint_layers(model, say, **checkpointing.model_dump(), device_type=device.type)
     attention = "auto" if isinstance(config.model, Target) else config.model.attention
     with autocast(device, precision):  # so that the kernels tested are those that train
-        forward, messages = prepare_forward(model, attention, rows or tokenizer.vocab_size)
-    for message in messages:
-        say(message)
+        lm_loss = prepare_lm_loss(
+            model,
+            say,
+            attention=attention,
+            vocab_size=rows or tokenizer.vocab_size,
+            chunk_bytes=config.train.loss_chunk_bytes,
+        )
     if config.data.document_mask:
         with autocast(device, precision):
-            leak_test(forward, rows or tokenizer.vocab_size)
+            leak_test(lm_loss, rows or tokenizer.vocab_size)
         say("leak test passed: changing one document changes no prediction in its neighbour")
     if config.train.compile:
         say(f"compiling {compile_layers(model)} layers; the first steps are slow")
@@ -188,7 +176,8 @@ def assemble(
 
     def loss_sums(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
-            return forward_losses(forward, batch, config.train.loss_chunk_bytes)
+            losses: tuple[torch.Tensor, torch.Tensor] = lm_loss(batch)
+            return losses
 
     engine = TorchEngine(
         model,
@@ -204,7 +193,7 @@ def assemble(
         data=data,
         sizes=sizes,
         model=model,
-        forward=forward,
+        runner=ModelRunner(lm_loss, device, precision),
         engine=engine,
         device=device,
         precision=precision,

@@ -7,7 +7,7 @@ from steep.core.errors import DataError
 from steep.evaluation.config import EvaluateConfig
 from steep.evaluation.end_of_text import StopScore, measure_stops
 from steep.evaluation.evaluate_model import score_base
-from steep.evaluation.generate import evaluation_mode, generate_text
+from steep.evaluation.generate import generate_text
 from steep.evaluation.held_out import HeldOutText, Score, score_text
 from steep.runtime.device import autocast
 from steep.runtime.run_directory import RunDirectory
@@ -74,9 +74,9 @@ def _scores_before_new_tokens(
 
 def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
     """The score of one held-out text, dropout off."""
-    with evaluation_mode(job.model):
+    with job.runner.evaluating():
         return score_text(
-            job.token_losses,
+            job.runner.token_losses,
             text,
             tokens=config.evaluate.tokens,
             batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
@@ -88,9 +88,9 @@ def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
 
 def stops(config: RunConfig, job: Job) -> StopScore | None:
     """What the model gives at the true ends of the held-out documents, dropout off."""
-    with evaluation_mode(job.model):
+    with job.runner.evaluating():
         return measure_stops(
-            job.logits_at,
+            job.runner.logits_at,
             job.data.held_out_texts,
             job.tokenizer.eos_id,
             sequence_length=job.sizes.sequence_length,

@@ -1,0 +1,195 @@
+"""How a model is run on batches, chosen and checked before training: its attention, and whether its head can be separated.
+
+In: a model. Out: an `LMLoss`. Main choice: nothing trusts a family's name. Document attention is compared with the same documents
+run one by one, head(hidden states) with the model's own logits; where either does not hold, the model's own way is used and
+the message says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from steep.batch import IGNORE_INDEX, Batch
+from steep.core.errors import ModelError, TrainingError
+from steep.core.say import Say
+from steep.loss import DEFAULT_CHUNK_BYTES
+from steep.models import layers
+from steep.models.document_attention import enable_document_attention, obstacle
+from steep.models.gpt2 import GPT2LMHeadModel
+from steep.models.lm_loss import LMLoss, read_head
+
+CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference of two computations of the same logits, relative to the largest logit. A wrong head or a leaking
+document differs by a good part of 1; kernels that sum in another order differ by far less than this."""
+
+CHECK_LENGTHS = (7, 9, 16)
+"""Tokens of the documents that checks run on: two in the first row of 16, one in the second."""
+
+
+def prepare_lm_loss(
+    model: nn.Module,
+    say: Say,
+    *,
+    attention: str = "auto",
+    vocab_size: int | None = None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+) -> LMLoss:
+    """Choose how `model` is run, checked on a few tokens; `say` is told what was chosen against the wish, and why.
+
+    attention: `auto`, `document`, `sdpa` or `eager`. vocab_size: ids that may be used for the check; default the model's.
+    Call it before compiling layers. Raises ModelError if the asked attention is impossible.
+    """
+    chosen = _choose_attention(model, attention, vocab_size, say)
+    if getattr(layers.text_config(model), "output_router_logits", False):
+        say("loss: cross-entropy only; the load-balancing loss of this mixture of experts is not added")
+    problem = check_decomposition(LMLoss(model, chosen, has_head=True), vocab_size)
+    if problem is not None:
+        say(f"loss: whole logits of the model's own forward, because {problem}")
+    return LMLoss(model, chosen, problem is None, chunk_bytes)
+
+
+def leak_test(lm_loss: LMLoss, vocab_size: int | None = None) -> None:
+    """Change document A and see that nothing changes in the others. Raises TrainingError if something does.
+
+    Two rows of 16 tokens: A and B in the first, C in the second. Costs two forward passes over 32 tokens.
+    """
+    model = lm_loss.model
+    batch = _check_batch(model, vocab_size)
+    first = CHECK_LENGTHS[0]
+    ids = batch.input_ids.clone()
+    ids[0, :first] = ids[0, :first].flip(0).roll(1)
+    changed = replace(batch, input_ids=ids)
+    with layers.evaluating(model):
+        run = lm_loss.hidden_states if lm_loss.has_head else lm_loss.own_logits
+        before, after = run(batch), run(changed)
+    difference = _difference(after[first:], before[first:])
+    if difference > _tolerance(before):
+        raise TrainingError(
+            f"the leak test failed: changing one document moved another one's outputs by {difference:.1e} of their size. "
+            f"{type(model).__name__} with attention {lm_loss.attention!r} sees across documents. "
+            "Set data.document_mask to false to train that way, or choose another model.attention."
+        )
+
+
+def check_decomposition(lm_loss: LMLoss, vocab_size: int | None = None) -> str | None:
+    """None if head(hidden states) equals the model's own logits on a few tokens; else what differs, for a message."""
+    model = lm_loss.model
+    name = type(model).__name__
+    try:
+        head = read_head(model)
+    except ModelError as error:
+        return str(error)
+    batch = _check_batch(model, vocab_size)
+    with layers.evaluating(model):
+        own_NV = lm_loss.own_logits(batch)
+        has_base = isinstance(model, GPT2LMHeadModel) or getattr(model, "base_model", model) is not model
+        hidden_ND = lm_loss.hidden_states(batch) if has_base else None
+        if hidden_ND is None or (own_NV.shape[-1], hidden_ND.shape[-1]) != head.weight.shape:
+            return f"the hidden states of {name} do not fit its output layer"
+        difference = _difference(head.logits(hidden_ND), own_NV)
+    if difference > _tolerance(own_NV):
+        return f"{name}'s logits are not its output layer applied to its hidden states ({difference:.1e})"
+    return None
+
+
+# ---- attention ----
+
+
+def _choose_attention(model: nn.Module, wished: str, vocab_size: int | None, say: Say) -> str:
+    if wished in ("auto", "document"):
+        problem = _document_problem(model, vocab_size)
+        if problem is None:
+            return "document"
+        if wished == "document":
+            raise ModelError(f"model.attention=document: {problem}. What works: model.attention: auto")
+        fallback = _set_attention(model, "sdpa")
+        say(f"attention: {fallback} with restarting position_ids, not document by document: {problem}")
+        return fallback
+    if isinstance(model, GPT2LMHeadModel):
+        raise ModelError(f"model.attention={wished}: steep's GPT-2 computes document attention only; use auto")
+    chosen = _set_attention(model, wished)
+    if chosen != wished:
+        say(f"attention: {chosen}, because the model offers no {wished}")
+    return chosen
+
+
+def _set_attention(model: nn.Module, name: str) -> str:
+    """Set transformers' implementation; the name in effect after it, `own` for a model that has none."""
+    config = getattr(model, "config", None)
+    if not hasattr(model, "set_attn_implementation") or not hasattr(config, "_attn_implementation"):
+        return "own"
+    try:
+        model.set_attn_implementation(name)  # type: ignore[operator]
+    except ValueError:  # transformers' way to say that the family has no sdpa
+        model.set_attn_implementation("eager")  # type: ignore[operator]
+    return str(config._attn_implementation)  # type: ignore[union-attr]
+
+
+def _document_problem(model: nn.Module, vocab_size: int | None) -> str | None:
+    """Enable document attention and compare it with documents run one by one. None, or why it cannot be used."""
+    reason = None if isinstance(model, GPT2LMHeadModel) else obstacle(model)
+    if reason is not None:
+        return reason
+    if not enable_document_attention(model):
+        return f"{type(model).__name__} did not take it"
+    batch = _check_batch(model, vocab_size)
+    try:
+        with layers.evaluating(model):
+            packed_NV = LMLoss(model, "document", has_head=False).own_logits(batch)
+            alone_NV = _logits_one_by_one(LMLoss(model, "sdpa", has_head=False), batch)
+    except ModelError as error:
+        return str(error)
+    difference = _difference(packed_NV, alone_NV)
+    if difference > _tolerance(alone_NV):
+        return f"packed documents give other logits than the same documents alone ({difference:.1e})"
+    return None
+
+
+def _logits_one_by_one(lm_loss: LMLoss, batch: Batch) -> Tensor:
+    """(N, V): each document in a batch of its own."""
+    parts_TV = []
+    for start, stop in itertools.pairwise(batch.cu_seqlens.tolist()):
+        parts_TV.append(lm_loss.own_logits(_batch(batch.input_ids.flatten()[start:stop].unsqueeze(0), (stop - start,))))
+    return torch.cat(parts_TV)
+
+
+# ---- small parts ----
+
+
+def _check_batch(model: nn.Module, vocab_size: int | None) -> Batch:
+    """Two rows of 16 tokens in three documents. Draws no random numbers. Raises ModelError without a vocabulary size."""
+    vocab_size = vocab_size or layers.vocab_size(model)
+    if vocab_size is None:
+        raise ModelError(f"{type(model).__name__} has no config.vocab_size; pass vocab_size")
+    ids = (torch.arange(sum(CHECK_LENGTHS), device=layers.compute_device(model)) * 7919 + 13) % vocab_size  # any ids do
+    return _batch(ids.view(2, 16), CHECK_LENGTHS)
+
+
+def _batch(ids_BT: Tensor, lengths: tuple[int, ...]) -> Batch:
+    """A batch without labels of documents of these lengths."""
+    device = ids_BT.device
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+    rows = torch.zeros(len(ids_BT), dtype=torch.int32)
+    return Batch(
+        input_ids=ids_BT,
+        labels=torch.full_like(ids_BT, IGNORE_INDEX),
+        position_ids=positions.view(ids_BT.shape),
+        cu_seqlens=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device),
+        max_seqlen=max(lengths),
+        source_ids=rows,
+        num_tokens=rows + ids_BT.shape[1],
+        num_label_tokens=0,
+    )
+
+
+def _difference(left: Tensor, right: Tensor) -> float:
+    scale = right.float().abs().max().clamp_min(1e-20)
+    return float((left.float() - right.float()).abs().max() / scale)
+
+
+def _tolerance(tensor: Tensor) -> float:
+    return CHECK_TOLERANCE.get(tensor.dtype, 5e-2)

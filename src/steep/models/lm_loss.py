@@ -1,0 +1,170 @@
+"""From a batch to its loss, for any model: hidden states, then the output head and the loss in chunks.
+
+In: a model and batches. Out: summed losses. Main choice: a causal language model of transformers is its base model followed
+by a linear head (scaled or soft-capped in some families). Where that holds, which `prepare_lm_loss` checks, logits never
+exist as a whole; elsewhere the model's own forward is used. Suffixes: B sequences, T tokens each, N = B * T, D width, V vocabulary,
+K chosen positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steep.batch import IGNORE_INDEX, Batch
+from steep.core.errors import ModelError
+from steep.loss import DEFAULT_CHUNK_BYTES, linear_cross_entropy_with_losses, token_losses
+from steep.models.document_attention import placeholder_mask
+from steep.models.gpt2 import GPT2LMHeadModel
+from steep.models.layers import head_weight, output_layer, text_config
+
+
+class LMLoss(nn.Module):
+    """A language model and the cross-entropy of its predictions. Made by `prepare_lm_loss`.
+
+    A module, so that hooks on its forward (sharding) see every use of the weights. Names of parameters are those of `model`:
+    the ones of this module have a prefix.
+    """
+
+    def __init__(self, model: nn.Module, attention: str, has_head: bool, chunk_bytes: int = DEFAULT_CHUNK_BYTES):
+        """attention: `document` (flattened row with cu_seqlens), or `sdpa`, `eager`, `own` (B x T with restarting position_ids).
+
+        has_head: whether hidden states and output head give the model's logits; else its own whole logits are used.
+        chunk_bytes: logits that exist at a time in training.
+        """
+        super().__init__()
+        self.model = model
+        self.attention = attention
+        self.has_head = has_head
+        self.chunk_bytes = chunk_bytes
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """() fp32 with gradients, the SUM of the cross-entropy over all label tokens; (B,) fp32 without, that of each sequence."""
+        labels_N = batch.labels.flatten()
+        if self.has_head:
+            head = read_head(self.model)
+            loss, losses_N = linear_cross_entropy_with_losses(
+                self.hidden_states(batch), head.weight, labels_N,
+                bias=head.bias, softcap=head.softcap, multiplier=head.multiplier, chunk_bytes=self.chunk_bytes,
+            )  # fmt: skip
+            return loss, losses_N.view(batch.labels.shape).sum(1)
+        losses_N = self._whole_losses(batch, labels_N)
+        return losses_N.sum(), losses_N.detach().view(batch.labels.shape).sum(1)
+
+    @torch.no_grad()
+    def token_losses(self, batch: Batch) -> Tensor:
+        """(B, T) fp32 without gradients: -log p of each label token, 0 where the label is -100.
+
+        In chunks of the default size, so that a score does not depend on what training was given.
+        """
+        labels_N = batch.labels.flatten()
+        if self.has_head:
+            head = read_head(self.model)
+            losses_N = token_losses(
+                self.hidden_states(batch), head.weight, labels_N,
+                bias=head.bias, softcap=head.softcap, multiplier=head.multiplier,
+            )  # fmt: skip
+        else:
+            losses_N = self._whole_losses(batch, labels_N)
+        return losses_N.view(batch.labels.shape)
+
+    @torch.no_grad()
+    def logits_at(self, batch: Batch, positions_K: Tensor) -> Tensor:
+        """(K, V) without gradients: logits at some of the N flattened positions, no others where that is possible.
+
+        positions_K: (K,) int64.
+        """
+        positions_K = positions_K.to(batch.input_ids.device)
+        if self.has_head:
+            return read_head(self.model).logits(self.hidden_states(batch)[positions_K])
+        return self.own_logits(batch)[positions_K]
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """(N, D): what the output head reads. Only where `has_head`."""
+        if isinstance(self.model, GPT2LMHeadModel):
+            bounds = batch.cu_seqlens if self.attention == "document" else None
+            return self.model.hidden_states(batch.input_ids, batch.position_ids, bounds).flatten(0, 1)
+        base: Any = self.model.base_model
+        return base(**self._arguments(base, batch))[0].flatten(0, 1)  # type: ignore[no-any-return]
+
+    def own_logits(self, batch: Batch) -> Tensor:
+        """(N, V): the model's own logits, whole. Raises ModelError where it returns none."""
+        output = self.model(**self._arguments(self.model, batch))
+        if isinstance(output, (tuple, list)):
+            output = output[0]
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor) or logits.ndim != 3:
+            raise ModelError(
+                f"{type(self.model).__name__} returned {type(output).__name__}; needed is a tensor of logits (B, T, V), "
+                "a tuple that starts with one, or an object with .logits"
+            )
+        return logits.flatten(0, 1)
+
+    def _whole_losses(self, batch: Batch, labels_N: Tensor) -> Tensor:
+        logits_NV = self.own_logits(batch).float()
+        return F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORE_INDEX, reduction="none")
+
+    def _arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """What a forward is called with; a foreign module gets only what its signature names."""
+        ids = batch.input_ids
+        if self.attention == "document" and not isinstance(model, GPT2LMHeadModel):
+            return {
+                "input_ids": ids.reshape(1, -1), "position_ids": batch.position_ids.reshape(1, -1), "use_cache": False,
+                "attention_mask": placeholder_mask(ids.device), "cu_seqlens": batch.cu_seqlens, "max_seqlen": ids.shape[1],
+            }  # fmt: skip
+        offered = {"input_ids": ids, "position_ids": batch.position_ids, "use_cache": False}
+        if self.attention in ("document", "own"):
+            offered["cu_seqlens"] = batch.cu_seqlens
+        known = inspect.signature(model.forward).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        if takes_any and self.attention != "own":
+            return offered
+        taken = {name: value for name, value in offered.items() if name in known}
+        if "input_ids" not in taken:  # a foreign module may call its first argument anything
+            taken = {**taken, next(iter(known), "input_ids"): ids}
+        return taken
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """logits = softcap * tanh(multiplier * (hidden @ weight.T + bias) / softcap), without the tanh if softcap is None."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None = None  # (V,)
+    softcap: float | None = None
+    multiplier: float = 1.0
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V), whole: for checks and generation, not for training."""
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        logits = F.linear(hidden, self.weight.to(hidden.dtype), bias) * self.multiplier
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+def read_head(model: nn.Module) -> OutputHead:
+    """The output head as the model holds it now. Raises ModelError if it is not a plain linear layer."""
+    weight = head_weight(model)
+    if weight is None:
+        raise ModelError(f"{type(model).__name__} has no linear output layer that get_output_embeddings() gives")
+    config = text_config(model)
+    return OutputHead(
+        weight=weight,
+        bias=getattr(output_layer(model), "bias", None),
+        softcap=getattr(config, "final_logit_softcapping", None),  # Gemma 2
+        multiplier=_multiplier(config),
+    )
+
+
+def _multiplier(config: Any) -> float:
+    """What a family multiplies its logits by, under the name that it gives the factor."""
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1
+        factor = getattr(config, name, None)
+        if isinstance(factor, (int, float)):
+            return float(factor)
+    divisor = getattr(config, "logits_scaling", None)  # Granite
+    return 1.0 / float(divisor) if divisor else 1.0
