@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steep
 from steep.config.load import load_run_config
-from steep.evaluation.loaded_model import merge_remarks
+from steep.evaluation.loaded_model import note_adapter_merge
 from steep.models.config import ModelConfig
 from steep.models.load import load_model
 from steep.training.loop import train
@@ -109,13 +109,16 @@ def test_what_merging_loses_is_said(trained: Any, tmp_path: Path) -> None:
     result, _ = trained
     run = Path(shutil.copytree(result.run_directory, tmp_path / "run"))
     folder = newest_folder(run)
-    assert merge_remarks(folder, run) == []
+    said: list[str] = []
+    note_adapter_merge(folder, run, said.append)
+    assert said == []
     config = (run / "config.yaml").read_text()
     assert "quantize: null" in config
     (run / "config.yaml").write_text(config.replace("quantize: null", "quantize: nf4"))
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "model.q4.gguf"}))
-    trained_on, dequantized = merge_remarks(folder, run)
+    note_adapter_merge(folder, run, said.append)
+    trained_on, dequantized = said
     assert "in nf4; it is merged into the unquantized weights" in trained_on
     assert "model.q4.gguf, dequantized" in dequantized
 

@@ -103,14 +103,14 @@ def silent(text: str) -> None:
 
 @pytest.mark.slow
 def test_an_unknown_task_is_an_error_before_a_model_is_loaded(tasks: Path) -> None:
-    with pytest.raises(ConfigError, match="no task keywordz.*Similar are: keywords"):
+    with pytest.raises(ConfigError, match="no task keywordz.*Similar: keywords"):
         evaluate_on_tasks("nowhere", "keywordz", folder=tasks, say=silent)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"folder": "not/there"}, "is no folder"),
+        ({"folder": "not/there"}, "is not a folder"),
         ({"allow_code": False}, "--no-code refuses it"),
         ({"tasks": " , "}, "name at least one task"),
     ],

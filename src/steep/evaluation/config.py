@@ -11,23 +11,23 @@ from steep.evaluation.forgetting import DEFAULT_CAP_RATIO
 
 
 class EvaluateConfig(Section):
-    """When and how the validation texts are scored and samples are written."""
+    """When and how held-out texts are scored and samples are written."""
 
     every_steps: Optional[Count] = Field(default=None, ge=1)
-    """Score every validation text after so many steps. The start and the end are always scored."""
+    """Score every held-out text at intervals of this many steps. The start and the end are always scored."""
     every_ratio: Optional[float] = Field(default=None, gt=0, le=1)
-    """The same as a share of the run: 0.05 scores twenty times. Give one of the two."""
+    """The same interval as a share of the run: 0.05 scores twenty times. Give one of the two."""
     tokens: Count = Field(default=200_000, ge=1)
-    """At most this many tokens of each text: whole documents in their order, each that still fits; always the same ones."""
+    """At most this many tokens of each text: whole documents in order, each one that still fits; always the same ones."""
     batch_size: Optional[int] = Field(default=None, ge=1)
     """Sequences per forward pass. Default: the micro-batch size. Changes speed and memory, not the score."""
     forgetting_cap: float = Field(default=DEFAULT_CAP_RATIO, ge=0)
-    """A general text may become worse by this share of its bits per byte before the forgetting report says that the run forgot.
-    A ratio: 0.02 is two per cent."""
+    """How much worse a general text may become, as a share of its bits per byte, before the forgetting report says that the run
+    forgot. A ratio: 0.02 is two per cent."""
     prompts: list[str] = Field(default_factory=list)
-    """Prompts that are continued at the start and the end, into samples/."""
+    """Prompts that the model continues at the start and the end of the run; the texts go into samples/."""
     sample_every_steps: Optional[Count] = Field(default=None, ge=1)
-    """Continue the prompts also after every so many steps."""
+    """Also continue the prompts at intervals of this many steps."""
     sample_tokens: Count = Field(default=64, ge=1)
     """New tokens per sample."""
 

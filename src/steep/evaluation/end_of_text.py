@@ -1,10 +1,10 @@
-"""Does the model learn to stop, and will what serves it know when? In: data, held-out documents, files. Out: an audit in words.
+"""Does the model learn to stop, and can the program that serves it tell? In: data, held-out documents, files. Out: an audit.
 
 Three things must hold. Documents in the data end with the end-of-text token (EOS), or nothing teaches it. The model gives it
 where a document truly ends: its probability there, and the share of ends where it is the most probable token (the stop rate),
 before and after. And tokenizer, generation_config and the written folders name the same token, or generation runs to its length
-limit. Weakness: the last END_TOKENS tokens of END_DOCUMENTS documents per text are looked at, so a stop rate has a standard error
-of some points, and a document cut off mid-sentence when it was collected counts as an end.
+limit. Weakness: only END_DOCUMENTS documents per text are examined, with END_TOKENS tokens of context, so a stop rate has a
+standard error of a few points, and a document cut off mid-sentence when it was collected counts as an end.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from steep.tokenizer.encode import TextTokenizer
 
     LogitsAt = Callable[[Batch, torch.Tensor], torch.Tensor]
-    """From a batch and places in its B*T flattened positions, (K,), to the logits there, (K, V)."""
+    """(batch, positions_K) -> logits_KV, where positions_K are indices into the batch's B*T flattened positions."""
 
 DATA_DOCUMENTS = 2_000
 """Documents per source whose last token is read, spread evenly over the source."""
 END_DOCUMENTS = 48
-"""Documents per held-out text at whose end the model is asked, spread evenly over the text."""
+"""Documents per held-out text at whose end the model is scored, spread evenly over the text."""
 END_TOKENS = 512
-"""Tokens before the end that the model sees, at most; at most a sequence of the run too."""
+"""Most tokens of context before the end; never more than a sequence of the run."""
 ALL_RATIO = 0.99
-"""From this share on, documents count as ending with EOS: the first or last piece of a foreign file may not."""
+"""From this share on, a source counts as ending with EOS: the first or last piece of a foreign file may not."""
 FALL_RATIO = 0.1
-"""A stop rate that fell by more than this, absolute, is warned of: about twice its standard error."""
+"""A fall of the stop rate by more than this (absolute) gives a warning: about twice its standard error."""
 
 SAYS_EOS = ("generation_config.json", "config.json")
 
@@ -60,14 +60,14 @@ class SourceEnds:
 
     source: str
     documents: int | None
-    """That were looked at; None for a stream, whose documents get EOS or not as the tokenizer section says."""
+    """Number examined; None for a stream, whose documents get EOS or not as the tokenizer section says."""
     ended_ratio: float
     """Share of them whose last token is EOS."""
 
 
 @dataclass(frozen=True)
 class StopScore:
-    """What a model makes of the true ends of documents."""
+    """How well a model recognizes the true ends of documents."""
 
     documents: int
     eos_probability: float
@@ -86,11 +86,11 @@ class EndOfTextAudit:
     before: StopScore | None
     after: StopScore | None
     ids: dict[str, list[int]]
-    """What each place names as end of text; places that name nothing are left out."""
+    """The end-of-text ids that each file names; files that name none are left out."""
 
     @property
     def warnings(self) -> list[str]:
-        """What is off, in words."""
+        """One sentence per problem."""
         if self.eos_id is None:
             return ["the tokenizer has no end-of-text token, so the model cannot learn to stop"]
         return [*data_warnings(self.sources, self.eos_token), *self._stop_warnings(), *self._id_warnings()]
@@ -105,8 +105,8 @@ class EndOfTextAudit:
 
     def _id_warnings(self) -> list[str]:
         return [
-            f"{place} names {_ids(ids)} as end of text, but training ends documents with {self.eos_id}: what reads it will not "
-            "stop where the model does"
+            f"{place} names {_ids(ids)} as end of text, but training ends documents with {self.eos_id}: a program that "
+            "reads it will not stop where the model does"
             for place, ids in self.ids.items()
             if self.eos_id not in ids
         ]
@@ -158,8 +158,8 @@ def source_ends(
 ) -> list[SourceEnds]:
     """How the documents of each training source end, from the stores' own boundaries.
 
-    document_mask: as in the data section. Without it a document is also ended by EOS as the first token of what follows, which
-    is how nanoGPT and llm.c write their files: there the last token's label is the first of the next document.
+    document_mask: as in the data section. Without it an EOS that begins the next document also ends this one, since the label of
+    the last token is then that EOS. nanoGPT and llm.c write their files so.
     """
     return [_source_ends(name, store, tokenizer, document_mask) for name, store in zip(names, stores, strict=True)]
 
@@ -197,10 +197,10 @@ def _spread(documents: Any, most: int) -> Any:
     return documents[np.arange(count) * len(documents) // max(1, count)]
 
 
-def _token(store: DocumentStore | ScoredStore, document: int, place: int) -> int:
-    """One token of a document; from its end if `place` is negative."""
+def _token(store: DocumentStore | ScoredStore, document: int, position: int) -> int:
+    """One token of a document; counted from its end if `position` is negative."""
     out = np.empty(1, dtype=np.int64)
-    store.read(document, place if place >= 0 else int(store.document_lengths[document]) + place, 1, out)
+    store.read(document, position if position >= 0 else int(store.document_lengths[document]) + position, 1, out)
     return int(out[0])
 
 
@@ -210,16 +210,16 @@ def _token(store: DocumentStore | ScoredStore, document: int, place: int) -> int
 def measure_stops(
     logits_at: LogitsAt, texts: Sequence[HeldOutText], eos_id: int | None, *, sequence_length: int, batch_size: int
 ) -> StopScore | None:
-    """What the model gives at the true ends of held-out documents. None without EOS or without documents.
+    """The model's probability of EOS at the true ends of held-out documents. None without EOS or without documents.
 
-    The context is the end of the document without its EOS, documents apart from each other, laid out as in scoring.
+    The context is the end of the document without its EOS. Attention stays inside each document, as in scoring.
     """
     if eos_id is None:
         return None
     probabilities: list[float] = []
     stops = 0
-    for batch, places in _end_batches(texts, eos_id, sequence_length, batch_size):
-        logits_KV = logits_at(batch, places).float()
+    for batch, positions_K in _end_batches(texts, eos_id, sequence_length, batch_size):
+        logits_KV = logits_at(batch, positions_K).float()
         probabilities += logits_KV.softmax(-1)[:, eos_id].tolist()
         stops += int((logits_KV.argmax(-1) == eos_id).sum())
     if not probabilities:
@@ -230,7 +230,7 @@ def measure_stops(
 def _end_batches(
     texts: Sequence[HeldOutText], eos_id: int, sequence_length: int, batch_size: int
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Batches of document ends, and where in their flattened positions the last token of each end stands."""
+    """Batches of document ends, and (K,) the index of the last token of each end in the batch's B*T flattened positions."""
     import torch
 
     from steep.loader import make_batch
@@ -245,16 +245,16 @@ def _end_batches(
         ]
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
-            places = [
+            positions = [
                 row * sequence_length + int(stop) - 1
                 for row, sequence in enumerate(chosen)
                 for stop in np.cumsum([part.count for part in sequence.ranges])
             ]
-            yield make_batch(chosen, stores, sequence_length), torch.tensor(places)
+            yield make_batch(chosen, stores, sequence_length), torch.tensor(positions)
 
 
 def _ends(store: ScoredStore, documents: Any, eos_id: int, sequence_length: int) -> Iterator[TokenRange]:
-    """The end of each document, its EOS left out."""
+    """The end of each document, without its EOS."""
     for document in map(int, documents):
         length = int(store.document_lengths[document])
         stop = length - int(length > 0 and _token(store, document, -1) == eos_id)
@@ -280,9 +280,9 @@ def _rows(ends: Iterator[TokenRange], sequence_length: int) -> list[list[TokenRa
 
 
 def named_ids(place: str, files: Mapping[str, bytes], token_id: Callable[[str], int | None]) -> dict[str, list[int]]:
-    """What the files of a model's folder name as end of text, by `place` and file. Files that name nothing are left out.
+    """The end-of-text ids that the files of a model's folder name, by `place` and file. Files that name none are left out.
 
-    files: content by name, of which generation_config.json, config.json and tokenizer_config.json are read. token_id: of a token.
+    files: content by name; generation_config.json, config.json and tokenizer_config.json are read. token_id: the id of a token.
     """
     found: dict[str, list[int]] = {}
     for name in SAYS_EOS:
@@ -299,7 +299,7 @@ def named_ids(place: str, files: Mapping[str, bytes], token_id: Callable[[str], 
 def named_ids_of_folders(
     run: Path | None, loaded: str | None, token_id: Callable[[str], int | None]
 ) -> dict[str, list[int]]:
-    """`named_ids` of the folder that a model was loaded from, and of the folders that were exported from its run."""
+    """`named_ids` of the folder that a model was loaded from, and of the folders exported from its run."""
     folders = {"model": Path(loaded)} if loaded is not None else {}
     exported = sorted((run / "export").glob("*")) if run is not None else []
     folders |= {f"export/{path.name}": path for path in exported if path.resolve() != Path(loaded or "").resolve()}
@@ -319,7 +319,7 @@ def audit(
     after: StopScore | None,
     ids: Mapping[str, list[int]],
 ) -> EndOfTextAudit:
-    """Everything together, with the tokenizer's own id first."""
+    """The whole audit, with the tokenizer's own id first."""
     eos_id = tokenizer.eos_id
     own = {} if eos_id is None else {"tokenizer": [eos_id]}
     return EndOfTextAudit(eos_id, tokenizer.eos_token, list(sources), before, after, {**own, **ids})

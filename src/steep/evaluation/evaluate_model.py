@@ -49,16 +49,16 @@ DEFAULT_TOKENS = 200_000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of a model, and of another one beside it."""
+    """The scores of a model, and of another model for comparison."""
 
     model: str
     scores: list[Score]
     against: str | None = None
     against_scores: list[Score] | None = None
     forgetting: ForgettingReport | None = None
-    """From the model of `against` to this one, where there is one."""
+    """From the model of `against` to this one; None without `against`."""
     end_of_text: EndOfTextAudit | None = None
-    """Whether both stop where documents end, where there are two."""
+    """Whether both models stop where documents end; None without `against`."""
 
     def to_mapping(self) -> dict[str, Any]:
         """The evaluation as JSON values."""
@@ -116,7 +116,7 @@ def evaluate_model(
     named = _named_texts(texts, text_key)
     run = run_of(model)
     if not named and run is None:
-        raise ConfigError(f"evaluate {model}: it is no run, so it brings no validation texts; name at least one text")
+        raise ConfigError(f"evaluate {model}: this is not a run, so it has no held-out texts; name at least one text")
     limit = _count(tokens) if tokens is not None else config_of_run(run).evaluate.tokens if run else DEFAULT_TOKENS
     other = None if against is None else base_model_reference(model) if against == "base" else model_reference(against)
     opened = partial(open_model, device=device, precision=precision, allow_code=allow_code, say=say)
@@ -131,7 +131,7 @@ def evaluate_model(
         audited = partial(_audit, loaded.tokenizer, data, run, loaded.folder)
     del loaded  # one model in memory at a time
     with opened(other) as second:
-        # The same documents, whatever the other tokenizer makes of them.
+        # The same documents, though the other tokenizer may split them differently.
         base_texts, _ = _open_texts(second, named, run)
         base_scores = _scores(second, base_texts, chosen, batch_size, length)
         before = _stops(second, base_texts, batch_size, length)
@@ -153,8 +153,8 @@ def score_base(
 ) -> list[Score]:
     """The scores of the model that a run starts from, with its own tokenizer, on the documents of the run's `texts`.
 
-    For runs that give the model more tokens: what is in training then is not the base. It is loaded beside it. Raises DataError
-    where the texts are stores, which only the run's own tokenizer reads.
+    For runs that add tokens to the model: the model in training then is not the base, so the base is loaded beside it. Raises
+    DataError where the texts are stores, which only the run's own tokenizer can read.
     """
     import torch
 
@@ -179,7 +179,7 @@ def _audit(
     before: StopScore | None,
     after: StopScore | None,
 ) -> EndOfTextAudit:
-    """The audit of the model, and of its run's data where that was opened."""
+    """The audit of both models, and of the run's data where it was opened."""
     mask = config_of_run(run).data.document_mask if run else True
     return audit(
         tokenizer,
@@ -191,7 +191,7 @@ def _audit(
 
 
 def _forgetting(before: list[Score], after: list[Score], config: RunConfig | None) -> ForgettingReport:
-    """The report, with the roles and the cap of the run that the model comes from, if it comes from one."""
+    """The report, with the roles and the cap of the model's run, if it has one."""
     pairs = zip(before, after, strict=True)
     return forgetting_report(
         {new.text: {"before": old.to_mapping(), "after": new.to_mapping()} for old, new in pairs},
@@ -239,7 +239,7 @@ def _count(tokens: int | str) -> int:
 
 
 def _named_texts(texts: Mapping[str, str] | Sequence[str] | None, text_key: str | None) -> dict[str, SourceConfig]:
-    """Sources by name, from a mapping, or from paths of which each may be written `name=path`."""
+    """Sources by name, from a mapping or from paths, each of which may be written `name=path`."""
     if not isinstance(texts, Mapping):
         listed = [texts] if isinstance(texts, (str, os.PathLike)) else texts or []
         pairs = [_name_and_path(os.fspath(text)) for text in listed]
@@ -261,7 +261,7 @@ def _name_and_path(text: str) -> tuple[str, str]:
 def _open_texts(
     loaded: LoadedModel, named: dict[str, SourceConfig], run: Path | None
 ) -> tuple[list[HeldOutText], RunData | None]:
-    """The texts as this model's tokenizer reads them: those named, else the validation texts of the run, with its data."""
+    """The texts in this model's tokens: those named, else the run's held-out texts together with its data."""
     if not named:
         from steep.data.open import open_run_data
 

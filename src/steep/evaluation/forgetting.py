@@ -1,10 +1,10 @@
-"""What a run gained and what it forgot, in numbers and words. In: scores of held-out texts before and after. Out: a report.
+"""What a run gained and what it forgot, in numbers and sentences. In: scores of held-out texts before and after. Out: a report.
 
 Pure: no model is run and torch is not imported, so the console, summary.json, the page and `steep evaluate` share this one
-logic. Every text has a role: `domain` is what the run is to learn, `general` what should stay as good as it was. Scores are
-bits per byte where every text has them, else nats per token, which compare under one tokenizer only.
-Weakness: texts of a role are averaged without weights, and two evaluations differ by nothing, so a small change is real but
-says as much about the chosen documents as about the model.
+logic. Every text has a role: `domain` is what the run should learn, `general` what should stay as good as it was. Scores are
+bits per byte where every text has them, else nats per token, which are comparable under one tokenizer only.
+Weakness: the texts of a role are averaged without weights. Evaluations repeat exactly, so a small change is real, but it says as
+much about the chosen documents as about the model.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Role = Literal["domain", "general"]
 VerdictName = Literal["kept", "forgot", "not measured"]
 
 NO_CHANGE_RATIO = 0.005
-"""A change of at most half a per cent is called none: below what a reader would act on."""
+"""A change of at most half a per cent counts as none: nobody would act on it."""
 
 DEFAULT_CAP_RATIO = 0.02
-"""General text may become this much worse: `evaluate.forgetting_cap`."""
+"""How much worse general text may become: the default of `evaluate.forgetting_cap`."""
 
 UNITS = {"bits_per_byte": "bits per byte", "nats_per_token": "nats per token"}
 
 ADD_GENERAL_TEXT = (
-    "Add one to the configuration: data.validation.general: {path: FILE}, or role: general on a held-out text that should stay "
-    "as good as it was; to `steep evaluate` give it as general=FILE"
+    "Add one to the configuration (data.validation.general: {path: FILE}), or set role: general on a held-out text that should "
+    "stay as good as it was; for `steep evaluate`, name it as general=FILE"
 )
 
 
@@ -39,7 +39,7 @@ class TextChange:
     text: str
     role: Role
     base: float
-    """Score before the first update, or of the model compared with; lower is better."""
+    """Score before the first update, or of the other model; lower is better."""
     trained: float
 
     @property
@@ -63,14 +63,14 @@ class TextChange:
 
 @dataclass(frozen=True)
 class ForgettingReport:
-    """Gain on domain texts, loss on general texts, and what to make of them."""
+    """Gain on domain texts, loss on general texts, and a verdict."""
 
     changes: list[TextChange]
     """Domain texts first, then general ones, each in their order."""
     unit: str
     cap_ratio: float
     role_notes: list[str]
-    """How each text came to its role."""
+    """Why each text has its role."""
 
     def of(self, role: Role) -> list[TextChange]:
         """The texts of one role."""
@@ -105,7 +105,7 @@ class ForgettingReport:
 
     @property
     def worst(self) -> TextChange | None:
-        """The general text that became worse by the largest ratio: it decides, so that no text hides behind another."""
+        """The general text that became worse by the largest ratio: it decides, so no text hides behind another."""
         return max(self.of("general"), key=lambda change: change.change_ratio, default=None)
 
     @property
@@ -117,7 +117,7 @@ class ForgettingReport:
 
     @property
     def learned(self) -> str:
-        """What became of the domain texts, in a few words."""
+        """What happened to the domain texts, in a few words."""
         if self.gain_ratio is None:
             return "has no domain text to show what it learned"
         texts = _texts(self.of("domain"))
@@ -129,7 +129,7 @@ class ForgettingReport:
 
     @property
     def kept(self) -> str:
-        """What became of the worst general text, in a few words; empty without one."""
+        """What happened to the worst general text, in a few words; empty without one."""
         if self.worst is None:
             return ""
         texts = _texts([self.worst])
@@ -139,7 +139,7 @@ class ForgettingReport:
 
     @property
     def headline(self) -> str:
-        """Both, as what comes after the run's name."""
+        """Both, as the words that follow the run's name."""
         if not self.changes:
             return "has no verdict: no held-out text was scored before and after"
         joint = "but" if self.verdict == "forgot" else "and"
@@ -184,7 +184,7 @@ class ForgettingReport:
         }
 
     def rows(self) -> list[list[str]]:
-        """Text, role, base, trained, change: one row per text, then the sums that are known, for a table of strings."""
+        """Text, role, base, trained, change: one row of strings per text, then the totals that are known."""
         rows = [
             [
                 c.text,
@@ -225,7 +225,7 @@ class ForgettingReport:
 
 
 def role_of(text: str, configured: str | None = None) -> tuple[Role, str]:
-    """The role of a held-out text and how it was taken: as configured, else `general` for names that begin so, else `domain`."""
+    """The role of a held-out text, and why: as configured, else `general` for names that begin with it, else `domain`."""
     if configured in ("domain", "general"):
         return configured, f"{text} is {configured} text, as configured"  # type: ignore[return-value]
     if text.lower().startswith("general"):
@@ -234,7 +234,7 @@ def role_of(text: str, configured: str | None = None) -> tuple[Role, str]:
 
 
 def configured_roles(validation: Mapping[str, Any]) -> dict[str, str | None]:
-    """The role that each text of `data.validation` was given, None where none was."""
+    """The configured role of each text of `data.validation`, None where none is set."""
     return {name: text.role for name, text in validation.items()}
 
 
@@ -247,11 +247,11 @@ def forgetting_report(
     """The report over texts that were scored both before and after.
 
     scores: `{text: {"before": score, "after": score}}`, scores as `Score.to_mapping` gives them. roles: the configured role of
-    each text, None where none is; texts that are not named are judged by their names. cap_ratio: what a general text may
-    lose, relative to its score before. Texts with one score only are left out.
+    each text, None where none is set; the other texts get their role from their names. cap_ratio: what a general text may
+    lose, relative to its score before. Texts with only one score are left out.
     """
     unit = next((unit for unit in UNITS if all(_pair(score, unit) for score in _both(scores))), None)
-    if unit is None:  # bytes known for some texts and none for others, by both of the two models
+    if unit is None:  # some texts have bytes in both scores, others in neither
         unit = "nats_per_token"
     taken = {text: role_of(text, (roles or {}).get(text)) for text, score in scores.items() if _pair(score, unit)}
     changes = [TextChange(text, role, *_pair(scores[text], unit)) for text, (role, _) in taken.items()]

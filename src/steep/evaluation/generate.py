@@ -1,7 +1,7 @@
-"""A prompt continued by a model, streamed as it is made. In: a model, a tokenizer, a prompt. Out: the continuation.
+"""A prompt continued by a model, streamed token by token. In: a model, a tokenizer, a prompt. Out: the continuation.
 
-Models with transformers' `generate` use it, with every sampling option it has; any other model that maps input ids to logits is
-sampled here without a key-value cache, which costs a whole forward pass per token.
+Models with transformers' `generate` use it, with all its sampling options. Any other model that maps input ids to logits is
+sampled here without a key-value cache, which costs a full forward pass per token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from steep.models.layers import compute_device, evaluating
 
 
 class TextCodec(Protocol):
-    """What generating needs of a tokenizer."""
+    """What generation needs of a tokenizer."""
 
     @property
     def bos_id(self) -> int | None:
@@ -38,7 +38,7 @@ class TextCodec(Protocol):
 
 
 class TextStream:
-    """Ids in, text out as soon as it is certain: a character is held back until all its bytes are there."""
+    """Ids in, text out as soon as it is final: a character is held back until all its bytes have arrived."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], emit: Callable[[str], None]):
         self._decode, self._emit = decode, emit
@@ -47,20 +47,20 @@ class TextStream:
         self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Take ids; the first call, as transformers makes it, brings the prompt and is passed over."""
+        """Take ids. transformers passes the prompt in the first call, which is ignored."""
         if not self._prompt_seen:
             self._prompt_seen = True
             return
         self.add(value.reshape(-1).tolist())
 
     def add(self, ids: Iterable[int]) -> None:
-        """Take new ids and emit what has become certain."""
+        """Take new ids and emit the text that is now final."""
         self._ids.extend(ids)
         text = self._decode(self._ids)
-        certain = text.rstrip("\N{REPLACEMENT CHARACTER}")
-        if len(certain) > self._shown:
-            self._emit(certain[self._shown :])
-            self._shown = len(certain)
+        final = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        if len(final) > self._shown:
+            self._emit(final[self._shown :])
+            self._shown = len(final)
 
     def end(self) -> None:
         """Emit the rest."""
@@ -80,15 +80,15 @@ def generate_text(
 ) -> str:
     """The continuation of `prompt`, without the prompt and without the end-of-text token.
 
-    max_new_tokens: at most so many, and no more than the model's positions leave room for.
+    max_new_tokens: an upper limit; the model's positions may leave room for fewer.
     sampling: options of transformers' `generate` (do_sample, temperature, top_k, top_p, repetition_penalty, ...); a model without
-    it takes those four. Raises ModelError for a prompt that fills the model's positions.
-    emit: called with each new piece of text. The model is left in the mode it was in.
+    that method takes only those named here. Raises ModelError for a prompt that fills the model's positions.
+    emit: called with each new piece of text. The model's training mode is restored afterwards.
     """
     ids = tokenizer.encode(prompt)
     if tokenizer.prepend_bos and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]
-    if not ids:  # a model needs something to stand on
+    if not ids:  # a model needs at least one token
         start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
         ids = [start if start is not None else 0]
     max_new_tokens = _room_for(model, len(ids), max_new_tokens)
@@ -126,7 +126,7 @@ def _room_for(model: Any, prompt_tokens: int, max_new_tokens: int) -> int:
 
 
 def end_of_text_ids(model: torch.nn.Module, tokenizer_eos_id: int | None) -> set[int]:
-    """Every id that ends a text: the tokenizer's and those of the model's generation_config."""
+    """Every id that ends a text: the tokenizer's, and those of the model's generation_config."""
     ids = set() if tokenizer_eos_id is None else {tokenizer_eos_id}
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if configured is not None:
@@ -144,7 +144,7 @@ def _generate_without_cache(
     do_sample: bool = False,
     **sampling: Any,
 ) -> list[int]:
-    """Greedy or sampled continuation by whole forward passes."""
+    """Greedy or sampled continuation, a full forward pass per token."""
     processors = _processors(**sampling)
     new_ids: list[int] = []
     while len(new_ids) < max_new_tokens:
@@ -167,7 +167,7 @@ def _processors(
     top_p: float | None = None,
     repetition_penalty: float | None = None,
 ) -> Any:
-    """transformers' own changes to the scores of the next token, in the order in which its `generate` makes them."""
+    """transformers' own logits processors, in the order in which its `generate` applies them."""
     from transformers import (
         LogitsProcessorList,
         RepetitionPenaltyLogitsProcessor,

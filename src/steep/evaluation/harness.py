@@ -1,10 +1,9 @@
-"""`steep evaluate --harness`: tasks of lm-eval on a model of steep's. In: a reference and task names. Out: lm-eval's results.
+"""`steep evaluate --harness`: tasks of lm-eval on a model. In: a reference and task names. Out: lm-eval's results.
 
-The model is loaded as for every other evaluation, with its run's weights, tokenizer and precision, and handed to lm-eval as it
-is; nothing is downloaded by steep. Tasks come from a folder of task files (`--harness-path`), or from lm-eval's own list, most of
-which fetch their data from the hub. Task files may hold code (`!function`, jinja templates), so `--no-code` refuses a
-folder of them.
-Weakness: a model that is no transformers model cannot be run; relative paths in a task file start at the working directory.
+The model is loaded as for every other evaluation, with its run's weights, tokenizer and precision, and passed to lm-eval
+unchanged; steep downloads nothing. Tasks come from a folder of task files (`--harness-path`), or from lm-eval's own list, most of
+which fetch their data from the hub. Task files may contain code (`!function`, jinja templates), so `--no-code` refuses a folder
+of them. Weakness: only transformers models run; relative paths in a task file start at the working directory.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from steep.core.say import Say, tell
 from steep.evaluation.loaded_model import LoadedModel, base_model_reference, model_reference, open_model
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
-"""What is taken of lm-eval's answer; the rest describes the machine."""
+"""The parts of lm-eval's results that are kept; the rest describes the machine."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,9 @@ def evaluate_on_tasks(
 def find_tasks(
     tasks: str | Sequence[str], folder: str | Path | None, allow_code: bool, say: Say
 ) -> tuple[Any, list[str]]:
-    """lm-eval's TaskManager and the names of the tasks, `*` expanded. Its own list is read only where the folder has not all.
+    """lm-eval's TaskManager and the names of the tasks, `*` expanded. Its own list is read only if the folder lacks a task.
 
-    Raises MissingExtraError without lm-eval, and ConfigError for a task that is in neither.
+    Raises MissingExtraError without lm-eval, and ConfigError for a task that neither has.
     """
     for module, package in (("lm_eval", "lm-eval"), ("accelerate", "accelerate")):
         if importlib.util.find_spec(module) is None:
@@ -117,22 +116,22 @@ def find_tasks(
     if folder is not None:
         path = Path(folder).expanduser()
         if not path.is_dir():
-            raise ConfigError(f"--harness-path {path}: is no folder; needed is one with task files (.yaml) of lm-eval")
+            raise ConfigError(f"--harness-path {path}: is not a folder; give one with task files (.yaml) of lm-eval")
         if not allow_code:
-            raise ConfigError(f"--harness-path {path}: task files may hold code, and --no-code refuses it")
+            raise ConfigError(f"--harness-path {path}: task files may contain code, and --no-code refuses it")
         say(f"tasks are read from {path}; task files may run code")
         manager = TaskManager(include_path=str(path), include_defaults=False)
         if not _unknown(wanted, manager.all_tasks):
             return manager, _expand(wanted, manager.all_tasks)
-    say("reading lm-eval's own list of tasks, which takes some 20 s")
+    say("reading lm-eval's own list of tasks, which takes about 20 s")
     manager = TaskManager(include_path=None if folder is None else str(Path(folder).expanduser()))
     unknown = _unknown(wanted, manager.all_tasks)
     if unknown:
         near = get_close_matches(unknown[0], manager.all_tasks)
-        hint = f" Similar are: {', '.join(near)}." if near else ""
+        hint = f" Similar: {', '.join(near)}." if near else ""
         raise ConfigError(
-            f"--harness: lm-eval has no task {', '.join(unknown)}.{hint} Task files of your own are found with "
-            "--harness-path FOLDER; `lm-eval ls tasks` lists those that come with lm-eval."
+            f"--harness: lm-eval has no task {', '.join(unknown)}.{hint} Name a folder of your own task files "
+            "with --harness-path; `lm-eval ls tasks` lists those that come with lm-eval."
         )
     return manager, _expand(wanted, manager.all_tasks)
 
@@ -142,7 +141,7 @@ def _unknown(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
 
 
 def _expand(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The names, those with wildcards as every task they stand for."""
+    """The names, each wildcard replaced by the tasks that match."""
     return list(dict.fromkeys(task for name in wanted for task in known if fnmatch(task, name)))
 
 
@@ -167,7 +166,7 @@ def _run(loaded: LoadedModel, manager: Any, names: list[str], limit: int | None,
         answer = simple_evaluate(
             model=wrapped, tasks=names, task_manager=manager, limit=limit, batch_size=batch_size, log_samples=False
         )
-    except OSError as error:  # what datasets and the hub's client raise for data that is not there
+    except OSError as error:  # what datasets and the hub's client raise for missing data
         raise DataError(
             f"lm-eval cannot read the data of {', '.join(names)}: {error}. Most of its tasks fetch their data from the hub; a "
             "task file of your own in --harness-path can name local files."

@@ -2,7 +2,7 @@
 
 Documents are laid end to end and cut into sequences, and attention stays inside each document; every token but the first of
 a document is predicted once (the first too where documents begin with BOS). Sums are taken per token in float64, so the score
-does not depend on the batch size beyond the rounding of the model itself. Weakness: where a sequence ends inside a document,
+depends on the batch size only through the rounding of the model itself. Weakness: where a sequence ends inside a document,
 the rest starts without the context before it, so scores at short sequence lengths are higher than a sliding window would give.
 """
 
@@ -58,7 +58,7 @@ class HeldOutText:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of a text."""
+    """How well a model predicts one text."""
 
     text: str
     nats_per_token: float
@@ -66,8 +66,8 @@ class Score:
     perplexity: float
     """exp(nats_per_token)."""
     bits_per_byte: float | None
-    """Over the UTF-8 bytes of the documents; end-of-text tokens, which are no text, are left out. None where the store
-    does not know the bytes and no tokenizer was there to decode them."""
+    """Over the UTF-8 bytes of the documents, without the loss of end-of-text tokens. None where the store does not record the
+    bytes and there is no tokenizer to decode them."""
     tokens: int
     """Predicted tokens."""
     documents: int
@@ -84,9 +84,9 @@ class Score:
 
 
 def first_documents(text: HeldOutText, tokens: int) -> list[NDArray[np.int64]]:
-    """Whole documents of each part in their order, each that still fits in `tokens`; where none fits, the shortest one.
+    """Whole documents of each part in order, each one that still fits in `tokens`; where none fits, the shortest one.
 
-    A document too long for what is left is passed over, so that one long document does not end the choice.
+    A document longer than the remaining budget is skipped, so one long document does not end the selection.
     """
     chosen: list[NDArray[Any]] = []
     left = tokens if text.most_tokens is None else min(tokens, text.most_tokens)
@@ -122,8 +122,8 @@ def score_text(
 ) -> Score:
     """Score the first documents of `text`. Raises DataError where there is nothing to predict.
 
-    chosen: the documents of each part; default `first_documents`, by this tokenizer's tokens. decode: counts the bytes of stores
-    that do not know them. advance: told the number of tokens after every batch.
+    chosen: the documents of each part; default `first_documents`, by this tokenizer's tokens. decode: ids to text, to count the
+    bytes of stores that do not record them. advance: called with the number of tokens after every batch.
     """
     chosen = first_documents(text, tokens) if chosen is None else chosen
     nats_all = nats_text = 0.0

@@ -1,4 +1,4 @@
-"""The first tokens of a run's held-out texts, where they are still at hand: something to compare two programs on."""
+"""The first tokens of a run's held-out texts, where they still exist: input on which two programs are compared."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def held_out_ids(loaded: LoadedModel, most_tokens: int, say: Say = tell) -> dict[str, list[int]]:
-    """Per held-out text of the loaded's run the beginning of its first document that has two tokens or more.
+    """Per held-out text of the model's run the beginning of its first document of at least two tokens.
 
-    Empty for a model that is in no run. Where the run's stores are gone nothing is prepared anew; `say` is told.
+    Empty for a model outside a run. Where the run's stores are gone, nothing is prepared again; `say` is told.
     """
     if loaded.run is None:
         return {}

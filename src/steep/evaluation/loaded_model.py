@@ -1,4 +1,4 @@
-"""A finished model to look at: evaluate, generate, export. In: a reference. Out: model, tokenizer and how to run them."""
+"""A trained model, loaded for evaluation, export or generation. In: a reference. Out: model, tokenizer and how to run them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready to be scored or to write."""
+    """A model that is ready to be scored or to generate text."""
 
     reference: str
     runner: ModelRunner
     tokenizer: TextTokenizer
     hf_tokenizer: Any
-    """The same tokenizer as transformers has it."""
+    """The same tokenizer, as an object of transformers."""
     run: Path | None
     """The directory of the run that made it, if it is known."""
     folder: str | None = None
-    """What its weights were loaded from, a folder or a file; None for a model that a `_target_` built."""
+    """The folder or file that its weights were loaded from; None for a model that a `_target_` built."""
 
     @property
     def model(self) -> torch.nn.Module:
@@ -74,7 +74,7 @@ def base_model_reference(reference: str | os.PathLike[str]) -> ModelReference:
     run = run_of(os.fspath(reference))
     if run is None:
         raise ConfigError(
-            f"{reference} is in no run directory, so the model it started from is not known; name a model"
+            f"{reference} is not in a run directory, so the model it started from is unknown; name a model"
         )
     config = config_of_run(run)
     if isinstance(config.model, Target) or config.model.pretrained is None:
@@ -130,8 +130,7 @@ def _load(reference: ModelReference, device: str, precision: str, allow_code: bo
         folder, messages = verified_reference(str(reference.model.pretrained))
         for message in messages:
             say(message)
-        for remark in merge_remarks(Path(folder), reference.run):
-            say(remark)
+        note_adapter_merge(Path(folder), reference.run, say)
         config = reference.model.model_copy(update={"pretrained": folder})
         if (quantization := quantization_of(folder)) is not None:
             say(
@@ -154,35 +153,33 @@ def _load(reference: ModelReference, device: str, precision: str, allow_code: bo
     return LoadedModel(reference.reference, runner, tokenizer, hf_tokenizer, reference.run, folder)
 
 
-def merge_remarks(folder: Path, run: Path | None) -> list[str]:
-    """What to know before the adapter in `folder` is added to its base's weights; nothing for a whole model.
+def note_adapter_merge(folder: Path, run: Path | None, say: Say) -> None:
+    """Say what the adapter in `folder` loses when it is added to its base's weights; nothing for a model without an adapter.
 
-    An adapter that was trained on quantized weights corrects their rounding as well, which those of the base do not have.
+    An adapter that was trained on quantized weights also corrects their rounding, which the unquantized base does not have.
     """
     from steep.models.adapters import ADAPTER_CONFIG, base_reference
 
     if not (folder / ADAPTER_CONFIG).is_file():
-        return []
+        return
     base = base_reference(folder)
-    lines = []
     method = getattr(config_of_run(run).model, "quantize", None) if run is not None else None
     if method is not None:
-        lines.append(
-            f"the adapter was trained on {base} in {method}; it is merged into the unquantized weights, so that scores differ a "
-            "little from those in training"
+        say(
+            f"the adapter was trained on {base} in {method}; it is merged into the unquantized weights, so scores differ "
+            "slightly from those in training"
         )
     if base.endswith(".gguf"):
-        lines.append(
-            f"the adapter is merged into the weights of {base}, dequantized: what quantizing took from them stays lost. Train on "
-            "the unquantized model to serve that"
+        say(
+            f"the adapter is merged into the weights of {base}, dequantized: what quantization lost is not restored. To serve "
+            "the unquantized model, train on that"
         )
-    return lines
 
 
 def _load_target(
     reference: ModelReference, dtype: torch.dtype, device: torch.device, allow_code: bool, say: Say
 ) -> torch.nn.Module:
-    """A model that only its `_target_` can build, with the weights of the newest whole checkpoint."""
+    """A model that only its `_target_` can build, with the weights of the newest complete checkpoint."""
     from steep.checkpoint.capture import restore
     from steep.checkpoint.load import find_checkpoint, open_checkpoint
     from steep.core import targets
@@ -210,7 +207,7 @@ def _is_consolidated(reference: str) -> bool:
 
 
 def run_of(reference: str | os.PathLike[str]) -> Path | None:
-    """The run directory that a reference is, or lies in; None for any other model."""
+    """The run directory that a reference names or lies in; None for any other model."""
     from steep.runtime.run_directory import is_run_directory
 
     path = Path(reference)
@@ -220,7 +217,7 @@ def run_of(reference: str | os.PathLike[str]) -> Path | None:
 
 
 def config_of_run(run: Path) -> RunConfig:
-    """The configuration that a run was made with; its data need not be there any more. Raises ConfigError."""
+    """The configuration of a finished run; its data may be gone. Raises ConfigError."""
     from pydantic import ValidationError
 
     from steep.config.run import RunConfig
@@ -230,4 +227,4 @@ def config_of_run(run: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(parse_yaml(path.read_text(encoding="utf-8")).data)
     except (OSError, ValidationError) as error:
-        raise ConfigError(f"{path} is no configuration of this version of steep: {error}") from None
+        raise ConfigError(f"{path} is not a configuration of this version of steep: {error}") from None

@@ -1,8 +1,8 @@
-"""Documents that a model writes by itself, many at a time. In: a causal model of transformers. Out: ids of whole documents.
+"""Documents that a model generates without a prompt, many at a time. In: a causal model of transformers. Out: their ids.
 
-Every token is drawn from the whole distribution at temperature 1, without top-k, top-p or penalties, so that a document is a draw
-from what the model believes: anything narrower would teach the model its favourite phrases once more. Rows that have ended leave
-the batch. Weakness: small models at temperature 1 wander, and no document is longer than `max_tokens`.
+Every token is drawn from the whole distribution at temperature 1, without top-k, top-p or penalties, so a document is a sample of
+the model's own distribution: training on anything narrower would reinforce its favourite phrases. Rows that have ended leave the
+batch. Weakness: small models at temperature 1 lose the thread, and no document is longer than `max_tokens`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from steep.models.layers import compute_device, evaluating
 def sample_documents(
     model: Any, start_id: int, end_ids: Collection[int], *, count: int, max_tokens: int, vocab_size: int, seed: int
 ) -> list[list[int]]:
-    """`count` documents as ids, without `start_id` before them; the last id is of `end_ids` where the model ended by itself.
+    """`count` documents as ids, without the `start_id` before them; the last id is in `end_ids` where the model ended it.
 
     model: maps input_ids (B, 1) and a key-value cache to logits (B, 1, V) and the cache, as transformers' models do.
-    vocab_size: ids from here on are never drawn; some models have rows of embeddings that no token uses.
-    seed: decides the draw on one device; devices and precisions differ.
+    vocab_size: ids from here on are never drawn; some models have embedding rows that no token uses.
+    seed: makes the documents repeatable on one device; other devices and precisions give others.
     """
     device = compute_device(model)
     generator = torch.Generator(device).manual_seed(seed)
@@ -39,11 +39,11 @@ def sample_documents(
             drawn = ids_B1[:, 0].tolist()
             for row, token in zip(rows, drawn, strict=True):
                 documents[row].append(token)
-            going = [place for place, token in enumerate(drawn) if token not in end_ids]
+            going = [index for index, token in enumerate(drawn) if token not in end_ids]
             if not going:
                 break
             if len(going) < len(rows):
                 kept = torch.tensor(going, device=device)
                 cache.batch_select_indices(kept)
-                rows, ids_B1 = [rows[place] for place in going], ids_B1[kept]
+                rows, ids_B1 = [rows[index] for index in going], ids_B1[kept]
     return documents

@@ -138,7 +138,7 @@ def open_weights(
     `say` is told of checkpoints passed over. Raises ModelError, CheckpointError.
     """
     from steep.checkpoint.load import verified_reference
-    from steep.evaluation.loaded_model import merge_remarks, run_of
+    from steep.evaluation.loaded_model import note_adapter_merge, run_of
     from steep.models.adapters import ADAPTER_CONFIG
     from steep.models.load import resolve_reference
 
@@ -147,8 +147,7 @@ def open_weights(
         say(message)
     path = resolve_reference(found)
     if path is not None and (path / ADAPTER_CONFIG).is_file():
-        for message in merge_remarks(path, run_of(reference)):
-            say(message)
+        note_adapter_merge(path, run_of(reference), say)
         return MergedAdapter(path, adapter_tensors)
     if path is not None and path.is_dir():
         return FolderWeights(path)
