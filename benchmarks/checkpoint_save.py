@@ -20,7 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from steep.checkpoint.save import CheckpointState, CheckpointWriter
+from steep.checkpoint.folder import CheckpointState
+from steep.checkpoint.pieces import whole_pieces
+from steep.checkpoint.save import CheckpointWriter
 
 HIDDEN = 576  # SmolLM2-135M's
 
@@ -50,7 +52,7 @@ def make_state(megabytes: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def as_state(weights: dict[str, Tensor], moments: dict[str, Tensor], step: int) -> CheckpointState:
     """The state as the training loop hands it to the writer."""
     optimizer_state = {"class": "AdamW", "param_groups": [{"params": list(weights)}], "state": {}}
-    return CheckpointState(weights, moments, optimizer_state, {}, "", step, step, step, "")
+    return CheckpointState(whole_pieces(weights), whole_pieces(moments), optimizer_state, {}, "", step, step, step, "")
 
 
 Way = Callable[[int], tuple[float, float]]

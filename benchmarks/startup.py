@@ -150,10 +150,12 @@ def load_seconds(path: Path) -> float:
 
 def move_checkpoint(run: Path, step: int, tokens_per_step: int) -> Path:
     """Write the run's state once more as that of `step`, as if all steps before had been made."""
+    from steep.checkpoint.folder import CheckpointState
     from steep.checkpoint.load import find_checkpoint, open_checkpoint
-    from steep.checkpoint.save import CheckpointState, CheckpointWriter
+    from steep.checkpoint.pieces import whole_pieces
+    from steep.checkpoint.save import CheckpointWriter
 
-    old = open_checkpoint(find_checkpoint(run)[0])
+    old = open_checkpoint(find_checkpoint(run))
     tokens = step * tokens_per_step
     train_state = {
         **old.train_state,
@@ -164,8 +166,8 @@ def move_checkpoint(run: Path, step: int, tokens_per_step: int) -> Path:
     }
     files = old.path / "model" / "consolidated"
     state = CheckpointState(
-        model_tensors={name: tensor.clone() for name, tensor in old.model_tensors().items()},
-        optimizer_tensors={name: tensor.clone() for name, tensor in old.optimizer_tensors().items()},
+        model=whole_pieces({name: tensor.clone() for name, tensor in old.model_tensors().items()}),
+        optimizer=whole_pieces({name: tensor.clone() for name, tensor in old.optimizer_tensors().items()}),
         optimizer_state=old.optimizer_state,
         rng=old.rng(),
         config_yaml=old.config_yaml,

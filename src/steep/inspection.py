@@ -166,7 +166,7 @@ def _plan_of_run(path: Path, plan: DataOrder, index: int) -> DataOrder:
         raise ConfigError(f"--sequence {index}: sequences are counted from 0")
     if not any(RunDirectory(path).checkpoints.glob("epoch_*_step_*")):
         return plan
-    state = read_json(find_checkpoint(path)[0] / "train_state.json")
+    state = read_json(find_checkpoint(path) / "train_state.json")
     first = state["plan"].get("first_sequence") or 0
     if index < first:
         raise ConfigError(

@@ -17,10 +17,11 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from steep.checkpoint.capture import capture, capture_rng
-from steep.checkpoint.consolidated import huggingface_files
+from steep.checkpoint.consolidate import huggingface_files
+from steep.checkpoint.folder import CheckpointState
 from steep.checkpoint.load import open_checkpoint
-from steep.checkpoint.save import CheckpointState, CheckpointWriter
+from steep.checkpoint.pieces import capture_rng, take_pieces
+from steep.checkpoint.save import CheckpointWriter
 
 SMALL = {
     "vocab_size": 512,
@@ -56,7 +57,7 @@ def test_transformers_loads_the_consolidated_folder(tmp_path, tiny_tokenizer_dir
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
     state = CheckpointState(
-        **vars(capture(model, optimizer)), rng=capture_rng(), config_yaml="", step=1, tokens=1, sequences_seen=1,
+        **vars(take_pieces(model, optimizer)), rng=capture_rng(), config_yaml="", step=1, tokens=1, sequences_seen=1,
         plan_fingerprint="", hf_files=huggingface_files(model, tokenizer),
     )  # fmt: skip
     with CheckpointWriter(tmp_path) as writer:

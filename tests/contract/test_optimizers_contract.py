@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import steep
-from steep.checkpoint.capture import capture, capture_rng, restore
+from steep.checkpoint.folder import CheckpointState
 from steep.checkpoint.load import open_checkpoint
-from steep.checkpoint.save import CheckpointState, CheckpointWriter
+from steep.checkpoint.pieces import Piece, capture_rng, restore, take_pieces
+from steep.checkpoint.save import CheckpointWriter
 from steep.core.errors import CheckpointError, ConfigError
 from steep.core.plugins import plugin_names
 from steep.models.gpt2 import build_gpt2_model
@@ -47,7 +48,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: 
 
 def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
     state = CheckpointState(
-        **vars(capture(model, optimizer)), rng=capture_rng(), config_yaml="run: {}\n", step=7, tokens=1,
+        **vars(take_pieces(model, optimizer)), rng=capture_rng(), config_yaml="run: {}\n", step=7, tokens=1,
         sequences_seen=1, plan_fingerprint="", train_state={},
     )  # fmt: skip
     with CheckpointWriter(directory) as writer:
@@ -58,6 +59,10 @@ def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 def assert_same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     assert not [key for key in one if one[key].dtype != other[key].dtype or not torch.equal(one[key], other[key])]
+
+
+def tensors(pieces: tuple[Piece, ...]) -> dict[str, torch.Tensor]:
+    return {piece.name: piece.tensor for piece in pieces}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,12 +93,12 @@ def test_state_comes_back_bit_for_bit(tmp_path, name, dtype):
     optimizer, resumed = build_optimizer(model, config), build_optimizer(other, config)
     train(model, optimizer, 7, seed=1)  # no multiple of galore's interval
     restore(other, resumed, open_checkpoint(save(tmp_path, model, optimizer)))
-    assert_same_state(capture(model, optimizer).optimizer_tensors, capture(other, resumed).optimizer_tensors)
+    assert_same_state(tensors(take_pieces(model, optimizer).optimizer), tensors(take_pieces(other, resumed).optimizer))
     train(model, optimizer, 5, seed=2)
     train(other, resumed, 5, seed=2)
-    one, two = capture(model, optimizer), capture(other, resumed)
-    assert_same_state(one.model_tensors, two.model_tensors)
-    assert_same_state(one.optimizer_tensors, two.optimizer_tensors)
+    one, two = take_pieces(model, optimizer), take_pieces(other, resumed)
+    assert_same_state(tensors(one.model), tensors(two.model))
+    assert_same_state(tensors(one.optimizer), tensors(two.optimizer))
     assert one.optimizer_state == two.optimizer_state
 
 

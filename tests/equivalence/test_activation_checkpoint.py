@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from steep.checkpoint.capture import capture_model
+from steep.checkpoint.pieces import model_tensors
 from steep.core.errors import ModelError
 from steep.estimate.memory import saved_bytes
 from steep.models.adapters import add_adapter
@@ -96,9 +96,9 @@ def test_gradients_under_autocast_are_the_same():
 @pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
 def test_names_do_not_change_and_a_copy_is_a_copy(build):
     model = build()
-    names = list(capture_model(model)), list(model.state_dict())
+    names = list(model_tensors(model)), list(model.state_dict())
     checkpoint_layers(model, print)
-    assert (list(capture_model(model)), list(model.state_dict())) == names
+    assert (list(model_tensors(model)), list(model.state_dict())) == names
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in twin.parameters():

@@ -40,7 +40,7 @@ def mapping(tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Pa
 
 
 def averages(run: Path) -> dict[str, torch.Tensor]:
-    saved = open_checkpoint(find_checkpoint(str(run))[0]).optimizer_tensors()
+    saved = open_checkpoint(find_checkpoint(str(run))).optimizer_tensors()
     return {name.removesuffix(".ema"): tensor for name, tensor in saved.items() if name.endswith(".ema")}
 
 
@@ -57,7 +57,7 @@ def test_a_resumed_run_has_the_same_average_and_the_weights_do_not_change(mappin
     del mapping["train"]["ema_decay"]
     mapping["run"]["name"] = "plain"
     plain = steep.train(mapping).run_directory
-    tensors = [open_checkpoint(find_checkpoint(str(run))[0]).model_tensors() for run in (whole, plain)]
+    tensors = [open_checkpoint(find_checkpoint(str(run))).model_tensors() for run in (whole, plain)]
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 

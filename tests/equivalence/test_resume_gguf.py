@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steep.checkpoint.consolidated import huggingface_files
+from steep.checkpoint.consolidate import huggingface_files
 from steep.models.config import ModelConfig
 from steep.models.load import load_model
 from support import LLAMA

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from steep.checkpoint.folder import CheckpointState
 from steep.checkpoint.load import find_checkpoint, load_tensors, verify
 from steep.checkpoint.manifest import MANIFEST_NAME, canonical_text, checkpoint_name
-from steep.checkpoint.save import CheckpointState, CheckpointWriter
+from steep.checkpoint.pieces import whole_pieces
+from steep.checkpoint.save import CheckpointWriter
 from steep.core.errors import CheckpointError
 from steep.core.fingerprint import fingerprint
 
@@ -32,8 +34,8 @@ FILES = [
 
 def state(step: int, elements: int = 2000) -> CheckpointState:
     return CheckpointState(
-        model_tensors={"w": torch.full((elements,), float(step)), "b": torch.full((3,), step)},
-        optimizer_tensors={"w.exp_avg": torch.full((elements,), float(step))},
+        model=whole_pieces({"w": torch.full((elements,), float(step)), "b": torch.full((3,), step)}),
+        optimizer=whole_pieces({"w.exp_avg": torch.full((elements,), float(step))}),
         optimizer_state={"class": "AdamW", "param_groups": [], "state": {}},
         rng={"torch": "00"},
         config_yaml="run: {name: x}\n",
@@ -44,6 +46,12 @@ def state(step: int, elements: int = 2000) -> CheckpointState:
         train_state={"step": step},
         hf_files={"config.json": b'{"model_type": "llama"}'},
     )
+
+
+def find(path: Path) -> tuple[Path, list[str]]:
+    """The checkpoint that is found, and what was said."""
+    said: list[str] = []
+    return find_checkpoint(path, said.append), said
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +78,7 @@ def test_the_list_of_files_is_complete(pristine):
 
 
 def assert_named_and_passed_over(checkpoints: Path, name: str) -> None:
-    path, messages = find_checkpoint(checkpoints)
+    path, messages = find(checkpoints)
     assert path.name == GOOD
     assert messages[0].startswith(f"{NEWEST} cannot be used: ")
     assert name in messages[0]
@@ -91,12 +99,12 @@ def test_one_flipped_byte_anywhere_is_named_and_passed_over(checkpoints, name):
         damaged[position] ^= generator.randrange(1, 256)
         file.write_bytes(damaged)
         if name == MANIFEST_NAME:
-            path, messages = find_checkpoint(checkpoints)
+            path, messages = find(checkpoints)
             assert (path.name, name in messages[0]) == (GOOD, True), position
         else:
             assert_named_and_passed_over(checkpoints, name)
     file.write_bytes(whole)
-    assert find_checkpoint(checkpoints) == (checkpoints / NEWEST, [])
+    assert find(checkpoints) == (checkpoints / NEWEST, [])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -113,7 +121,7 @@ def test_a_damaged_file_is_named_and_passed_over(checkpoints, name, how):
         damage = {"truncated": whole[:-1], "empty": b"", "longer": whole + b"\n", "zeroed": bytes(len(whole))}
         file.write_bytes(damage[how])
     if name == MANIFEST_NAME and how == "missing":
-        assert find_checkpoint(checkpoints)[0].name == GOOD
+        assert find_checkpoint(checkpoints).name == GOOD
     else:
         assert_named_and_passed_over(checkpoints, name)
 
@@ -188,7 +196,7 @@ ENTRY = {"size": 0, "sha256": "0" * 64}
 )
 def test_a_hostile_manifest_is_corrupt(checkpoints, change):
     reseal(checkpoints / NEWEST, change)
-    path, messages = find_checkpoint(checkpoints)
+    path, messages = find(checkpoints)
     assert path.name == GOOD
     assert messages[0].startswith(f"{NEWEST} cannot be used: ")
 
@@ -242,12 +250,12 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(tmp_path, limit):
     assert re.match(r"disk full: needed 64\.8 MiB, had [\d.]+ [GT]iB in ", output), output
     assert f"last good checkpoint: {tmp_path / GOOD}" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", GOOD]
-    assert find_checkpoint(tmp_path) == (tmp_path / GOOD, [])
+    assert find(tmp_path) == (tmp_path / GOOD, [])
 
 
 def test_after_a_full_disk_the_next_save_succeeds(tmp_path):
     run_script(FULL_DISK, tmp_path, 5000, Path(__file__).parent, "again")
-    assert find_checkpoint(tmp_path) == (tmp_path / "epoch_0_step_3", [])
+    assert find(tmp_path) == (tmp_path / "epoch_0_step_3", [])
 
 
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -260,7 +268,7 @@ def test_too_little_space_is_refused_before_anything_is_written(tmp_path, monkey
             CheckpointError, match=rf"disk full: needed .* had 1.0 MiB .* last good checkpoint: .*{GOOD}"
         ):
             writer.save(NEWEST, state(2))
-    assert find_checkpoint(tmp_path) == (tmp_path / GOOD, [])
+    assert find(tmp_path) == (tmp_path / GOOD, [])
 
 
 SAVE = """
@@ -298,7 +306,7 @@ def test_a_read_only_folder_is_named(checkpoints, tmp_path, there):
             folder.chmod(0o755)
     assert os.strerror(errno.EACCES) in output
     assert str(target) in output
-    assert find_checkpoint(checkpoints) == (checkpoints / NEWEST, [])
+    assert find(checkpoints) == (checkpoints / NEWEST, [])
 
 
 def test_a_file_where_the_folder_should_be_is_named(tmp_path):
@@ -319,7 +327,7 @@ def test_an_error_of_the_thread_is_raised_once_at_the_next_call(tmp_path):
     directory.mkdir()
     writer.save(NEWEST, state(2))
     writer.close()
-    assert find_checkpoint(directory) == (directory / NEWEST, [])
+    assert find(directory) == (directory / NEWEST, [])
 
 
 def test_a_state_that_json_has_not_is_raised_and_leaves_nothing(tmp_path):
@@ -331,5 +339,5 @@ def test_a_state_that_json_has_not_is_raised_and_leaves_nothing(tmp_path):
 
 def test_foreign_pickles_are_never_read(checkpoints):
     (checkpoints / NEWEST / "model" / "rank_00000.pt").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    assert find_checkpoint(checkpoints) == (checkpoints / NEWEST, [])
+    assert find(checkpoints) == (checkpoints / NEWEST, [])
     assert set(load_tensors(checkpoints / NEWEST, "model")) == {"w", "b"}

@@ -23,7 +23,9 @@ import sys, torch
 from steep.core.lock import RunLock
 from steep.checkpoint.load import find_checkpoint, open_checkpoint
 from steep.checkpoint.manifest import checkpoint_name
-from steep.checkpoint.save import CheckpointState, CheckpointWriter
+from steep.checkpoint.folder import CheckpointState
+from steep.checkpoint.pieces import whole_pieces
+from steep.checkpoint.save import CheckpointWriter
 from steep.core.errors import CheckpointError
 run, repeat = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
@@ -32,7 +34,7 @@ moments = {f"layer.{i}.exp_avg": torch.zeros(60_000) for i in range(8)}
 with RunLock(run):
     writer = CheckpointWriter(run + "/checkpoints", keep_last=2, on_event=lambda text: print(text, flush=True))
     try:
-        step = open_checkpoint(find_checkpoint(run)[0]).manifest.step
+        step = open_checkpoint(find_checkpoint(run)).manifest.step
     except CheckpointError:
         step = 0
     print("ready", flush=True)
@@ -40,8 +42,9 @@ with RunLock(run):
         step += 1
         for tensor in (*weights.values(), *moments.values()):
             tensor.fill_(step)
-        state = CheckpointState(weights, moments, {"class": "SGD", "param_groups": [], "state": {}}, {}, "", step,
-                                step, step, "", {"step": step}, {"config.json": b"{}"})
+        state = CheckpointState(whole_pieces(weights), whole_pieces(moments),
+                                {"class": "SGD", "param_groups": [], "state": {}}, {}, "", step, step, step, "",
+                                {"step": step}, {"config.json": b"{}"})
         for _ in range(repeat):  # more than once: the same step is replaced
             writer.save(checkpoint_name(0, step), state)
 """
@@ -65,7 +68,8 @@ def run_and_kill(run: Path, repeat: int, seed: int) -> tuple[list[str], int]:
 
 
 def assert_whole(run: Path, at_least: int) -> int:
-    path, messages = find_checkpoint(run)
+    messages = []
+    path = find_checkpoint(run, messages.append)
     checkpoint = open_checkpoint(path)
     step = checkpoint.manifest.step
     assert step >= at_least, messages
@@ -93,7 +97,7 @@ def test_killed_at_random_instants(tmp_path, repeat):
         checkpoints = tmp_path / "checkpoints"
         inside += any(path.name.startswith(TEMPORARY_PREFIX) for path in checkpoints.iterdir())
         with RunLock(tmp_path):
-            collect_leftovers(checkpoints)
+            collect_leftovers(checkpoints, print)
         assert not list(checkpoints.glob(f"{TEMPORARY_PREFIX}*"))
         reached = assert_whole(tmp_path, max(reached, saved_step(events)))
     print(f"{inside} of 10 kills inside a save")

@@ -11,23 +11,31 @@ import pytest
 import torch
 
 from steep.checkpoint.compare import differences, warnings
+from steep.checkpoint.folder import CheckpointState
 from steep.checkpoint.load import find_checkpoint, load_tensors, open_checkpoint, verify
-from steep.checkpoint.manifest import MANIFEST_NAME, canonical_text, checkpoint_name, read_manifest
+from steep.checkpoint.manifest import MANIFEST_NAME, canonical_text, checkpoint_name, read_manifest, write_file
+from steep.checkpoint.pieces import whole_pieces
 from steep.checkpoint.retention import LATEST, apply_retention, checkpoint_folders, collect_leftovers, write_latest
 from steep.checkpoint.safetensors_writer import write_safetensors
-from steep.checkpoint.save import CheckpointState, CheckpointWriter, _write_bytes
+from steep.checkpoint.save import CheckpointWriter
 from steep.core.errors import CheckpointError
 
 
 def state(step: int, **changes) -> CheckpointState:
     values = {
-        "model_tensors": {"w": torch.full((4, 6), float(step)), "b": torch.full((3,), float(step))},
-        "optimizer_tensors": {"w.exp_avg": torch.full((4, 6), float(step)), "w.step": torch.tensor(float(step))},
+        "model": whole_pieces({"w": torch.full((4, 6), float(step)), "b": torch.full((3,), float(step))}),
+        "optimizer": whole_pieces({"w.exp_avg": torch.full((4, 6), float(step)), "w.step": torch.tensor(float(step))}),
         "optimizer_state": {"class": "AdamW", "param_groups": [], "state": {}},
         "rng": {"torch": "00"}, "config_yaml": "run: {}\n", "step": step, "tokens": step * 100,
         "sequences_seen": step * 8, "plan_fingerprint": "f00", "hf_files": {"config.json": b"{}"},
     }  # fmt: skip
     return CheckpointState(**{**values, **changes})
+
+
+def find(path: Path) -> tuple[Path, list[str]]:
+    """The checkpoint that is found, and what was said."""
+    said: list[str] = []
+    return find_checkpoint(path, said.append), said
 
 
 def save_steps(directory: Path, *steps: int, **arguments) -> None:
@@ -45,7 +53,7 @@ def test_a_run_folder_its_checkpoints_and_a_checkpoint_are_found(tmp_path, async
     save_steps(tmp_path / "checkpoints", 5, 10, asynchronous=asynchronous)
     newest = tmp_path / "checkpoints" / "epoch_0_step_10"
     for path in (tmp_path, tmp_path / "checkpoints", newest):
-        assert find_checkpoint(path) == (newest, [])
+        assert find(path) == (newest, [])
     assert (tmp_path / "checkpoints" / LATEST).read_text() == "epoch_0_step_10\n"
     assert not list((tmp_path / "checkpoints").glob(".partial-*"))
     checkpoint = open_checkpoint(newest)
@@ -60,7 +68,7 @@ def test_saving_copies_before_it_returns(tmp_path):
     with CheckpointWriter(tmp_path) as writer:
         for step in range(1, 6):
             weights.fill_(step)
-            writer.save(checkpoint_name(0, step), state(step, model_tensors={"w": weights}))
+            writer.save(checkpoint_name(0, step), state(step, model=whole_pieces({"w": weights})))
             weights.fill_(-1)  # training goes on while the thread writes
     for step in range(1, 6):
         saved = load_tensors(tmp_path / checkpoint_name(0, step), "model")["w"]
@@ -72,7 +80,7 @@ def test_memory_may_be_reserved_before_the_first_save(tmp_path, asynchronous):
     with CheckpointWriter(tmp_path, asynchronous) as writer:
         writer.reserve(state(1))
         writer.save("epoch_0_step_2", state(2))
-    assert torch.equal(load_tensors(find_checkpoint(tmp_path)[0], "model")["w"], torch.full((4, 6), 2.0))
+    assert torch.equal(load_tensors(find_checkpoint(tmp_path), "model")["w"], torch.full((4, 6), 2.0))
 
 
 def test_consolidated_weights_are_the_same_bytes_on_disk(tmp_path):
@@ -86,7 +94,7 @@ def test_order_is_by_step_and_not_by_file_time(tmp_path):
     save_steps(tmp_path, 9, 100, 20)
     (tmp_path / LATEST).unlink()
     os.utime(tmp_path / "epoch_0_step_9")
-    path, messages = find_checkpoint(tmp_path)
+    path, messages = find(tmp_path)
     assert path.name == "epoch_0_step_100"
     assert messages == ["LATEST is missing or unreadable", "using epoch_0_step_100"]
     assert names(tmp_path) == ["epoch_0_step_100", "epoch_0_step_20", "epoch_0_step_9"]
@@ -95,14 +103,14 @@ def test_order_is_by_step_and_not_by_file_time(tmp_path):
 def test_latest_names_the_one_to_use(tmp_path):
     save_steps(tmp_path, 1, 2, 3)
     write_latest(tmp_path, "epoch_0_step_2")
-    assert find_checkpoint(tmp_path)[0].name == "epoch_0_step_2"
+    assert find_checkpoint(tmp_path).name == "epoch_0_step_2"
 
 
 @pytest.mark.parametrize("text", [b"epoch_0_step_77\n", b"../elsewhere\n", b"/etc\n", b"\xff\xfe", b"", b"\0" * 500])
 def test_latest_pointing_nowhere_is_said_and_passed_over(tmp_path, text):
     save_steps(tmp_path, 1, 2)
     (tmp_path / LATEST).write_bytes(text)
-    path, messages = find_checkpoint(tmp_path)
+    path, messages = find(tmp_path)
     assert path.name == "epoch_0_step_2"
     assert messages[0].startswith("LATEST ")
 
@@ -157,9 +165,10 @@ def test_leftovers_are_collected_and_a_replaced_checkpoint_is_put_back(tmp_path)
     os.rename(tmp_path / "epoch_0_step_2", tmp_path / ".partial-12-replaced-epoch_0_step_2")
     (tmp_path / ".partial-12-epoch_0_step_3" / "model").mkdir(parents=True)
     (tmp_path / ".partial-12-LATEST").write_text("x")
-    messages = collect_leftovers(tmp_path)
+    messages = []
+    collect_leftovers(tmp_path, messages.append)
     assert len(messages) == 3
-    assert find_checkpoint(tmp_path) == (tmp_path / "epoch_0_step_2", [])
+    assert find(tmp_path) == (tmp_path / "epoch_0_step_2", [])
     assert sorted(path.name for path in tmp_path.iterdir()) == [LATEST, "epoch_0_step_1", "epoch_0_step_2"]
 
 
@@ -181,14 +190,14 @@ def write_two_ranks(directory: Path) -> Path:
     entries = {
         f"model/{n}": write_safetensors(path / "model" / n, t) for n, t in zip((first, second), ranks, strict=True)
     }
-    entries["rng/rank_00001.json"] = _write_bytes(path / "rng" / "rank_00001.json", b"{}\n")
+    entries["rng/rank_00001.json"] = write_file(path / "rng" / "rank_00001.json", b"{}\n")
     seal(path, {"tensors": index}, entries, world_size=2)
     return path
 
 
 def seal(path: Path, index: dict, entries: dict, **changes) -> None:
     """Write a valid manifest over a changed index."""
-    shards = _write_bytes(path / "model" / "shards.json", canonical_text(index).encode())
+    shards = write_file(path / "model" / "shards.json", canonical_text(index).encode())
     manifest = read_manifest(path)
     manifest = dataclasses.replace(manifest, files=manifest.files | entries | {"model/shards.json": shards}, **changes)
     (path / MANIFEST_NAME).write_text(manifest.to_text())

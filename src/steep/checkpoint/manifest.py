@@ -7,6 +7,7 @@ canonical form byte for byte, and it carries the fingerprint of the rest of its 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,9 +26,7 @@ from steep.core.fingerprint import fingerprint
 FORMAT = "steep-checkpoint"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-LARGEST_JSON_BYTES = (
-    256 << 20
-)  # shards.json of a trillion-parameter model is a few MB; beyond this it is no JSON of ours
+LARGEST_JSON_BYTES = 256 << 20  # shards.json of a trillion-parameter model is a few MB: steep writes nothing larger
 
 _NAME = re.compile(r"epoch_(\d{1,18})_step_(\d{1,18})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -72,6 +71,15 @@ class Manifest:
         content["files"] = {name: vars(entry) for name, entry in sorted(self.files.items())}
         content["checksum"] = fingerprint(content)
         return canonical_text(content)
+
+
+def write_file(path: Path, data: bytes) -> FileEntry:
+    """Write a file of a checkpoint and fsync it; its entry in the manifest."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(len(data), hashlib.sha256(data).hexdigest())
 
 
 def checkpoint_name(epoch: int, step: int) -> str:

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and how others go: never the one that LATEST names, by step, never by file time. No torch."""
+"""Which checkpoints are kept and how others are deleted: by step, not by file time, never the one LATEST names. No torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from steep.checkpoint.manifest import Manifest, file_problems, read_manifest, step_of_name
 from steep.core.errors import CheckpointError
 from steep.core.files import TEMPORARY_PREFIX, remove_leftovers, sync_directory, write_text
+from steep.core.say import Say
 
 LATEST = "LATEST"
 _REPLACED = "replaced-"
@@ -17,7 +18,7 @@ _REPLACED = "replaced-"
 
 @dataclass(frozen=True)
 class Kept:
-    """A whole checkpoint that is a candidate for keeping."""
+    """A complete checkpoint that may be kept or deleted."""
 
     path: Path
     manifest: Manifest
@@ -46,27 +47,27 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
     return sorted(found, key=lambda path: (step_of_name(path.name), path.name), reverse=True)
 
 
-def whole_checkpoints(checkpoints: Path) -> list[Kept]:
+def complete_checkpoints(checkpoints: Path) -> list[Kept]:
     """Checkpoints with a valid manifest and files of the right sizes (checksums are not read), highest step first."""
-    whole = []
+    complete = []
     for path in checkpoint_folders(checkpoints):
         try:
             manifest = read_manifest(path)
-        except CheckpointError:  # not a checkpoint that can be resumed from: it neither counts nor is deleted
+        except CheckpointError:  # a run cannot resume from it: it is neither counted nor deleted
             continue
         if not file_problems(path, manifest, checksums=False):
-            whole.append(Kept(path, manifest))
-    return sorted(whole, key=lambda kept: kept.manifest.step, reverse=True)
+            complete.append(Kept(path, manifest))
+    return sorted(complete, key=lambda kept: kept.manifest.step, reverse=True)
 
 
 def apply_retention(checkpoints: Path, keep_last: int, keep_best: bool = True) -> list[Path]:
-    """Delete all but the newest `keep_last`, the one with the lowest score, and the one LATEST names.
+    """Delete all checkpoints except the newest `keep_last`, the one with the lowest score, and the one LATEST names.
 
     Checkpoints of a later step than LATEST's (left by a run that was resumed from before them) are neither counted nor
-    deleted, nor are folders without a valid manifest. Returns what was deleted. Raises OSError.
+    deleted. Nor are folders without a valid manifest. Returns what was deleted. Raises OSError.
     """
     latest = read_latest(checkpoints)
-    found = whole_checkpoints(checkpoints)
+    found = complete_checkpoints(checkpoints)
     limit = next((kept.manifest.step for kept in found if kept.path.name == latest), None)
     candidates = [kept for kept in found if limit is None or kept.manifest.step <= limit]
     keep = {kept.path for kept in candidates[:keep_last]} | {checkpoints / latest if latest else checkpoints}
@@ -80,7 +81,7 @@ def apply_retention(checkpoints: Path, keep_last: int, keep_best: bool = True) -
 
 
 def delete_checkpoint(path: Path) -> None:
-    """Delete a checkpoint so that it is gone at once: renamed to a temporary name, then its files are removed."""
+    """Delete a checkpoint: first rename it to a temporary name, so that it is never seen half deleted."""
     doomed = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-deleted-{path.name}")
     if doomed.exists():
         shutil.rmtree(doomed)
@@ -92,7 +93,7 @@ def delete_checkpoint(path: Path) -> None:
 def publish(temporary: Path, final: Path) -> None:
     """Rename a finished checkpoint into place, replacing one of the same name that an earlier run left.
 
-    A folder cannot be replaced in one rename; killed between the two, `collect_leftovers` puts the old one back.
+    A folder cannot be replaced in one rename. After a kill between the two, `collect_leftovers` puts the old one back.
     """
     replaced = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{_REPLACED}{final.name}")
     had_one = final.exists()
@@ -104,13 +105,12 @@ def publish(temporary: Path, final: Path) -> None:
         shutil.rmtree(replaced)
 
 
-def collect_leftovers(checkpoints: Path) -> list[str]:
-    """Remove what killed saves left behind. Only for the process that holds the run's lock. Returns messages."""
-    messages = []
+def collect_leftovers(checkpoints: Path, say: Say) -> None:
+    """Remove what killed saves left behind. Only for the process that holds the run's lock."""
     for path in sorted(checkpoints.glob(f"{TEMPORARY_PREFIX}*-{_REPLACED}*")):
         final = checkpoints / path.name.rpartition(_REPLACED)[2]
         if step_of_name(final.name) is not None and not final.exists():
             os.rename(path, final)
-            messages.append(f"put back {final.name}, which an interrupted save was replacing")
-    gone = remove_leftovers(checkpoints) if checkpoints.is_dir() else []
-    return messages + [f"removed {path.name}, left by an interrupted save" for path in gone]
+            say(f"put back {final.name}, which an interrupted save was replacing")
+    for path in remove_leftovers(checkpoints) if checkpoints.is_dir() else []:
+        say(f"removed {path.name}, left by an interrupted save")

@@ -1,7 +1,7 @@
 """Tensors -> one .safetensors file, streamed, hashed while it is written, fsynced.
 
-The bytes equal those of the safetensors library for the same tensors (a test compares them). Why not that library:
-its writer needs every tensor at once as bytes objects, and the file would be read again for its checksum.
+The bytes equal those that the safetensors library writes for the same tensors (a test compares them). Its own writer is
+not used because it needs all tensors at once as bytes objects, and the file would have to be read again for its checksum.
 Format: https://huggingface.co/docs/safetensors  (8-byte little-endian header length, JSON header padded to 8, data).
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,16 @@ _DTYPE_ORDER = {dtype: number for number, dtype in enumerate(DTYPE_NAMES)}
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    read: Callable[[str], Tensor] | None = None,
 ) -> FileEntry:
     """Write `tensors` (any device, shape and dtype in DTYPE_NAMES) to `path`; returns its size and SHA-256.
 
+    read: gives the data by name, one tensor at a time, where `tensors` has only shapes and dtypes (on the meta device).
     Equal tensors give equal bytes, whatever the order of the mapping. The file is fsynced, its folder is not.
-    Tensors that share memory are written once per name. Raises CheckpointError for a dtype that the format has not.
+    Tensors that share memory are written once per name. Raises CheckpointError for a dtype that the format does not have.
     """
     if sys.byteorder != "little":
         raise CheckpointError("checkpoints are written on little-endian machines only")
@@ -62,7 +66,7 @@ def write_safetensors(
     with open(path, "wb", buffering=1 << 20) as file:
         file.write(header)
         for name in names:
-            data = tensor_bytes(tensors[name])
+            data = tensor_bytes(tensors[name] if read is None else read(name))
             for start in range(0, len(data), BLOCK_BYTES):
                 block = data[start : start + BLOCK_BYTES]
                 digest.update(block)
@@ -74,7 +78,7 @@ def write_safetensors(
 
 
 def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names as they follow each other in a file: by type, larger alignment first, then by name."""
+    """The names in the order of the file: by type, larger alignment first, then by name."""
     unknown = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in DTYPE_NAMES]
     if unknown:
         raise CheckpointError(f"safetensors has no type for {', '.join(unknown)}")

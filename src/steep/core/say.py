@@ -12,3 +12,7 @@ Say = Callable[[str], None]
 def tell(text: str) -> None:
     """Print a remark on standard error, beside the result on standard output."""
     print(text, file=sys.stderr)
+
+
+def say_nothing(text: str) -> None:
+    """For callers whose person has been told, or will be."""

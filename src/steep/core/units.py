@@ -1,9 +1,10 @@
-"""Numbers as people write them: counts ("2B"), times ("30min"), sizes ("8GiB"), both ways."""
+"""Numbers as people write them: counts ("2B"), times ("30min"), sizes ("8GiB"), both ways; lists of names."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 SECOND_UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -70,3 +71,9 @@ def format_seconds(seconds: float) -> str:
     if seconds < 86400:
         return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
     return f"{int(seconds // 86400)} d {int(seconds % 86400 // 3600)} h"
+
+
+def listing(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -130,7 +130,7 @@ class _Writer:
         assert run.model.pretrained is not None
         self._run = run
         self._config = ModelConfig(
-            pretrained=verified_reference(run.model.pretrained)[0],
+            pretrained=verified_reference(run.model.pretrained),
             revision=run.model.revision,
             quantize=run.model.quantize,
         )

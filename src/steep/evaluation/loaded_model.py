@@ -127,9 +127,7 @@ def _load(reference: ModelReference, device: str, precision: str, allow_code: bo
         model = _load_target(reference, parameter_dtype(how), where, allow_code, say)
         tokenizer_folder = str(reference.tokenizer.pretrained)
     else:
-        folder, messages = verified_reference(str(reference.model.pretrained))
-        for message in messages:
-            say(message)
+        folder = verified_reference(str(reference.model.pretrained), say)
         note_adapter_merge(Path(folder), reference.run, say)
         config = reference.model.model_copy(update={"pretrained": folder})
         if (quantization := quantization_of(folder)) is not None:
@@ -180,17 +178,15 @@ def _load_target(
     reference: ModelReference, dtype: torch.dtype, device: torch.device, allow_code: bool, say: Say
 ) -> torch.nn.Module:
     """A model that only its `_target_` can build, with the weights of the newest complete checkpoint."""
-    from steep.checkpoint.capture import restore
     from steep.checkpoint.load import find_checkpoint, open_checkpoint
+    from steep.checkpoint.pieces import restore
     from steep.core import targets
     from steep.models.load import load_model
 
     for line in targets.announce(reference.model):
         say(line)
     targets.check(reference.model, allow_code=allow_code, location="model")
-    checkpoint, messages = find_checkpoint(reference.reference)
-    for message in messages:
-        say(message)
+    checkpoint = find_checkpoint(reference.reference, say)
     model = load_model(reference.model, dtype=dtype, device=device)
     restore(model, None, open_checkpoint(checkpoint))
     return model

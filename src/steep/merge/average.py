@@ -78,9 +78,7 @@ def _running_average(
 
     if len(references) > 1 or (run := run_of(references[0])) is None:
         raise ConfigError("--weights ema takes one run: the moving average lies in its newest checkpoint")
-    path, messages = find_checkpoint(references[0])
-    for message in messages:
-        say(message)
+    path = find_checkpoint(references[0], say)
     saved = open_checkpoint(path).optimizer_tensors()
     averages = {name.removesuffix(f".{KEY}"): tensor for name, tensor in saved.items() if name.endswith(f".{KEY}")}
     if not averages:
@@ -106,16 +104,16 @@ def _check(path: Path, tensors: Mapping[str, object], architecture: Path) -> Non
 
 
 def last_checkpoints(run: str, last: int) -> list[str]:
-    """The paths of a run's newest whole checkpoints, oldest first, one per step. Raises ConfigError if there are fewer."""
-    from steep.checkpoint.retention import whole_checkpoints
+    """The paths of a run's newest complete checkpoints, oldest first, one per step. Raises ConfigError if there are fewer."""
+    from steep.checkpoint.retention import complete_checkpoints
 
     if last < 2:
         raise ConfigError(f"--last {last}: an average needs at least 2 checkpoints")
-    by_step = {kept.manifest.step: kept.path for kept in reversed(whole_checkpoints(Path(run) / "checkpoints"))}
+    by_step = {kept.manifest.step: kept.path for kept in reversed(complete_checkpoints(Path(run) / "checkpoints"))}
     if len(by_step) < last:
         steps = ", ".join(map(str, sorted(by_step))) or "none"
         raise ConfigError(
-            f"{run} keeps {len(by_step)} whole checkpoints (steps: {steps}), and --last asks for {last}. Ask for fewer, or train "
+            f"{run} keeps {len(by_step)} complete checkpoints (steps: {steps}), and --last asks for {last}. Ask for fewer, or train "
             f"with checkpoint.keep_last: {last} or more and a smaller checkpoint.every_steps"
         )
     return [str(by_step[step]) for step in sorted(by_step)[-last:]]

@@ -142,9 +142,7 @@ def open_weights(
     from steep.models.adapters import ADAPTER_CONFIG
     from steep.models.load import resolve_reference
 
-    found, messages = verified_reference(reference)
-    for message in messages:
-        say(message)
+    found = verified_reference(reference, say)
     path = resolve_reference(found)
     if path is not None and (path / ADAPTER_CONFIG).is_file():
         note_adapter_merge(path, run_of(reference), say)

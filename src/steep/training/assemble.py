@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from steep.batch import Batch
-from steep.checkpoint.consolidated import huggingface_files
+from steep.checkpoint.consolidate import huggingface_files
 from steep.checkpoint.load import verified_reference
 from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
@@ -113,10 +113,8 @@ def assemble(
     if isinstance(model_config, ModelConfig) and weights is not None and adapter is None:
         model_config = ModelConfig(pretrained=str(weights), attention=model_config.attention)
     elif isinstance(model_config, ModelConfig) and model_config.pretrained is not None:
-        verified, messages = verified_reference(model_config.pretrained)
+        verified = verified_reference(model_config.pretrained, say)
         model_config = model_config.model_copy(update={"pretrained": verified})
-        for message in messages:
-            say(message)
     loaded_here = model is None
     if model is None:
         dtype = parameter_dtype(precision) if adapter is None else frozen_dtype(precision)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steep.checkpoint.capture import capture, capture_rng, restore, restore_rng
+from steep.checkpoint import manifest
 from steep.checkpoint.compare import SCORES_CHANGE, differences, warnings
+from steep.checkpoint.folder import CONSOLIDATED_FILE, CheckpointState
 from steep.checkpoint.load import Checkpoint, find_checkpoint, open_checkpoint
-from steep.checkpoint.save import CONSOLIDATED_FILE, CheckpointState
+from steep.checkpoint.pieces import capture_rng, restore, restore_rng, take_pieces
 from steep.config.load import dump_yaml
 from steep.config.redact import redact
 from steep.config.run import RunConfig
@@ -73,7 +74,8 @@ def find_resume_point(
         raise CheckpointError(
             f"{run.path} already holds a run. Choose another --run.name, delete the folder, or leave --no-resume away."
         )
-    path, messages = find_checkpoint(run.path)
+    messages: list[str] = []
+    path = find_checkpoint(run.path, messages.append)
     checkpoint = open_checkpoint(path)
     saved, current = parse_yaml(checkpoint.config_yaml).data, redact(config.to_mapping())
     _refuse(run, saved, current, "holds a different run")
@@ -199,19 +201,20 @@ def restore_job(resume_point: ResumePoint, job: Job) -> None:
 
 
 def checkpoint_name(job: Job, state: TrainState) -> str:
-    """epoch_<of the newest sequence>_step_<updates made>."""
-    return f"epoch_{max(0, state.sequences_seen - 1) // job.data.order.sequences_per_epoch}_step_{state.step}"
+    """The folder of the checkpoint that is saved now; its epoch is that of the newest sequence."""
+    epoch = max(0, state.sequences_seen - 1) // job.data.order.sequences_per_epoch
+    return manifest.checkpoint_name(epoch, state.step)
 
 
 def checkpoint_state(config: RunConfig, job: Job, state: TrainState) -> CheckpointState:
     """Everything that `restore_job` and `restore_state` want back."""
-    captured = capture(job.model, job.engine.optimizer)
+    pieces = take_pieces(job.model, job.engine.optimizer)
     state.streams = job.data.stream_cursors(state.sequences_seen)
     fresh_score = state.scores_step == state.step and state.scores
     return CheckpointState(
-        model_tensors=captured.model_tensors,
-        optimizer_tensors=captured.optimizer_tensors,
-        optimizer_state=captured.optimizer_state,
+        model=pieces.model,
+        optimizer=pieces.optimizer,
+        optimizer_state=pieces.optimizer_state,
         rng=capture_rng(),
         config_yaml=dump_yaml(redact(config.to_mapping())),
         step=state.step,

@@ -161,11 +161,11 @@ class SpikeWatch:
 
 
 def newest_checkpoint_step(run: RunDirectory) -> int:
-    """Updates in the newest whole checkpoint; 0 where there is none."""
+    """Updates in the newest complete checkpoint; 0 where there is none."""
     from steep.checkpoint.load import find_checkpoint, open_checkpoint
     from steep.core.errors import CheckpointError
 
     try:
-        return open_checkpoint(find_checkpoint(run.path)[0]).manifest.step
+        return open_checkpoint(find_checkpoint(run.path)).manifest.step
     except CheckpointError:
         return 0

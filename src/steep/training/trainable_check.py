@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steep.core.errors import ConfigError, TrainingError
-from steep.core.units import format_count
+from steep.core.units import format_count, listing
 from steep.optim.param_groups import describe_group
 
 FIRST_CHECK_UPDATES = 2
@@ -27,7 +27,6 @@ PATIENCE_UPDATES = 8
 """How long a gradient may be exactly zero: every matrix that begins at zero hides those before it for one update."""
 
 WORDS_PER_TENSOR = 4096
-NAMES_SHOWN = 8
 
 
 def check_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -41,12 +40,12 @@ def check_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str
     kind = type(optimizer).__name__
     if left_out:
         raise ConfigError(
-            f"optimizer {kind} updates none of these trainable tensors: {_listing(left_out)}. Give it all of the parameter "
+            f"optimizer {kind} updates none of these trainable tensors: {listing(left_out)}. Give it all of the parameter "
             "groups, or freeze the tensors (model.freeze)"
         )
     if held:
         raise ConfigError(
-            f"optimizer {kind} holds frozen tensors: {_listing(held)}. Give it the parameter groups as they are"
+            f"optimizer {kind} holds frozen tensors: {listing(held)}. Give it the parameter groups as they are"
         )
     lines = [f"  {describe_group(group)}" for group in optimizer.param_groups]
     if frozen:
@@ -128,7 +127,7 @@ class TrainableCheck:
         moved = _changed(self._resting)
         if moved:
             raise TrainingError(
-                f"{_tensors(len(moved), 'frozen')} changed in the first {self.updates} updates: {_listing(moved)}. A custom "
+                f"{_tensors(len(moved), 'frozen')} changed in the first {self.updates} updates: {listing(moved)}. A custom "
                 "optimizer writes to tensors that it was not given, or the model's forward pass does. The run stops here."
             )
         self._resting = {}
@@ -145,7 +144,7 @@ class TrainableCheck:
         unreached = [name for name, w in self._moving.items() if not w.has_gradient and not _may_rest(name)]
         if unreached:
             raise TrainingError(
-                f"{_tensors(len(unreached))} had no gradient in the first {self.updates} updates: {_listing(unreached)}. "
+                f"{_tensors(len(unreached))} had no gradient in the first {self.updates} updates: {listing(unreached)}. "
                 "What takes no part in the loss is not trained, though weight decay may change it. Freeze it (model.freeze, "
                 "or requires_grad_(False) in a model of your own), or see why the model does not use it."
             )
@@ -154,7 +153,7 @@ class TrainableCheck:
         zero = [name for name, w in self._moving.items() if w.largest_gradient == 0 and not _may_rest(name)]
         if zero:
             raise TrainingError(
-                f"{_tensors(len(zero))} had a gradient of exactly zero in the first {self.updates} updates: {_listing(zero)}. "
+                f"{_tensors(len(zero))} had a gradient of exactly zero in the first {self.updates} updates: {listing(zero)}. "
                 "Something from there to the loss is zero, or cuts the gradient. Freeze (model.freeze) what is not to be trained."
             )
 
@@ -165,7 +164,7 @@ class TrainableCheck:
         if ignored:
             raise TrainingError(
                 f"{_tensors(len(ignored))} had gradients and did not change in the first {self.updates} updates: "
-                f"{_listing(ignored)}. The optimizer ({type(self.optimizer).__name__}) leaves them as they are."
+                f"{listing(ignored)}. The optimizer ({type(self.optimizer).__name__}) leaves them as they are."
             )
         if not still or not at_peak:
             return []
@@ -174,7 +173,7 @@ class TrainableCheck:
         eps = torch.finfo(some.parameter.dtype).eps
         line = (
             f"{len(still)} of {self._trainable} trainable tensors had gradients and did not change in the first {self.updates} "
-            f"updates: {_listing(list(still))}. At a learning rate of {some.group['lr']:.1e} their updates are lost in the "
+            f"updates: {listing(list(still))}. At a learning rate of {some.group['lr']:.1e} their updates are lost in the "
             f"rounding of {dtype}, in which a number near 1 changes by {eps / 2:.1e} or not at all. "
             "What helps: weights in fp32 (train.precision mixed_bf16 or fp32), or a higher optimizer.learning_rate."
         )
@@ -240,8 +239,3 @@ def _changed(tensors: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
 
 def _tensors(count: int, kind: str = "trainable") -> str:
     return f"{count:,} {kind} tensor{'' if count == 1 else 's'}"
-
-
-def _listing(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

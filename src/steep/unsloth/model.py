@@ -175,7 +175,7 @@ class FastLanguageModel:
         )
         notebook.checkpointing = _checkpointing(given.get("use_gradient_checkpointing", "unsloth"))
         # of a run the folder that transformers loads, as training writes it: peft knows no run
-        base, _ = verified_reference(str(notebook.config.pretrained))
+        base = verified_reference(str(notebook.config.pretrained))
         adapted, lines = adapt(
             model, notebook.adapter, base=lasting_reference(base), seed=given.get("random_state", 3407)
         )

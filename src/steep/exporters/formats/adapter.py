@@ -29,7 +29,7 @@ def adapter_folder(task: ExportTask) -> Path:
     from steep.checkpoint.load import verified_reference
     from steep.models.adapters import ADAPTER_CONFIG
 
-    folder = Path(verified_reference(task.loaded.reference)[0])
+    folder = Path(verified_reference(task.loaded.reference))
     if not (folder / ADAPTER_CONFIG).is_file():
         raise ModelError(
             f"{task.loaded.reference} holds no adapter: the whole model was trained. Export it with --to hf"

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from steep.checkpoint.capture import capture, capture_model, capture_rng, restore, restore_rng
+from steep.checkpoint.folder import CheckpointState
 from steep.checkpoint.load import open_checkpoint, verify
-from steep.checkpoint.save import CheckpointState, CheckpointWriter
+from steep.checkpoint.pieces import capture_rng, model_tensors, restore, restore_rng, take_pieces
+from steep.checkpoint.save import CheckpointWriter
 from steep.core.errors import CheckpointError
 
 
@@ -68,9 +69,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> lis
 
 
 def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, **changes) -> Path:
-    captured = capture(model, optimizer)
     values = {
-        **vars(captured), "rng": capture_rng(), "config_yaml": "run: {}\n", "step": 3, "tokens": 30,
+        **vars(take_pieces(model, optimizer)), "rng": capture_rng(), "config_yaml": "run: {}\n", "step": 3, "tokens": 30,
         "sequences_seen": 12, "plan_fingerprint": "f00", "train_state": {"losses": [1.5]},
     }  # fmt: skip
     with CheckpointWriter(directory) as writer:
@@ -105,19 +105,21 @@ def test_names_are_the_models_own_and_tied_weights_are_stored_once():
     model = Tied()
     optimizer = OPTIMIZERS["adamw"](model)
     train(model, optimizer, 1)
-    captured = capture(model, optimizer)
-    assert set(captured.model_tensors) == {"embed.weight", "layers.0.weight", "layers.0.bias", "seen"}
-    assert "layers.0.bias.exp_avg_sq" in captured.optimizer_tensors
-    assert captured.optimizer_tensors["embed.weight.step"].shape == ()
-    json.dumps(captured.optimizer_state, allow_nan=False)
-    assert captured.optimizer_state["param_groups"][1]["params"] == ["layers.0.bias"]
+    pieces = take_pieces(model, optimizer)
+    assert [piece.name for piece in pieces.model] == ["embed.weight", "layers.0.weight", "layers.0.bias", "seen"]
+    moments = {piece.name: piece for piece in pieces.optimizer}
+    assert moments["layers.0.bias.exp_avg_sq"].global_shape == (8,)
+    assert moments["layers.0.bias.exp_avg_sq"].offset == (0,)
+    assert moments["embed.weight.step"].global_shape == moments["embed.weight.step"].offset == ()
+    json.dumps(pieces.optimizer_state, allow_nan=False)
+    assert pieces.optimizer_state["param_groups"][1]["params"] == ["layers.0.bias"]
 
 
 def test_names_do_not_depend_on_compile():
     model = Tied()
-    names = set(capture_model(model))
+    names = set(model_tensors(model))
     model.layers[0] = torch.compile(model.layers[0])
-    assert set(capture_model(model)) == names
+    assert set(model_tensors(model)) == names
 
 
 def test_restored_state_does_not_depend_on_the_file(tmp_path):
@@ -126,13 +128,13 @@ def test_restored_state_does_not_depend_on_the_file(tmp_path):
     train(model, optimizer, 1)
     path = save(tmp_path, model, optimizer)
     restore(model, optimizer, open_checkpoint(path))
-    before = {k: v.clone() for k, v in capture(model, optimizer).optimizer_tensors.items()}
+    before = [piece.tensor.clone() for piece in take_pieces(model, optimizer).optimizer]
     for part in ("model", "optim"):
         file = path / part / "rank_00000.safetensors"
         with open(file, "r+b") as handle:  # in place: a memory map would see it
             handle.write(b"\xff" * file.stat().st_size)
-    after = capture(model, optimizer).optimizer_tensors
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    after = [piece.tensor for piece in take_pieces(model, optimizer).optimizer]
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -149,10 +151,10 @@ def test_another_model_is_refused_by_name_and_left_alone(tmp_path, build, messag
     train(model, optimizer, 1)
     path = save(tmp_path, model, optimizer)
     other = build()
-    before = {name: tensor.clone() for name, tensor in capture_model(other).items()}
+    before = {name: tensor.clone() for name, tensor in model_tensors(other).items()}
     with pytest.raises(CheckpointError, match=message):
         restore(other, OPTIMIZERS["adamw"](other), open_checkpoint(path))
-    assert all(torch.equal(before[name], tensor) for name, tensor in capture_model(other).items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model_tensors(other).items())
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_another_optimizer_is_refused_by_name(tmp_path, build, message):
 
 def test_an_optimizer_of_another_model_is_refused():
     with pytest.raises(CheckpointError, match="3 tensors that are not in the model"):
-        capture(Tied(), OPTIMIZERS["adamw"](Tied()))
+        take_pieces(Tied(), OPTIMIZERS["adamw"](Tied()))
 
 
 def test_every_generator_continues_where_it_was():

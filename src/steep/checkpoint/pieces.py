@@ -2,6 +2,7 @@
 
 Names are the model's own parameter names, those of the Hugging Face checkpoint. What `torch.compile` and activation
 checkpointing put into a name is taken out again, so that a run may be resumed with another choice of them.
+State goes out as pieces, the parts of global tensors that a rank holds. In one process each is a whole tensor.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from steep.core.errors import CheckpointError
+from steep.core.units import listing
 from steep.models.adapters import adapter_tensors
 from steep.models.layers import has_adapter, plain_name
 
@@ -26,17 +28,28 @@ IMPLEMENTATION_KEYS = ("foreach", "fused", "capturable", "differentiable")
 
 
 @dataclass(frozen=True)
-class Captured:
-    """State by name. The tensors are the live ones, not copies."""
+class Piece:
+    """The part of a global tensor that this rank holds and saves: a box of the shape of `tensor` at `offset`."""
 
-    model_tensors: dict[str, Tensor]
-    optimizer_tensors: dict[str, Tensor]
-    """By `<parameter name>.<state key>`, e.g. `model.norm.weight.exp_avg`; number-valued state is in optimizer_state."""
+    name: str
+    global_shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    tensor: Tensor
+    """The live tensor, not a copy."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """This rank's state by name. No element is in the pieces of two ranks."""
+
+    model: tuple[Piece, ...]
+    optimizer: tuple[Piece, ...]
+    """Named `<parameter name>.<state key>`, e.g. `model.norm.weight.exp_avg`; state that is a number is in optimizer_state."""
     optimizer_state: dict[str, Any]
     """JSON: the optimizer's class, its parameter groups with parameter names, state that is not a tensor."""
 
 
-def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Captured:
+def take_pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> Pieces:
     """The state of `model` and `optimizer` between two steps. Raises CheckpointError for a parameter without a name."""
     names = _parameter_names(model, optimizer)
     tensors, values = {}, {}
@@ -47,10 +60,15 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> Captured:
         values.update({name: rest} if rest else {})
     groups = [_group_to_json(group, names) for group in optimizer.param_groups]
     document = {"class": type(optimizer).__name__, "param_groups": groups, "state": values}
-    return Captured(capture_model(model), tensors, document)
+    return Pieces(whole_pieces(model_tensors(model)), whole_pieces(tensors), document)
 
 
-def capture_model(model: nn.Module) -> dict[str, Tensor]:
+def whole_pieces(tensors: Mapping[str, Tensor]) -> tuple[Piece, ...]:
+    """A piece per tensor, which holds all of it."""
+    return tuple(Piece(name, tuple(t.shape), (0,) * t.dim(), t) for name, t in tensors.items())
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, tied ones once, as transformers saves them; of a model with an adapter only
     what is trained, under the names of peft's adapter files."""
     if has_adapter(model):
@@ -70,7 +88,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer | None, checkpoin
     Random number generators are not touched: call `restore_rng` after everything that draws from them.
     """
     saved = checkpoint.model_tensors()
-    current = capture_model(model)
+    current = model_tensors(model)
     problems = tensor_differences(saved, current)
     if optimizer is not None:
         names = _parameter_names(model, optimizer)
@@ -89,9 +107,9 @@ def tensor_differences(saved: Mapping[str, Tensor], current: Mapping[str, Tensor
     """Which names, shapes and dtypes differ, one line each; at most ten names per kind."""
     lines = []
     if missing := [name for name in current if name not in saved]:
-        lines.append(f"in the model but not in the checkpoint: {_listing(missing)}")
+        lines.append(f"in the model but not in the checkpoint: {listing(missing)}")
     if unexpected := [name for name in saved if name not in current]:
-        lines.append(f"in the checkpoint but not in the model: {_listing(unexpected)}")
+        lines.append(f"in the checkpoint but not in the model: {listing(unexpected)}")
     for name in (name for name in current if name in saved):
         was, now = saved[name], current[name]
         if was.shape != now.shape or was.dtype != now.dtype:
@@ -101,10 +119,6 @@ def tensor_differences(saved: Mapping[str, Tensor], current: Mapping[str, Tensor
 
 def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _listing(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
@@ -140,14 +154,14 @@ def _optimizer_differences(
     lines = [line for i, pair in enumerate(zip(groups, current, strict=True)) for line in _group_differences(i, *pair)]
     known = {name for group in current for name in group["params"]}
     unknown = sorted(name for name in saved_tensors if name.rpartition(".")[0] not in known)
-    return lines + ([f"optimizer: state of tensors that it does not update: {_listing(unknown)}"] if unknown else [])
+    return lines + ([f"optimizer: state of tensors that it does not update: {listing(unknown)}"] if unknown else [])
 
 
 def _group_differences(number: int, saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     lines = []
     if saved["params"] != current["params"]:
         moved = sorted(set(saved["params"]) ^ set(current["params"])) or ["the same tensors in another order"]
-        lines.append(f"optimizer group {number} holds other tensors: {_listing(moved)}")
+        lines.append(f"optimizer group {number} holds other tensors: {listing(moved)}")
     settings = sorted((saved.keys() | current.keys()) - {"params", "lr", *IMPLEMENTATION_KEYS})
     changed = [key for key in settings if saved.get(key) != current.get(key)]
     return lines + [f"optimizer group {number}: {k} was {saved.get(k)!r}, is now {current.get(k)!r}" for k in changed]
@@ -179,7 +193,7 @@ def _restore_rate(group: dict[str, Any], was: dict[str, Any]) -> None:
 
 
 def _placed(key: str, value: Any, parameter: Tensor, steps_on_device: bool) -> Any:
-    """A copy in memory of its own (the saved tensor is a view of the file), where torch.optim expects it."""
+    """A copy, where torch.optim expects it. The saved tensor is a view of the file."""
     if not isinstance(value, Tensor):
         return value
     device = parameter.device if key != "step" or steps_on_device else torch.device("cpu")
@@ -192,9 +206,8 @@ def capture_rng() -> dict[str, Any]:
 
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
-    cuda = (
-        [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
-    )  # of the device that this process trains on
+    # of the device that this process trains on, no other
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
         "cuda": [state.numpy().tobytes().hex() for state in cuda],
@@ -204,7 +217,7 @@ def capture_rng() -> dict[str, Any]:
 
 
 def restore_rng(saved: Mapping[str, Any]) -> None:
-    """Set every generator to what `capture_rng` saw. Raises CheckpointError if `saved` is nothing it wrote."""
+    """Set every generator to what `capture_rng` saw. Raises CheckpointError for anything else."""
     import numpy as np
 
     try:
