@@ -153,5 +153,5 @@ def test_a_reader_that_leaves(config: Path, tmp_path: Path) -> None:
         assert result.stdout.count("\n") == 1
     assert result.returncode == 0
     log = (config.parent / "runs" / "unread" / "console.log").read_text()
-    assert "the reader of standard output is gone" in log
+    assert "standard output was closed" in log
     assert "done at step 2 of 2" in log

@@ -112,10 +112,10 @@ def test_an_evaluation_is_a_table_with_the_change_against_the_start(tmp_path: Pa
     for record in (*scores(0, domain=0.91, general=0.95), *scores(40, domain=0.81, general=0.9595)):
         tracker.log(record)
     assert stream.getvalue().splitlines() == [
-        "  held-out at 0    bits/byte  perplexity  change against the start",
+        "  held-out at 0    bits/byte  perplexity  change from the start",
         "  domain              0.9100       14.23",
         "  general             0.9500       14.23",
-        "  held-out at 40   bits/byte  perplexity  change against the start",
+        "  held-out at 40   bits/byte  perplexity  change from the start",
         "  domain              0.8100       14.23  -0.1000 (-11.0 %), better",
         "  general             0.9595       14.23  +0.0095 (+1.0 %), worse",
     ]

@@ -115,7 +115,7 @@ def test_a_run_says_what_it_expected_and_what_came(
     assert forecasts[0]["step"] >= 5
     assert len(forecasts) > 30
     page = report_page(read_run(folder))
-    assert "Mean training loss of the last 20th of the steps: at step" in page
+    assert "Mean training loss of the last 5 % of the steps: at step" in page
     assert "; it was" in page
 
 

@@ -1,1 +1,1 @@
-"""The page about a run, and its figures."""
+"""The report of a run: an HTML page and its figures."""

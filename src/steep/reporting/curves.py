@@ -1,4 +1,4 @@
-"""Numbers of a curve before it is drawn: points from records, smoothing, and fewer points that show the same picture."""
+"""What is done to a curve before it is drawn: points from records, smoothing, and fewer points with the same shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one metric: `steps` ascending, `values` finite."""
+    """The points of one metric: `steps` ascending, `values` finite."""
 
     steps: Sequence[float]
     values: Sequence[float]
@@ -21,7 +21,7 @@ class Curve:
 
 
 def curve(records: Iterable[Mapping[str, Any]], name: str) -> Curve:
-    """The finite values of a metric over the steps. Lines without the metric are left out."""
+    """The finite values of a metric over the steps. Records without the metric are left out."""
     points = [(record["step"], record[name]) for record in records if _is_number(record.get(name))]
     return Curve([step for step, _ in points], [value for _, value in points])
 
@@ -31,15 +31,15 @@ def _is_number(value: Any) -> bool:
 
 
 def smoothing_window(num_points: int) -> int:
-    """How many neighbouring points are averaged: a thirtieth of the curve, odd, at least 5."""
+    """How many neighbouring points are averaged: a thirtieth of all points, at least 5, made odd."""
     return max(5, num_points // 30) | 1
 
 
 def smooth(points: Curve, window: int) -> Curve:
-    """The mean of each point and its neighbours on both sides, so that the curve does not lag behind the points.
+    """The centred moving mean: of each point and its neighbours on both sides, so that the curve does not lag behind the points.
 
-    window: odd. Near the ends, where neighbours are missing on one side, the mean is of those that are there: it stays
-    calm, at the price of lagging there.
+    window: odd. Near the ends, where neighbours are missing on one side, the mean is over those that exist: smooth, but
+    lagging there.
     """
     sums = [0.0, *accumulate(points.values)]
     values, last = [], len(points.values) - 1
@@ -50,7 +50,7 @@ def smooth(points: Curve, window: int) -> Curve:
 
 
 def downsample(points: Curve, max_points: int = 2000) -> Curve:
-    """At most `max_points` points: the lowest and the highest of each stretch, so that no spike disappears."""
+    """At most `max_points` points: the lowest and the highest of each interval, so that no spike disappears."""
     count = len(points.steps)
     if count <= max_points:
         return points

@@ -1,4 +1,4 @@
-"""The report's sections on what a run did to its model: scores before and after, forgetting, the end of text."""
+"""The report's sections on how a run changed its model: scores before and after, forgetting, the end of text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from steep.evaluation.end_of_text import audit_lines
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, TextChange, forgetting_report
 from steep.metrics import METRICS, MISSING
 from steep.reporting.html import escape, missing, plain, table
-from steep.reporting.run_files import Record, RunData
+from steep.reporting.run_files import Record, RunFiles
 
 
-def forgetting_of(run: RunData) -> ForgettingReport:
-    """The forgetting report of a run, from its scores and what its plan says of them."""
+def forgetting_of(run: RunFiles) -> ForgettingReport:
+    """The forgetting report of a run, from its scores and the roles and cap in its plan."""
     cap = run.plan.get("forgetting_cap")
     held_out = (run.plan.get("data") or {}).get("held_out") or []
     return forgetting_report(
@@ -23,20 +23,20 @@ def forgetting_of(run: RunData) -> ForgettingReport:
     )
 
 
-def started_fresh(run: RunData) -> bool:
-    """Whether the plan says that the run started from weights that had learned nothing yet."""
+def started_fresh(run: RunFiles) -> bool:
+    """Whether the plan says that the run started from untrained weights."""
     model = run.plan.get("model") or {}
     return "pretrained" in model and model["pretrained"] is None
 
 
-def scores_section(run: RunData) -> str:
-    """Before and after of every held-out text."""
+def scores_section(run: RunFiles) -> str:
+    """The scores of every held-out text before and after."""
     changes = {change.text: change for change in forgetting_of(run).changes}
     rows = [_score_row(text, score, changes.get(text)) for text, score in run.scores().items()]
     if not rows:
         return missing(run, "metrics.jsonl", "held-out scores")
     head = ["Text", "Bits/byte before", "after", "Change", "Perplexity before", "after"]
-    note = "Bits per byte count the text's UTF-8 bytes, so they compare across tokenizers; lower is better."
+    note = "Bits per UTF-8 byte of the text can be compared between tokenizers; lower is better."
     return table(head, rows) + f'<p class="note">{note}</p>\n'
 
 
@@ -50,15 +50,13 @@ def _score_row(text: str, score: dict[str, Any], change: TextChange | None) -> l
     ]
 
 
-def forgetting_section(run: RunData) -> str:
-    """The forgetting report: gain, loss, their ratio and the verdict."""
+def forgetting_section(run: RunFiles) -> str:
+    """The forgetting report: gains, losses and the verdict."""
     report = forgetting_of(run)
     if started_fresh(run):
-        return (
-            '<p class="missing">No forgetting report: the run started from fresh weights, which know nothing yet.</p>\n'
-        )
+        return '<p class="missing">No forgetting report: the run started from fresh weights.</p>\n'
     if not report.changes:
-        return missing(run, "metrics.jsonl", "text that was scored before and after")
+        return missing(run, "metrics.jsonl", "text scored both before and after")
     rows = [[text, role or MISSING, *(cell or MISSING for cell in rest)] for text, role, *rest in report.rows()]
     head = ["Text", "Role", "Base", "Trained", "Change"]
     sentence = report.verdict_sentence[0].upper() + report.verdict_sentence[1:]
@@ -69,8 +67,8 @@ def forgetting_section(run: RunData) -> str:
     )
 
 
-def end_of_text_section(run: RunData) -> str:
-    """Whether documents end in the data, the model stops where they do, and every file names the same token."""
+def end_of_text_section(run: RunFiles) -> str:
+    """Whether documents in the data end with the token, the model stops there, and every file names the same token."""
     audit = run.summary.get("end_of_text")
     if not isinstance(audit, dict):
         return missing(run, "summary.json", "audit of the end of text")
@@ -79,7 +77,7 @@ def end_of_text_section(run: RunData) -> str:
         for side in ("before", "after")
         if (score := audit.get(side))
     ]
-    head = ["", "Probability of it where documents end", "Stop rate", "Held-out documents"]
+    head = ["", "Probability at document ends", "Stop rate", "Held-out documents"]
     warnings = "".join(f'<p class="lead">Warning: {escape(warning)}.</p>\n' for warning in audit["warnings"])
     name, *lines = [line.strip() for line in audit_lines({**audit, "before": None, "after": None, "warnings": []})]
     note = f'<p class="note">{escape(". ".join([name.capitalize(), *lines]))}.</p>\n'

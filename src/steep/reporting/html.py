@@ -1,4 +1,4 @@
-"""Text as HTML: everything that comes from a run passes through `escape`."""
+"""Building blocks of the page. Everything that comes from a run goes through `escape`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from steep.metrics import MISSING
-from steep.reporting.run_files import RunData
+from steep.reporting.run_files import RunFiles
 
 
 def escape(text: object) -> str:
-    """The text with markup escaped and the characters that HTML forbids (NUL, surrogates) made visible."""
+    """The text with markup escaped, and characters that HTML forbids (NUL, surrogates) replaced by a visible one."""
     return html.escape("".join(char if _is_allowed(char) else "\N{REPLACEMENT CHARACTER}" for char in str(text)))
 
 
@@ -23,7 +23,7 @@ def _is_allowed(char: str) -> bool:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", numbers_from: int = 1) -> str:
-    """A table of plain values in a frame that scrolls sideways by itself. Columns from `numbers_from` on are numbers."""
+    """A table of plain values that scrolls sideways on its own. Columns from `numbers_from` on are numbers."""
     head_row = "".join(
         f'<th scope="col"{_number_class(i, numbers_from)}>{escape(name)}</th>' for i, name in enumerate(head)
     )
@@ -45,18 +45,18 @@ def _number_class(index: int, numbers_from: int) -> str:
 
 
 def details(summary: str, content: str) -> str:
-    """A part that is closed until the reader opens it."""
+    """A part of the page that is collapsed until the reader opens it."""
     return f"<details><summary>{escape(summary)}</summary>\n{content}</details>\n"
 
 
-def missing(run: RunData, file_name: str, what: str) -> str:
-    """The sentence that stands where something would have been."""
-    reason = run.problems.get(file_name, "holds none")
+def missing(run: RunFiles, file_name: str, what: str) -> str:
+    """The sentence shown in place of content that is missing, with the reason."""
+    reason = run.problems.get(file_name, "contains none")
     return f'<p class="missing">No {escape(what)}: {escape(file_name)} {escape(reason)}.</p>\n'
 
 
 def plain(value: Any) -> str:
-    """A number with separators and at most three decimals; anything else as it is."""
+    """A number with thousands separators and at most three decimals; anything else as text."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return MISSING if value is None else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")

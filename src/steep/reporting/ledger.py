@@ -1,11 +1,11 @@
-"""The report's section on data: where every record and token of every source went."""
+"""The report's section on data: what became of every record and token of every source."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from steep.reporting.html import escape, missing, plain, table
-from steep.reporting.run_files import RunData
+from steep.reporting.run_files import RunFiles
 
 PLANNED_COLUMNS = ("documents", "tokens", "sequences", "epochs")
 
@@ -20,8 +20,8 @@ LEDGER_COLUMNS = {
 }
 
 
-def ledger_section(run: RunData) -> str:
-    """Where every record and token of every source went."""
+def ledger_section(run: RunFiles) -> str:
+    """What became of every record and token of every source."""
     sources = run.ledger.get("sources") or []
     if not sources:
         return missing(run, "ledger.json", "token ledger")
@@ -30,24 +30,23 @@ def ledger_section(run: RunData) -> str:
     if len(sources) > 1:
         rows.append(["all sources", *(plain(_ledger_sum(sources, key)) for key in columns)])
     dropped, unused = _losses(sources, "dropped"), _losses(sources, "dropped_tokens")
-    lost = table(["Source", "Dropped because", "Records"], dropped, numbers_from=2) if dropped else ""
-    lost += table(["Source", "Not trained because", "Tokens"], unused, numbers_from=2) if unused else ""
+    lost = table(["Source", "Reason dropped", "Records"], dropped, numbers_from=2) if dropped else ""
+    lost += table(["Source", "Reason not trained", "Tokens"], unused, numbers_from=2) if unused else ""
     spikes = [
         [
             spike.get("step"),
-            plain(spike.get("loss")),
-            plain(spike.get("threshold")),
+            *(plain(spike.get(key)) for key in ("loss", "threshold")),
             spike.get("action"),
             _documents(spike),
         ]
         for spike in [*(run.ledger.get("rollbacks") or []), *(run.ledger.get("spikes") or [])]
     ]
-    head = ["Loss spike at step", "Loss", "Most to expect", "What was done", "Documents"]
+    head = ["Loss spike at step", "Loss", "Threshold", "Action", "Documents"]
     lost += table(head, spikes, numbers_from=1) if spikes else ""
     notes = [] if dropped else ["No record was dropped."]
-    notes += [f"Trained counts every epoch. Padding: {plain(_padding(run))} tokens."]
+    notes += [f"Trained tokens are counted in every epoch. Padding: {plain(_padding(run))} tokens."]
     notes += [
-        f"At step {change['step']} the run went on with changed data: {'; '.join(change['changed'])}."
+        f"From step {change['step']} on, the data was changed: {'; '.join(change['changed'])}."
         for change in run.ledger.get("data_changes") or []
     ]
     return (
@@ -63,7 +62,7 @@ def _documents(spike: dict[str, Any]) -> str:
 
 
 def _losses(sources: list[dict[str, Any]], key: str) -> list[list[Any]]:
-    """Source, reason and number of everything that a source's ledger counts under `key`."""
+    """Source, reason and number for everything that a source's ledger counts under `key`."""
     return [
         [source.get("name"), reason, plain(number)]
         for source in sources
@@ -72,18 +71,18 @@ def _losses(sources: list[dict[str, Any]], key: str) -> list[list[Any]]:
 
 
 def _ledger_sum(sources: list[dict[str, Any]], key: str) -> float | None:
-    """The sum over all sources; None where a source does not know, and for epochs, which do not add up."""
+    """The sum over all sources; None where a source has no number, and for epochs, which do not add up."""
     values = [source.get(key) for source in sources]
     return None if key == "epochs" or None in values else sum(values)  # type: ignore[arg-type]
 
 
-def _padding(run: RunData) -> float:
-    """Positions that were computed and held no token."""
+def _padding(run: RunFiles) -> float:
+    """Positions that were computed without holding a token."""
     parts = [run.ledger, *(run.ledger.get("sources") or [])]
     return sum(part.get("padding_tokens") or 0 for part in parts)
 
 
-def _plan_sources(run: RunData) -> str:
+def _plan_sources(run: RunFiles) -> str:
     """Epochs and sequences of each source, as planned."""
     data = run.plan.get("data") or {}
     rows = [
@@ -97,5 +96,5 @@ def _plan_sources(run: RunData) -> str:
 
 
 def _source_name(source: dict[str, Any]) -> str:
-    """Its name, and what it is there for where that is not to be learned."""
+    """The name of a source, marked if its role is replay."""
     return f"{source.get('name')} (replay)" if source.get("role") == "replay" else str(source.get("name"))

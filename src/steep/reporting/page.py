@@ -1,7 +1,7 @@
-"""report.html: one page about one run that needs nothing but itself.
+"""report.html: one self-contained page about one run.
 
-Comes in: a run directory, whole or not. Goes out: HTML with its style and its pictures inside, no script, nothing from a
-network. The same run directory always gives the same bytes. What is missing is named where it would have been.
+In: a run directory, complete or not. Out: HTML that includes its style and pictures, without scripts, that loads nothing from
+the network. The same run directory always gives the same bytes. What is missing is named where it would be.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from steep.reporting.html import details, escape, missing, plain, table
 from steep.reporting.ledger import ledger_section
 from steep.reporting.palette import css_variables
 from steep.reporting.plots import held_out_curve, loss_plot, memory_parts, memory_plot, metric_plot
-from steep.reporting.run_files import Record, RunData, read_run
+from steep.reporting.run_files import Record, RunFiles, read_run
 from steep.reporting.svg import inline_svg
 from steep.runtime.run_directory import is_run_directory
 
@@ -62,7 +62,7 @@ def write_report(run_directory: str | Path) -> Path:
     return path
 
 
-def report_page(run: RunData) -> str:
+def report_page(run: RunFiles) -> str:
     """The page as text."""
     style = files("steep.reporting").joinpath("page.css").read_text(encoding="utf-8")
     body = "".join(
@@ -91,7 +91,7 @@ def _section(title: str, content: str) -> str:
 # ── the top of the page ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _header(run: RunData) -> str:
+def _header(run: RunFiles) -> str:
     report = forgetting_of(run)
     verdict = report.learned if report.changes and started_fresh(run) else report.headline
     headline = "failed" if run.summary.get("status") == "failed" else verdict
@@ -103,14 +103,14 @@ def _header(run: RunData) -> str:
     )
 
 
-def _error(run: RunData) -> str:
-    """What the run died of."""
+def _error(run: RunFiles) -> str:
+    """The error that ended the run."""
     error = run.summary.get("error")
     return f'<p class="error">{escape(error)}</p>\n' if error else ""
 
 
-def _facts(run: RunData) -> list[str]:
-    """Status, model, length and date in a few words each."""
+def _facts(run: RunFiles) -> list[str]:
+    """Status, model, size and date, each in a few words."""
     status, model = run.summary.get("status"), run.plan.get("model") or {}
     facts = [STATUS.get(str(status), str(status)) if status else "no summary yet: still running, or killed"]
     if model.get("name"):
@@ -123,8 +123,8 @@ def _facts(run: RunData) -> list[str]:
     return facts
 
 
-def _key_figures(run: RunData) -> str:
-    """The numbers that people look for first, as a list of terms; those that are unknown are left out."""
+def _key_figures(run: RunFiles) -> str:
+    """The numbers that people look for first, as a list of terms, without those that are unknown."""
     report = forgetting_of(run)
     figures = [(f"{change.text}, {report.unit}", _arrow(change)) for change in report.changes[:3]]
     last = run.train[-1] if run.train else {}
@@ -150,8 +150,8 @@ def _arrow(change: TextChange) -> str:
     return f"{change.base:.3f} → {change.trained:.3f}"
 
 
-def measured_memory(run: RunData) -> float | None:
-    """Peak memory in bytes: of the summary, else of the plan, else the highest of the training lines."""
+def measured_memory(run: RunFiles) -> float | None:
+    """Peak memory in bytes: from the summary, else from the plan, else the highest of the training lines."""
     for value in (run.summary.get("peak_memory_bytes"), run.plan.get("measured_peak_bytes")):
         if isinstance(value, (int, float)):
             return value
@@ -161,7 +161,7 @@ def measured_memory(run: RunData) -> float | None:
 # ── sections ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _loss(run: RunData) -> str:
+def _loss(run: RunFiles) -> str:
     """The loss curves, for wide and narrow screens, and their numbers as a table."""
     if not run.train and not run.evaluate:
         return missing(run, "metrics.jsonl", "loss curve")
@@ -171,12 +171,12 @@ def _loss(run: RunData) -> str:
     narrow = inline_svg(narrow_figure, "loss-narrow", "Loss over the steps", description, "narrow")
     lost = sum(record.get("loss") is None for record in run.train)
     note = f'<p class="note">{lost:,} training lines have no finite loss and are not drawn.</p>\n' if lost else ""
-    figure = f"<figure>\n{wide}{narrow}</figure>\n{note}{details('Numbers of this figure', _loss_table(run))}"
+    figure = f"<figure>\n{wide}{narrow}</figure>\n{note}{details('The numbers in this figure', _loss_table(run))}"
     return figure + _forecast(run) + _source_losses(run)
 
 
-def _forecast(run: RunData) -> str:
-    """What was expected of the end of the run at the first moment and half way, and what came of it."""
+def _forecast(run: RunFiles) -> str:
+    """The first forecast of the final loss and the one at half the run, and the loss that the run ended with."""
     made = [record for record in run.train if isinstance(record.get("forecast_loss"), (int, float))]
     steps = run.plan.get("steps")
     if not made or not isinstance(steps, int):
@@ -186,17 +186,19 @@ def _forecast(run: RunData) -> str:
     if run.train[-1]["step"] + 1 < steps and made[-1] not in chosen:
         chosen.append(made[-1])
     parts = [
-        f"at step {record['step']:,} it was expected at {record['forecast_loss']:.3f}, with 90 % between "
-        f"{record['forecast_low']:.3f} and {record['forecast_high']:.3f}"
+        f"at step {record['step']:,} the forecast was {record['forecast_loss']:.3f} (90 % band: "
+        f"{record['forecast_low']:.3f} to {record['forecast_high']:.3f})"
         for record in chosen
     ]
     ends = [record["loss"] for record in run.train[-max(1, round(0.05 * steps)) :] if record.get("loss") is not None]
-    came = f"; it was {sum(ends) / len(ends):.3f}" if run.train[-1]["step"] + 1 == steps and ends else ""
-    return f'<p class="note">Mean training loss of the last 20th of the steps: {escape("; ".join(parts) + came)}.</p>\n'
+    result = f"; it was {sum(ends) / len(ends):.3f}" if run.train[-1]["step"] + 1 == steps and ends else ""
+    return (
+        f'<p class="note">Mean training loss of the last 5 % of the steps: {escape("; ".join(parts) + result)}.</p>\n'
+    )
 
 
-def _source_losses(run: RunData, most_rows: int = 8) -> str:
-    """Training loss by source in equal stretches of the run; nothing for a run with one source."""
+def _source_losses(run: RunFiles, most_rows: int = 8) -> str:
+    """Training loss by source in equal intervals of the run; nothing for a run with one source."""
     lines = [record for record in run.train if isinstance(record.get("loss_by_source"), dict)]
     names = list(dict.fromkeys(source for record in lines for source in record["loss_by_source"]))
     if not names:
@@ -204,21 +206,21 @@ def _source_losses(run: RunData, most_rows: int = 8) -> str:
     count = min(most_rows, len(lines))
     rows = []
     for number in range(count):
-        stretch = lines[number * len(lines) // count : (number + 1) * len(lines) // count]
+        interval = lines[number * len(lines) // count : (number + 1) * len(lines) // count]
         totals = SourceTotals()
-        for record in stretch:
+        for record in interval:
             totals.add(record)
         means = totals.means()
         of_sources = [f"{means[name][0]:.4f}" if name in means else MISSING for name in names]
         together = totals.mean()
-        steps = f"{stretch[0]['step']:,} to {stretch[-1]['step']:,}"
+        steps = f"{interval[0]['step']:,} to {interval[-1]['step']:,}"
         rows.append([steps, *of_sources, MISSING if together is None else f"{together:.4f}"])
-    caption = "Training loss by source, nats per label token; all is their mean weighted by label tokens"
+    caption = "Training loss by source in nats per label token; “all” is the mean over the label tokens of all sources"
     return table(["Steps", *names, "all"], rows, caption)
 
 
-def _describe_loss(run: RunData) -> str:
-    """What the picture shows, in a sentence per curve."""
+def _describe_loss(run: RunFiles) -> str:
+    """What the picture shows, in one sentence per curve."""
     curves = [("Training loss", curve(run.train, "loss"))]
     curves += [(f"Loss on held-out {text}", held_out_curve(run, text)) for text in run.text_names()]
     return " ".join(
@@ -228,8 +230,8 @@ def _describe_loss(run: RunData) -> str:
     )
 
 
-def _loss_table(run: RunData, rows: int = 24) -> str:
-    """About `rows` steps with the training loss, and every held-out score nearest to them."""
+def _loss_table(run: RunFiles, rows: int = 24) -> str:
+    """About `rows` steps with the training loss, and about as many with held-out scores."""
     columns = [curve(run.train, "loss"), *(held_out_curve(run, text) for text in run.text_names())]
     scored = downsample(columns[1], rows).steps if len(columns) > 1 else []
     train = columns[0].steps
@@ -239,10 +241,10 @@ def _loss_table(run: RunData, rows: int = 24) -> str:
         [f"{step:,}", *(f"{column[step]:.4f}" if step in column else MISSING for column in values)]
         for step in sorted({*scored, *spread})
     ]
-    return table(["Step", "Training", *run.text_names()], body, "Nats per token; a selection of steps")
+    return table(["Step", "Training", *run.text_names()], body, "Nats per token at selected steps")
 
 
-def _speed(run: RunData) -> str:
+def _speed(run: RunFiles) -> str:
     """Learning rate and throughput, side by side where there is room."""
     parts = []
     for name, title in (("learning_rate", "Learning rate"), ("tokens_per_second", "Tokens per second")):
@@ -259,8 +261,8 @@ def _speed(run: RunData) -> str:
     return f'<div class="pair">\n{"".join(parts)}</div>\n'
 
 
-def _memory(run: RunData) -> str:
-    """Predicted parts against the measured peak."""
+def _memory(run: RunFiles) -> str:
+    """The predicted parts and the measured peak."""
     memory, measured = run.plan.get("memory") or {}, measured_memory(run)
     parts = memory_parts(memory)
     if not parts:
@@ -271,20 +273,20 @@ def _memory(run: RunData) -> str:
     )
     if measured:
         description += (
-            f". Measured {format_bytes(measured)}, {100 * (total / measured - 1):+.1f} % predicted against measured"
+            f". Measured {format_bytes(measured)}; the prediction differs by {100 * (total / measured - 1):+.1f} %"
         )
     svgs = (
         inline_svg(memory_plot(memory, measured, width), f"memory-{css}", "Memory by part", f"{description}.", css)
         for width, css in ((900, "wide"), (400, "narrow"))
     )
     rows = [[name, format_bytes(size), f"{100 * size / total:.0f} %"] for name, size in parts]
-    rows.append(["predicted in all", format_bytes(total), "100 %"])
+    rows.append(["predicted total", format_bytes(total), "100 %"])
     rows += [["measured peak", format_bytes(measured), f"{100 * measured / total:.0f} %"]] if measured else []
     return f"<figure>\n{''.join(svgs)}</figure>\n{table(['Part', 'Memory', 'Share'], rows)}"
 
 
-def _samples(run: RunData) -> str:
-    """Each prompt continued by the model before and after."""
+def _samples(run: RunFiles) -> str:
+    """Each prompt, continued by the model before and after training."""
     if not run.samples:
         return missing(run, "metrics.jsonl", "samples")
     by_prompt: dict[str, list[Record]] = {}
@@ -301,25 +303,29 @@ def _sample_pair(prompt: str, records: list[Record]) -> str:
         for record in shown
     )
     hidden = len(records) - len(shown)
-    note = f'<p class="note">{hidden:,} samples between these are in metrics.jsonl.</p>\n' if hidden else ""
+    note = (
+        f'<p class="note">{hidden:,} more samples, from the steps in between, are in metrics.jsonl.</p>\n'
+        if hidden
+        else ""
+    )
     return f'<div class="pair">\n{sides}</div>\n{note}'
 
 
-def _configuration(run: RunData) -> str:
+def _configuration(run: RunFiles) -> str:
     if not run.config_text:
         return missing(run, "config.yaml", "configuration")
-    return details("config.yaml, every key resolved", f"<pre>{escape(run.config_text)}</pre>\n")
+    return details("config.yaml, fully resolved", f"<pre>{escape(run.config_text)}</pre>\n")
 
 
-def _environment(run: RunData) -> str:
+def _environment(run: RunFiles) -> str:
     if not run.environment:
         return missing(run, "environment.json", "environment")
     rows = [[key, value] for key, value in flatten(run.environment)]
-    return details("Hardware and versions", table(["What", "Value"], rows, numbers_from=99))
+    return details("Hardware and versions", table(["Name", "Value"], rows, numbers_from=99))
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested value as dotted keys and plain values."""
+    """A nested value as (dotted key, text) pairs."""
     if isinstance(value, dict) and value:
         return [row for key, item in value.items() for row in flatten(item, f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(value, list):
@@ -327,7 +333,7 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, str(value))]
 
 
-SECTIONS: dict[str, Callable[[RunData], str]] = {
+SECTIONS: dict[str, Callable[[RunFiles], str]] = {
     "What the model gained and lost": scores_section,
     "Forgetting report": forgetting_section,
     "End of text": end_of_text_section,

@@ -1,8 +1,8 @@
-"""The colours of the report, for light and dark, in one place: plots are drawn in the light ones.
+"""The colours of the report in its light and dark scheme. Plots are drawn in the light one.
 
-Every light colour is unique, so that a drawn figure can be given the page's variables afterwards. Contrast with the
-paper is at least 4.5 for text and 3 for lines, in both schemes (WCAG 2.1, 1.4.3 and 1.4.11), raw data lines and grid
-lines excepted, which carry nothing that another line does not.
+Every light colour is unique, so that the page's CSS variables can replace the colours of a drawn figure. Contrast with the
+paper is at least 4.5 for text and 3 for lines, in both schemes (WCAG 2.1, 1.4.3 and 1.4.11), except for raw data lines and grid
+lines, which show nothing that another line does not.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ DARK = {
 CSS_VARIABLES = {colour: f"--{name}" for name, colour in LIGHT.items()}
 
 TEXT_STYLES = (("first", "-", "o"), ("second", "--", "s"), ("third", "-.", "^"), ("fourth", ":", "D"))
-"""Colour, dash and marker of each held-out text: no two differ by colour alone."""
+"""Colour, dash and marker of each held-out text, so that no two differ by colour alone."""
 
 PART_COLOURS = ("train", "first", "second", "third", "fourth", "raw")
 
 
 def css_variables() -> str:
-    """The two schemes as CSS; the system's choice decides."""
+    """The two schemes as CSS; the system's setting chooses."""
     return (
         f":root {{ {_declarations(LIGHT)} }}\n"
         f"@media (prefers-color-scheme: dark) {{ :root {{ {_declarations(DARK)} }} }}\n"

@@ -1,4 +1,4 @@
-"""The figures of a run, drawn by matplotlib without a display and without its global state.
+"""The figures of a run, drawn by matplotlib without a display and without changing its global state.
 
 Sizes are in CSS pixels (72 per inch here, so that a font size of 12 is 12 pixels of the page).
 """
@@ -15,7 +15,7 @@ from steep.core.public import public
 from steep.core.units import format_bytes, format_count
 from steep.reporting.curves import Curve, curve, downsample, smooth, smoothing_window
 from steep.reporting.palette import LIGHT, PART_COLOURS, TEXT_STYLES
-from steep.reporting.run_files import RunData, read_run
+from steep.reporting.run_files import RunFiles, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ STYLE: dict[str, Any] = {
 
 @contextmanager
 def report_style() -> Iterator[None]:
-    """The report's style whatever the user's matplotlibrc says, for drawing and for saving, which lays the figure out."""
+    """The report's style, whatever the user's matplotlibrc says; for drawing, and for saving, which does the layout."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -47,7 +47,7 @@ def report_style() -> Iterator[None]:
 
 @contextmanager
 def drawing(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of so many pixels with one pair of axes."""
+    """A figure of `width` x `height` pixels with one pair of axes."""
     from matplotlib.figure import Figure
 
     with report_style():
@@ -55,16 +55,14 @@ def drawing(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
-def loss_plot(run: RunData, width: int = 900, height: int = 380, max_points: int = 2000) -> Figure:
+def loss_plot(run: RunFiles, width: int = 900, height: int = 380, max_points: int = 2000) -> Figure:
     """Training loss, raw and smoothed, and the loss on each held-out text, all in nats per token."""
     with drawing(width, height) as (figure, axes):
         _draw_raw_and_smooth(axes, curve(run.train, "loss"), "training", max_points)
         for number, name in enumerate(run.text_names()):
             colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]
             scores = downsample(held_out_curve(run, name), max_points // 4)
-            every = max(
-                1, len(scores.steps) // 24
-            )  # markers tell the lines apart; one on each of 500 points hides them
+            every = max(1, len(scores.steps) // 24)  # a marker on each of 500 points would hide the line
             axes.plot(scores.steps, scores.values, dash, marker=marker, markevery=every, color=LIGHT[colour],
                       label=f"held-out {name}")  # fmt: skip
         _label(axes, "step", "nats per token")
@@ -77,7 +75,7 @@ def loss_plot(run: RunData, width: int = 900, height: int = 380, max_points: int
     return figure
 
 
-def held_out_curve(run: RunData, text: str) -> Curve:
+def held_out_curve(run: RunFiles, text: str) -> Curve:
     """Nats per token of one held-out text over the steps."""
     return curve((record for record in run.evaluate if str(record.get("text")) == text), "nats_per_token")
 
@@ -93,8 +91,8 @@ def _draw_raw_and_smooth(axes: Axes, points: Curve, label: str, max_points: int)
         axes.plot(soft.steps, soft.values, color=LIGHT["train"], label=f"mean of {window:,} steps")
 
 
-def metric_plot(run: RunData, name: str, label: str, width: int = 440, height: int = 240) -> Figure:
-    """One metric of the training lines over the steps, from zero up; noisy ones also smoothed."""
+def metric_plot(run: RunFiles, name: str, label: str, width: int = 440, height: int = 240) -> Figure:
+    """One metric of the training lines over the steps, on an axis from zero; noisy ones also smoothed."""
     points = curve(run.train, name)
     with drawing(width, height) as (figure, axes):
         if name == "learning_rate":
@@ -110,7 +108,7 @@ def metric_plot(run: RunData, name: str, label: str, width: int = 440, height: i
 
 
 def _label(axes: Axes, x: str, y: str) -> None:
-    """Axis names: below, and above the axis at its left end, where it reads without turning the head."""
+    """Name the axes: `x` below, `y` horizontally above the top left corner."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(x)
@@ -120,7 +118,7 @@ def _label(axes: Axes, x: str, y: str) -> None:
 
 
 def memory_parts(memory: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The parts of a memory plan in the order of the bar, without the total and without empty parts."""
+    """The parts of a memory plan in the order of the bar, without the total and parts of no size."""
     names = [*MEMORY_PARTS, *(name for name in memory if name not in MEMORY_PARTS and name != "total")]
     return [(name, memory[name]) for name in names if isinstance(memory.get(name), (int, float)) and memory[name] > 0]
 
@@ -132,11 +130,10 @@ def memory_plot(
     width: int = 900,
     labels: tuple[str, str] = ("predicted", "measured"),
 ) -> Figure:
-    """Memory as one bar of its parts, and below it what was measured as a whole.
+    """Memory as a bar of its parts, and below it a bar of the measured total.
 
     parts: bytes by name (weights, gradients, optimizer, activations, logits; any others follow; `total` is the sum).
-    measured_bytes: the second bar, if given. width: of the figure in pixels. labels: of the two bars; parts are a plan's unless
-    they say otherwise.
+    measured_bytes: the second bar, if given. width: of the figure in pixels. labels: of the two bars.
     """
     listed = memory_parts(parts)
     narrow = width < 600

@@ -1,4 +1,4 @@
-"""What a run directory says about its run, read without judging: files that are missing or unreadable are named."""
+"""The contents of a run directory. Files that are missing or unreadable are noted with the reason, never refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.files import read_json
+from steep.trackers.backends.jsonl import read_records
 
 Record = dict[str, Any]
 
@@ -15,8 +16,8 @@ FILES = ("config.yaml", "environment.json", "metrics.jsonl", "plan.json", "ledge
 
 
 @dataclass(frozen=True)
-class RunData:
-    """The contents of a run directory. Mappings are empty and lists are empty where their file is not there."""
+class RunFiles:
+    """The contents of a run directory. Mappings and lists are empty where their file is missing."""
 
     name: str
     config_text: str = ""
@@ -31,12 +32,12 @@ class RunData:
     """File name -> why nothing was read from it."""
 
     def text_names(self) -> list[str]:
-        """The held-out texts, in the order in which they were first scored."""
+        """The held-out texts, in the order of their first scores."""
         names = [*self.scores(), *(str(record.get("text")) for record in self.evaluate)]
         return list(dict.fromkeys(names))
 
     def scores(self) -> dict[str, dict[str, dict[str, float]]]:
-        """{text: {"before": {...}, "after": {...}}} from the summary, else the first and last lines of each text.
+        """{text: {"before": {...}, "after": {...}}} from the summary, else from the first and last line of each text.
 
         A text that was scored once has no "after".
         """
@@ -52,12 +53,12 @@ class RunData:
         return found
 
 
-def read_run(run_directory: str | Path) -> RunData:
-    """Read everything that the report shows."""
+def read_run(run_directory: str | Path) -> RunFiles:
+    """Read every file that the report shows."""
     directory, problems = Path(run_directory), dict[str, str]()
     read = {name: _read(directory / name, problems) for name in FILES}
     records: list[Record] = read["metrics.jsonl"] or []
-    return RunData(
+    return RunFiles(
         name=directory.resolve().name,
         config_text=read["config.yaml"] or "",
         environment=_mapping(read["environment.json"]),
@@ -72,7 +73,7 @@ def read_run(run_directory: str | Path) -> RunData:
 
 
 def latest(records: list[Record], kind: str, key: tuple[str, ...]) -> list[Record]:
-    """The records of one kind sorted by step; of those with the same key (a resumed run) the last one written."""
+    """The records of one kind, sorted by step; of several with the same key (a resumed run) the last one written."""
     chosen = {
         tuple(str(record.get(name)) for name in key): record
         for record in records
@@ -86,7 +87,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _read(path: Path, problems: dict[str, str]) -> Any:
-    """The content of one file, or None and a line in `problems`."""
+    """The content of one file, or None and a reason in `problems`."""
     try:
         return READERS.get(path.suffix, _read_text)(path)
     except FileNotFoundError:
@@ -101,8 +102,6 @@ def _read_text(path: Path) -> str:
 
 
 def _read_lines(path: Path) -> list[Record]:
-    from steep.trackers.backends.jsonl import read_records
-
     return list(read_records(path))
 
 

@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that lives inside an HTML page: scales with it, takes its colours and its font from it."""
+"""A matplotlib figure as inline SVG: it scales with the HTML page and takes its colours and font from it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def inline_svg(figure: Figure, name: str, title: str, description: str, css_class: str = "") -> str:
     """The figure as one <svg> element without width and height.
 
-    name: unique on the page; put before every id, because several figures share one page.
-    title, description: what a reader hears who does not see the picture.
-    Colours of the light palette become CSS variables; fonts become the page's own.
+    name: unique on the page; the prefix of every id, because several figures share one page.
+    title, description: what a screen reader says.
+    Colours of the light palette become CSS variables; fonts become the page's.
     """
     buffer = io.StringIO()
     with report_style():

@@ -1,8 +1,8 @@
 """The terminal: one line per step, a live bar below the lines, a small table per evaluation; all of it also in console.log.
 
-Plain text is the whole message: colour and the bar add nothing that is not in the lines, and neither is ever sent to
-something that is not a terminal. On a narrow terminal whole columns are left out, the least important first, so that a
-line is never broken in two. Text made by a model is cleaned of control characters before it is shown.
+The lines are plain text and complete: colour and the bar add nothing to them, and are only sent to a terminal. On a narrow
+terminal whole columns are left out, the least important first, so that no line wraps. Text written by a model is cleaned of
+control characters before it is shown.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from steep.core.progress import live_progress
 from steep.metrics import METRICS, MISSING, SourceTotals, show_count, show_perplexity
 from steep.trackers.backends.jsonl import FILE_NAME, read_records
 from steep.trackers.tracker import Record
@@ -22,17 +23,17 @@ from steep.trackers.tracker import Record
 LOG_NAME = "console.log"
 SEPARATOR = " | "
 WIDTH_OF_A_FILE = 160
-"""Columns where the output is no terminal and COLUMNS is not set: every column fits."""
+"""Characters per line where the output is not a terminal and COLUMNS is not set: everything fits."""
 
 NUMBER_WIDTHS = {"loss": 5, "grad_norm": 4, "learning_rate": 7, "tokens_per_second": 5, "tokens": 5, "mfu": 5,
                  "memory_bytes": 8, "data_wait_seconds": 5, "eta_seconds": 11}  # fmt: skip
-"""The columns after the step, left to right, and the characters of each number, so that they stand below each other."""
+"""The columns after the step, left to right, and the width of each number in characters, so that they are aligned."""
 
 LEAST_IMPORTANT_FIRST = ("data_wait_seconds", "mfu", "tokens", "forecast_loss", "memory_bytes", "learning_rate", "grad_norm",
                          "tokens_per_second", "eta_seconds")  # fmt: skip
 
 TEXT_WIDTH = 16
-"""Characters for the name of a held-out text, unless a text of the run has a longer one."""
+"""Characters for the name of a held-out text, unless one in the run is longer."""
 
 
 class Output:
@@ -67,24 +68,22 @@ class Output:
         except BrokenPipeError:
             if self._log is None:
                 raise
-            # A run of days does not end because the reader of its lines (head, a dead tee) has.
+            # A run of days does not end because whatever reads its output (head, a dead tee) has ended.
             discard(self.stream)
-            self._log.write("the reader of standard output is gone; the run goes on, and its lines are in this file\n")
+            self._log.write("standard output was closed; the run continues, and its output is in this file\n")
 
     def show_bar(self, completed: int, total: int) -> None:
-        """Draw or move the bar. Nothing happens where the stream is no terminal."""
+        """Draw or move the bar. Does nothing where the stream is not a terminal."""
         if not self.live:
             return
         if self._bar is None:
-            from steep.core.progress import live_progress
-
             self._bar = live_progress(self.stream, "steps")
             self._task = self._bar.add_task("training", total=total, completed=completed)
             self._bar.start()
         self._bar.update(self._task, total=total, completed=completed)
 
     def close(self) -> None:
-        """Take the bar away and close the log. Lines can still be written to the stream."""
+        """Remove the bar and close the log. Lines can still be written to the stream."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -109,11 +108,11 @@ class ConsoleTracker:
 
     @property
     def width(self) -> int:
-        """Columns of a line: as configured, else of the terminal as it is now, which its owner may have resized."""
+        """Characters per line: as configured, else of the terminal, which may have been resized."""
         return self._width or shutil.get_terminal_size((80 if self.output.terminal else WIDTH_OF_A_FILE, 24)).columns
 
     def start(self, run_directory: Path, config: Mapping[str, Any]) -> None:
-        """Open console.log; a resumed run takes the scores of its start from the metrics.jsonl that is there."""
+        """Open console.log; a resumed run reads the scores of its start from its metrics.jsonl."""
         run_directory = Path(run_directory)
         run_directory.mkdir(parents=True, exist_ok=True)
         self.output.open_log(run_directory / LOG_NAME)
@@ -122,12 +121,12 @@ class ConsoleTracker:
         self._text_width = max([TEXT_WIDTH, *map(len, texts)])
 
     def expect_steps(self, total_steps: int, completed_steps: int = 0) -> None:
-        """Say how long the run is, and how much of it an earlier process has done: the bar appears."""
+        """Set the length of the run and how much of it earlier processes have done; shows the bar."""
         self.total_steps = total_steps
         self.output.show_bar(completed_steps, total_steps)
 
     def line(self, text: str = "") -> None:
-        """Print a line, or several, that is no record."""
+        """Print one or more lines that are not a record."""
         self._table_step = None
         self.output.line(text)
 
@@ -171,13 +170,13 @@ class ConsoleTracker:
             self._start_scores.setdefault(name, score)
 
     def _show_sources(self, stop_step: int) -> None:
-        """The training loss of each source since the last such line, where a run has several: at evaluations and at the end."""
+        """The training loss of each source since the last such line, where a run has several; at evaluations and at the end."""
         if self._sources.means():
             self.output.line(source_line(self._sources, range(self._sources_from, stop_step)))
             self._sources = SourceTotals()
 
     def close(self) -> None:
-        """Take the bar away and close console.log."""
+        """Remove the bar and close console.log."""
         self.output.close()
 
 
@@ -189,14 +188,14 @@ def build(
 ) -> ConsoleTracker:
     """The console, with the fields of ConsoleConfig. `stream` is standard output by default.
 
-    `bar` on something that is no terminal prints plain lines all the same: control codes would spoil a file.
+    Where the stream is not a terminal, `bar` prints plain lines too: control codes would spoil a file.
     """
     output = Output(stream or sys.stdout, bar=progress != "plain")
     return ConsoleTracker(output, width, log_every_steps)
 
 
 def discard(stream: TextIO) -> None:
-    """Let everything that is still written to `stream`, a file or pipe, go nowhere."""
+    """Discard everything that is written to `stream`, a file or pipe, from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
@@ -208,7 +207,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def train_line(record: Record, total_steps: int | None, width: int) -> str:
-    """`step 12/40 | loss 2.913 | …` in at most `width` columns; columns go missing before characters do.
+    """`step 12/40 | loss 2.913 | …` in at most `width` characters; whole columns are left out where it would be longer.
 
     The step and the loss always stay. Metrics that the record does not have are shown as missing.
     """
@@ -225,7 +224,7 @@ def train_line(record: Record, total_steps: int | None, width: int) -> str:
 
 
 def forecast_cell(record: Record) -> str:
-    """`ends at 2.701 (2.651 to 2.761)`: the mean loss expected of the run's last steps, and its 90 % band."""
+    """`ends at 2.701 (2.651 to 2.761)`: the expected mean loss of the run's last steps, and its 90 % band."""
     low, high = (METRICS["loss"].number(record[name]) for name in ("forecast_low", "forecast_high"))
     return f"{METRICS['forecast_loss'].show(record['forecast_loss'])} ({low} to {high})"
 
@@ -242,11 +241,11 @@ def source_line(totals: SourceTotals, steps: range) -> str:
 def evaluation_header(step: int | None, text_width: int = TEXT_WIDTH) -> str:
     """The first line of an evaluation table."""
     title = "held-out text" if step is None else f"held-out at {step}"
-    return f"  {title:<{text_width}} {'bits/byte':>9}  {'perplexity':>10}  change against the start"
+    return f"  {title:<{text_width}} {'bits/byte':>9}  {'perplexity':>10}  change from the start"
 
 
 def evaluation_row(record: Record, score_at_start: float | None, text_width: int = TEXT_WIDTH) -> str:
-    """One text of an evaluation table; the change is in bits per byte, and in percent of the start."""
+    """One text of an evaluation table; the change is in bits per byte and in percent."""
     score, perplexity = record.get("bits_per_byte"), record.get("perplexity")
     shown = MISSING if score is None else f"{score:.4f}"
     change = "" if score is None or score_at_start is None else show_change(score, score_at_start)
@@ -263,7 +262,7 @@ def show_change(score: float, score_at_start: float) -> str:
 
 
 def sample_text(record: Record, width: int) -> str:
-    """A prompt and its continuation, wrapped to the width, each line marked as a quotation."""
+    """A prompt and its continuation, wrapped to the width, each line quoted with `>`."""
     words = clean_text(f"{record.get('prompt', '')}{record.get('text', '')}")
     quoted = [
         line
@@ -287,7 +286,7 @@ def scores_at_start(path: Path) -> dict[str, float]:
 
 
 def clean_text(text: str) -> str:
-    """The text with control characters made visible, so that what a model wrote cannot steer the terminal."""
+    """The text with control characters made visible, so that a model's text cannot control the terminal."""
     return "".join(char if char == "\n" or char.isprintable() else _visible(char) for char in text)
 
 
@@ -296,6 +295,6 @@ def _visible(char: str) -> str:
 
 
 def encodable(text: str, stream: TextIO) -> str:
-    """The text with a question mark for what the stream's encoding (ASCII in some containers) does not have."""
+    """The text with a question mark for every character that the stream's encoding (ASCII in some containers) lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)

@@ -1,7 +1,7 @@
 """metrics.jsonl: one JSON object per line, for programs.
 
-Lines are appended whole and reach the operating system at once, so a killed process loses no line; a killed machine
-loses at most what was written since the last checkpoint, which `flush` makes durable.
+Each line is appended whole and handed to the operating system at once, so a killed process loses no line. If the machine
+fails, at most the lines since the last checkpoint are lost: `flush` makes them durable then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class JsonlTracker:
         self._file: TextIO | None = None
 
     def start(self, run_directory: Path, config: Mapping[str, Any]) -> None:
-        """Open the file for appending; a line that a killed process left half written is cut off first."""
+        """Open the file for appending, after cutting off a line that a killed process left half written."""
         path = Path(run_directory) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -38,7 +38,7 @@ class JsonlTracker:
         self._file = open(path, "a", encoding="utf-8", newline="\n", buffering=1)  # noqa: SIM115
 
     def rewind(self, step: int) -> None:
-        """Drop what a run that goes on after `step` updates will write again: see `truncate_after`."""
+        """Drop what a run that continues after `step` updates will write again; see `truncate_after`."""
         if self._file is not None:
             self.close()
             truncate_after(self._path, step)
@@ -65,17 +65,17 @@ class JsonlTracker:
 
 
 def build() -> JsonlTracker:
-    """The tracker that is always used besides the console."""
+    """The tracker that is always used, as the console is."""
     return JsonlTracker()
 
 
 def record_line(record: Record) -> str:
-    """One record as its line, newline included."""
+    """One record as a line, newline included."""
     return json.dumps(_finite(dict(record)), ensure_ascii=False, separators=(", ", ": "), allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    """The value with None for floats that JSON cannot hold, and lone surrogates (which UTF-8 cannot hold) replaced."""
+    """The value with None for floats that JSON cannot represent, and lone surrogates (which UTF-8 cannot) replaced."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
@@ -86,7 +86,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl in order. Lines that are not JSON objects (cut by a kill) are passed over."""
+    """The records of a metrics.jsonl in order. Lines that are not JSON objects (cut by a kill) are skipped."""
     with open(path, "rb") as file:
         for line in file:
             record = _parse(line)
@@ -103,11 +103,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def truncate_after(path: str | os.PathLike[str], step: int) -> int:
-    """Drop what a run resumed from a checkpoint with `step` finished updates will write again; the number of lines dropped.
+    """Drop what a run resumed from a checkpoint after `step` updates will write again; returns the number of lines dropped.
 
-    Training lines stay below `step`; held-out scores and samples stay up to and including `step`, whose weights the
-    checkpoint holds; events stay, because they tell what happened to the process. Half-written lines go. The file is
-    replaced atomically, and not touched where nothing is to be dropped. A missing file is left missing.
+    Training lines below `step` are kept, and held-out scores and samples up to and including `step`, whose weights the
+    checkpoint holds. Events are kept, because they say what happened to the process. Half-written lines are dropped. The file is
+    replaced atomically, and not touched where there is nothing to drop. A missing file stays missing.
     """
     path = Path(path)
     if not path.exists():
@@ -135,7 +135,7 @@ def _is_kept(line: bytes, step: int) -> bool:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Shorten the file to its last newline: only a killed process leaves text after it."""
+    """Truncate the file after its last newline: only a killed process leaves text after it."""
     with open(path, "r+b") as file:
         end = size = file.seek(0, os.SEEK_END)
         while end > 0:

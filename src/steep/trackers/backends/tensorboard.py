@@ -24,7 +24,7 @@ class TensorBoardTracker:
         self._writer: Any = None
 
     def start(self, run_directory: Path, config: Mapping[str, Any]) -> None:
-        """Open a new event file; TensorBoard joins it to those of earlier starts of the same run."""
+        """Open a new event file; TensorBoard joins it with those of earlier starts of the same run."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(Path(run_directory) / self._directory), flush_secs=self._flush_seconds)
@@ -52,7 +52,7 @@ class TensorBoardTracker:
                 self._writer.add_scalar(f"{tag}/{name}", value, record.get("step"))
 
     def _sample(self, record: Record) -> None:
-        """As a block of preformatted Markdown, which TensorBoard shows as it is."""
+        """Write the sample as a preformatted Markdown block, which TensorBoard shows unchanged."""
         text = storable_text(f"{record.get('prompt')}{record.get('text')}")
         block = "\n".join(f"    {line}" for line in text.splitlines())
         self._writer.add_text(storable_text(f"sample/{record.get('prompt')}"), block, record.get("step"))
