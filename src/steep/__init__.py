@@ -14,20 +14,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from steep.api import (
-        average,
-        blend,
-        evaluate,
-        evaluate_tasks,
-        export,
-        generate,
-        lr_find,
-        restore_instruct,
-        train,
-    )
+    from steep.api import lr_find, train
     from steep.estimate.fit import plan_fit
     from steep.estimate.run_plan import plan
+    from steep.evaluation.evaluate_model import evaluate
+    from steep.evaluation.generate import generate
+    from steep.evaluation.harness import evaluate_tasks
+    from steep.exporters.run import export
     from steep.inspection import inspect
+    from steep.merge.average import average
+    from steep.merge.blend import blend
+    from steep.merge.restore_instruct import restore_instruct
     from steep.reporting.page import report
     from steep.reporting.plots import memory_plot
     from steep.store.prepare_text import prepare
@@ -56,12 +53,12 @@ __all__ = [
 ]
 
 MODULES = {
-    "average": "steep.api",
-    "blend": "steep.api",
-    "evaluate": "steep.api",
-    "evaluate_tasks": "steep.api",
-    "export": "steep.api",
-    "generate": "steep.api",
+    "average": "steep.merge.average",
+    "blend": "steep.merge.blend",
+    "evaluate": "steep.evaluation.evaluate_model",
+    "evaluate_tasks": "steep.evaluation.harness",
+    "export": "steep.exporters.run",
+    "generate": "steep.evaluation.generate",
     "inspect": "steep.inspection",
     "lr_find": "steep.api",
     "memory_plot": "steep.reporting.plots",
@@ -69,7 +66,7 @@ MODULES = {
     "plan_fit": "steep.estimate.fit",
     "prepare": "steep.store.prepare_text",
     "report": "steep.reporting.page",
-    "restore_instruct": "steep.api",
+    "restore_instruct": "steep.merge.restore_instruct",
     "tokenizer_extend": "steep.tokenizer.extend",
     "tokenizer_fertility": "steep.tokenizer.fertility",
     "train": "steep.api",

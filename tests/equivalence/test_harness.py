@@ -13,7 +13,7 @@ import torch
 
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, MissingExtraError
-from steep.evaluation.harness import evaluate_on_tasks, find_tasks
+from steep.evaluation.harness import evaluate_tasks, find_tasks
 from steep.training.loop import train
 from support import run_mapping, steep
 
@@ -88,7 +88,7 @@ def test_a_task_on_disk_gives_what_transformers_gives(run: Path, tasks: Path, tm
 
 def test_limit_against_and_the_table(run: Path, tasks: Path) -> None:
     folder = next(run.glob("checkpoints/*step_18/model/consolidated"))
-    result = evaluate_on_tasks(str(run), ["key*"], folder=tasks, limit=3, against=str(folder), precision="fp32")
+    result = evaluate_tasks(str(run), ["key*"], folder=tasks, limit=3, against=str(folder), precision="fp32")
     assert result.to_mapping()["n-samples"]["keywords"]["effective"] == 3
     assert result.to_mapping()["against_results"]["keywords"]["acc,none"] in (0.0, *(n / 3 for n in (1, 2, 3)))
     text = result.to_text()
@@ -104,7 +104,7 @@ def silent(text: str) -> None:
 @pytest.mark.slow
 def test_an_unknown_task_is_an_error_before_a_model_is_loaded(tasks: Path) -> None:
     with pytest.raises(ConfigError, match="no task keywordz.*Similar: keywords"):
-        evaluate_on_tasks("nowhere", "keywordz", folder=tasks, say=silent)
+        evaluate_tasks("nowhere", "keywordz", folder=tasks, say=silent)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Optional
 
 import typer
 
+import steep
 from steep.cli.options import refuse_overrides
 
 
@@ -22,6 +23,4 @@ def command(
 ) -> None:
     """Average the last checkpoints of a run, or models of one architecture, and score the result beside the newest."""
     refuse_overrides(context)
-    from steep.api import average
-
-    typer.echo(str(average(models, last=last, weights=weights, texts=text, out=out, score=not no_score)))
+    typer.echo(str(steep.average(models, last=last, weights=weights, texts=text, out=out, score=not no_score)))

@@ -6,6 +6,7 @@ from typing import Optional
 
 import typer
 
+import steep
 from steep.cli.options import MODEL, refuse_overrides
 from steep.core.errors import ConfigError
 
@@ -32,9 +33,7 @@ def command(
     refuse_overrides(context)
     if alphas is not None and points is not None:
         raise ConfigError("give --alphas or --points, not both")
-    from steep.api import blend
-
-    result = blend(model, texts, base=base, alphas=_alphas(alphas, points), cap=cap, tokens=tokens, out=out)
+    result = steep.blend(model, texts, base=base, alphas=_alphas(alphas, points), cap=cap, tokens=tokens, out=out)
     typer.echo(str(result))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json as json_module
 from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
+import steep
 from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, refuse_overrides
 from steep.core.errors import ConfigError
 
@@ -45,14 +47,9 @@ def command(
     refuse_overrides(context)
     _check_harness(harness, {"--harness-path": harness_path, "--limit": limit}, {
         "texts": texts, "--tokens": tokens, "--sequence-length": sequence_length, "--text-key": text_key})  # fmt: skip
-    from steep.runtime.tuning import tune_process
-
-    tune_process()
-    from steep.api import evaluate, evaluate_tasks
-
     result: Evaluation | HarnessResult
     if harness is not None:
-        result = evaluate_tasks(
+        result = steep.evaluate_tasks(
             model,
             harness,
             folder=harness_path,
@@ -64,7 +61,7 @@ def command(
             allow_code=not no_code,
         )
     else:
-        result = evaluate(
+        result = steep.evaluate(
             model,
             texts,
             against=against,
@@ -77,8 +74,6 @@ def command(
             allow_code=not no_code,
         )
     if json:
-        import json as json_module
-
         typer.echo(json_module.dumps(result.to_mapping(), indent=2))
     else:
         typer.echo(result.to_text())
@@ -89,4 +84,4 @@ def _check_harness(harness: str | None, of_harness: dict[str, Any], of_texts: di
     useless = [name for name, value in (of_harness if harness is None else of_texts).items() if value]
     if useless:
         what = "needs --harness TASKS" if harness is None else "is for texts and does nothing to lm-eval's tasks"
-        raise ConfigError(f"evaluate: {', '.join(useless)} {what}; leave it away, or run the command twice")
+        raise ConfigError(f"evaluate: {', '.join(useless)} {what}; leave it out, or run the command twice")

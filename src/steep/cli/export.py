@@ -7,6 +7,7 @@ from typing import Optional
 
 import typer
 
+import steep
 from steep.cli.options import MODEL, NO_CODE, refuse_overrides
 
 
@@ -35,9 +36,7 @@ def command(
 ) -> None:
     """Write a trained model for other programs, and verify it by loading it there."""
     refuse_overrides(context)
-    from steep.api import export
-
-    result = export(
+    result = steep.export(
         run,
         to=to,
         out=out,

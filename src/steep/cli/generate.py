@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Optional
+from typing import Optional
 
 import typer
 
+import steep
 from steep.cli.options import DEVICE, MODEL, NO_CODE, refuse_overrides
+from steep.cli.wrap import Wrapped
+from steep.core.errors import ConfigError
 
 
 def command(
@@ -27,18 +30,10 @@ def command(
 ) -> None:
     """Continue a prompt, streamed as it is written. Greedy unless a sampling option is given."""
     refuse_overrides(context)
-    from steep.core.errors import ConfigError
-    from steep.runtime.tuning import tune_process
-
-    tune_process()
-    from steep.api import generate
-    from steep.cli.wrap import Wrapped
-
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("--prompt: the prompt is empty; give some text to continue")
-    sampling = sampling_options(temperature, top_k, top_p, repetition_penalty)
-    from steep.evaluation.loaded_model import base_model_reference, model_reference
+    from steep.evaluation.loaded_model import base_model_reference, model_reference  # pydantic is heavy
 
     references = [("", model_reference(model))]
     if before:
@@ -47,26 +42,17 @@ def command(
         if title:
             typer.echo(title)
         with Wrapped(sys.stdout, first=text) as out:
-            generate(
+            steep.generate(
                 reference,
                 text,
                 max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                repetition_penalty=repetition_penalty,
                 device=device,
                 precision=precision,
                 seed=seed,
                 emit=out.write,
                 allow_code=not no_code,
-                **sampling,
             )
-
-
-def sampling_options(
-    temperature: Optional[float], top_k: Optional[int], top_p: Optional[float], repetition_penalty: Optional[float]
-) -> dict[str, Any]:
-    """Options for transformers' `generate`: greedy unless one that samples is given."""
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if options.get("temperature") == 0:
-        del options["temperature"]
-        return {**options, "do_sample": False}
-    return {**options, "do_sample": any(name in options for name in ("temperature", "top_k", "top_p"))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+import steep
 from steep.cli.options import MODEL, refuse_overrides
 
 
@@ -17,6 +18,4 @@ def command(
 ) -> None:
     """Write trained + scale x (instruct - base), with the instruct model's tokenizer and chat template."""
     refuse_overrides(context)
-    from steep.api import restore_instruct
-
-    typer.echo(str(restore_instruct(trained, base=base, instruct=instruct, out=out, scale=scale)))
+    typer.echo(str(steep.restore_instruct(trained, base=base, instruct=instruct, out=out, scale=scale)))

@@ -14,6 +14,7 @@ import numpy as np
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_bar
+from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.core.table import text_table
 from steep.core.units import parse_count
@@ -29,6 +30,7 @@ from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, con
 from steep.evaluation.held_out import HeldOutText, Score, first_documents, score_text
 from steep.evaluation.loaded_model import (
     LoadedModel,
+    Reference,
     base_model_reference,
     config_of_run,
     model_reference,
@@ -98,11 +100,12 @@ def _change(score: Score, other: Score) -> str:
     return f"{100 * (score.bits_per_byte / other.bits_per_byte - 1):+.2f} %"
 
 
-def evaluate_model(
-    model: str,
+@public
+def evaluate(
+    model: Reference,
     texts: Mapping[str, str] | Sequence[str] | None = None,
     *,
-    against: str | None = None,
+    against: Reference | None = None,
     tokens: int | str | None = None,
     batch_size: int = 8,
     sequence_length: int | None = None,
@@ -112,7 +115,16 @@ def evaluate_model(
     allow_code: bool = True,
     say: Say = tell,
 ) -> Evaluation:
-    """Score `model` on `texts`, and `against` (a reference, or `base`) on the same documents. See `steep.evaluate`."""
+    """Score a model on texts: nats per token, perplexity, bits per byte.
+
+    model: a run, checkpoint, folder, hub id or .gguf file. texts: paths, or a mapping from names to paths; default: the
+    validation texts of the run. against: another model, or `base`, which the run started from; it is scored on the same
+    documents. tokens: at most this many of each text; default the run's, else 200k. batch_size: sequences per forward pass; does
+    not change the score. sequence_length: default the run's, else 1,024 or what the model can take. device: auto, cpu, cuda or
+    cuda:1. precision: auto, fp32, mixed_bf16 or bf16. text_key: JSONL field or Parquet column of the text. allow_code: whether
+    `_target_` may run code outside steep, torch and transformers. say: called with each remark.
+    """
+    model = os.fspath(model)
     named = _named_texts(texts, text_key)
     run = run_of(model)
     if not named and run is None:

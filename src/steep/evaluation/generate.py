@@ -6,13 +6,18 @@ sampled here without a key-value cache, which costs a full forward pass per toke
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from steep.core.errors import ModelError
+from steep.core.public import public, refuse_unknown
+from steep.evaluation.loaded_model import ModelReference, Reference, model_reference, open_model
 from steep.models.layers import compute_device, evaluating
+from steep.runtime.device import autocast
+from steep.runtime.seed import seed_everything
 
 
 class TextCodec(Protocol):
@@ -67,6 +72,60 @@ class TextStream:
         text = self._decode(self._ids)
         if len(text) > self._shown:
             self._emit(text[self._shown :])
+
+
+@public
+def generate(
+    model: Reference | ModelReference, prompt: str, *, max_new_tokens: int = 128, do_sample: bool | None = None,
+    temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+    repetition_penalty: float | None = None, seed: int | None = None, device: str = "auto", precision: str = "auto",
+    emit: Callable[[str], None] = lambda text: None, allow_code: bool = True, **sampling: Any,
+) -> str:  # fmt: skip
+    """The continuation of a prompt, without the prompt.
+
+    model: as for `steep.evaluate`, or what `base_model_reference` of `steep.evaluation.loaded_model` gives. max_new_tokens: at
+    most this many, and no more than the model's positions leave room for. do_sample: sample, or take the likeliest token; default:
+    sample if temperature (above 0), top_k or top_p is given. repetition_penalty: above 1, repeat less. sampling: other options
+    of transformers' `generate`. seed: makes sampling repeatable. device, precision, allow_code: as for `steep.evaluate`. emit:
+    called with each new piece of text.
+    """
+    named = inspect.signature(generate).parameters
+    refuse_unknown("generate", sampling, [*(name for name in named if name != "sampling"), *_transformers_options()])
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
+    reference = model if isinstance(model, ModelReference) else model_reference(model)
+    with open_model(reference, device=device, precision=precision, allow_code=allow_code) as loaded:
+        if seed is not None:
+            seed_everything(seed)
+        with autocast(loaded.runner.device, loaded.runner.precision):
+            return generate_text(
+                loaded.model,
+                loaded.tokenizer,
+                prompt,
+                max_new_tokens=max_new_tokens,
+                emit=emit,
+                **sampling_options(do_sample, **options),
+                **sampling,
+            )
+
+
+def sampling_options(
+    do_sample: bool | None = None, *, temperature: float | None = None, **others: float | None
+) -> dict[str, Any]:
+    """Options for transformers' `generate`. Temperature 0 is greedy, and so is a call without temperature, top_k and top_p."""
+    options: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
+    if temperature == 0:
+        return {**options, "do_sample": False}
+    if temperature is not None:
+        options["temperature"] = temperature
+    samples = any(name in options for name in ("temperature", "top_k", "top_p"))
+    return {**options, "do_sample": samples if do_sample is None else do_sample}
+
+
+def _transformers_options() -> set[str]:
+    from transformers import GenerationConfig, GenerationMixin
+
+    parameters = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "inputs", "kwargs"}
+    return parameters | {name for name in vars(GenerationConfig()) if not name.startswith("_")}
 
 
 def generate_text(

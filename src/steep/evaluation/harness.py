@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ConfigError, DataError, MissingExtraError, ModelError
+from steep.core.public import public
 from steep.core.say import Say, tell
-from steep.evaluation.loaded_model import LoadedModel, base_model_reference, model_reference, open_model
+from steep.evaluation.loaded_model import LoadedModel, Reference, base_model_reference, model_reference, open_model
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 """The parts of lm-eval's results that are kept; the rest describes the machine."""
@@ -67,20 +69,28 @@ def _table(model: str, results: dict[str, Any]) -> str:
     return "\n".join([model, *(table.rstrip() for table in tables)])
 
 
-def evaluate_on_tasks(
-    model: str,
+@public
+def evaluate_tasks(
+    model: Reference,
     tasks: str | Sequence[str],
     *,
-    folder: str | Path | None = None,
+    folder: str | os.PathLike[str] | None = None,
     limit: int | None = None,
-    against: str | None = None,
+    against: Reference | None = None,
     batch_size: int = 8,
     device: str = "auto",
     precision: str = "auto",
     allow_code: bool = True,
     say: Say = tell,
 ) -> HarnessResult:
-    """Run lm-eval's `tasks` on `model`, and on `against`. See `steep.evaluate_tasks`."""
+    """Run tasks of lm-eval on a model (extra `eval`).
+
+    model, against, batch_size, device, precision, allow_code, say: as for `steep.evaluate`. tasks: names, also joined by commas
+    or with `*`. folder: of task files (.yaml), which may hold code; without it lm-eval's own tasks, most of which fetch data from
+    the hub. limit: documents of each task; default all. Raises MissingExtraError without lm-eval, ConfigError for a task that is
+    not there, DataError for data that is not.
+    """
+    model = os.fspath(model)
     manager, names = find_tasks(tasks, folder, allow_code, say)
     other = None if against is None else base_model_reference(model) if against == "base" else model_reference(against)
     answers = []
@@ -99,7 +109,7 @@ def evaluate_on_tasks(
 
 
 def find_tasks(
-    tasks: str | Sequence[str], folder: str | Path | None, allow_code: bool, say: Say
+    tasks: str | Sequence[str], folder: str | os.PathLike[str] | None, allow_code: bool, say: Say
 ) -> tuple[Any, list[str]]:
     """lm-eval's TaskManager and the names of the tasks, `*` expanded. Its own list is read only if the folder lacks a task.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.say import Say, tell
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from steep.config.run import RunConfig
     from steep.models.runner import ModelRunner
     from steep.tokenizer.encode import TextTokenizer
+
+Reference = Union[str, os.PathLike[str]]
+"""A run, checkpoint, model folder, hub id or .gguf file."""
 
 
 @dataclass(frozen=True)

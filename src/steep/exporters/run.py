@@ -10,9 +10,10 @@ from pathlib import Path
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
+from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.evaluation.held_out_ids import held_out_ids
-from steep.evaluation.loaded_model import LoadedModel, model_reference, open_model
+from steep.evaluation.loaded_model import LoadedModel, Reference, model_reference, open_model
 from steep.exporters.format import ExportFormat, ExportTask, Options, dtype_name, load_format
 from steep.exporters.model_card import model_card
 from steep.exporters.parity import GREEDY_TOKENS, Questions, answer
@@ -39,8 +40,9 @@ MOST_TOKENS = 384
 PROMPT_TOKENS = 12
 
 
-def export_model(
-    reference: str,
+@public
+def export(
+    run: Reference,
     *,
     to: str = "hf",
     out: str | os.PathLike[str] | None = None,
@@ -53,9 +55,18 @@ def export_model(
     allow_code: bool = True,
     say: Say = tell,
 ) -> ExportResult:
-    """Export `reference`. See `steep.export`."""
+    """Write a trained model in the format that another program serves, and verify it with that program.
+
+    run: a run, checkpoint or model. to: `hf`, a folder for transformers and vLLM; `gguf`, a file for llama.cpp; `ollama`, that
+    and a Modelfile; `adapter`, in peft's layout. out: a folder, default `<run>/export/<to>`. dtype: float32, bfloat16 (default)
+    or float16, and q8_0 for gguf and ollama. quantize: nf4, int8 or torchao_int8, for hf. max_shard_size: of a weight file.
+    tokenizer_pre: llama.cpp's name of the rule that splits text, where it is not found. verify_with: a Python interpreter that
+    has llama-cpp-python. overwrite: replace an export that is there. allow_code: whether `_target_` may run code outside steep,
+    torch and transformers. say: called with each remark. Raises ModelError, with the numbers, if the exported model is not the
+    trained one.
+    """
     options = Options(dtype, quantize, max_shard_size, tokenizer_pre, verify_with)
-    with open_task(reference, to, options, allow_code=allow_code, say=say) as (exporter, task):
+    with open_task(os.fspath(run), to, options, allow_code=allow_code, say=say) as (exporter, task):
         folder = Path(out) if out is not None else _default_folder(task.loaded, to, quantize)
         check_replaceable(folder, overwrite, exporter.ENDINGS)
         ask_trained(task)

@@ -6,14 +6,16 @@ that lie far apart (another learning rate, another basin) average to a worse mod
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from steep.core.errors import ConfigError
+from steep.core.public import public
 from steep.core.say import Say, tell
-from steep.evaluation.evaluate_model import Evaluation, evaluate_model
-from steep.evaluation.loaded_model import run_of
+from steep.evaluation.evaluate_model import Evaluation, evaluate
+from steep.evaluation.loaded_model import Reference, run_of
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, MergedAdapter, combine, open_weights, require_free, write_model
@@ -33,17 +35,24 @@ class AverageResult:
         return "\n".join([f"average of {len(parts)} models, verified by transformers: {self.path}", *parts, *scores])
 
 
-def average_models(
-    references: Sequence[str],
+@public
+def average(
+    models: Reference | Sequence[Reference],
     *,
     last: int = 5,
     weights: str = "uniform",
-    out: str | None = None,
     texts: Mapping[str, str] | Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     score: bool = True,
     say: Say = tell,
 ) -> AverageResult:
-    """Average the `last` checkpoints of one run, or the models named, oldest first. See `steep.average`."""
+    """The mean of a run's `last` checkpoints, or of several models (oldest first), in fp32, written and verified.
+
+    models: a run, or the models. weights: `uniform`, `ema:0.9`, or `ema` for the moving average that train.ema_decay kept. score:
+    also score it beside the newest one, on `texts`, as for `steep.evaluate`. out: default `<run>/average/last_<N>`. say: called
+    with each remark. Raises ConfigError if the run keeps fewer checkpoints, ModelError for models that differ in names or shapes.
+    """
+    references = [os.fspath(model) for model in ([models] if isinstance(models, (str, os.PathLike)) else models)]
     if weights == "ema":
         return _running_average(references, out, texts, score, say)
     parts = list(references) if len(references) > 1 else last_checkpoints(references[0], last)
@@ -65,11 +74,15 @@ def average_models(
     if score and not texts and run_of(folder) is None:
         say("not scored: the average lies in no run directory and no text was named")
         score = False
-    return AverageResult(folder, made, evaluate_model(str(folder), texts, against=parts[-1]) if score else None)
+    return AverageResult(folder, made, evaluate(str(folder), texts, against=parts[-1]) if score else None)
 
 
 def _running_average(
-    references: Sequence[str], out: str | None, texts: Mapping[str, str] | Sequence[str] | None, score: bool, say: Say
+    references: Sequence[str],
+    out: str | os.PathLike[str] | None,
+    texts: Mapping[str, str] | Sequence[str] | None,
+    score: bool,
+    say: Say,
 ) -> AverageResult:
     """The moving average that a run kept in training (train.ema_decay), from its newest checkpoint."""
     from steep.checkpoint.load import find_checkpoint, open_checkpoint
@@ -95,7 +108,7 @@ def _running_average(
     tensors = {name: whole[name].to(tensor.dtype) if name in whole else tensor for name, tensor in newest.items()}
     card = merge_card(folder.name, [f"moving average of the weights in training, at `{path.name}`"])
     write_model(tensors, newest.folder, folder, card, finish=lambda made: _check(made, tensors, newest.folder))
-    evaluation = evaluate_model(str(folder), texts, against=str(path)) if score else None
+    evaluation = evaluate(str(folder), texts, against=str(path)) if score else None
     return AverageResult(folder, {f"the moving average at {path.name}": 1.0}, evaluation)
 
 

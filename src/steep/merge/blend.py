@@ -6,6 +6,7 @@ too good; score it once more on text that was not used.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steep.core.errors import ConfigError
+from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.core.table import text_table
-from steep.evaluation.evaluate_model import evaluate_model
+from steep.evaluation.evaluate_model import evaluate
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
-from steep.evaluation.loaded_model import base_model_reference, config_of_run, run_of
+from steep.evaluation.loaded_model import Reference, base_model_reference, config_of_run, run_of
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model
@@ -51,18 +53,28 @@ class BlendResult:
         return "\n".join([*text_table(rows, left=0), self.reason, f"verified by transformers: {self.path}"])
 
 
-def blend_models(
-    trained: str,
-    *,
-    base: str | None = None,
-    alphas: Sequence[float] = ALPHAS,
-    cap: float | None = None,
-    out: str | None = None,
+@public
+def blend(
+    model: Reference,
     texts: Mapping[str, str] | Sequence[str] | None = None,
+    *,
+    base: Reference | None = None,
+    alphas: Sequence[float] | None = None,
+    cap: float | None = None,
     tokens: int | str | None = None,
+    out: str | os.PathLike[str] | None = None,
     say: Say = tell,
 ) -> BlendResult:
-    """Sweep alpha and write the best blend. See `steep.blend`."""
+    """Weights between the base and the trained model, each blend scored, the best one under the cap written and verified.
+
+    model: the trained one. texts, tokens: as for `steep.evaluate`; default the run's validation texts. base: default, what the
+    run started from. alphas: 0 is the base, 1 the trained model, both bit for bit; default 0, 0.25, 0.5, 0.75, 1. cap: what each
+    general text may lose, as a share of the base's bits per byte; default the run's evaluate.forgetting_cap. Roles are those of
+    the forgetting report. out: default `<run>/blend/best`. say: called with each remark. Raises ModelError for models that differ
+    in names or shapes.
+    """
+    trained = os.fspath(model)
+    alphas = ALPHAS if alphas is None else alphas
     run = run_of(trained)
     if run is None and (out is None or not texts):
         raise ConfigError(f"{trained} is in no run directory: name --base, --out and at least one text")
@@ -91,9 +103,9 @@ def blend_models(
     return BlendResult(folder, chosen.alpha, points, reason)
 
 
-def _open_base(trained: str, base: str | None, say: Say) -> Weights:
+def _open_base(trained: str, base: Reference | None, say: Say) -> Weights:
     if base is not None:
-        return open_weights(base, say)
+        return open_weights(os.fspath(base), say)
     origin = base_model_reference(trained)
     return open_weights(origin.reference, say, getattr(origin.model, "revision", None))
 
@@ -115,7 +127,7 @@ def _score(
         tensors = combine([start, end], [1 - alpha, alpha])
         model = write_model(tensors, end.folder, scratch / "model", "")
         del tensors
-        scores = evaluate_model(str(model), texts, tokens=tokens, say=say).scores
+        scores = evaluate(str(model), texts, tokens=tokens, say=say).scores
     finally:
         shutil.rmtree(scratch)
     bits = {score.text: score.bits_per_byte for score in scores}

@@ -6,12 +6,15 @@ it fits less the further training went.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ConfigError, ModelError
+from steep.core.public import public
 from steep.core.say import Say, tell
+from steep.evaluation.loaded_model import Reference
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, combine, open_weights, require_free, write_model
@@ -29,11 +32,23 @@ class RestoreResult:
         return f"trained + {self.scale:g} x (instruct - base), verified by transformers: {self.path}"
 
 
-def restore_instruct_model(
-    trained: str, *, base: str, instruct: str, out: str, scale: float = 1.0, say: Say = tell
+@public
+def restore_instruct(
+    trained: Reference,
+    *,
+    base: Reference,
+    instruct: Reference,
+    out: str | os.PathLike[str],
+    scale: float = 1.0,
+    say: Say = tell,
 ) -> RestoreResult:
-    """Add what instruction tuning changed to a trained model. See `steep.restore_instruct`."""
+    """Write trained + scale x (instruct - base) with the instruct model's tokenizer and chat template, verified.
+
+    trained, base, instruct: runs, checkpoints or models. out: the folder to write. scale: factor of the difference. say: called with each remark. Raises
+    ModelError if names, shapes or the ids of tokens differ.
+    """
     folder = require_free(out)
+    trained, base, instruct = os.fspath(trained), os.fspath(base), os.fspath(instruct)
     one, two, three = (open_weights(reference, say) for reference in (trained, base, instruct))
     if not isinstance(one, FolderWeights) or not isinstance(three, FolderWeights):
         raise ConfigError(
