@@ -11,6 +11,7 @@ import numpy as np
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import read_json
 from steep.core.public import public
+from steep.core.say import say_nothing
 from steep.core.units import format_bytes
 from steep.order.data_order import DataOrder, same_past
 from steep.runtime.run_directory import RunDirectory, is_run_directory
@@ -126,13 +127,14 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
     """Sequence `index` of a run's plan: which documents and tokens, and their text. Raises DataError, ConfigError."""
     from steep.data.open import open_run_data
     from steep.evaluation.loaded_model import config_of_run
+    from steep.evaluation.text_writer import open_writer
     from steep.tokenizer.open import load_tokenizer
 
     if not is_run_directory(path):
         raise ConfigError(f"{path}: --sequence needs a run directory")
     config = config_of_run(path)
     tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
-    data = open_run_data(config, tokenizer)
+    data = open_run_data(config, tokenizer, say_nothing, generator=open_writer)
     plan = _plan_of_run(path, data.order, index)
     planned = plan.sequence(index)
     store = data.stores[planned.source]

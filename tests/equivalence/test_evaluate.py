@@ -10,7 +10,8 @@ import torch
 
 from steep.core.errors import DataError
 from steep.core.say import tell
-from steep.evaluation.held_out import HeldOutText, first_documents, score_text
+from steep.data.held_out_text import HeldOutText
+from steep.evaluation.held_out import first_documents, score_text
 from steep.models.attention_choice import prepare_lm_loss
 from steep.models.config import ModelConfig
 from steep.models.load import load_model

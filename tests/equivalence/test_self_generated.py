@@ -21,8 +21,10 @@ import steep
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import TEMPORARY_PREFIX
+from steep.core.say import say_nothing
 from steep.data.self_generated import with_self_generated
 from steep.evaluation.sample import sample_documents
+from steep.evaluation.text_writer import open_writer
 from steep.models.load import build_fresh
 from support import LLAMA, run_mapping, write_yaml
 
@@ -112,7 +114,7 @@ def test_a_plan_takes_unwritten_text_for_as_long_as_it_will_be(mapping: dict[str
     del mapping["recipe"], mapping["data"]["validation"]["general"], mapping["train"]["steps"]
     mapping["train"].update(length)
     before = steep.plan(mapping)
-    with_self_generated(load_run_config(mapping=mapping))
+    with_self_generated(load_run_config(mapping=mapping), say_nothing, open_writer)
     after = steep.plan(mapping)
     assert before.data.order.sequences_of_source[1] == math.ceil(3_000 / 64)
     assert before.sizes.steps == pytest.approx(after.sizes.steps, rel=0.02)
@@ -128,19 +130,21 @@ def test_a_plan_refuses_too_many_epochs_of_unwritten_text(mapping: dict[str, Any
 
 def test_more_text_is_the_same_text_and_some(mapping: dict[str, Any]) -> None:
     config = load_run_config(mapping=mapping)
-    with_self_generated(config)
+    with_self_generated(config, say_nothing, open_writer)
     few = {name: data for name, data in written_files(mapping).items() if "batch" in name}
     mapping["data"]["train"][1]["generate_tokens"] = 6_000
-    replaced, [line, _] = with_self_generated(load_run_config(mapping=mapping))
+    lines: list[str] = []
+    replaced = with_self_generated(load_run_config(mapping=mapping), lines.append, open_writer)
     more = written_files(mapping)
     assert len(more) > len(few)
     assert all(more[name] == data for name, data in few.items())
     path = Path(str(replaced.data.train[1].path))
     texts = [json.loads(text)["text"] for text in path.read_text().splitlines()]
     assert len(texts) % 16 == 0
-    assert f"{len(texts)} documents" in line
+    assert f"{len(texts)} documents" in lines[0]
+    assert len(lines) == 2
     other = load_run_config(mapping={**mapping, "run": {**mapping["run"], "seed": 8}})
-    assert with_self_generated(other)[0].data.train[1].path != replaced.data.train[1].path
+    assert with_self_generated(other, say_nothing, open_writer).data.train[1].path != replaced.data.train[1].path
 
 
 def test_a_killed_writer_goes_on_where_it_was(mapping: dict[str, Any], tmp_path: Path) -> None:
@@ -158,7 +162,7 @@ def test_a_killed_writer_goes_on_where_it_was(mapping: dict[str, Any], tmp_path:
     killed = {name: data for name, data in written_files(mapping).items() if "batch" in name}
     assert len(killed) >= 2
     assert not any(name.endswith("/20000.json") for name in written_files(mapping))
-    with_self_generated(load_run_config(mapping=mapping))
+    with_self_generated(load_run_config(mapping=mapping), say_nothing, open_writer)
     whole = written_files(mapping)
     assert all(whole[name] == data for name, data in killed.items())
     assert any(name.endswith("/20000.json") for name in whole)

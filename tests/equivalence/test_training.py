@@ -10,6 +10,7 @@ import torch
 
 from steep.config.load import load_run_config
 from steep.core.errors import TrainingError
+from steep.core.say import say_nothing
 from steep.data.open import open_run_data
 from steep.models.load import load_model
 from steep.optim.schedule import multiplier
@@ -22,7 +23,7 @@ def reference_losses(mapping: dict) -> list[float]:
     """The same run written out with transformers and torch alone: each document by itself, losses summed, one AdamW."""
     config = load_run_config(mapping=mapping)
     tokenizer = load_tokenizer(config.tokenizer, config.model)
-    data = open_run_data(config, tokenizer)
+    data = open_run_data(config, tokenizer, say_nothing)
     model = load_model(config.model, seed=config.run.seed)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]

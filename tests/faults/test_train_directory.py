@@ -15,6 +15,7 @@ import pytest
 from processes import Steep, final_weights, same_records
 from steep.config.load import load_run_config
 from steep.core.errors import CheckpointError, ConfigError, SteepError
+from steep.core.say import say_nothing
 from steep.data.open import open_run_data
 from steep.inspection import inspect
 from steep.tokenizer.open import load_tokenizer
@@ -156,7 +157,7 @@ def test_a_source_may_be_dropped_or_moved_where_that_is_asked_for(
     assert tokens(moved)["second"] > tokens(moved)["first"] > before["first"]
     run, begun = tmp_path / "runs" / "small", moved["data_changes"][0]["first_sequence"]
     config = load_run_config(mapping={**mapping, "data": {**mapping["data"], "train": [second, first]}})
-    plan = open_run_data(config, load_tokenizer(config.tokenizer, config.model)).order.beginning_at(begun)
+    plan = open_run_data(config, load_tokenizer(config.tokenizer, config.model), say_nothing).order.beginning_at(begun)
     shown = inspect(run, sequence=begun + 1)
     ranges = [(part["document"], part["start"], part["tokens"]) for part in shown["documents"]]
     assert ranges == plan.sequence(begun + 1).ranges

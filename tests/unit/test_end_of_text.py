@@ -16,6 +16,7 @@ import torch
 import steep
 from steep.config.load import load_run_config
 from steep.core.say import tell
+from steep.data.held_out_text import HeldOutText
 from steep.evaluation.end_of_text import (
     END_TOKENS,
     EndOfTextAudit,
@@ -26,7 +27,6 @@ from steep.evaluation.end_of_text import (
     named_ids,
     source_ends,
 )
-from steep.evaluation.held_out import HeldOutText
 from steep.models.attention_choice import prepare_lm_loss
 from steep.models.load import build_fresh
 from steep.training.loop import train

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from steep.config.run import RunConfig
+from steep.core.say import say_nothing
 from steep.data.open import open_run_data
 from steep.sources.config import SourceConfig
 from steep.sources.hints import source_hints
@@ -74,7 +75,9 @@ def test_under_validation_the_same_folder_means_its_held_out_files(
         "validation": {"a": {"path": str(root / "a")}, "b": {"path": str(root / "b" / "b.val.jsonl")}},
         "cache_directory": str(tmp_path / "cache"),
     }
-    data = open_run_data(RunConfig.model_validate({"model": {"pretrained": "any"}, "data": data_section}), tokenizer)
+    data = open_run_data(
+        RunConfig.model_validate({"model": {"pretrained": "any"}, "data": data_section}), tokenizer, say_nothing
+    )
     assert [store.num_documents for store in data.stores] == [15, 2]
     held_out = [tokenizer.decode_text(store.document(0)) for store in data.held_out_stores]
     assert held_out == ["a held out", "b held out"]

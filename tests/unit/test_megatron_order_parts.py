@@ -20,7 +20,6 @@ from steep.loader import make_batch
 from steep.order.megatron import MegatronData, build_megatron_orders
 from steep.order.megatron_blend import blend_all, blend_by_weights
 from steep.order.megatron_index import IndexSettings, build_index, build_sample_index, normalize, parse_split
-from steep.order.megatron_order import redraw_warning
 from steep.order.megatron_paths import Blend, read_blend
 from steep.store.reader import TokenStore, open_store
 from steep.store.writer import open_shard
@@ -157,9 +156,11 @@ def test_counts_follow_the_weights(tmp_path: Path) -> None:
 
 
 def test_datasets_without_weights_give_one_epoch_and_say_so(tmp_path: Path) -> None:
-    data = plans([write(tmp_path, "a", [20, 21]), write(tmp_path, "b", [17]), write(tmp_path, "c", [33])], 50)
+    given = [write(tmp_path, "a", [20, 21]), write(tmp_path, "b", [17]), write(tmp_path, "c", [33])]
+    said: list[str] = []
+    data = plans(given, 50, say=said.append)
     assert data.train.num_sequences == 5 + 2 + 4
-    assert "11 of the 50 sequences" in data.messages[0]
+    assert "11 of the 50 sequences" in said[0]
     with pytest.raises(ConfigError, match="give weights, or train on fewer"):
         data.train.check_length(50)
     data.train.check_length(11)
@@ -198,28 +199,11 @@ def order_of(path: str, samples: int) -> tuple[list[Any], str]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 5), (5, 6), (5, 9), (6, 8), (8, 10), (9, 10), (10, 11), (3, 20)])
-def test_the_warning_comes_exactly_where_the_past_changes(tmp_path: Path, before: int, after: int) -> None:
+def test_the_fingerprint_changes_exactly_where_the_past_does(tmp_path: Path, before: int, after: int) -> None:
     path = write(tmp_path, "a", [6] * 8)  # 5 samples of 8 tokens in an epoch
     then, fingerprint_then = order_of(path, before)
     now, fingerprint_now = order_of(path, after)
-    warning = plans(path, after).train.redraw_warning(before)
-    changed = then != now[:before]
-    assert changed == (warning is not None)
-    assert changed == (fingerprint_then != fingerprint_now)
-    if warning:
-        assert f"{after} sequences instead of {before}" in warning
-        assert "native order" in warning
-
-
-def test_blends_warn_by_the_needs_of_each_dataset() -> None:
-    settings_ = IndexSettings(8, 1)
-    datasets = [("large", 100_000), ("small", 100)]
-    assert redraw_warning(100, 110, datasets, [0.95, 0.05], settings_) is None
-    warning = redraw_warning(100, 1000, datasets, [0.95, 0.05], settings_)
-    assert warning is not None
-    assert "small (1 epoch then, 5 epochs" in warning
-    assert "large" not in warning
-    assert redraw_warning(100, 1000, datasets, None, settings_) is None  # one epoch of each, however long the run
+    assert (then != now[:before]) == (fingerprint_then != fingerprint_now)
 
 
 # ---- the cache ----
@@ -249,15 +233,11 @@ def test_a_cache_is_written_once_and_read_again(tmp_path: Path) -> None:
         *(f"GPTDataset-train-{name}" for name in ("description.txt", "document_index.npy")),
         *(f"GPTDataset-train-{name}" for name in ("sample_index.npy", "shuffle_index.npy")),
     ]
-    second = cached(tmp_path, given)
+    said: list[str] = []
+    second = cached(tmp_path, given, say=said.append)
     assert contents(tmp_path / "cache") == written
-    assert second.messages == []
+    assert said == []
     assert sequences_of(second) == sequences_of(first)
-
-
-def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    cached(tmp_path, write(tmp_path, "a", [20] * 9), write_cache=False)
-    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("lengths", [[21] * 9, [20] * 8 + [28], [20] * 10, [15, 25] + [20] * 7])
@@ -267,11 +247,13 @@ def test_changed_documents_make_the_cache_void(tmp_path: Path, lengths: list[int
     for suffix in (".bin", ".idx"):
         os.unlink(path + suffix)
     write(tmp_path, "a", lengths)
-    data = cached(tmp_path, path)
-    assert len(data.messages) == 1
-    assert "built anew" in data.messages[0]
+    said: list[str] = []
+    data = cached(tmp_path, path, say=said.append)
+    assert len(said) == 1
+    assert "built anew" in said[0]
     assert sequences_of(data) == sequences_of(plans(path, 40))
-    assert cached(tmp_path, path).messages == []
+    cached(tmp_path, path, say=said.append)
+    assert len(said) == 1
 
 
 def spoil(path: Path, how: str) -> None:
@@ -296,8 +278,9 @@ def test_a_damaged_cache_is_found_and_replaced(tmp_path: Path, name: str, how: s
     expected = sequences_of(cached(tmp_path, given))
     written = {key: value[1] for key, value in contents(tmp_path / "cache").items()}
     spoil(next((tmp_path / "cache").glob(f"*-{name}.npy")), how)
-    data = cached(tmp_path, given)
-    assert len(data.messages) == 1
+    said: list[str] = []
+    data = cached(tmp_path, given, say=said.append)
+    assert len(said) == 1
     assert sequences_of(data) == expected
     assert {key: value[1] for key, value in contents(tmp_path / "cache").items()} == written
 
@@ -305,8 +288,9 @@ def test_a_damaged_cache_is_found_and_replaced(tmp_path: Path, name: str, how: s
 def test_the_extra_token_is_not_in_the_name_but_is_noticed(tmp_path: Path) -> None:
     path = write(tmp_path, "a", [16] * 9)
     cached(tmp_path, path)
-    data = cached(tmp_path, path, add_extra_token=False)
-    assert len(data.messages) == 1
+    said: list[str] = []
+    data = cached(tmp_path, path, add_extra_token=False, say=said.append)
+    assert len(said) == 1
     assert sequences_of(data) == sequences_of(plans(path, 40, add_extra_token=False))
 
 
@@ -321,7 +305,7 @@ def test_what_another_program_calls_the_tokenizer_is_taken_over(tmp_path: Path) 
     (folder / "0-GPTDataset-train-description.txt").write_text("no JSON")
     written = contents(folder)
     options: dict[str, Any] = {"cache_directory": folder, "tokenizer_identifiers": "another"}
-    assert plans(path, 40, **options).messages == []
+    plans(path, 40, say=pytest.fail, **options)
     assert contents(folder) == written
     plans(path, 90, **options)  # another size: a new index, under the same name of the tokenizer
     assert tokenizers_named(folder) == [{"class": "Tok"}] * 2

@@ -11,6 +11,7 @@ import pytest
 
 from steep.config.load import load_run_config
 from steep.core.errors import CheckpointError, ConfigError
+from steep.core.say import say_nothing
 from steep.data.open import open_run_data
 from steep.loader import Loader
 from steep.order.batches import run_sizes
@@ -59,7 +60,7 @@ def mapping(tmp_path: Path, prefixes: list[str], tiny_tokenizer_directory: Path)
 
 def test_the_batches_are_megatrons_samples(mapping: dict[str, Any], prefixes: list[str]) -> None:
     config = load_run_config(mapping=mapping)
-    data = open_run_data(config, load_tokenizer(config.tokenizer, config.model))
+    data = open_run_data(config, load_tokenizer(config.tokenizer, config.model), say_nothing)
     sizes = run_sizes(config.train, 64, data.order.sequences_per_epoch)
     expected = build_megatron_orders(
         [0.7, prefixes[0], 0.3, prefixes[1]],

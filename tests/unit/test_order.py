@@ -212,22 +212,24 @@ def test_best_fit_by_hand() -> None:
 
 def test_align_to_bos_starts_every_sequence_at_a_document_and_counts_what_it_leaves_out() -> None:
     lengths = np.random.default_rng(3).integers(1, 40, size=500)
-    plan = NativeOrder([OrderedSource("s", None, lengths, "f")], 16, 1, align_to_bos=True)
+    said: list[str] = []
+    plan = NativeOrder([OrderedSource("s", None, lengths, "f")], 16, 1, align_to_bos=True, say=said.append)
     sequences = [plan.sequence(index) for index in range(plan.sequences_per_epoch)]
     assert all(sequence.ranges[0].start == 0 for sequence in sequences)
     kept = sum(sequence.num_tokens for sequence in sequences)
     [[dropped]] = [list(of_source.values()) for of_source in plan.dropped_tokens]
     assert dropped == int(lengths.sum()) - kept == int(np.maximum(lengths - 16, 0).sum())
-    assert f"leaves out {dropped:,} of" in plan.messages[0]
+    assert f"leaves out {dropped:,} of" in said[0]
 
 
 def test_much_padding_is_said_and_concat_taken_where_it_pads_less() -> None:
-    many = NativeOrder([OrderedSource("tiny", None, np.full(60_000, 2), "f")], 32_768, 1)
+    said: list[str] = []
+    many = NativeOrder([OrderedSource("tiny", None, np.full(60_000, 2), "f")], 32_768, 1, say=said.append)
     assert many.packings == ["concat"]
-    assert "best_fit would pad" in many.messages[0]
-    few = NativeOrder([OrderedSource("few", None, np.array([5, 9]), "f")], 10, 1)
+    assert "best_fit would pad" in said[0]
+    few = NativeOrder([OrderedSource("few", None, np.array([5, 9]), "f")], 10, 1, say=said.append)
     assert few.packings == ["best_fit"]
-    assert "30.0% of its 2 sequences is padding" in few.messages[0]
+    assert "30.0% of its 2 sequences is padding" in said[1]
 
 
 @settings(max_examples=100, deadline=None)

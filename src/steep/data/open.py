@@ -1,10 +1,10 @@
-"""The data section made real. In: configuration and tokenizer. Out: stores, plan, held-out texts, ledger."""
+"""A run's data, opened. In: configuration and tokenizer. Out: stores, sample order, held-out texts, ledger."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,15 @@ import numpy as np
 
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError, DataError
-from steep.data.self_generated import UnwrittenText, count_self_generated, is_self_generated, with_self_generated
-from steep.evaluation.held_out import HeldOutText
+from steep.core.say import Say, say_nothing
+from steep.data.held_out_text import HeldOutText
+from steep.data.self_generated import (
+    TextGenerator,
+    UnwrittenText,
+    count_self_generated,
+    is_self_generated,
+    with_self_generated,
+)
 from steep.order.batches import requested_sequences
 from steep.order.config import DataConfig, TrainSourceConfig, ValidationConfig
 from steep.order.data_order import DataOrder, NativeOrder, OrderedSource, held_out
@@ -26,16 +33,15 @@ from steep.store.reader import TokenStore, open_store
 from steep.store.stream import READERS, StreamSource
 from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
-from steep.training.state import TrainState
 
 Progress = Callable[[int, int, int], None]
 """Called with bytes done, bytes in all and tokens written, while text is prepared."""
 
 STEPS_IN_FLIGHT = 6
-"""Steps whose streamed sequences are kept: the one in training and those the loader may have read ahead, and some."""
+"""Steps whose streamed sequences are kept: the one in training, those the loader may have read ahead, and a few more."""
 
 MOST_NAMED_FILES = 1000
-"""More files than this are not listed in a checkpoint; a change of one is then found but not named."""
+"""More files than this are not listed in a checkpoint; a change of one is then found, but not named."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,6 @@ class RunData:
     held_out_texts: list[HeldOutText]
     held_out_stores: list[TokenStore]
     """Stores that are only scored."""
-    self_generated: list[str] = field(default_factory=list)
-    """What is to be said of the text that the base model wrote."""
 
     @property
     def largest_token_id(self) -> int:
@@ -59,21 +63,28 @@ class RunData:
         return max(store.max_token_id for store in [*self.stores, *self.held_out_stores])
 
     def new_text_tokens(self, run_tokens: int) -> int:
-        """Different tokens of text that is not replay in a run of so many tokens; of streams as many as the run takes."""
+        """Different tokens that are not replay in a run of `run_tokens` tokens; of streams as many as the run takes."""
         sources = [source for source in self.order.sources if source.role != "replay"]
         streamed = any(source.order is not None for source in sources)
         return run_tokens if streamed else min(run_tokens, sum(source.num_tokens for source in sources))
 
-    @property
-    def messages(self) -> list[str]:
-        """What was assumed of the stores, and what the plan has to say: lines to print."""
-        of_stores = [message for store in [*self.stores, *self.held_out_stores] for message in store.messages]
-        return list(dict.fromkeys([*self.self_generated, *of_stores, *self.order.messages]))
+    def ledger(
+        self,
+        *,
+        sequences_seen: int,
+        tokens_by_source: Sequence[int],
+        skipped_tokens: Mapping[str, int],
+        padding_tokens: int,
+        data_changes: Sequence[dict[str, Any]],
+        spikes: Sequence[dict[str, Any]],
+    ) -> dict[str, Any]:
+        """What became of every record and token of each source, as JSON.
 
-    def ledger(self, state: TrainState) -> dict[str, Any]:
-        """What became of every record and token of each source up to `state`, as JSON."""
-        trained = state.tokens_by_source or [0] * len(self.stores)
-        sequences = self.order.counts(state.sequences_seen)
+        sequences_seen: of the whole run. tokens_by_source: trained on, in the order of the sources; empty before the first step.
+        skipped_tokens: of steps without an update, by source name. The others are written down as they are.
+        """
+        trained = tokens_by_source or [0] * len(self.stores)
+        sequences = self.order.counts(sequences_seen)
         sources = [
             source_ledger(*row)
             for row in zip(
@@ -81,16 +92,11 @@ class RunData:
             )
         ]
         for source in sources:
-            source["tokens_skipped"] = state.skipped_tokens.get(source["name"], 0)
-        return {
-            "sources": sources,
-            "padding_tokens": state.padding_tokens,
-            "data_changes": state.data_changes,
-            "spikes": state.spikes,
-        }
+            source["tokens_skipped"] = skipped_tokens.get(source["name"], 0)
+        return {"sources": sources, "padding_tokens": padding_tokens, "data_changes": data_changes, "spikes": spikes}
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
-        """Every id must have an embedding, if it is known how many there are. Raises ConfigError."""
+        """Raise ConfigError for an id without an embedding. vocab_size: number of embeddings; None if it is not known."""
         if vocab_size is not None and self.largest_token_id >= vocab_size:
             raise ConfigError(
                 f"the data holds token id {self.largest_token_id}, but the model has {vocab_size} embeddings. The tokenizer is "
@@ -99,7 +105,7 @@ class RunData:
             )
 
     def stream_cursors(self, sequences_seen: int) -> list[list[dict[str, Any]]]:
-        """Where the readers of every source stand after so many sequences of the run; empty for sources that do not stream."""
+        """Where the readers of each source stand after `sequences_seen` sequences of the run; empty for one that is not streamed."""
         pairs = zip(self.stores, self.order.counts(sequences_seen), strict=True)
         return [store.cursors(count) if isinstance(store, StreamSource) else [] for store, count in pairs]
 
@@ -110,7 +116,7 @@ class RunData:
                 store.begin_at(found, count)
 
     def files(self) -> list[dict[str, str]]:
-        """The files of each source with a short checksum, so that a change can be named; empty where there are very many."""
+        """The files of each source, each with a short checksum, so that a change can be named; empty where there are too many."""
         found = [_files(store) for store in self.stores]
         return found if sum(map(len, found)) <= MOST_NAMED_FILES else [{} for _ in found]
 
@@ -118,59 +124,85 @@ class RunData:
 def source_ledger(
     name: str,
     store: TokenStore | StreamSource,
-    plan: OrderedSource,
+    ordered: OrderedSource,
     tokens_trained: int,
     sequences: int,
     dropped_tokens: dict[str, int],
 ) -> dict[str, Any]:
     """One source: records read = kept + dropped by reason; tokens = held out + available to training.
 
-    sequences: of this source that were trained on. dropped_tokens: that the order never takes, by reason.
+    sequences: trained on, of this source. dropped_tokens: tokens that the order never takes, by reason.
     """
     if isinstance(store, StreamSource):
-        return {"name": name, "role": plan.role, **store.ledger(sequences), "tokens_trained": tokens_trained}
+        return {"name": name, "role": ordered.role, **store.ledger(sequences), "tokens_trained": tokens_trained}
     recorded = store.manifest.get("ledger", {})
     return {
         "name": name,
-        "role": plan.role,
+        "role": ordered.role,
         "records_read": recorded.get("records_read"),
         "documents_kept": store.num_documents,
         "dropped": recorded.get("dropped", {}),
         "dropped_tokens": {**recorded.get("dropped_tokens", {}), **dropped_tokens},
         "tokens": store.num_tokens,
-        "tokens_held_out": store.num_tokens - plan.num_tokens,
-        "tokens_per_epoch": plan.num_tokens,
+        "tokens_held_out": store.num_tokens - ordered.num_tokens,
+        "tokens_per_epoch": ordered.num_tokens,
         "tokens_trained": tokens_trained,
-        "epochs": tokens_trained / plan.num_tokens if plan.num_tokens else 0.0,
+        "epochs": tokens_trained / ordered.num_tokens if ordered.num_tokens else 0.0,
     }
 
 
 def open_run_data(
-    run: RunConfig, tokenizer: TextTokenizer, progress: Progress | None = None, *, write: bool = True
+    config: RunConfig,
+    tokenizer: TextTokenizer,
+    say: Say,
+    *,
+    progress: Progress | None = None,
+    generator: TextGenerator | None = None,
 ) -> RunData:
-    """Open or prepare every source of a run and lay out the order. Raises DataError, ConfigError.
+    """Open or prepare every source of a run and make its sample order. Raises DataError, ConfigError.
 
-    write: let the base model write the texts whose path is `auto`, where they are not in the cache. Without it a training source
-    only counts and cannot be read, and a validation text is missing.
+    generator: lets the base model write the texts whose path is `auto`, where they are not in the cache
+    (`evaluation.text_writer.open_writer`). Without it such a training source is only counted and cannot be read, and a held-out
+    text is left out.
     """
-    written, self_generated = with_self_generated(run, write=False)
-    if write and len(self_generated) < count_self_generated(run):
-        open_run_data(
-            run, tokenizer, progress, write=False
-        )  # writing is slow: what is wrong elsewhere is found before it
-        written, self_generated = with_self_generated(run)
-    run, config, seed = written, written.data, written.run.seed
-    opened = partial(open_sources, tokenizer=tokenizer, config=config.prepare, cache_directory=config.cache_directory)
+    lines: list[str] = []
+    written = with_self_generated(config, lines.append)
+    if generator is not None and len(lines) < count_self_generated(config):
+        # writing is slow: what is wrong elsewhere is found before it
+        open_run_data(config, tokenizer, say_nothing, progress=progress)
+        lines.clear()
+        written = with_self_generated(config, lines.append, generator)
+    for line in lines:
+        say(line)
+    return _open_written(written, tokenizer, say, progress)
+
+
+def _open_written(run: RunConfig, tokenizer: TextTokenizer, say: Say, progress: Progress | None) -> RunData:
+    """The data of a run whose texts have paths."""
+    config, seed = run.data, run.run.seed
+    opened = partial(
+        open_sources,
+        tokenizer=tokenizer,
+        config=config.prepare,
+        cache_directory=config.cache_directory,
+        progress=progress,
+    )
+    of_own: list[str] = []
+    of_train: list[str] = []
+    of_order: list[str] = []
     own = {
-        name: opened([_validation_source(validation)], progress=progress)
+        name: opened([_validation_source(validation)], say=of_own.append)
         for name, validation in config.validation.items()
         if validation.path is not None
     }
     if config.order == "megatron":
         # Megatron's order depends on how long the run is
-        data = _megatron(config, tokenizer, seed, requested_sequences(run.train, config.sequence_length))
+        train_sequences = requested_sequences(run.train, config.sequence_length)
+        data = _megatron(config, tokenizer, seed, train_sequences, of_train.append, of_order.append)
     else:
-        data = _native(config, tokenizer, seed, partial(opened, progress=progress), run.train.global_batch_size)
+        data = _native(run, tokenizer, partial(opened, say=of_train.append), of_train.append, of_order.append)
+    for line in dict.fromkeys([*of_train, *of_own, *of_order]):  # stores may have the same to say
+        say(line)
     texts = {name: _whole_text(name, stores) for name, stores in own.items()}
     shared = {text.name: text for text in data.held_out_texts}
     names = [*config.validation, *(name for name in shared if name not in config.validation)]
@@ -178,7 +210,6 @@ def open_run_data(
         data,
         held_out_texts=[texts.get(name) or shared[name] for name in names],
         held_out_stores=[*data.held_out_stores, *(store for stores in own.values() for store in stores)],
-        self_generated=self_generated,
     )
 
 
@@ -188,32 +219,34 @@ def _validation_source(validation: ValidationConfig) -> SourceConfig:
 
 
 def _native(
-    config: DataConfig,
+    run: RunConfig,
     tokenizer: TextTokenizer,
-    seed: int,
     opened: Callable[[list[SourceConfig]], list[TokenStore]],
-    global_batch_size: int,
+    say_of_stores: Say,
+    say_of_order: Say,
 ) -> RunData:
-    kept = STEPS_IN_FLIGHT * global_batch_size + 2 * READERS
+    config, seed = run.data, run.run.seed
+    kept = STEPS_IN_FLIGHT * run.train.global_batch_size + 2 * READERS
     names = source_names(config.train)
 
     def open_one(source: TrainSourceConfig) -> TokenStore | StreamSource:
         if source.stream:
             return StreamSource(source, tokenizer, config.sequence_length, seed, kept)
         if is_self_generated(source):
-            return UnwrittenText(source.generate_tokens, config.sequence_length)
+            return UnwrittenText(source.generate_tokens, config.sequence_length, say_of_stores)
         return opened([source])[0]
 
     stores = [open_one(source) for source in config.train]
     share = next((validation.share for validation in config.validation.values() if validation.share), None)
     split = [_split(store, share) for store in stores]
     order = NativeOrder(
-        [_source_plan(*row) for row in zip(names, config.train, stores, (train for train, _ in split), strict=True)],
+        [_ordered_source(*row) for row in zip(names, config.train, stores, (train for train, _ in split), strict=True)],
         config.sequence_length,
         seed,
         packing=config.packing,
         phases=[(math.ceil(phase.from_tokens / config.sequence_length), phase.weights) for phase in config.phases],
         align_to_bos=config.align_to_bos,
+        say=say_of_order,
     )
     parts = [(store, out) for store, (_, out) in zip(stores, split, strict=True) if isinstance(store, TokenStore)]
     texts = [
@@ -222,7 +255,7 @@ def _native(
     return RunData(names, stores, order, texts, [])
 
 
-def _source_plan(
+def _ordered_source(
     name: str, source: TrainSourceConfig, store: TokenStore | StreamSource, training: np.ndarray | None
 ) -> OrderedSource:
     if isinstance(store, UnwrittenText):
@@ -236,7 +269,14 @@ def _source_plan(
     return OrderedSource(name, training, lengths, store.fingerprint, source.weight, source.role, source.max_epochs)
 
 
-def _megatron(config: DataConfig, tokenizer: TextTokenizer, seed: int, train_sequences: int | None) -> RunData:
+def _megatron(
+    config: DataConfig,
+    tokenizer: TextTokenizer,
+    seed: int,
+    train_sequences: int | None,
+    say_of_stores: Say,
+    say_of_order: Say,
+) -> RunData:
     """The data of a run in Megatron's order; its validation split is scored as the text `validation`."""
     found = build_megatron_orders(
         _megatron_blend(config.train),
@@ -245,16 +285,16 @@ def _megatron(config: DataConfig, tokenizer: TextTokenizer, seed: int, train_seq
         seed,
         train_sequences,
         config.num_val_samples or 0,
-        partial(open_store, unit="sequences"),
+        partial(open_store, unit="sequences", say=say_of_stores),
         cache_directory=config.index_cache_directory,
         tokenizer_identifiers=tokenizer.description,
+        say=say_of_order,
     )
     for store in [*found.stores, *found.valid_stores]:
         check_tokenizer(store, tokenizer)
     names = [source.name for source in found.train.sources]
     most = None if config.num_val_samples is None else config.num_val_samples * config.sequence_length
     texts = [HeldOutText("validation", found.held_out, most)] if found.held_out else []
-    found.train.messages += [message for message in found.messages if message not in found.train.messages]
     return RunData(names, list(found.stores), found.train, texts, list(found.valid_stores))
 
 

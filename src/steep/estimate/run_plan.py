@@ -6,7 +6,7 @@ Text that is not yet a token store is prepared (and cached for the run), since t
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steep.config.load import ConfigLike, as_config
@@ -41,6 +41,8 @@ class RunPlan:
     data: RunData
     vocabulary_rows: int | None = None
     """Embeddings that the tokenizer needs, where the run adds tokens."""
+    remarks: list[str] = field(default_factory=list)
+    """What opening the data had to say."""
 
     @property
     def tokens(self) -> int:
@@ -138,7 +140,7 @@ class RunPlan:
             *([f"            {self._capacity()}"] if self.config.adapter is not None else []),
             f"  device    {self.hardware.name}, precision {self.precision}",
             *(_source_line(source) for source in self._sources()),
-            *(f"            {message}" for message in self.data.messages),
+            *(f"            {remark}" for remark in self.remarks),
             *(f"  held out  {text.name}: {format_count(text.num_tokens)} tokens" for text in self.data.held_out_texts),
             f"  run       {sizes.steps:,} steps of {sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation} = "
             f"{format_count(self.tokens)} tokens",
@@ -192,11 +194,12 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
     targets.check_run(config, lambda line: print(line, file=sys.stderr), allow_code)
     hardware = find_hardware(config.train.device if device == "auto" else device)
     tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
+    remarks: list[str] = []
     with progress_when_needed("preparing text", "bytes") as show:
-        data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total), write=False)
+        data = open_run_data(config, tokenizer, remarks.append, progress=lambda done, total, tokens: show(done, total))
     sizes = run_sizes(config.train, config.data.sequence_length, data.order.sequences_per_epoch)
     data.order.check_length(sizes.total_sequences)
-    return plan_opened(config, data, sizes, hardware, tokenizer.vocab_size)
+    return replace(plan_opened(config, data, sizes, hardware, tokenizer.vocab_size), remarks=remarks)
 
 
 def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardware, vocabulary_rows: int) -> RunPlan:

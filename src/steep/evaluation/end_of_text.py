@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from steep.batch import Batch
-    from steep.evaluation.held_out import HeldOutText, ScoredStore
+    from steep.data.held_out_text import HeldOutText, ScoredStore
     from steep.tokenizer.encode import TextTokenizer
 
     LogitsAt = Callable[[Batch, torch.Tensor], torch.Tensor]

@@ -15,9 +15,10 @@ from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_bar
 from steep.core.public import public
-from steep.core.say import Say, tell
+from steep.core.say import Say, say_nothing, tell
 from steep.core.table import text_table
 from steep.core.units import parse_count
+from steep.data.held_out_text import HeldOutText
 from steep.evaluation.end_of_text import (
     EndOfTextAudit,
     StopScore,
@@ -27,7 +28,7 @@ from steep.evaluation.end_of_text import (
     source_ends,
 )
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
-from steep.evaluation.held_out import HeldOutText, Score, first_documents, score_text
+from steep.evaluation.held_out import Score, first_documents, score_text
 from steep.evaluation.loaded_model import (
     LoadedModel,
     Reference,
@@ -276,10 +277,11 @@ def _open_texts(
     """The texts in this model's tokens: those named, else the run's held-out texts together with its data."""
     if not named:
         from steep.data.open import open_run_data
+        from steep.evaluation.text_writer import open_writer
 
         assert run is not None
         config = config_of_run(run)
-        data = open_run_data(config, loaded.tokenizer)
+        data = open_run_data(config, loaded.tokenizer, say_nothing, generator=open_writer)
         return data.held_out_texts, data
     stores = open_sources(list(named.values()), loaded.tokenizer)
     pairs = zip(named, stores, strict=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from steep.batch import IGNORE_INDEX, Batch
 from steep.core.errors import DataError
+from steep.data.held_out_text import HeldOutText, ScoredStore
 from steep.loader import make_batch
 from steep.metrics import bits_per_byte
 from steep.order.data_order import OrderedSequence
@@ -26,34 +27,6 @@ from steep.order.packing import ConcatPacking
 
 TokenLosses = Callable[[Batch], torch.Tensor]
 """From a batch of B x T to the (B*T,) fp32 losses of its labels in nats, 0 where there is no label."""
-
-
-class ScoredStore(Protocol):
-    """What scoring needs of a token store."""
-
-    document_lengths: NDArray[Any]
-
-    @property
-    def text_bytes(self) -> NDArray[Any] | None:
-        """(num_documents,) UTF-8 bytes of each document's text, if they are known."""
-
-    def read(self, document: int, start: int, count: int, out: NDArray[Any]) -> None:
-        """Tokens [start, start+count) of `document` into `out`."""
-
-
-@dataclass(frozen=True)
-class HeldOutText:
-    """A named text that is not trained on: some documents of some stores."""
-
-    name: str
-    parts: Sequence[tuple[ScoredStore, NDArray[Any]]]
-    most_tokens: int | None = None
-    """At most so many are scored, whatever else is asked for."""
-
-    @property
-    def num_tokens(self) -> int:
-        """All its tokens, of which a score may take only the first ones."""
-        return sum(int(store.document_lengths[documents].sum()) for store, documents in self.parts)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from steep.core.errors import DataError, SteepError
-from steep.core.say import Say, tell
+from steep.core.say import Say, say_nothing, tell
 from steep.evaluation.loaded_model import LoadedModel, config_of_run
 
 if TYPE_CHECKING:
-    from steep.evaluation.held_out import HeldOutText
+    from steep.data.held_out_text import HeldOutText
 
 
 def held_out_ids(loaded: LoadedModel, most_tokens: int, say: Say = tell) -> dict[str, list[int]]:
@@ -24,7 +24,7 @@ def held_out_ids(loaded: LoadedModel, most_tokens: int, say: Say = tell) -> dict
     from steep.data.open import open_run_data
 
     try:
-        data = open_run_data(config_of_run(loaded.run), loaded.tokenizer, _refuse_to_prepare, write=False)
+        data = open_run_data(config_of_run(loaded.run), loaded.tokenizer, say_nothing, progress=_refuse_to_prepare)
     except SteepError as error:
         say(f"the run's held-out texts are not compared: {error}")
         return {}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from steep.core.errors import ConfigError, DataError
 from steep.core.fingerprint import fingerprint
+from steep.core.say import Say, say_nothing
 from steep.order.mixture import Mixture, Phase, integer_weights
 from steep.order.packing import TokenRange
 from steep.order.source_order import BestFitOrder, ConcatOrder, SourceOrder, padding_share
@@ -90,8 +91,6 @@ class DataOrder(Protocol):
     sequences_per_epoch: int
     dropped_tokens: list[dict[str, int]]
     """Tokens of each source that the order never takes, by reason."""
-    messages: list[str]
-    """What the user should know of how the order came about."""
 
     def sequence(self, index: int) -> OrderedSequence:
         """Sequence `index` of the run."""
@@ -130,15 +129,15 @@ class NativeOrder:
         phases: Sequence[tuple[int, Mapping[str, float]]] = (),
         align_to_bos: bool = False,
         first_sequence: int = 0,
+        say: Say = say_nothing,
     ):
         self.sources, self.sequence_length, self.seed = sources, sequence_length, seed
         self.align_to_bos, self.first_sequence = align_to_bos, first_sequence
         self._packing, self._changes = packing, phases
-        self.messages: list[str] = []
         self.dropped_tokens: list[dict[str, int]] = []
         """Of one epoch."""
         self.packings: list[str] = []
-        self._orders = [self._order_of(number, packing) for number in range(len(sources))]
+        self._orders = [self._order_of(number, packing, say) for number in range(len(sources))]
         self.sequences_of_source = [order.num_sequences for order in self._orders]
         if not sum(self.sequences_of_source):
             names = ", ".join(source.name for source in sources)
@@ -147,7 +146,7 @@ class NativeOrder:
         self._mixture = Mixture(self.phases)
         self.sequences_per_epoch = self._sequences_of_an_epoch()
 
-    def _order_of(self, number: int, packing: str) -> SourceOrder:
+    def _order_of(self, number: int, packing: str, say: Say) -> SourceOrder:
         source = self.sources[number]
         if source.order is not None:
             self.dropped_tokens.append({})
@@ -161,7 +160,7 @@ class NativeOrder:
         kept = int(lengths.sum())
         self.dropped_tokens.append({"align_to_bos": tokens - kept} if tokens > kept else {})
         if tokens > kept:
-            self.messages.append(
+            say(
                 f"{source.name}: align_to_bos leaves out {tokens - kept:,} of {tokens:,} tokens "
                 f"({(tokens - kept) / tokens:.2%}): what documents have beyond {self.sequence_length:,} tokens"
             )
@@ -169,10 +168,10 @@ class NativeOrder:
         chosen = concat if packing == "concat" else BestFitOrder(source.documents, lengths, self.sequence_length, key)
         padding = padding_share(chosen, kept, self.sequence_length)
         if padding > MOST_PADDING_SHARE and not self.align_to_bos and concat.num_sequences < chosen.num_sequences:
-            self.messages.append(f"{source.name}: best_fit would pad {padding:.1%} of its sequences; concat is used")
+            say(f"{source.name}: best_fit would pad {padding:.1%} of its sequences; concat is used")
             chosen = concat
         elif padding > MOST_PADDING_SHARE:
-            self.messages.append(
+            say(
                 f"{source.name}: {padding:.1%} of its {chosen.num_sequences:,} sequences is padding, since {kept:,} tokens are "
                 f"no multiple of {self.sequence_length:,}; no packing needs fewer"
             )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steep.core.errors import ConfigError, DataError
+from steep.core.say import Say, say_nothing
 from steep.order.megatron_blend import MOST_DATASETS, samples_per_dataset
 from steep.order.megatron_cache import Identity, IndexCache, blend_description, tokenizer_of_cache
 from steep.order.megatron_index import (
@@ -60,8 +61,6 @@ class MegatronData(Generic[Store]):
     """Of the sources of `valid`; where one blend is split, the same objects as `stores`."""
     held_out: list[tuple[Store, NDArray[np.int64]]]
     """The documents of the validation split: for scoring them as a held-out text."""
-    messages: list[str]
-    """What the user should be told."""
 
 
 def build_megatron_orders(
@@ -78,7 +77,7 @@ def build_megatron_orders(
     add_extra_token: bool = True,
     drop_last_partial_validation: bool = True,
     surplus: float = SURPLUS,
-    write_cache: bool = True,
+    say: Say = say_nothing,
 ) -> MegatronData[Store]:
     """The order of a run as Megatron would lay it out, for training and validation.
 
@@ -88,14 +87,13 @@ def build_megatron_orders(
     train_samples: sequences that the whole run takes (steps times global batch size); None for one epoch of every dataset.
     valid_samples: sequences of the validation plan; 0 for no such plan, None for one epoch. `held_out` is given either way.
     open_sequences: opens a token store with every Megatron sequence as a document: `partial(open_store, unit="sequences")`.
-    cache_directory: for Megatron's index files; None builds the indices in memory. write_cache: False on all ranks but one.
+    cache_directory: for Megatron's index files; None builds the indices in memory.
     tokenizer_identifiers: `unique_identifiers` of Megatron's tokenizer; they enter the names of the cache files and nothing else.
         A string, NeMo Automodel's name of the tokenizer, gives way to what indices in `cache_directory` call it.
     Raises ConfigError and DataError.
     """
     blends = read_blend(paths_and_weights)
-    messages: list[str] = []
-    cache = IndexCache(Path(cache_directory) if cache_directory else None, write_cache, messages)
+    cache = IndexCache(Path(cache_directory) if cache_directory else None, say)
     opened: dict[str, Store] = {}
 
     def stores_of(blend: Blend) -> list[Store]:
@@ -133,13 +131,13 @@ def build_megatron_orders(
         settings = IndexSettings(sequence_length, seed, add_extra_token, not keep_partial)
         if identity.split is None and len(blend.prefixes) == 1:
             blend = Blend(blend.prefixes)  # Megatron leaves out the weight of a split's only dataset
-        return _plan(blend, stores_of(blend), bounds, number, requested, settings, identity, cache, surplus, messages)
+        return _plan(blend, stores_of(blend), bounds, number, requested, settings, identity, cache, surplus)
 
     train = plan_of(TRAIN, train_samples)
     if train is None:
         raise ConfigError(f"data.split: {split!r} leaves nothing to train on; the first share is that of training.")
     if train_samples is not None and train.num_sequences < train_samples:
-        messages.append(
+        say(
             f"datasets without weights give one epoch each: {train.num_sequences:,} of the {train_samples:,} sequences "
             "asked for. Megatron would end there; give weights to train longer"
         )
@@ -160,7 +158,6 @@ def build_megatron_orders(
         stores=stores_of(per_split[TRAIN] or Blend([])),
         valid_stores=valid_stores,
         held_out=[(store, documents) for store, documents in held_out if len(documents)],
-        messages=messages,
     )
 
 
@@ -174,7 +171,6 @@ def _plan(
     identity: Identity,
     cache: IndexCache,
     surplus: float,
-    messages: list[str],
 ) -> MegatronOrder:
     """The order of one split of one blend."""
     if len(blend.prefixes) > MOST_DATASETS:
@@ -213,8 +209,6 @@ def _plan(
         weights=weights,
         requested=requested,
         settings=settings,
-        surplus=surplus,
-        messages=messages,
     )
 
 

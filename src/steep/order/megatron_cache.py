@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steep.core.files import atomic_writer, write_text
+from steep.core.say import Say
 from steep.order.megatron_blend import blend_all, blend_by_weights
 from steep.order.megatron_index import (
     SPLIT_NAMES,
@@ -109,14 +110,13 @@ def description_hash(description: Mapping[str, Any]) -> str:
 
 @dataclass
 class IndexCache:
-    """A folder of index files; without a folder everything is built anew and nothing is written.
+    """A folder of index files; without a folder everything is built and nothing is written.
 
-    write: False on all but one process of a run; messages: what was found damaged or stale.
+    say: is told of files that are damaged or stale.
     """
 
     directory: Path | None
-    write: bool
-    messages: list[str]
+    say: Say
 
     def index(
         self,
@@ -172,7 +172,7 @@ class IndexCache:
             return None
 
     def _save(self, description: Mapping[str, Any], names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> None:
-        if self.directory is None or not self.write:
+        if self.directory is None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         for name, array in zip(names, arrays, strict=True):
@@ -182,7 +182,7 @@ class IndexCache:
 
     def _rebuilt(self, description: Mapping[str, Any], why: str) -> None:
         path = self._path(description, "*")
-        self.messages.append(f"{path}: the stored index is not used and is built anew: {why}")
+        self.say(f"{path}: the stored index is not used and is built anew: {why}")
 
 
 def _blend_damage(

@@ -5,7 +5,6 @@ Weakness, Megatron's own: the plan is made for a number of sequences; `redraw_wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from steep.core.errors import ConfigError
 from steep.core.fingerprint import fingerprint
 from steep.order.data_order import OrderedSequence, OrderedSource
-from steep.order.megatron_blend import samples_per_dataset
 from steep.order.megatron_index import SPLIT_NAMES, Epochs, IndexSettings, SampleIndex, count_epochs
 
 MEGATRON_ORDER_VERSION = 1  # raised whenever the same plan would give other sequences
@@ -59,15 +57,12 @@ class MegatronOrder:
         weights: list[float] | None,
         requested: int | None,
         settings: IndexSettings,
-        surplus: float,
-        messages: list[str],
     ):
         self.sources = [_source_plan(source) for source in sources]
         self.sequence_length, self.seed = settings.sequence_length, settings.seed
-        self.messages = messages
         self._megatron_sources, self._indices, self._blend = sources, indices, blend
         self._split, self._weights, self._requested = split, weights, requested
-        self._settings, self._surplus = settings, surplus
+        self._settings = settings
         tokens = [source.num_tokens for source in sources]
         self.sequences_of_source = [Epochs(1, False).num_samples(count, settings) for count in tokens]
         self.sequences_per_epoch = max(1, sum(self.sequences_of_source))
@@ -111,15 +106,6 @@ class MegatronOrder:
             "another run."
         )
 
-    def redraw_warning(self, previous_num_samples: int) -> str | None:
-        """`redraw_warning` for this plan, had it been made for `previous_num_samples` sequences before."""
-        if self._requested is None:
-            return None
-        datasets = [(source.prefix, source.num_tokens) for source in self._megatron_sources]
-        return redraw_warning(
-            previous_num_samples, self._requested, datasets, self._weights, self._settings, surplus=self._surplus
-        )
-
     @property
     def fingerprint(self) -> str:
         """Equal for plans that give the same sequences: another length changes it only where it changes their order."""
@@ -152,44 +138,6 @@ class MegatronOrder:
             "epochs": epochs.count,
             "last_epoch_apart": epochs.separate_last,
         }
-
-
-def redraw_warning(
-    previous_num_samples: int,
-    new_num_samples: int,
-    datasets: Sequence[tuple[str, int]],
-    weights: Sequence[float] | None,
-    settings: IndexSettings,
-    *,
-    surplus: float = SURPLUS,
-) -> str | None:
-    """What a run made for `previous_num_samples` would lose if it is made for `new_num_samples`; None if its past stays.
-
-    datasets: (name, tokens per epoch) of each. weights: add up to 1; None for one dataset without a weight, or for several, which
-    are never drawn anew. The order of a dataset stays as long as it needs as many epochs and shuffles the last one the same way.
-    """
-    if weights is None and len(datasets) > 1:
-        return None
-    lengths = [previous_num_samples, new_num_samples]
-    needs = [[length] if weights is None else samples_per_dataset(weights, length, surplus) for length in lengths]
-    redrawn = []
-    for number, (name, tokens) in enumerate(datasets):
-        before, after = (count_epochs(tokens, need[number], settings) for need in needs)
-        if before != after:
-            redrawn.append(f"{name} ({_epochs_text(before)} then, {_epochs_text(after)} now)")
-    if not redrawn:
-        return None
-    return (
-        f"data.order: made for {new_num_samples:,} sequences instead of {previous_num_samples:,}, Megatron's order is another "
-        f"one from the first sequence on, so a run that goes on would repeat some documents and miss others: "
-        f"{', '.join(redrawn)}. Keep the length of the run, or use the native order, which a longer run does not change."
-    )
-
-
-def _epochs_text(epochs: Epochs) -> str:
-    if epochs.count == 1:
-        return "1 epoch"
-    return f"{epochs.count} epochs, the last {'apart' if epochs.separate_last else 'shuffled with the others'}"
 
 
 def _left_over(source: MegatronSource, index: SampleIndex, settings: IndexSettings) -> dict[str, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -213,7 +213,6 @@ class StreamSource:
     num_documents = 0
     num_tokens = 0
     text_bytes = None
-    messages: Sequence[str] = ()
 
     def __init__(
         self, source: SourceConfig, tokenizer: TextTokenizer, sequence_length: int, seed: int,

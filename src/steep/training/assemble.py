@@ -21,6 +21,7 @@ from steep.core.say import Say
 from steep.core.section import Target
 from steep.data.open import RunData, open_run_data
 from steep.evaluation.end_of_text import data_warnings, source_ends
+from steep.evaluation.text_writer import open_writer
 from steep.models.adapters import adapter_files, add_adapter, capacity_line, lasting_reference
 from steep.models.attention_choice import leak_test, prepare_lm_loss
 from steep.models.config import ModelConfig
@@ -97,10 +98,17 @@ def assemble(
     extension = extend_tokenizer(hf_tokenizer, config.vocabulary)
     hf_tokenizer = hf_tokenizer if extension is None else extension.tokenizer
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
+    lines: list[str] = []  # said once the progress bar is gone
     with progress_when_needed("preparing text", "bytes") as show:
-        data = open_run_data(config, tokenizer, lambda done, total, tokens: show(done, total))
-    for message in (*data.messages, *recipe_lines(config.to_mapping())):
-        say(message)
+        data = open_run_data(
+            config,
+            tokenizer,
+            lines.append,
+            progress=lambda done, total, tokens: show(done, total),
+            generator=open_writer,
+        )
+    for line in (*lines, *recipe_lines(config.to_mapping())):
+        say(line)
     for message in data_warnings(
         source_ends(data.names, data.stores, tokenizer, config.data.document_mask), tokenizer.eos_token
     ):

@@ -112,7 +112,15 @@ def describe_end(
     seconds = state.elapsed_seconds
     texts = {name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()}
     outcome, lines = describe_outcome(config, job, state) if done else ({}, [])
-    run.write("ledger.json", {**job.data.ledger(state), "rollbacks": run.read(ROLLBACKS_FILE) or []})
+    ledger = job.data.ledger(
+        sequences_seen=state.sequences_seen,
+        tokens_by_source=state.tokens_by_source,
+        skipped_tokens=state.skipped_tokens,
+        padding_tokens=state.padding_tokens,
+        data_changes=state.data_changes,
+        spikes=state.spikes,
+    )
+    run.write("ledger.json", {**ledger, "rollbacks": run.read(ROLLBACKS_FILE) or []})
     run.write(
         "summary.json",
         {

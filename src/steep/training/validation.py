@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from steep.config.run import RunConfig
 from steep.core.errors import DataError
+from steep.data.held_out_text import HeldOutText
 from steep.evaluation.config import EvaluateConfig
 from steep.evaluation.end_of_text import StopScore, measure_stops
 from steep.evaluation.evaluate_model import score_base
 from steep.evaluation.generate import generate_text
-from steep.evaluation.held_out import HeldOutText, Score, score_text
+from steep.evaluation.held_out import Score, score_text
 from steep.runtime.device import autocast
 from steep.runtime.run_directory import RunDirectory
 from steep.trackers.run_trackers import Trackers
