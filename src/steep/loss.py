@@ -51,8 +51,9 @@ def linear_cross_entropy(
     softcap: float | None = None,
     multiplier: float = 1.0,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
-) -> Tensor:
-    """The SUM of -log p(label) over labels != -100, as an fp32 scalar (fp64 for fp64 inputs).
+) -> tuple[Tensor, Tensor]:
+    """(sum, losses): the SUM of -log p(label) over labels != -100, a scalar with gradients, and the loss of each row, (N,)
+    without gradients and 0 where the label is -100. Both fp32 (fp64 for fp64 inputs).
 
     logits = multiplier * (hidden @ weight.T + bias), then softcap * tanh(logits / softcap) if softcap is given.
     hidden_ND: (N, D) floating; weight_VD: (V, D); labels_N: (N,) int64; bias: (V,) or None.
@@ -61,24 +62,6 @@ def linear_cross_entropy(
     and every sum over rows run in fp32. Gradients are computed only for the inputs that require one.
     Weakness: the gradient of the weight takes V*D fp32 from the forward on; no second derivative.
     """
-    loss, _ = linear_cross_entropy_with_losses(
-        hidden_ND, weight_VD, labels_N, bias=bias, softcap=softcap, multiplier=multiplier, chunk_bytes=chunk_bytes
-    )
-    return loss
-
-
-def linear_cross_entropy_with_losses(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    labels_N: Tensor,
-    *,
-    bias: Tensor | None = None,
-    softcap: float | None = None,
-    multiplier: float = 1.0,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
-) -> tuple[Tensor, Tensor]:
-    """(sum, losses_N): the sum of `linear_cross_entropy`, with gradients, and the loss of each token, (N,) in the sum's dtype
-    without gradients, 0 where the label is -100."""
     with_grad = torch.is_grad_enabled()
     needs = [with_grad and tensor is not None and tensor.requires_grad for tensor in (hidden_ND, weight_VD, bias)]
     layout = _layout(hidden_ND, weight_VD, softcap, multiplier, chunk_bytes, needs)
@@ -87,22 +70,6 @@ def linear_cross_entropy_with_losses(
         return losses_N.sum(), losses_N
     both: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias, labels_N, layout)
     return both
-
-
-@torch.no_grad()
-def token_losses(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    labels_N: Tensor,
-    *,
-    bias: Tensor | None = None,
-    softcap: float | None = None,
-    multiplier: float = 1.0,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
-) -> Tensor:
-    """-log p(label) of each token, (N,) fp32 without gradients, 0 where the label is -100. See linear_cross_entropy."""
-    layout = _layout(hidden_ND, weight_VD, softcap, multiplier, chunk_bytes, [False, False, False])
-    return _run(layout, hidden_ND, weight_VD, bias, labels_N).losses_N
 
 
 @dataclass(frozen=True)

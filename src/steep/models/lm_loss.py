@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from steep.batch import IGNORE_INDEX, Batch
 from steep.core.errors import ModelError
-from steep.loss import DEFAULT_CHUNK_BYTES, linear_cross_entropy_with_losses, token_losses
+from steep.loss import DEFAULT_CHUNK_BYTES, linear_cross_entropy
 from steep.models.document_attention import placeholder_mask
 from steep.models.gpt2 import GPT2LMHeadModel
 from steep.models.layers import head_weight, output_layer, text_config
@@ -48,7 +48,7 @@ class LMLoss(nn.Module):
         labels_N = batch.labels.flatten()
         if self.has_head:
             head = read_head(self.model)
-            loss, losses_N = linear_cross_entropy_with_losses(
+            loss, losses_N = linear_cross_entropy(
                 self.hidden_states(batch), head.weight, labels_N,
                 bias=head.bias, softcap=head.softcap, multiplier=head.multiplier, chunk_bytes=self.chunk_bytes,
             )  # fmt: skip
@@ -65,7 +65,7 @@ class LMLoss(nn.Module):
         labels_N = batch.labels.flatten()
         if self.has_head:
             head = read_head(self.model)
-            losses_N = token_losses(
+            _, losses_N = linear_cross_entropy(
                 self.hidden_states(batch), head.weight, labels_N,
                 bias=head.bias, softcap=head.softcap, multiplier=head.multiplier,
             )  # fmt: skip
