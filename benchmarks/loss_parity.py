@@ -100,7 +100,7 @@ def reference_losses(mapping: dict[str, Any]) -> Iterator[float]:
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, foreach=False, fused=False)
     for step in range(steps):
         total, count = torch.zeros(()), 0
-        for planned in (data.plan.sequence(index) for index in range(BATCH * step, BATCH * (step + 1))):
+        for planned in (data.order.sequence(index) for index in range(BATCH * step, BATCH * (step + 1))):
             for part in planned.ranges:
                 document = torch.from_numpy(data.stores[planned.source].document(part.document).astype("int64"))
                 ids = document[part.start : part.start + part.count]

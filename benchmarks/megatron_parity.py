@@ -166,7 +166,7 @@ def steep_samples(configuration: dict[str, Any]) -> dict[str, Any]:
 
     from steep.core.errors import SteepError
     from steep.loader import make_batch
-    from steep.order.megatron import build_megatron_plans
+    from steep.order.megatron import build_megatron_orders
     from steep.order.megatron_paths import Blend
     from steep.store.reader import open_store
 
@@ -176,7 +176,7 @@ def steep_samples(configuration: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     shared = configuration["cache"] != "none"
     try:
-        data = build_megatron_plans(
+        data = build_megatron_orders(
             blends,
             configuration["split"],
             configuration["sequence_length"],

@@ -90,20 +90,20 @@ def write_lengths(prefix: Path, documents: int, sparse: bool) -> None:
 
 def steep_plan(store: Any, packing: str) -> Any:
     """The native order of one store."""
-    from steep.order.data_order import DataPlan, SourcePlan
+    from steep.order.data_order import NativeOrder, OrderedSource
 
-    source = SourcePlan("store", None, store.document_lengths, store.fingerprint)
-    return DataPlan([source], SEQUENCE_LENGTH, SEED, packing=packing)
+    source = OrderedSource("store", None, store.document_lengths, store.fingerprint)
+    return NativeOrder([source], SEQUENCE_LENGTH, SEED, packing=packing)
 
 
 def steep_parity_plan(prefix: str, cache: Path | None) -> tuple[Any, Any]:
     """Megatron's order of one store, one epoch of it, and the store."""
     from functools import partial
 
-    from steep.order.megatron import build_megatron_plans
+    from steep.order.megatron import build_megatron_orders
     from steep.store.reader import open_store
 
-    data = build_megatron_plans(
+    data = build_megatron_orders(
         prefix,
         "100,0,0",
         SEQUENCE_LENGTH,
