@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from steep.api import lr_find, train
     from steep.estimate.fit import plan_fit
     from steep.estimate.run_plan import plan
     from steep.evaluation.evaluate_model import evaluate
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from steep.store.prepare_text import prepare
     from steep.tokenizer.extend import tokenizer_extend
     from steep.tokenizer.fertility import tokenizer_fertility
+    from steep.training.loop import train
+    from steep.training.lr_find import lr_find
 
 __all__ = [
     "__version__",
@@ -60,7 +61,7 @@ MODULES = {
     "export": "steep.exporters.run",
     "generate": "steep.evaluation.generate",
     "inspect": "steep.inspection",
-    "lr_find": "steep.api",
+    "lr_find": "steep.training.lr_find",
     "memory_plot": "steep.reporting.plots",
     "plan": "steep.estimate.run_plan",
     "plan_fit": "steep.estimate.fit",
@@ -69,7 +70,7 @@ MODULES = {
     "restore_instruct": "steep.merge.restore_instruct",
     "tokenizer_extend": "steep.tokenizer.extend",
     "tokenizer_fertility": "steep.tokenizer.fertility",
-    "train": "steep.api",
+    "train": "steep.training.loop",
 }
 """The module of each function."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json as json_module
 from pathlib import Path
 from typing import Optional
 
 import typer
 
+import steep
 from steep.cli.options import CONFIG, JSON, NO_CODE
 from steep.core.errors import ConfigError
 
@@ -22,16 +24,11 @@ def command(
     json: bool = JSON,
 ) -> None:
     """Train short runs from the base at several learning rates, score each, and propose one. Writes no checkpoint."""
-    from steep.config.load import load_run_config
+    from steep.config.load import load_run_config  # pydantic is heavy
 
     run_config = load_run_config(config, context.obj or [])
-
-    from steep.api import lr_find
-
-    found = lr_find(run_config, rates=_rates(rates), steps=steps, allow_code=not no_code)
+    found = steep.lr_find(run_config, rates=_rates(rates), steps=steps, allow_code=not no_code)
     if json:
-        import json as json_module
-
         typer.echo(json_module.dumps(found.to_mapping(), indent=2))
     else:
         typer.echo(found.to_text())

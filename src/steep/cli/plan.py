@@ -27,7 +27,7 @@ def command(
     json: bool = JSON,
 ) -> None:
     """Print sizes, tokens, steps, memory by part and time of a run. Loads no weights; refuses what cannot work."""
-    from steep.config.load import load_run_config  # pydantic takes longer to import than the help may take
+    from steep.config.load import load_run_config  # pydantic is heavy
 
     run_config = load_run_config(config, context.obj or [])
     if fit is None:

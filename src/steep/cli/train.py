@@ -7,6 +7,7 @@ from typing import Optional
 
 import typer
 
+import steep
 from steep.cli.options import CONFIG, NO_CODE
 
 
@@ -27,15 +28,8 @@ def command(
     no_code: bool = NO_CODE,
 ) -> int:
     """Train a model. Any key of the configuration can be overridden: --optimizer.learning_rate 3e-4."""
-    from steep.config.load import load_run_config
+    from steep.config.load import load_run_config  # pydantic is heavy
 
     run_config = load_run_config(config, context.obj or [])
-
-    from steep.runtime.tuning import tune_process
-
-    tune_process()  # before torch is imported
-
-    from steep.training.loop import train
-
-    result = train(run_config, resume=resume, accept_data_change=accept_data_change, allow_code=not no_code)
+    result = steep.train(run_config, resume=resume, accept_data_change=accept_data_change, allow_code=not no_code)
     return result.exit_code

@@ -10,10 +10,12 @@ from typing import TextIO
 from torch import nn
 
 from steep.checkpoint.save import CheckpointWriter
+from steep.config.load import ConfigLike, as_config
 from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.core import targets
 from steep.core.lock import RunLock
+from steep.core.public import public
 from steep.loader import Loader
 from steep.optim.schedule import multiplier
 from steep.runtime.device import peak_memory_bytes
@@ -39,8 +41,9 @@ from steep.training.trainable_check import TrainableCheck
 from steep.training.validation import due, show_model
 
 
+@public
 def train(
-    config: RunConfig,
+    config: ConfigLike,
     *,
     resume: bool | None = None,
     accept_data_change: bool = False,
@@ -50,10 +53,13 @@ def train(
 ) -> TrainResult:
     """Train as configured, from the run's newest checkpoint if it has one. Raises SteepError.
 
+    config: a RunConfig, its values as a mapping, or the path of a YAML file.
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
     accept_data_change: continue with other data than the checkpoint was trained on, from its resume_point, and record it.
+    allow_code: whether `_target_` may run code outside steep, torch and transformers.
     stream: where the console writes; standard output by default. model: see `assemble`; such a run starts anew.
     """
+    config = as_config(config)
     targets.check_run(config, lambda line: print(line, file=stream), allow_code)
     run = RunDirectory(Path(config.run.directory).expanduser() / config.run.name)
     run.create()

@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
+from steep.config.load import ConfigLike, as_config
 from steep.config.run import RunConfig
 from steep.core import targets
 from steep.core.errors import ConfigError
 from steep.core.files import write_json
-from steep.core.say import Say
+from steep.core.public import public
+from steep.core.say import Say, tell
 from steep.core.section import Target
 from steep.core.table import text_table
 from steep.evaluation.forgetting import configured_roles
@@ -110,14 +112,24 @@ class LearningRates:
         return self.to_text()
 
 
-def find_learning_rate(
-    config: RunConfig, *, rates: Sequence[float] | None, steps: int, say: Say, allow_code: bool = True
+@public
+def lr_find(
+    config: ConfigLike,
+    *,
+    rates: Sequence[float] | None = None,
+    steps: int = 20,
+    allow_code: bool = True,
+    say: Say = tell,
 ) -> LearningRates:
-    """Sweep. rates: default a tenth to ten times the configured one. steps: of each trial, of the run's own batch size.
+    """Short runs from the base at several learning rates, each scored on the held-out texts, and a proposal.
 
-    Writes lr_find.json and lr_find.png into `<run directory>/lr_find/`, and nothing else. Raises ConfigError without held-out
-    text, for an optimizer of the user's own, or where no rate is better than the base.
+    config: a RunConfig, its values as a mapping, or the path of a YAML file. rates: default a tenth to ten times the configured
+    one. steps: of each run, of the configured batch size. allow_code: whether `_target_` may run code outside steep, torch and
+    transformers. say: called with each line of progress. Writes lr_find.json and lr_find.png into `<run directory>/lr_find/`, and
+    nothing else. Raises ConfigError without held-out text, for an optimizer of the user's own, or where no rate is better than
+    the base.
     """
+    config = as_config(config)
     targets.check_run(config, say, allow_code)
     optimizer = config.optimizer
     if isinstance(optimizer, Target):
