@@ -140,10 +140,10 @@ def test_a_callable_that_takes_any_argument_and_one_without_a_signature() -> Non
         ("./my_model.py:biuld", "the file my_model.py has no 'biuld'; did you mean 'build'?"),
         ("./my_model.py:Part.doubel", "Part has no 'doubel'; did you mean 'double'?"),
         ("./my_model.py:NUMBER", "./my_model.py:NUMBER is 3, which cannot be called"),
-        ("./my_model.py:", "is no callable's name; write ./file.py:name"),
-        ("./my_model.txt:build", "is no callable's name; write ./file.py:name"),
-        ("build", "'build' is no callable's name"),
-        ("my-pkg.build", "'my-pkg.build' is no callable's name"),
+        ("./my_model.py:", "is not the name of a callable; write ./file.py:name"),
+        ("./my_model.txt:build", "is not the name of a callable; write ./file.py:name"),
+        ("build", "'build' is not the name of a callable"),
+        ("my-pkg.build", "'my-pkg.build' is not the name of a callable"),
         (
             "my_model.build",
             "no package 'my_model' is installed, but it lies in the current directory: write ./my_model.py:name",
@@ -153,7 +153,7 @@ def test_a_callable_that_takes_any_argument_and_one_without_a_signature() -> Non
         ("torch.optm.AdamW", "torch has no 'optm'; did you mean 'optim'?"),
         ("torch.optim.Adamw", "torch.optim has no 'Adamw'; did you mean 'AdamW'?"),
         ("transformers.AutoModelForCausaLM.from_config", "did you mean 'AutoModelForCausalLM'?"),
-        ("fractions", "is no callable's name"),
+        ("fractions", "is not the name of a callable"),
         ("xml.dom", "xml.dom is a module; name a function or class in it"),
     ],
 )
@@ -207,7 +207,9 @@ def test_announcing_imports_nothing(tmp_path: Path) -> None:
         "optimizer": target("torch.optim.AdamW"),
         "x": target("torch.load"),
     }
-    assert announce(value) == [
+    said: list[str] = []
+    announce(value, said.append)
+    assert said == [
         "model.inner: runs some_pkg.f (Python package 'some_pkg')",
         f"model: runs build of the file {tmp_path / 'loud.py'}",
         "x: runs torch.load (Python package 'torch')",
@@ -216,7 +218,7 @@ def test_announcing_imports_nothing(tmp_path: Path) -> None:
 
 def test_finding_and_announcing_need_no_torch() -> None:
     program = (
-        "import sys\nfrom steep.core.targets import announce\nprint(announce({'_target_': 'torch.load'}))\n"
+        "import sys\nfrom steep.core.targets import announce\nannounce({'_target_': 'torch.load'}, print)\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

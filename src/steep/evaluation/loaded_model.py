@@ -186,8 +186,7 @@ def _load_target(
     from steep.core import targets
     from steep.models.load import load_model
 
-    for line in targets.announce(reference.model):
-        say(line)
+    targets.announce(reference.model, say)
     targets.check(reference.model, allow_code=allow_code, location="model")
     checkpoint = find_checkpoint(reference.reference, say)
     model = load_model(reference.model, dtype=dtype, device=device)
