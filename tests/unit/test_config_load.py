@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from steep.config.errors import SYNONYMS, ConfigProblems
+from steep.config.errors import ConfigProblems
 from steep.config.keys import all_keys, dotted
 from steep.config.load import load_run_config, write_config
+from steep.config.suggestions import SYNONYMS
 from steep.core.errors import ConfigError
 from steep.core.section import Target
 

@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from steep.config.checks import CROSS_CHECKS, DISK_CHECKS, nearest_path
-from steep.config.errors import ConfigProblems, Problem, problems_of, suggest_key, with_places, wrong_type
+from steep.config.errors import ConfigProblems, Problem, problems_of, with_places, wrong_type
 from steep.config.keys import (
     Location,
     allows_null,
@@ -37,6 +37,7 @@ from steep.config.overrides import BadOverride, Override, apply_override, parse_
 from steep.config.recipes import apply_recipe
 from steep.config.redact import redact
 from steep.config.run import RunConfig
+from steep.config.suggestions import suggest_key
 from steep.config.yaml_file import MAX_BYTES, Dumper, YamlText, parse_yaml
 from steep.core.files import write_text
 
