@@ -23,7 +23,6 @@ from steep.models.config import ModelConfig, RopeConfig
 from steep.models.embeddings import frozen_embedding
 from steep.models.flops import count_matmul_parameters, flops_saved_by_freezing, model_flops_per_token
 from steep.models.freeze import freeze
-from steep.models.gpt2 import GPT2LMHeadModel
 from steep.models.layers import (
     check_sequence_length,
     count_parameters,
@@ -198,9 +197,6 @@ def _structure_of_pretrained(
 
 def _hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """(B, T, D) with one document per row: what attention keeps does not depend on where documents end."""
-    if isinstance(model, GPT2LMHeadModel):
-        hidden: torch.Tensor = model.hidden_states(ids)
-        return hidden
     base: Any = getattr(model, "base_model", model)
     output = base(input_ids=ids, use_cache=False) if base is not model else model(ids)
     return output if isinstance(output, torch.Tensor) else output[0]  # type: ignore[no-any-return]

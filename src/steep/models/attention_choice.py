@@ -18,8 +18,7 @@ from steep.core.errors import ModelError, TrainingError
 from steep.core.say import Say
 from steep.loss import DEFAULT_CHUNK_BYTES
 from steep.models import layers
-from steep.models.document_attention import enable_document_attention, obstacle
-from steep.models.gpt2 import GPT2LMHeadModel
+from steep.models.document_attention import enable_document_attention
 from steep.models.lm_loss import LMLoss, read_head
 
 CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -86,7 +85,7 @@ def check_decomposition(lm_loss: LMLoss, vocab_size: int | None = None) -> str |
     batch = _check_batch(model, vocab_size)
     with layers.evaluating(model):
         own_NV = lm_loss.own_logits(batch)
-        has_base = isinstance(model, GPT2LMHeadModel) or getattr(model, "base_model", model) is not model
+        has_base = getattr(model, "base_model", model) is not model
         hidden_ND = lm_loss.hidden_states(batch) if has_base else None
         if hidden_ND is None or (own_NV.shape[-1], hidden_ND.shape[-1]) != head.weight.shape:
             return f"the hidden states of {name} do not fit its output layer"
@@ -109,8 +108,6 @@ def _choose_attention(model: nn.Module, wished: str, vocab_size: int | None, say
         fallback = _set_attention(model, "sdpa")
         say(f"attention: {fallback} with restarting position_ids, not document by document: {problem}")
         return fallback
-    if isinstance(model, GPT2LMHeadModel):
-        raise ModelError(f"model.attention={wished}: steep's GPT-2 computes document attention only; use auto")
     chosen = _set_attention(model, wished)
     if chosen != wished:
         say(f"attention: {chosen}, because the model offers no {wished}")
@@ -131,11 +128,9 @@ def _set_attention(model: nn.Module, name: str) -> str:
 
 def _document_problem(model: nn.Module, vocab_size: int | None) -> str | None:
     """Enable document attention and compare it with documents run one by one. None, or why it cannot be used."""
-    reason = None if isinstance(model, GPT2LMHeadModel) else obstacle(model)
+    reason = enable_document_attention(model)
     if reason is not None:
         return reason
-    if not enable_document_attention(model):
-        return f"{type(model).__name__} did not take it"
     batch = _check_batch(model, vocab_size)
     try:
         with layers.evaluating(model):

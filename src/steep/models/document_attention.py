@@ -326,23 +326,21 @@ def placeholder_mask(device: torch.device) -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
-def enable_document_attention(model: nn.Module) -> bool:
-    """Make `model` take cu_seqlens. True: it does now; False: it cannot, pass restarting position_ids instead.
+def enable_document_attention(model: nn.Module) -> str | None:
+    """Make `model` take cu_seqlens; None, or why it cannot: pass restarting position_ids instead.
 
-    A True is a claim about the interface only; `steep.models.attention_choice.prepare_lm_loss` compares numbers.
+    A None is a claim about the interface only; `steep.models.attention_choice.prepare_lm_loss` compares numbers.
     """
-    from steep.models.gpt2 import GPT2LMHeadModel
-
-    if isinstance(model, GPT2LMHeadModel):
-        return True
-    if obstacle(model) is not None:
-        return False
+    reason = _obstacle(model)
+    config: Any = getattr(model, "config", None)
+    if reason is not None or config._attn_implementation == ATTENTION_NAME:
+        return reason
     register_document_attention()
     model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
-    return bool(model.config._attn_implementation == ATTENTION_NAME)  # type: ignore[union-attr]
+    return None if config._attn_implementation == ATTENTION_NAME else f"{type(model).__name__} did not take it"
 
 
-def obstacle(model: nn.Module) -> str | None:
+def _obstacle(model: nn.Module) -> str | None:
     """Why a model cannot take document attention, or None."""
     if not getattr(model, "_supports_attention_backend", False) or not hasattr(model, "set_attn_implementation"):
         return f"{type(model).__name__} does not use transformers' AttentionInterface"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from steep.core.errors import ModelError
 from steep.core.files import write_json
+from steep.models.document_attention import ATTENTION_NAME, attend_documents
 
 INIT_STD = 0.02
 
@@ -55,6 +56,11 @@ class GPT2Config:
         write_json(Path(directory) / "config.json", self.to_dict())
 
     # The names that transformers' code and ours ask any configuration for.
+    @property
+    def _attn_implementation(self) -> str:
+        """Document attention is the only one here."""
+        return ATTENTION_NAME
+
     @property
     def max_position_embeddings(self) -> int:
         """Tokens of the longest sequence."""
@@ -159,8 +165,8 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x_BTD: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-        """cu_seqlens: (documents + 1,) int32 boundaries over the B*T flattened tokens; None: each row is one document."""
+    def forward(self, x_BTD: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None) -> Tensor:
+        """cu_seqlens, max_seqlen: see GPT2LMHeadModel.forward; without them each row is one document."""
         batch, length, width = x_BTD.shape
         q, k, v = self.c_attn(x_BTD).view(batch, length, 3, self.n_head, width // self.n_head).unbind(2)
         dropout = self.dropout if self.training else 0.0
@@ -169,10 +175,8 @@ class CausalSelfAttention(nn.Module):
             out_BNTH = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
             out_BTNH = out_BNTH.transpose(1, 2)
         else:
-            from steep.models.document_attention import attend_documents
-
             q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-            out_BTNH = attend_documents(q, k, v, cu_seqlens, max_seqlen=length, dropout=dropout)
+            out_BTNH = attend_documents(q, k, v, cu_seqlens, max_seqlen=max_seqlen or length, dropout=dropout)
         return self.resid_dropout(self.c_proj(out_BTNH.reshape(batch, length, width)))
 
 
@@ -201,9 +205,9 @@ class TransformerBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTD: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D). cu_seqlens: see CausalSelfAttention."""
-        x_BTD = x_BTD + self.attn(self.ln_1(x_BTD), cu_seqlens)
+    def forward(self, x_BTD: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D). cu_seqlens, max_seqlen: see GPT2LMHeadModel.forward."""
+        x_BTD = x_BTD + self.attn(self.ln_1(x_BTD), cu_seqlens, max_seqlen)
         return x_BTD + self.mlp(self.ln_2(x_BTD))
 
 
@@ -220,9 +224,17 @@ class GPT2Model(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, cu_seqlens: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool = False,
     ) -> Tensor:
         """(B, T) token ids -> (B, T, D) hidden states after the final norm. See GPT2LMHeadModel.forward."""
+        if attention_mask is not None and cu_seqlens is None:
+            raise ModelError("this GPT-2 reads no attention_mask; cu_seqlens says where documents end")
         length = input_ids.shape[1]
         if position_ids is None:
             if length > self.n_positions:
@@ -230,12 +242,17 @@ class GPT2Model(nn.Module):
             position_ids = torch.arange(length, device=input_ids.device).unsqueeze(0)
         x_BTD = self.drop(self.wte(input_ids) + self.wpe(position_ids))
         for block in self.h:
-            x_BTD = block(x_BTD, cu_seqlens)
+            x_BTD = block(x_BTD, cu_seqlens, max_seqlen)
         return self.ln_f(x_BTD)
 
 
 class GPT2LMHeadModel(nn.Module):
-    """GPT-2 with its output head, tied to the token embedding unless the configuration says otherwise."""
+    """GPT-2 with its output head, tied to the token embedding unless the configuration says otherwise.
+
+    It is called as a model of transformers with document attention is: with one flattened row of documents.
+    """
+
+    _supports_attention_backend = True  # how a model of transformers says that attention can be chosen
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -255,11 +272,15 @@ class GPT2LMHeadModel(nn.Module):
             elif parameter.ndim >= 2:
                 nn.init.normal_(parameter, std=std)
 
-    def hidden_states(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, cu_seqlens: Tensor | None = None
-    ) -> Tensor:
-        """(B, T) token ids -> (B, T, D): what the output head reads."""
-        return self.transformer(input_ids, position_ids, cu_seqlens)
+    @property
+    def base_model(self) -> GPT2Model:
+        """What gives the hidden states that the output head reads."""
+        return self.transformer
+
+    def set_attn_implementation(self, name: str) -> None:
+        """Raises ModelError for any attention but that of documents."""
+        if name != ATTENTION_NAME:
+            raise ModelError(f"model.attention={name}: steep's GPT-2 computes document attention only; use auto")
 
     def forward(
         self,
@@ -267,14 +288,19 @@ class GPT2LMHeadModel(nn.Module):
         position_ids: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         labels: Tensor | None = None,
+        max_seqlen: int | None = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """logits (B, T, V); with labels (B, T), the pair (logits, mean loss).
 
         input_ids: (B, T) int64. position_ids: (B, T), default 0..T-1 in each row. cu_seqlens: (documents + 1,) int32
-        boundaries over the B*T flattened tokens: attention stays inside a document.
+        boundaries over the B*T flattened tokens: attention stays inside a document. max_seqlen: no document is longer.
+        attention_mask, use_cache: part of transformers' call, not read.
         labels: (B, T) already shifted: labels[b, t] is the target AT position t, -100 where there is none.
         """
-        logits_BTV = self.lm_head(self.hidden_states(input_ids, position_ids, cu_seqlens))
+        hidden_BTD = self.transformer(input_ids, position_ids, cu_seqlens, max_seqlen, attention_mask)
+        logits_BTV = self.lm_head(hidden_BTD)
         if labels is None:
             return logits_BTV
         return logits_BTV, F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels.flatten())

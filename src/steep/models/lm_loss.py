@@ -20,7 +20,6 @@ from steep.batch import IGNORE_INDEX, Batch
 from steep.core.errors import ModelError
 from steep.loss import DEFAULT_CHUNK_BYTES, linear_cross_entropy
 from steep.models.document_attention import placeholder_mask
-from steep.models.gpt2 import GPT2LMHeadModel
 from steep.models.layers import head_weight, output_layer, text_config
 
 
@@ -86,11 +85,10 @@ class LMLoss(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """(N, D): what the output head reads. Only where `has_head`."""
-        if isinstance(self.model, GPT2LMHeadModel):
-            bounds = batch.cu_seqlens if self.attention == "document" else None
-            return self.model.hidden_states(batch.input_ids, batch.position_ids, bounds).flatten(0, 1)
         base: Any = self.model.base_model
-        return base(**self._arguments(base, batch))[0].flatten(0, 1)  # type: ignore[no-any-return]
+        output = base(**self._arguments(base, batch))
+        hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+        return hidden.flatten(0, 1)
 
     def own_logits(self, batch: Batch) -> Tensor:
         """(N, V): the model's own logits, whole. Raises ModelError where it returns none."""
@@ -112,7 +110,7 @@ class LMLoss(nn.Module):
     def _arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """What a forward is called with; a foreign module gets only what its signature names."""
         ids = batch.input_ids
-        if self.attention == "document" and not isinstance(model, GPT2LMHeadModel):
+        if self.attention == "document":
             return {
                 "input_ids": ids.reshape(1, -1), "position_ids": batch.position_ids.reshape(1, -1), "use_cache": False,
                 "attention_mask": placeholder_mask(ids.device), "cu_seqlens": batch.cu_seqlens, "max_seqlen": ids.shape[1],
