@@ -57,7 +57,7 @@ def both(model: str, steps: int, document_tokens: int, folder: Path) -> tuple[li
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from steep.models.load import quiet_transformers
+    from steep.models.hf_config import quiet_transformers
 
     torch.manual_seed(0)
     sizes = {key: value for key, value in MODELS[model].items() if key != "model_type"}

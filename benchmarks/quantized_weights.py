@@ -41,7 +41,8 @@ def measure(name: str) -> list[list[str]]:
 
     from steep.models.adapters import add_adapter
     from steep.models.config import AdapterConfig
-    from steep.models.load import build_fresh, cast_weights
+    from steep.models.fresh import build_fresh
+    from steep.models.load import cast_weights
     from steep.models.quantize import extra_bytes, quantize
 
     model = cast_weights(build_fresh(SHAPES[name], None, seed=0), torch.bfloat16)

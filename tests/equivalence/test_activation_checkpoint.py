@@ -15,8 +15,8 @@ from steep.core.errors import ModelError
 from steep.estimate.memory import saved_bytes
 from steep.models.adapters import add_adapter
 from steep.models.config import AdapterConfig
+from steep.models.fresh import build_fresh
 from steep.models.gpt2 import build_gpt2_model
-from steep.models.load import build_fresh
 from steep.parallelize.activation_checkpoint import checkpoint_layers
 from steep.parallelize.compile import compile_layers
 from support import LLAMA

@@ -19,7 +19,7 @@ from steep.core.errors import ConfigError, ModelError
 from steep.merge.average import shares_of
 from steep.merge.blend import BlendPoint, choose
 from steep.merge.weights import combine, open_weights
-from steep.models.load import build_fresh
+from steep.models.fresh import build_fresh
 from support import LLAMA, run_mapping
 from support import steep as command
 

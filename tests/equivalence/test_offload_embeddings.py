@@ -8,7 +8,7 @@ import torch
 from steep.models.config import FreezeConfig
 from steep.models.embeddings import offload_embeddings
 from steep.models.freeze import freeze
-from steep.models.load import build_fresh
+from steep.models.fresh import build_fresh
 from support import LLAMA
 
 

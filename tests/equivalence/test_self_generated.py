@@ -25,7 +25,7 @@ from steep.core.say import say_nothing
 from steep.data.self_generated import with_self_generated
 from steep.evaluation.sample import sample_documents
 from steep.evaluation.text_writer import open_writer
-from steep.models.load import build_fresh
+from steep.models.fresh import build_fresh
 from support import LLAMA, run_mapping, write_yaml
 
 END = 7

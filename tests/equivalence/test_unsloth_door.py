@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, TextIteratorStreamer
 
 import steep
 from steep.core.errors import ConfigError, DataError
-from steep.models.load import build_fresh
+from steep.models.fresh import build_fresh
 from steep.reporting.plots import memory_plot
 from steep.unsloth import FastLanguageModel, UnslothTrainer, UnslothTrainingArguments, is_bfloat16_supported
 from support import LLAMA

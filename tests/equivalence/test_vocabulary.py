@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steep
 from steep.core.errors import ConfigError
-from steep.models.load import build_fresh
+from steep.models.fresh import build_fresh
 from steep.models.vocabulary import extend_embeddings
 from steep.tokenizer.config import VocabularyConfig
 from steep.tokenizer.open import load_hf_tokenizer

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 import steep
-from steep.models.load import build_fresh
+from steep.models.fresh import build_fresh
 from steep.optim.config import OPTIONS
 from support import LLAMA, losses, run_mapping
 

@@ -28,7 +28,7 @@ from steep.evaluation.end_of_text import (
     source_ends,
 )
 from steep.models.attention_choice import prepare_lm_loss
-from steep.models.load import build_fresh
+from steep.models.fresh import build_fresh
 from steep.training.loop import train
 from support import LLAMA, run_mapping
 

@@ -16,8 +16,8 @@ from steep.core.errors import CheckpointError, ConfigError
 from steep.models.config import FreezeConfig, ModelConfig
 from steep.models.flops import flops_saved_by_freezing, model_flops_per_token
 from steep.models.freeze import freeze
+from steep.models.fresh import build_fresh
 from steep.models.gpt2 import build_gpt2_model
-from steep.models.load import build_fresh
 from steep.training.loop import train
 from support import LLAMA, losses, run_mapping
 

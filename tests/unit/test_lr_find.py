@@ -10,7 +10,7 @@ import pytest
 
 import steep
 from steep.core.errors import ConfigError
-from steep.models.load import build_fresh
+from steep.models.fresh import build_fresh
 from steep.training.lr_find import Trial, choose, explain
 from support import LLAMA, run_mapping
 

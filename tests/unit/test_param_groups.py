@@ -11,8 +11,8 @@ from torch import nn
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, ModelError
 from steep.core.section import Target
+from steep.models.fresh import build_fresh
 from steep.models.gpt2 import build_gpt2_model
-from steep.models.load import build_fresh
 from steep.optim.build import build_optimizer, load_optimizer
 from steep.optim.config import OptimizerConfig
 from steep.optim.param_groups import build_param_groups, describe_group

@@ -14,7 +14,7 @@ from steep.core.errors import ConfigError, ModelError
 from steep.estimate.hardware import find_hardware
 from steep.estimate.memory import saved_bytes
 from steep.estimate.run_plan import memory_bar
-from steep.models.load import build_fresh
+from steep.models.fresh import build_fresh
 from support import LLAMA, run_mapping
 
 

@@ -12,8 +12,10 @@ from steep.config.load import load_run_config
 from steep.core.errors import ModelError
 from steep.estimate.run_plan import plan
 from steep.models.config import ModelConfig, RopeConfig
+from steep.models.fresh import build_fresh
 from steep.models.layers import max_positions
-from steep.models.load import build_fresh, load_model, resolve_reference
+from steep.models.load import load_model
+from steep.models.reference import resolve_reference
 from steep.training.loop import train
 from support import LLAMA, losses, run_mapping
 

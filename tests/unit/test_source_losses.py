@@ -17,8 +17,8 @@ from steep.core.say import tell
 from steep.loader import make_batch
 from steep.metrics import SourceTotals
 from steep.models.attention_choice import prepare_lm_loss
+from steep.models.fresh import build_fresh
 from steep.models.lm_loss import LMLoss
-from steep.models.load import build_fresh
 from steep.order.data_order import OrderedSequence
 from steep.order.packing import TokenRange
 from steep.training.engine import TorchEngine

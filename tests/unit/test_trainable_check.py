@@ -18,7 +18,7 @@ from support import LLAMA, run_mapping
 
 PARTS = '''
 import torch
-from steep.models.load import build_fresh
+from steep.models.fresh import build_fresh
 
 MODELS = []
 

@@ -29,8 +29,9 @@ from steep.core.progress import progress_when_needed
 from steep.core.say import Say
 from steep.core.section import SELF_GENERATED
 from steep.models.config import ModelConfig
+from steep.models.hf_config import pretrained_config
 from steep.models.layers import max_positions
-from steep.models.load import pretrained_config, resolve_reference
+from steep.models.reference import resolve_reference
 from steep.sources.config import SourceConfig
 from steep.store.boundaries import default_cache_directory
 from steep.store.cache import HASH_MEMORY

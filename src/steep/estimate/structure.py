@@ -23,6 +23,8 @@ from steep.models.config import ModelConfig, RopeConfig
 from steep.models.embeddings import frozen_embedding
 from steep.models.flops import count_matmul_parameters, flops_saved_by_freezing, model_flops_per_token
 from steep.models.freeze import freeze
+from steep.models.fresh import build_fresh, build_target
+from steep.models.hf_config import pretrained_config
 from steep.models.layers import (
     check_sequence_length,
     count_parameters,
@@ -32,7 +34,6 @@ from steep.models.layers import (
     text_config,
     vocab_size,
 )
-from steep.models.load import build_fresh, build_target, pretrained_config
 from steep.models.quantize import plan_quantized
 from steep.models.rope import extend_rope
 from steep.models.vocabulary import require_trained, with_embeddings

@@ -159,7 +159,7 @@ def note_adapter_merge(folder: Path, run: Path | None, say: Say) -> None:
 
     An adapter that was trained on quantized weights also corrects their rounding, which the unquantized base does not have.
     """
-    from steep.models.adapters import ADAPTER_CONFIG, base_reference
+    from steep.models.reference import ADAPTER_CONFIG, base_reference
 
     if not (folder / ADAPTER_CONFIG).is_file():
         return
@@ -196,7 +196,7 @@ def _load_target(
 
 def _is_consolidated(reference: str) -> bool:
     """Whether the newest checkpoint holds a folder that transformers loads."""
-    from steep.models.load import resolve_reference
+    from steep.models.reference import resolve_reference
 
     try:
         return resolve_reference(reference) is not None

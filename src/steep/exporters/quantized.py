@@ -42,7 +42,8 @@ def write_quantized(task: ExportTask, folder: Path) -> Answers:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from steep.models.load import cast_weights, quiet_transformers
+    from steep.models.hf_config import quiet_transformers
+    from steep.models.load import cast_weights
     from steep.models.load_quantized import calm_bitsandbytes
 
     assert task.options.quantize is not None

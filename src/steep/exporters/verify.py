@@ -104,7 +104,7 @@ def _load_gguf(path: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from steep.models.load import read_gguf_config
+    from steep.models.hf_config import read_gguf_config
     from steep.tokenizer.open import load_hf_tokenizer
 
     config = read_gguf_config(path)

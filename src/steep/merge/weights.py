@@ -68,7 +68,7 @@ class MergedAdapter(FolderWeights):
 def _adapter_with(adapter: Path, replaced: Mapping[str, Tensor], out: Path) -> Path:
     from safetensors.torch import load_file, save_file
 
-    from steep.models.adapters import ADAPTER_WEIGHTS
+    from steep.models.reference import ADAPTER_WEIGHTS
 
     tensors = load_file(adapter / ADAPTER_WEIGHTS)
     if unknown := sorted(replaced.keys() - tensors.keys()):
@@ -85,7 +85,8 @@ def _adapter_with(adapter: Path, replaced: Mapping[str, Tensor], out: Path) -> P
 
 def _write_merged(adapter: Path, out: Path) -> None:
     from steep.models.config import ModelConfig
-    from steep.models.load import load_model, quiet_transformers
+    from steep.models.hf_config import quiet_transformers
+    from steep.models.load import load_model
     from steep.tokenizer.open import load_hf_tokenizer
 
     model: Any = load_model(ModelConfig(pretrained=str(adapter)))
@@ -139,8 +140,7 @@ def open_weights(
     """
     from steep.checkpoint.load import verified_reference
     from steep.evaluation.loaded_model import note_adapter_merge, run_of
-    from steep.models.adapters import ADAPTER_CONFIG
-    from steep.models.load import resolve_reference
+    from steep.models.reference import ADAPTER_CONFIG, resolve_reference
 
     found = verified_reference(reference, say)
     path = resolve_reference(found)

@@ -9,7 +9,6 @@ are tied (peft wants both names).
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
 from pathlib import Path
@@ -22,11 +21,8 @@ from steep.core.errors import ConfigError, ModelError
 from steep.core.units import format_count
 from steep.models.config import EMBEDDING_MODULES, AdapterConfig
 from steep.models.layers import count_trained, has_adapter, input_layer, is_tied, output_layer, plain_name
+from steep.models.reference import ADAPTER_CONFIG, BASE_CONFIG
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-BASE_CONFIG = "base_config.json"
-"""transformers' configuration of the adapted model. Not `config.json`: transformers would look for whole weights beside it."""
 NAME_PARTS = (
     (".lora_magnitude_vector.default.weight", ".lora_magnitude_vector"),
     (".modules_to_save.default.", "."),
@@ -205,32 +201,6 @@ def adapter_files(model: nn.Module, files: dict[str, bytes]) -> dict[str, bytes]
         model.peft_config["default"].save_pretrained(folder)  # type: ignore[index,operator,union-attr]
         files[ADAPTER_CONFIG] = (Path(folder) / ADAPTER_CONFIG).read_bytes()
     return files
-
-
-def lasting_reference(reference: str | None) -> str | None:
-    """A local path as an absolute one, so that it is found from elsewhere; a hub id as it is."""
-    if reference is None:
-        return None
-    path = Path(reference).expanduser()
-    return str(path.resolve()) if path.exists() else reference
-
-
-def base_reference(folder: Path) -> str:
-    """What the adapter in `folder` was trained on. Raises ModelError where its settings do not say."""
-    try:
-        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base = settings["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / ADAPTER_CONFIG} cannot be read ({error})") from None
-    if not isinstance(base, str) or not base:
-        raise ModelError(f"{folder} holds an adapter that names no base (base_model_name_or_path in {ADAPTER_CONFIG})")
-    return base
-
-
-def base_config_of(folder: Path) -> dict[str, Any] | None:
-    """transformers' configuration of the adapted model, where steep wrote it beside the adapter."""
-    path = folder / BASE_CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def load_adapter(model: nn.Module, folder: Path, *, merge: bool) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from steep.core.errors import MissingExtraError, ModelError
-from steep.models.load import make_config, quiet_transformers
+from steep.models.hf_config import make_config, quiet_transformers
 
 METHODS = ("bitsandbytes", "torchao")
 """quant_method in config.json -> the package of the same name."""

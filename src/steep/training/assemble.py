@@ -22,7 +22,7 @@ from steep.core.section import Target
 from steep.data.open import RunData, open_run_data
 from steep.evaluation.end_of_text import data_warnings, source_ends
 from steep.evaluation.text_writer import open_writer
-from steep.models.adapters import adapter_files, add_adapter, capacity_line, lasting_reference
+from steep.models.adapters import adapter_files, add_adapter, capacity_line
 from steep.models.attention_choice import leak_test, prepare_lm_loss
 from steep.models.config import ModelConfig
 from steep.models.embeddings import offload_embeddings
@@ -30,6 +30,7 @@ from steep.models.flops import model_flops_per_token, peak_flops
 from steep.models.freeze import freeze
 from steep.models.layers import check_sequence_length, count_trained, has_adapter, max_positions, vocab_size
 from steep.models.load import load_model
+from steep.models.reference import lasting_reference
 from steep.models.runner import ModelRunner
 from steep.models.vocabulary import extend_embeddings, require_trained, with_embeddings
 from steep.optim.build import build_optimizer

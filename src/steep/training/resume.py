@@ -17,8 +17,8 @@ from steep.config.run import RunConfig
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
 from steep.core.say import Say
-from steep.models.adapters import ADAPTER_WEIGHTS
 from steep.models.layers import has_adapter
+from steep.models.reference import ADAPTER_WEIGHTS
 from steep.order.data_order import DataOrder, same_past
 from steep.runtime.run_directory import RunDirectory
 from steep.training.assemble import Job

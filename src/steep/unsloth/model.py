@@ -12,10 +12,12 @@ import torch
 
 from steep.checkpoint.load import verified_reference
 from steep.core.errors import ConfigError
-from steep.models.adapters import adapt, lasting_reference
+from steep.models.adapters import adapt
 from steep.models.config import AdapterConfig, ModelConfig, RopeConfig
+from steep.models.hf_config import pretrained_config
 from steep.models.layers import max_positions
-from steep.models.load import load_model, pretrained_config
+from steep.models.load import load_model
+from steep.models.reference import lasting_reference
 from steep.runtime.device import autocast, choose_device, choose_precision, frozen_dtype, parameter_dtype
 from steep.tokenizer.open import load_hf_tokenizer
 from steep.unsloth.cpu_fallback import encodings_stay_here

@@ -27,7 +27,7 @@ ENDINGS = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
 def adapter_folder(task: ExportTask) -> Path:
     """Where the trained adapter lies. Raises ModelError for a model without one."""
     from steep.checkpoint.load import verified_reference
-    from steep.models.adapters import ADAPTER_CONFIG
+    from steep.models.reference import ADAPTER_CONFIG
 
     folder = Path(verified_reference(task.loaded.reference))
     if not (folder / ADAPTER_CONFIG).is_file():

@@ -81,7 +81,7 @@ def _prepare_configurations(task: ExportTask) -> None:
 
 
 def _save(model: Any, folder: Path, max_shard_size: int | str) -> None:
-    from steep.models.load import quiet_transformers
+    from steep.models.hf_config import quiet_transformers
 
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=max_shard_size)

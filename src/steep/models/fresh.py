@@ -1,0 +1,101 @@
+"""Models with fresh weights. In: an architecture, or a `_target_`. Out: a model whose weights are a function of the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steep.core.errors import ConfigError, ModelError
+from steep.core.section import Target
+from steep.core.targets import build
+from steep.models.config import RopeConfig
+from steep.models.hf_config import make_config, quiet_transformers, read_config
+from steep.models.reference import resolve_reference
+from steep.models.rope import extend_rope
+
+REQUIRED_SIZES = ("model_type", "vocab_size")
+"""Keys that a configuration mapping must give: a default vocabulary would fit no tokenizer of the user's."""
+
+
+def build_fresh(
+    description: str | dict[str, Any],
+    revision: str | None,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    rope: RopeConfig | None = None,
+) -> nn.Module:
+    """A transformers model of this architecture with weights drawn from `seed`."""
+    from transformers import AutoModelForCausalLM
+
+    if isinstance(description, str):
+        config = read_config(_config_source(description), revision)
+    else:
+        config = _config_from_mapping(description)
+    extend_rope(config, rope, "model.config")
+    with _seeded(seed), quiet_transformers():
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
+    return model
+
+
+def _config_source(description: str) -> str:
+    """A config.json as it is; folders, runs and checkpoints resolved; hub ids unchanged."""
+    if Path(description).expanduser().is_file() and not description.endswith(".gguf"):
+        return description
+    path = resolve_reference(description)
+    if path is not None and path.suffix == ".gguf":
+        raise ModelError(f"model.config={description}: a .gguf file holds weights; use model.pretrained")
+    return description if path is None else str(path)
+
+
+def _config_from_mapping(mapping: dict[str, Any]) -> Any:
+    """A configuration from the user's mapping: required sizes, no unknown keys, no end-of-text id out of range."""
+    missing = [key for key in REQUIRED_SIZES if key not in mapping]
+    if missing:
+        raise ModelError(f"model.config needs {' and '.join(missing)}; given are: {', '.join(mapping) or 'no keys'}")
+    config = make_config(mapping, "model.config")
+    _refuse_unknown_keys(mapping, config)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        if name not in mapping and isinstance(value, int) and value >= config.vocab_size:
+            setattr(config, name, None)  # the family's default belongs to another vocabulary
+    return config
+
+
+OLD_ROPE_KEYS = {"rope_theta", "rope_scaling"}
+"""What most config.json files say instead of `rope_parameters`; transformers reads them into it."""
+
+
+def _refuse_unknown_keys(mapping: dict[str, Any], config: Any) -> None:
+    known = set(type(config)().to_dict()) | set(type(config).attribute_map) | {"model_type", "torch_dtype"}
+    if hasattr(config, "rope_parameters"):
+        known |= OLD_ROPE_KEYS
+        if "sliding_attention" in (config.rope_parameters or {}):
+            known.add("rope_local_base_freq")
+    unknown = [key for key in mapping if key not in known]
+    if unknown:
+        near = get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelError(f"model.config: {config.model_type} has no setting {', '.join(map(repr, unknown))}.{hint}")
+
+
+def build_target(target: Target, seed: int) -> nn.Module:
+    """What a `_target_` returns, its fresh weights drawn from `seed`. Raises ConfigError if that is no module."""
+    with _seeded(seed):
+        model = build(target, location="model")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: {target.target} returned {type(model).__name__}; needed is a torch.nn.Module")
+    return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's CPU generator starts at `seed` inside and is put back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,185 @@
+"""transformers' configuration of a model, read without running any of its code. In: a reference. Out: a configuration, checked.
+
+Main choice: a downloaded model is data, not code. A config.json that names code to run or kernels to download is refused by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from steep.core.errors import ModelError
+from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field
+from steep.models.reference import resolve_reference
+
+HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_sliding_window_pattern")
+"""Underscore keys that transformers itself writes or wrote into config.json; they are dropped (layer_types says the last)."""
+
+
+def pretrained_config(reference: str, revision: str | None = None) -> Any:
+    """transformers' configuration of a folder, hub id or .gguf file; no weight is read. Raises ModelError."""
+    path = resolve_reference(reference)
+    if path is not None and path.suffix == ".gguf":
+        return read_gguf_config(path)
+    return read_config(reference if path is None else str(path), revision)
+
+
+def read_config(source: str, revision: str | None = None) -> Any:
+    """transformers' configuration of a hub id, folder or config.json, checked. Raises ModelError."""
+    return make_config(_read_config_dict(source, revision), source)
+
+
+def make_config(content: dict[str, Any], source: str) -> Any:
+    """A transformers configuration from the content of a config.json, refusing what would run code or cannot train."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    if content.get("quantization_config"):
+        method = content["quantization_config"].get("quant_method", "unknown")
+        raise ModelError(
+            f"{source} is quantized ({method}); training needs its unquantized weights, which "
+            "model.quantize then quantizes itself"
+        )
+    _refuse_code(content, source)
+    model_type = content.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError(f"{source}: its configuration has no model_type")
+    known = _known_types()
+    if model_type not in known:
+        near = get_close_matches(model_type, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ModelError(f"{source}: this version of transformers has no model_type {model_type!r}.{hint}")
+    cleaned = _without_underscores({key: value for key, value in content.items() if key != "model_type"})
+    try:
+        with quiet_transformers():
+            config = AutoConfig.for_model(model_type, **cleaned)
+    except (StrictDataclassError, TypeError, ValueError) as error:  # transformers checks types and sizes
+        raise ModelError(f"{source}: transformers refuses the configuration: {error}") from error
+    _require_causal(config, source)
+    return config
+
+
+def _read_config_dict(source: str, revision: str | None) -> dict[str, Any]:
+    path = Path(source).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        return _download_config(source, revision)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} holds no mapping")
+    return content
+
+
+def _download_config(source: str, revision: str | None) -> dict[str, Any]:
+    from huggingface_hub.errors import HFValidationError
+    from transformers import PretrainedConfig
+
+    try:
+        with quiet_transformers():
+            content, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, HFValidationError) as error:
+        offline = " The hub is switched off here (HF_HUB_OFFLINE)." if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise ModelError(
+            f"model {source!r} is neither a local folder nor found on the hub or in its cache.{offline} "
+            f"Give a local folder, a .gguf file, or a hub id that is reachable or cached. ({first_line(error)})"
+        ) from error
+    if not content:
+        raise ModelError(f"model {source!r} has no config.json")
+    return dict(content)
+
+
+def _refuse_code(content: dict[str, Any], source: str) -> None:
+    if "auto_map" in content:
+        known = content.get("model_type") in _known_types()
+        what = "transformers has this family itself: remove auto_map from a local copy of config.json" if known else (
+            "choose a model whose family is part of transformers"
+        )  # fmt: skip
+        raise ModelError(f"{source}: its config.json names code to run (auto_map), which steep never does; {what}")
+    hidden = sorted(key for key in _all_keys(content) if key.startswith("_") and key not in HARMLESS_KEYS)
+    if hidden:
+        raise ModelError(
+            f"{source}: its configuration sets {', '.join(hidden)}; keys with an underscore steer transformers' "
+            "internals (they can name kernels to download) and are refused. Remove them from a local copy."
+        )
+
+
+def _all_keys(content: Any) -> Iterator[str]:
+    """The keys of nested configurations."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield str(key)
+            yield from _all_keys(value)
+
+
+def _without_underscores(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {key: _without_underscores(value) for key, value in content.items() if not str(key).startswith("_")}
+
+
+def _known_types() -> list[str]:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return list(CONFIG_MAPPING_NAMES)
+
+
+def _require_causal(config: Any, source: str) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind = type(config)
+    needed = "needed is a causal language model such as Llama, Qwen, Gemma, SmolLM or GPT-2"
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{source} is an encoder-decoder ({config.model_type}); {needed}")
+    if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise ModelError(
+            f"{source} is an encoder ({config.model_type}), trained to fill gaps, not to continue; {needed}"
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{source}: {config.model_type} is not a causal language model in transformers; {needed}")
+
+
+def read_gguf_config(path: Path) -> Any:
+    """transformers' configuration of a .gguf file. Read once per process: its header takes some six seconds."""
+    found = path.stat()
+    return copy.deepcopy(_read_gguf_config(path, found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=1)
+def _read_gguf_config(path: Path, mtime_ns: int, size: int) -> Any:
+    from transformers import AutoConfig
+
+    own = read_string_field(path, CONFIG_FIELD)  # a file that steep exported
+    if own is not None:
+        return make_config(json.loads(own), path.name)
+    return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers' own switches for progress bars and warnings, put back after: errors still show."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,84 @@
+"""What a reference to a model means. In: what the user names. Out: a folder or file, or that it is a hub id."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from steep.core.errors import ModelError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE_CONFIG = "base_config.json"
+"""transformers' configuration of the adapted model. Not `config.json`: transformers would look for whole weights beside it."""
+
+
+def resolve_reference(reference: str) -> Path | None:
+    """The folder or .gguf file that `reference` means: itself, or a run's or checkpoint's consolidated model.
+
+    None if it is a hub id. Raises ModelError if it is a local path that holds no model.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return _model_folder(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if path.is_file():
+        raise ModelError(
+            f"{reference} is a file; needed is a folder with config.json and *.safetensors, or a .gguf file"
+        )
+    if path.suffix == ".gguf" or reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+        raise ModelError(f"{reference} does not exist")
+    return None
+
+
+def _model_folder(folder: Path) -> Path:
+    """`folder` if it holds a model or an adapter; the consolidated one of a checkpoint; or that of a run's last checkpoint."""
+    if _holds_model(folder):
+        return folder
+    if _holds_model(folder / "model" / "consolidated"):
+        return folder / "model" / "consolidated"
+    latest = folder / "checkpoints" / "LATEST"
+    if latest.is_file():
+        checkpoint = folder / "checkpoints" / latest.read_text(encoding="utf-8").strip()
+        if _holds_model(checkpoint / "model" / "consolidated"):
+            return checkpoint / "model" / "consolidated"
+        raise ModelError(f"{latest} names {checkpoint.name}, which holds no model/consolidated/config.json")
+    if (folder / "checkpoints").is_dir():
+        raise ModelError(f"{folder} is a run without a complete checkpoint (checkpoints/LATEST is missing)")
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ggufs[0]
+    found = f"; it holds {len(ggufs)} .gguf files, name one of them" if ggufs else ""
+    raise ModelError(f"{folder} holds no config.json, no checkpoint and no run of steep{found}")
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()
+
+
+def lasting_reference(reference: str | None) -> str | None:
+    """A local path as an absolute one, so that it is found from elsewhere; a hub id as it is."""
+    if reference is None:
+        return None
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if path.exists() else reference
+
+
+def base_reference(folder: Path) -> str:
+    """What the adapter in `folder` was trained on. Raises ModelError where its settings do not say."""
+    try:
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base = settings["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / ADAPTER_CONFIG} cannot be read ({error})") from None
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{folder} holds an adapter that names no base (base_model_name_or_path in {ADAPTER_CONFIG})")
+    return base
+
+
+def base_config_of(folder: Path) -> dict[str, Any] | None:
+    """transformers' configuration of the adapted model, where steep wrote it beside the adapter."""
+    path = folder / BASE_CONFIG
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
