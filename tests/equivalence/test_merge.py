@@ -161,7 +161,7 @@ def test_average_command_is_the_mean_of_the_checkpoints(runs: list[Path], tmp_pa
     parts = [load_file(folder / "model/consolidated" / WEIGHTS) for folder in folders]
     for name, mean in load_file(run / "mean" / WEIGHTS).items():
         torch.testing.assert_close(mean, torch.stack([part[name] for part in parts]).mean(0), rtol=1e-6, atol=1e-8)
-    with pytest.raises(ConfigError, match="keeps 3 whole checkpoints"):
+    with pytest.raises(ConfigError, match="keeps 3 complete checkpoints"):
         steep.average(run, last=5)
 
 

@@ -284,7 +284,7 @@ def test_data_may_move_but_not_change():
     moved = changed("data", train=[{"path": "b.txt"}])
     assert differences(SAVED, moved, "p", "p") == []
     assert differences(SAVED, moved, "p", "q") == [
-        "data plan: saved p, now q: other sequences",
+        "sample order: saved p, now q: other sequences",
         "data.train[0].path: saved 'a.txt', now 'b.txt'",
     ]
     assert differences(SAVED, moved) == ["data.train[0].path: saved 'a.txt', now 'b.txt'"]

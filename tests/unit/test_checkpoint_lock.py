@@ -46,8 +46,7 @@ def test_the_second_run_is_refused_naming_pid_and_host(tmp_path):
             RunLock(tmp_path / "moved").acquire()
         holder.communicate("end\n")
         assert holder.returncode == 0
-        with RunLock(tmp_path / "moved") as lock:
-            assert lock.stale_owner is None
+        RunLock(tmp_path / "moved").acquire().release()
     finally:
         stop(holder)
 
@@ -56,8 +55,8 @@ def test_the_lock_of_a_killed_run_is_stale(tmp_path):
     holder = start_holder(tmp_path)
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    with RunLock(tmp_path) as lock:
-        assert lock.stale_owner["pid"] == holder.pid
+    assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == holder.pid
+    with RunLock(tmp_path):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
         with pytest.raises(CheckpointError, match=f"process {os.getpid()}"):
             RunLock(tmp_path).acquire()
@@ -67,8 +66,8 @@ def test_the_lock_of_a_killed_run_is_stale(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not json", b"[1]", b"[" * 4000, b'{"pid": true}', b"\xff"])
 def test_unreadable_content_does_not_matter_while_nobody_holds_the_lock(tmp_path, content):
     (tmp_path / LOCK_NAME).write_bytes(content)
-    with RunLock(tmp_path) as lock:
-        assert lock.stale_owner is None
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):

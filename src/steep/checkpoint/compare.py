@@ -1,4 +1,4 @@
-"""Is a checkpoint of this run? Which settings differ, which of them may, and what the difference means. No torch."""
+"""Whether a checkpoint is of this run: which settings differ, which may, and what each change means. No torch."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ FREE = (
     "recipe", "console", "trackers", "report", "checkpoint", "evaluate", "run.name", "run.directory",
     "data.cache_directory", "data.prepare", "data.index_cache_directory", "train.max_seconds",
 )  # fmt: skip
-"""Keys (with everything below them) that do not take part in what is learned: they may change at every resume."""
+"""Keys, with everything below them, that do not affect what is learned: they may change at every resume."""
 
-SCORES_CHANGE = "held-out scores are of other text from here on, so the score of the start is forgotten"
+SCORES_CHANGE = "held-out scores are of other text from here on, so the score at the start is dropped"
+ROUNDING = "losses will equal the uninterrupted run's to rounding, not bit for bit"
 
 WARNED = {
     "train.steps": "the learning-rate schedule follows the new length from here on",
     "train.epochs": "the learning-rate schedule follows the new length from here on",
     "train.tokens": "the learning-rate schedule follows the new length from here on",
     "train.threads": "sums are taken in another order, so losses will not equal the uninterrupted run's bit for bit",
-    "train.micro_batch_size": "losses will equal the uninterrupted run's to rounding, not bit for bit",
-    "train.loss_chunk_bytes": "losses will equal the uninterrupted run's to rounding, not bit for bit",
-    "train.compile": "losses will equal the uninterrupted run's to rounding, not bit for bit",
-    "train.activation_checkpointing": "losses will equal the uninterrupted run's to rounding, not bit for bit",
-    "train.device": "losses will equal the uninterrupted run's to rounding, not bit for bit",
-    "train.deterministic": "losses will equal the uninterrupted run's to rounding, not bit for bit",
-    "train.on_spike": "loss spikes are met in another way from here on",
-    "train.spike_window_steps": "loss spikes are met in another way from here on",
+    "train.micro_batch_size": ROUNDING,
+    "train.loss_chunk_bytes": ROUNDING,
+    "train.compile": ROUNDING,
+    "train.activation_checkpointing": ROUNDING,
+    "train.device": ROUNDING,
+    "train.deterministic": ROUNDING,
+    "train.on_spike": "loss spikes are handled differently from here on",
+    "train.spike_window_steps": "loss spikes are handled differently from here on",
     "data.validation": SCORES_CHANGE,
     "data.num_val_samples": SCORES_CHANGE,
     "evaluate.tokens": SCORES_CHANGE,
-    "model.attention": "losses will equal the uninterrupted run's to rounding, not bit for bit",
+    "model.attention": ROUNDING,
 }
 """Keys that may change, and what the change does."""
 
@@ -37,24 +38,24 @@ _ABSENT = object()
 
 
 def differences(
-    saved: Mapping[str, Any], current: Mapping[str, Any], saved_plan: str = "", current_plan: str = ""
+    saved: Mapping[str, Any], current: Mapping[str, Any], saved_order: str = "", current_order: str = ""
 ) -> list[str]:
     """What makes `current` another run than the one that was saved; one line per key, empty if it can be resumed.
 
-    saved, current: resolved configurations as plain mappings (`RunConfig.to_mapping`). saved_plan, current_plan:
-    fingerprints of the data plans. Equal plans hold the same sequences, so that paths below `data` and `tokenizer`
-    may then differ (the data was moved); different plans are a difference of their own.
+    saved, current: resolved configurations as plain mappings (`RunConfig.to_mapping`). saved_order, current_order:
+    fingerprints of the sample orders. Equal orders hold the same sequences, so paths below `data` and `tokenizer` may then
+    differ (the data was moved). Different orders are a difference of their own.
     """
-    same_plan = bool(saved_plan) and saved_plan == current_plan
-    free = (*FREE, *WARNED, "data.train", "data.phases", "tokenizer") if same_plan else (*FREE, *WARNED)
+    same_order = bool(saved_order) and saved_order == current_order
+    free = (*FREE, *WARNED, "data.train", "data.phases", "tokenizer") if same_order else (*FREE, *WARNED)
     lines = [_line(*change) for change in _changes(saved, current) if not _is_below(change[0], free)]
-    if saved_plan != current_plan:
-        lines.insert(0, f"data plan: saved {saved_plan or 'none'}, now {current_plan or 'none'}: other sequences")
+    if saved_order != current_order:
+        lines.insert(0, f"sample order: saved {saved_order or 'none'}, now {current_order or 'none'}: other sequences")
     return lines
 
 
 def warnings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Differences that are allowed and matter; one line per key with what they do."""
+    """Differences that are allowed and matter; one line per key with the effect."""
     found = []
     for key, was, now in _changes(saved, current):
         found += [f"{_line(key, was, now)}: {effect}" for warned, effect in WARNED.items() if _is_below(key, (warned,))]

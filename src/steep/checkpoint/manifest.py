@@ -1,7 +1,7 @@
 """What is in a checkpoint: the manifest, written last, without which a checkpoint does not exist. No torch.
 
 A manifest is data from outside: it may be cut short, altered or hostile, so everything read from it is checked and
-every fault becomes a CheckpointError that names the file. It protects itself by two means: it must equal its own
+every fault becomes a CheckpointError that names the file. Two things reveal a change: a manifest must equal its own
 canonical form byte for byte, and it carries the fingerprint of the rest of its content.
 """
 
@@ -33,7 +33,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class FormatTooNewError(CheckpointError):
-    """The checkpoint was written by a later steep: it is whole, but this version cannot read it."""
+    """The checkpoint was written by a later steep: it is complete, but this version cannot read it."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,16 @@ class Manifest:
     tokens: int
     """Tokens trained on."""
     sequences_seen: int
-    """The data state: the next sequence of the plan."""
+    """The data state: the next sequence of the sample order."""
     plan_fingerprint: str
+    """Of the sample order; a key of the format."""
     world_size: int
     threads: int
-    """CPU threads of torch: part of what makes a resumed run equal bit for bit."""
+    """CPU threads of torch: with another number, a resumed run is not equal bit for bit."""
     torch_version: str
     steep_version: str
     score: float | None
-    """Held-out loss that retention compares; lower is better. None where it was not measured."""
+    """Held-out loss that retention compares; lower is better. None if it was not measured."""
     files: dict[str, FileEntry]
 
     def to_text(self) -> str:
@@ -104,7 +105,7 @@ def read_json_file(path: Path, label: str) -> Any:
 
 
 def read_regular_file(path: Path, label: str) -> bytes:
-    """The bytes of a file, refusing what is no plain file (a FIFO would block) or too large to be ours."""
+    """The bytes of a regular file (reading a FIFO would block) that is not too large to be steep's. Raises CheckpointError."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -127,7 +128,7 @@ def parse_json(data: bytes, label: str) -> Any:
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """The manifest of a checkpoint, checked as far as it can be without reading the other files.
+    """The manifest of a checkpoint, checked as far as possible without reading the other files.
 
     Raises FormatTooNewError for a later format, CheckpointError naming manifest.json for anything else.
     """
@@ -150,7 +151,7 @@ def _check_unaltered(content: dict[str, Any], data: bytes, label: str) -> None:
     rest = {key: value for key, value in content.items() if key != "checksum"}
     try:
         unaltered = content.get("checksum") == fingerprint(rest) and canonical_text(content).encode() == data
-    except (ValueError, RecursionError):  # NaN, lone surrogates, deep nesting: nothing that steep writes
+    except (ValueError, RecursionError):  # NaN, lone surrogates, deep nesting: steep writes none
         unaltered = False
     if not unaltered:
         raise CheckpointError(f"{label}: was altered after it was written (its checksum does not match)")

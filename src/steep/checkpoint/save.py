@@ -121,7 +121,7 @@ class CheckpointWriter:
     def raise_failure(self) -> None:
         """Raise the CheckpointError of a save that has failed by now; does not wait for a save in flight.
 
-        With several ranks nothing is raised here: they would notice at different steps. The next `save` or `wait` raises it.
+        Several ranks would notice a failure at different steps, so for them the next `save` or `wait` raises it.
         """
         if self._ranks.world == 1 and self._in_flight is not None and self._in_flight.done():
             self.wait()
@@ -174,13 +174,12 @@ class CheckpointWriter:
         )
 
     def _write(self, name: str, state: CheckpointState, start: float, size: int) -> None:
-        self._staging.wait()
         ranks, temporary = self._ranks, temporary_path(self.directory / name)
         explain = partial(self._explain, name, size + SMALL_FILES_BYTES, self._available())
         try:
             with ranks.phase(f"saving {name}"):
                 root = _on_first_rank(ranks, lambda: make_folder(temporary), explain)
-                written = _on_every_rank(ranks, lambda: write_rank_files(root, ranks.rank, state), explain)
+                written = _on_every_rank(ranks, lambda: self._write_own_files(root, state), explain)
                 _on_first_rank(ranks, lambda: self._publish(name, root, state, written), explain)
         except Exception:
             if ranks.is_first:  # what cannot be removed now is collected when the run starts again
@@ -189,6 +188,10 @@ class CheckpointWriter:
             raise
         seconds = format_seconds(time.perf_counter() - start)
         self._on_event(f"saved {name} ({format_bytes(size)}) in {seconds}")
+
+    def _write_own_files(self, root: Path, state: CheckpointState) -> RankFiles:
+        self._staging.wait()
+        return write_rank_files(root, self._ranks.rank, state)
 
     def _publish(self, name: str, root: Path, state: CheckpointState, written: list[RankFiles]) -> None:
         finish_folder(root, state, written)

@@ -16,9 +16,9 @@ class HostStaging(Generic[Key]):
     """One block of host memory that every save of a run is copied into.
 
     Fresh memory costs a page fault per 4 KiB, about as much as the copy itself, so the block is kept between saves and
-    allocated anew only if the state's layout changes. Pinned where tensors are on CUDA: then the copies run behind the
-    caller's back, on the current stream, before any later kernel of that stream can change the state.
-    Weakness: holds one copy of the state for the whole run; pinned blocks are rounded up to a power of two by torch.
+    allocated anew only if shapes, dtypes or devices change. It is pinned where tensors are on CUDA: then the copies run
+    asynchronously on the current stream, before any later kernel of that stream can change the state.
+    Weakness: holds one copy of the state for the whole run. torch rounds pinned blocks up to a power of two.
     """
 
     def __init__(self) -> None:

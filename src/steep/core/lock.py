@@ -30,8 +30,8 @@ class LockHeldError(Exception):
 class FileLock:
     """An exclusive lock on a file, held by this process until `release`, or until it dies; a context manager.
 
-    The file holds a text about its owner, for the message to whoever is refused. Weakness: a child forked while the lock is
-    held keeps it until it ends.
+    The file names its owner, for the message of a process that is refused. Weakness: a child forked while the lock is held
+    keeps it until it ends.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -102,8 +102,6 @@ class RunLock(FileLock):
 
     def __init__(self, run_directory: str | os.PathLike[str]):
         super().__init__(Path(run_directory) / LOCK_NAME)
-        self.stale_owner: dict[str, Any] | None = None
-        """Who held the lock and was killed, if so: {"pid", "host", "boot_id", "started"}."""
 
     def _open(self) -> int:
         try:
@@ -120,7 +118,6 @@ class RunLock(FileLock):
             if error.errno not in _UNSUPPORTED:
                 raise CheckpointError(f"{self.path} cannot be locked: {error.strerror}") from error
             self._refuse_by_content(_parse_owner(os.pread(descriptor, 4096, 0)))
-        self.stale_owner = _parse_owner(os.pread(descriptor, 4096, 0))
 
     def _is_in_place(self, descriptor: int) -> bool:
         return True  # nothing removes this file, and the directory may be moved

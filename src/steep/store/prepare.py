@@ -508,11 +508,10 @@ def _exclusive(out: Path, wait: bool) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{out}: cannot be made or written: {reason}. Choose another folder.") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        stack.callback(_remove_empty_prepare_folder, out)
         yield
-    finally:
-        _remove_empty_prepare_folder(out)
-        lock.release()
 
 
 def _remove_empty_prepare_folder(out: Path) -> None:
