@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from steep.order.batches import StepCounts
+
 IGNORE_INDEX = -100
 """The label of a position without a target, as in torch and transformers."""
 
@@ -26,13 +28,18 @@ class Batch:
     max_seqlen: int
     """Tokens of the longest segment."""
     source_ids: Tensor
-    """(B,) int32: the source of each sequence."""
-    num_tokens: Tensor
-    """(B,) int32: tokens of each sequence, padding not counted."""
-    num_label_tokens: int
-    """Labels that are not IGNORE_INDEX."""
+    """(sequences,) int32: the source of each sequence; fewer than B in a batch that only keeps step with the other ranks."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; copies from pinned memory do not wait. What is counted on the host stays there."""
         names = ("input_ids", "labels", "position_ids", "cu_seqlens")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """One step of a run: this rank's micro-batches, and what the step holds over all ranks."""
+
+    batches: list[Batch]
+    """As many on every rank."""
+    counts: StepCounts

@@ -1,4 +1,4 @@
-"""Sequences of the plan into batches. In: token stores, a plan, sizes. Out: the micro-batches of each step, in order.
+"""Sequences of a run into batches. In: token stores, their order, sizes. Out: the micro-batches of each step, in order.
 
 One thread reads ahead from memory maps; there are no worker processes, so nothing to fork, pickle or hang. Its only state is
 the step it stands at.
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steep.batch import IGNORE_INDEX, Batch
-from steep.order.batches import Sizes
+from steep.batch import IGNORE_INDEX, Batch, StepBatches
+from steep.order.batches import Sizes, count_step
 from steep.order.data_order import DataOrder, OrderedSequence
 from steep.order.packing import TokenRange
 
@@ -75,8 +75,6 @@ def make_batch(
         cu_seqlens=torch.from_numpy(cu_seqlens),
         max_seqlen=max(lengths, default=0),
         source_ids=torch.tensor([sequence.source for sequence in sequences], dtype=torch.int32),
-        num_tokens=torch.tensor([sequence.num_tokens for sequence in sequences], dtype=torch.int32),
-        num_label_tokens=int(np.count_nonzero(labels != IGNORE_INDEX)),
     )
 
 
@@ -107,15 +105,28 @@ def _following(token_range: TokenRange, store: TokenReader) -> TokenRange | None
     return TokenRange(document, start + count, 1) if start + count < store.document_lengths[document] else None
 
 
+def empty_batch(sequence_length: int) -> Batch:
+    """One row without a sequence: no label, so no loss and no gradient. A rank without sequences keeps step with it."""
+    rows = (1, sequence_length)
+    return Batch(
+        input_ids=torch.zeros(rows, dtype=torch.int64),
+        labels=torch.full(rows, IGNORE_INDEX),
+        position_ids=torch.arange(sequence_length).view(rows),
+        cu_seqlens=torch.tensor([0, sequence_length], dtype=torch.int32),
+        max_seqlen=sequence_length,
+        source_ids=torch.empty(0, dtype=torch.int32),
+    )
+
+
 class Loader:
     """The micro-batches of every step of a run, read ahead by one thread.
 
-    Iterating gives, for each step from `start_step` to the end, the list of this rank's micro-batches (empty ones left out).
+    Iterating gives, for each step from `start_step` to the end, this rank's micro-batches and the counts of the whole step.
     """
 
     def __init__(
         self,
-        plan: DataOrder,
+        order: DataOrder,
         stores: Sequence[TokenReader],
         sizes: Sizes,
         *,
@@ -125,21 +136,26 @@ class Loader:
         pin_memory: bool = False,
         read_ahead_steps: int = 2,
     ):
-        self._plan, self._stores, self._sizes = plan, stores, sizes
+        self._order, self._stores, self._sizes = order, stores, sizes
         self._start_step, self._rank = start_step, rank
         self._document_mask, self._pin_memory = document_mask, pin_memory
         self._read_ahead_steps = read_ahead_steps
 
-    def step_batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of `step`, read now."""
-        return [self._batch(sequences) for sequences in self._sizes.micro_batches(step, self._rank) if len(sequences)]
+    def step_batches(self, step: int) -> StepBatches:
+        """`step`, read now."""
+        batches = [self._batch(sequences) for sequences in self._sizes.micro_batches(step, self._rank)]
+        lengths = [store.document_lengths for store in self._stores]
+        counts = count_step(self._order, self._sizes.sequences_of_step(step), lengths, self._document_mask)
+        return StepBatches(batches, counts)
 
     def _batch(self, sequences: range) -> Batch:
-        planned = [self._plan.sequence(index) for index in sequences]
-        batch = make_batch(planned, self._stores, self._plan.sequence_length, document_mask=self._document_mask)
+        if not sequences:
+            return empty_batch(self._order.sequence_length)
+        planned = [self._order.sequence(index) for index in sequences]
+        batch = make_batch(planned, self._stores, self._order.sequence_length, document_mask=self._document_mask)
         return _pinned(batch) if self._pin_memory else batch
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[StepBatches]:
         steps = range(self._start_step, self._sizes.steps)
         return _read_ahead((partial(self.step_batches, step) for step in steps), self._read_ahead_steps)
 
@@ -149,12 +165,12 @@ def _pinned(batch: Batch) -> Batch:
     return replace(batch, **{name: getattr(batch, name).pin_memory() for name in names})
 
 
-def _read_ahead(jobs: Iterator[Callable[[], list[Batch]]], depth: int) -> Iterator[list[Batch]]:
+def _read_ahead(jobs: Iterator[Callable[[], StepBatches]], depth: int) -> Iterator[StepBatches]:
     """Run jobs in one thread, at most `depth` results ahead; an exception of a job is raised where it is awaited."""
-    results: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(maxsize=depth)
+    results: queue.Queue[StepBatches | BaseException | None] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
-    def put(item: list[Batch] | BaseException | None) -> None:
+    def put(item: StepBatches | BaseException | None) -> None:
         while not stop.is_set():
             try:
                 results.put(item, timeout=0.1)

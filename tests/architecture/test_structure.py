@@ -3,57 +3,39 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from house import LAYERS, House, room
 
 import steep
+from steep.core.plugins import plugin_names
 
 ROOT = Path(steep.__file__).parent
+HOUSE = House(ROOT)
 FILES = sorted(ROOT.rglob("*.py"))
 
-MAY_IMPORT_ALL = {"train", "unsloth", "cli", "api", "demo", "inspection", "__main__", "__init__"}
-"""They put stages together; no stage imports them, but for the exceptions below."""
+LONG_FUNCTIONS: dict[str, str] = {}
+"""Functions over the limit outside cli, and why; at most three."""
 
-ALLOWED: dict[str, set[str]] = {
-    "core": set(),
-    "config": {"core"},
-    "sources": {"core"},
-    "tokenizer": {"core", "models.config"},
-    "store": {"core", "sources", "tokenizer"},
-    "order": {"core", "sources.config", "store.config"},
-    "batch": {"core"},
-    "loader": {"core", "batch", "order", "train.sizes"},
-    "loss": {"core"},
-    "models": {"core", "batch", "loss", "config", "parallelize", "optim.load"},
-    "optim": {"core", "config.targets"},
-    "parallelize": {"core", "models"},
-    "runtime": {"core"},
-    "metrics": {"core"},
-    "trackers": {"core", "metrics"},
-    "checkpoint": {"core"},
-    "report": {"core", "metrics", "trackers", "evaluate.forgetting", "evaluate.end_of_text"},
-    "evaluate": {
-        "core", "batch", "loader", "order", "sources", "store", "tokenizer", "models", "metrics", "checkpoint", "config",
-        "runtime", "train.data", "train.run_directory",
-    },
-    "merge": {
-        "core", "checkpoint", "evaluate", "export", "models", "optim.ema", "report", "tokenizer", "runtime",
-        "train.run_directory",
-    },
-    "export": {"core", "checkpoint.load", "evaluate", "models", "tokenizer", "runtime", "train.run_directory"},
-}  # fmt: skip
-"""What a stage (a folder or file below src/steep) may import of ours besides itself: `a.b` allows that module alone."""
+MOST_LONG_FILES = 3
 
-EXCEPTIONS = {("core/callable_module.py", "steep.api")}
-"""(file, import): `steep.train(...)` asks the API when it is called."""
-
-NO_TORCH = ("order", "store", "sources", "config", "tokenizer", "core", "cli", "metrics", "inspection", "api")
+NO_TORCH = (
+    "core",
+    "config",
+    "order",
+    "sources",
+    "tokenizer",
+    "store",
+    "metrics",
+    "cli",
+    "inspection",
+    "launch",
+    "__init__",
+)
 HEAVY = {"torch", "transformers", "pyarrow", "matplotlib", "tokenizers", "safetensors", "numpy"}
 
 BROAD_HANDLERS = {
@@ -69,10 +51,14 @@ SILENT_HANDLERS = {"store/pool.py": "a worker's pipe was closed by kill; its end
 """Files with an `except` whose body is `pass`, and why nothing is hidden."""
 
 PLUGINS: dict[str, tuple[str, ...]] = {
-    "optim": ("ema", "param_groups", "schedule", "load", "config"),
-    "tokenizer.backends": (),
-    "trackers": ("config", "sinks", "tracker"),
+    "optim.optimizers": ("build", "state_bytes"),
+    "tokenizer.backends": ("build",),
+    "trackers.backends": ("build",),
+    "sources.formats": ("read",),
+    "store.formats": ("sniff", "open"),
+    "exporters.formats": ("check_job", "write", "verify"),
 }
+"""Folders of plug-ins, and what every file in them must define; the contract tests say what that must do."""
 
 
 def name_of(path: Path) -> str:
@@ -89,44 +75,45 @@ def type_checking_nodes(tree: ast.Module) -> set[int]:
     return {id(node) for block in blocks for node in ast.walk(block)}
 
 
-def imports(nodes: Iterator[ast.AST] | list[ast.stmt], skipped: set[int]) -> Iterator[str]:
-    """Dotted names of what is imported: `from steep.a import b` gives steep.a.b if that is a module, else steep.a."""
+def imported_packages(nodes: Iterator[ast.AST], skipped: set[int]) -> Iterator[str]:
+    """The first names of what is imported. Raises AssertionError for relative imports, which hide the room they come from."""
     for node in nodes:
         if id(node) in skipped:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import: {ast.unparse(node)}"
-            for alias in node.names:
-                path = ROOT.parent.joinpath(*f"{node.module}.{alias.name}".split("."))
-                is_module = path.is_dir() or path.with_suffix(".py").is_file()
-                yield f"{node.module}.{alias.name}" if is_module else str(node.module)
+            yield str(node.module).split(".")[0]
 
 
-def is_allowed(name: str, importer: Path) -> bool:
-    stage = stage_of(importer)
-    target = name.removeprefix("steep").removeprefix(".")
-    if stage in MAY_IMPORT_ALL or target in ("", "__version__") or (name_of(importer), name) in EXCEPTIONS:
-        return True
-    if name_of(importer) == "config/run.py" and target.endswith(".config"):
-        return True  # it assembles the sections that live beside what they configure
-    own = target.split(".")[0] == stage
-    return own or any(target == a or target.startswith(f"{a}.") for a in ALLOWED[stage])
+def test_every_room_has_its_floor() -> None:
+    assert {room(name) for name in HOUSE.modules} - {"__init__"} <= set(LAYERS)
 
 
-def test_every_stage_is_in_the_table() -> None:
-    assert {stage_of(path) for path in FILES} <= MAY_IMPORT_ALL | ALLOWED.keys()
+def test_no_room_imports_one_above_it() -> None:
+    wrong = [f"{found.importer} line {found.line}: {found.imported}" for found in HOUSE.upward]
+    assert not wrong, f"upward, by the order of tests/architecture/house.py: {wrong}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_of_a_stage(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = [name for name in imports(ast.walk(tree), type_checking_nodes(tree)) if name.split(".")[0] == "steep"]
-    wrong = sorted({name for name in names if not is_allowed(name, path)})
-    assert not wrong, (
-        f"{name_of(path)} imports {', '.join(wrong)}; {stage_of(path)} may import {ALLOWED[stage_of(path)]}"
-    )
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert HOUSE.circles == []
+
+
+def test_an_import_inside_a_function_says_why() -> None:
+    wrong = [
+        f"{found.importer} line {found.line}: {found.imported}" for found in HOUSE.local_imports if not found.explained
+    ]
+    assert not wrong, f"move it to the top of the file, or say in a comment why it stands in the function: {wrong}"
+
+
+def test_functions_are_short() -> None:
+    assert len(LONG_FUNCTIONS) <= 3
+    assert {f"{function.module}.{function.name}" for function in HOUSE.long_functions} == set(LONG_FUNCTIONS)
+
+
+def test_files_have_one_purpose() -> None:
+    assert len(HOUSE.long_files) <= MOST_LONG_FILES, HOUSE.long_files
 
 
 def top_level(tree: ast.Module) -> Iterator[ast.AST]:
@@ -142,10 +129,7 @@ def top_level(tree: ast.Module) -> Iterator[ast.AST]:
 @pytest.mark.parametrize("path", [p for p in FILES if stage_of(p) in NO_TORCH], ids=name_of)
 def test_no_torch_at_module_level(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    heavy = {name.split(".")[0] for name in imports(top_level(tree), type_checking_nodes(tree))} & {
-        "torch",
-        "transformers",
-    }
+    heavy = set(imported_packages(top_level(tree), type_checking_nodes(tree))) & {"torch", "transformers"}
     assert not heavy, f"{name_of(path)} imports {heavy} when it is imported"
 
 
@@ -157,30 +141,29 @@ def imported_by(code: str) -> set[str]:
 
 
 def test_importing_steep_and_its_command_is_light() -> None:
-    assert not imported_by("import steep, steep.api, steep.cli.main") & HEAVY
+    assert not imported_by("import steep, steep.cli.main") & HEAVY
 
 
 def test_reading_a_configuration_and_the_data_side_needs_no_torch() -> None:
-    modules = ["config.load", "config.schema", "config.targets", "store.prepare", "store.cache", "order.plan", "tokenizer.load",
-               "sources.jsonl", "inspection", "train.sizes",
-               "optim.schedule", "checkpoint.lock", "checkpoint.compare"]  # fmt: skip
+    modules = ["config.load", "config.schema", "core.targets", "store.prepare", "store.cache", "order.data_order",
+               "tokenizer.open", "sources.formats.jsonl", "inspection", "order.batches", "optim.schedule", "core.lock",
+               "checkpoint.compare", "runtime.ranks", "runtime.run_directory"]  # fmt: skip
     loaded = imported_by("import " + ", ".join(f"steep.{module}" for module in modules))
     assert not loaded & {"torch", "transformers"}
 
 
 def test_the_loop_is_short() -> None:
-    assert len((ROOT / "train" / "loop.py").read_text(encoding="utf-8").splitlines()) < 200
+    assert len((ROOT / "training" / "loop.py").read_text(encoding="utf-8").splitlines()) < 200
 
 
 @pytest.mark.parametrize("package", PLUGINS)
 def test_the_file_name_of_a_plugin_is_its_name(package: str) -> None:
-    from steep.core.plugins import load_plugin, plugin_names
-
-    names = plugin_names(f"steep.{package}", exclude=PLUGINS[package])
+    names = plugin_names(f"steep.{package}")
     assert names
     for name in names:
-        module = load_plugin(f"steep.{package}", name, exclude=PLUGINS[package])
-        assert callable(module.build), f"{module.__name__} has no build()"
+        tree = HOUSE.trees[f"{package}.{name}"]
+        defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        assert set(PLUGINS[package]) <= defined, f"{package}.{name} lacks {set(PLUGINS[package]) - defined}"
 
 
 def handlers(path: Path) -> list[ast.ExceptHandler]:
@@ -223,11 +206,3 @@ def test_public_things_have_docstrings(path: Path) -> None:
     assert ast.get_docstring(tree), f"{name_of(path)} has no docstring"
     missing = [name for name, node in public_definitions(tree) if not ast.get_docstring(node)]  # type: ignore[arg-type]
     assert not missing, f"{name_of(path)}: no docstring: {', '.join(missing)}"
-
-
-def test_the_api_documents_every_argument() -> None:
-    api = importlib.import_module("steep.api")
-    for name in (n for n in steep.__all__ if n != "__version__"):
-        function = getattr(api, name)
-        assert inspect.signature(function).return_annotation not in (inspect.Signature.empty, None)
-        assert len((function.__doc__ or "").split()) > 10, name

@@ -64,7 +64,6 @@ def make_batch(seed: int = 0) -> Batch:
         input_ids=ids, labels=labels.view(3, 24),
         position_ids=torch.cat([torch.arange(length) for length in LENGTHS]).view(3, 24),
         cu_seqlens=bounds.to(torch.int32), max_seqlen=max(LENGTHS), source_ids=torch.zeros(3, dtype=torch.int32),
-        num_tokens=torch.full((3,), 24, dtype=torch.int32), num_label_tokens=int((labels != -100).sum()),
     )  # fmt: skip
 
 

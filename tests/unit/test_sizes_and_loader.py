@@ -38,7 +38,7 @@ def test_labels_positions_and_boundaries_by_hand() -> None:
     assert batch.labels.tolist() == [[11, 12, 0, x, 21, 22], [23, 24, 0, x, x, x]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1]]
     assert batch.cu_seqlens.tolist() == [0, 4, 6, 10, 12]
-    assert (batch.max_seqlen, batch.num_label_tokens) == (4, 8)
+    assert (batch.max_seqlen, int((batch.labels != IGNORE_INDEX).sum())) == (4, 8)
 
 
 def test_without_document_mask_documents_run_together() -> None:
@@ -59,6 +59,7 @@ def test_ranks_and_micro_batches_share_every_sequence_once(world_size: int, micr
     for step in range(sizes.steps):
         shares = [s for rank in range(world_size) for part in sizes.micro_batches(step, rank) for s in part]
         assert sorted(shares) == list(sizes.sequences_of_step(step))
+        assert len({len(sizes.micro_batches(step, rank)) for rank in range(world_size)}) == 1
     assert len(sizes.sequences_of_step(3)) == 5
 
 
@@ -83,28 +84,52 @@ def small_run() -> tuple[NativeOrder, list[ListStore], Sizes]:
     return plan, [store], Sizes(16, 4, 2, total_sequences=plan.sequences_per_epoch * 2 + 1)
 
 
+@pytest.mark.parametrize("document_mask", [True, False])
 @pytest.mark.parametrize("packing", ["best_fit", "concat"])
-def test_the_counts_of_a_step_are_those_of_the_batches_of_all_ranks(packing: str) -> None:
+def test_the_counts_of_a_step_are_those_of_the_batches_of_all_ranks(packing: str, document_mask: bool) -> None:
     generator = np.random.default_rng(2)
     stores = [ListStore([[1] * n for n in generator.integers(1, 40, size=50)]) for _ in "ab"]
     sources = [OrderedSource(n, None, s.document_lengths, n, w) for n, s, w in zip("ab", stores, (3, 1), strict=True)]
     order = NativeOrder(sources, 16, seed=5, packing=packing)
     sizes = Sizes(16, 12, 3, total_sequences=130, world_size=2)
-    found = [count_step(order, sizes.sequences_of_step(step)) for step in range(sizes.steps)]
-    for step, counts in enumerate(found):
-        batches = [b for rank in (0, 1) for b in Loader(order, stores, sizes, rank=rank).step_batches(step)]
-        by_source = [sum(int(b.num_tokens[b.source_ids == number].sum()) for b in batches) for number in (0, 1)]
-        places = sum(b.input_ids.numel() for b in batches)
-        assert counts == StepCounts(sum(len(b.num_tokens) for b in batches), by_source, places - sum(by_source))
-    assert sum(counts.sequences for counts in found) == 130
-    assert any(counts.padding_tokens for counts in found)
-    assert sum(counts.tokens + counts.padding_tokens for counts in found) == 130 * 16
+    loaders = [Loader(order, stores, sizes, rank=rank, document_mask=document_mask) for rank in (0, 1)]
+    steps = [[loader.step_batches(step) for loader in loaders] for step in range(sizes.steps)]
+    for first, second in steps:
+        assert first.counts == second.counts
+        assert len(first.batches) == len(second.batches)
+        batches = [batch for pair in zip(first.batches, second.batches, strict=True) for batch in pair]
+        rows = [
+            (int(source), row) for batch in batches for source, row in zip(batch.source_ids, batch.labels, strict=False)
+        ]
+        assert first.counts.sources == [source for source, _ in rows]
+        assert first.counts.label_tokens == [int((labels != IGNORE_INDEX).sum()) for _, labels in rows]
+        held = sum(int((batch.input_ids != 0).sum()) for batch in batches)  # every token of the stores is 1, padding 0
+        assert first.counts.num_tokens == held
+        assert first.counts.padding_tokens == len(rows) * 16 - held
+    assert sum(len(first.counts.tokens) for first, _ in steps) == 130
+    assert any(first.counts.padding_tokens for first, _ in steps)
 
 
 def test_the_counts_of_a_step_by_hand() -> None:
-    order = NativeOrder([OrderedSource("s", None, np.array([5, 7, 9]), "f")], 8, seed=0, packing="concat")
-    assert count_step(order, range(3)) == StepCounts(3, [21], 3)
-    assert count_step(order, range(4, 4)) == StepCounts(0, [0], 0)
+    lengths = np.array([5, 7, 9])
+    order = NativeOrder([OrderedSource("s", None, lengths, "f")], 8, seed=0, packing="concat")
+    counts = count_step(order, range(3), [lengths])
+    assert (counts.sources, sum(counts.tokens), counts.padding_tokens) == ([0, 0, 0], 21, 3)
+    assert counts.num_label_tokens == 21 - 3  # the last token of each document has no label
+    assert count_step(order, range(4, 4), [lengths]) == StepCounts(8, [], [], [])
+
+
+def test_a_rank_without_sequences_in_the_last_step_gets_a_batch_without_labels() -> None:
+    """Two ranks, one sequence left: both run one micro-batch, or the collectives of one would wait for the other."""
+    store = ListStore([[1, 2, 3, 4]] * 3)
+    order = NativeOrder([OrderedSource("s", None, store.document_lengths, "f")], 4, seed=0)
+    sizes = Sizes(4, 4, 1, total_sequences=5, world_size=2)
+    last = [Loader(order, [store], sizes, rank=rank).step_batches(1) for rank in (0, 1)]
+    assert [len(step.batches) for step in last] == [1, 1]
+    assert len(last[0].batches[0].source_ids) == 1
+    assert len(last[1].batches[0].source_ids) == 0
+    assert last[1].batches[0].labels.tolist() == [[IGNORE_INDEX] * 4]
+    assert last[0].counts == last[1].counts
 
 
 def test_loader_resumes_at_any_step_with_the_same_batches() -> None:
@@ -114,7 +139,7 @@ def test_loader_resumes_at_any_step_with_the_same_batches() -> None:
     for start in (1, sizes.steps // 2, sizes.steps - 1):
         resumed = list(Loader(plan, stores, sizes, start_step=start))
         for ours, theirs in zip(resumed, straight[start:], strict=True):
-            for a, b in zip(ours, theirs, strict=True):
+            for a, b in zip(ours.batches, theirs.batches, strict=True):
                 assert torch.equal(a.input_ids, b.input_ids)
                 assert torch.equal(a.labels, b.labels)
 
@@ -135,7 +160,7 @@ def test_the_stream_is_the_same_for_any_ranks_micro_batches_and_resume(packing: 
         loaders = [Loader(plan, sources, sizes, start_step=start_step, rank=rank) for rank in range(world_size)]
         steps_of_ranks = [list(loader) for loader in loaders]
         return [
-            [row for m in range(len(parts[0])) for part in parts for row in part[m].input_ids.tolist()]
+            [row for m in range(len(parts[0].batches)) for part in parts for row in part.batches[m].input_ids.tolist()]
             for parts in zip(*steps_of_ranks, strict=True)
         ]
 

@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from steep.batch import IGNORE_INDEX, Batch
+from steep.batch import IGNORE_INDEX, Batch, StepBatches
 from steep.config.load import load_run_config
-from steep.core.say import tell
-from steep.loader import make_batch
+from steep.loader import empty_batch, make_batch
 from steep.metrics import SourceTotals
 from steep.models.attention_choice import prepare_lm_loss
+from steep.models.document_attention import enable_document_attention
 from steep.models.fresh import build_fresh
 from steep.models.lm_loss import LMLoss
+from steep.models.runner import ModelRunner
+from steep.order.batches import StepCounts, label_tokens
 from steep.order.data_order import OrderedSequence
 from steep.order.packing import TokenRange
 from steep.training.engine import TorchEngine
 from steep.training.loop import train
-from steep.training.source_losses import StepSources, step_sources
+from steep.training.source_losses import losses_by_source
 from support import LLAMA, run_mapping, train_lines
 
 LENGTH = 24
@@ -64,8 +66,8 @@ def batches(sizes: list[int]) -> list[Batch]:
 
 
 def test_means_by_hand() -> None:
-    sources = StepSources([0, 1, 0, 2], [10, 4, 30, 0])
-    assert sources.losses(["a", "b", "c", "d"], [20.0, 8.0, 100.0, 0.0]) == {
+    counts = StepCounts(32, [0, 1, 0, 2], [11, 5, 31, 1], [10, 4, 30, 0])
+    assert losses_by_source(["a", "b", "c", "d"], counts, [20.0, 8.0, 100.0, 0.0]) == {
         "a": {"nats_per_token": 3.0, "label_tokens": 40},
         "b": {"nats_per_token": 2.0, "label_tokens": 4},
     }
@@ -85,39 +87,65 @@ def test_totals_over_steps_by_hand() -> None:
 
 @pytest.mark.parametrize("has_head", [True, False])
 def test_the_sums_of_sequences_come_from_the_training_forward(has_head: bool) -> None:
-    """Equal to scoring the batch apart, and the loss with its gradients is what it was without them."""
-    model = build_fresh(LLAMA, None, 0)
-    lm_loss = LMLoss(model, prepare_lm_loss(model, tell).attention, has_head)
+    """Equal to scoring the batch apart, by sequence and in all; the row with two tokens has one label."""
+    lm_loss = LMLoss(build_fresh(LLAMA, None, 0), "document", has_head)
+    enable_document_attention(lm_loss.model)
     [batch] = batches([7])
     loss, losses_B = lm_loss(batch)
     torch.testing.assert_close(losses_B, lm_loss.token_losses(batch).sum(1))
+    torch.testing.assert_close(loss, losses_B.sum())
+    assert loss.requires_grad
     assert not losses_B.requires_grad
     assert losses_B[6] > 0
     assert int((batch.labels[6] != IGNORE_INDEX).sum()) == 1  # two tokens and padding
-    gradients = torch.autograd.grad(loss, list(model.parameters()))
-    expected = torch.autograd.grad(lm_loss(batch)[0], list(model.parameters()))
-    assert all(torch.equal(given, wanted) for given, wanted in zip(gradients, expected, strict=True))
+
+
+def test_counts_are_those_of_the_labels() -> None:
+    [batch] = batches([7])
+    lengths = [STORES[sequence.source].document_lengths for sequence in planned()]
+    found = [label_tokens(*row, document_mask=True) for row in zip(planned(), lengths, strict=True)]
+    assert found == (batch.labels != IGNORE_INDEX).sum(1).tolist()
+
+
+def counted(micro_batches: list[Batch]) -> StepBatches:
+    """The batches of all seven sequences with the counts of the step."""
+    labels = [label_tokens(s, STORES[s.source].document_lengths, document_mask=True) for s in planned()]
+    sources, tokens = [s.source for s in planned()], [s.num_tokens for s in planned()]
+    return StepBatches(micro_batches, StepCounts(LENGTH, sources, tokens, labels))
+
+
+def make_engine() -> tuple[TorchEngine, LMLoss]:
+    lm_loss = prepare_lm_loss(build_fresh(LLAMA, None, 0), print, vocab_size=512)
+    optimizer = torch.optim.SGD(lm_loss.model.parameters(), lr=0.0)
+    return TorchEngine(ModelRunner(lm_loss, torch.device("cpu"), "fp32"), optimizer, max_grad_norm=None), lm_loss
 
 
 @pytest.mark.parametrize("sizes", [[7], [3, 3, 1], [1] * 7])
 def test_the_weighted_mean_is_the_total_and_micro_batches_do_not_change_it(sizes: list[int]) -> None:
-    model = build_fresh(LLAMA, None, 0)
-    lm_loss = prepare_lm_loss(model, tell)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    engine = TorchEngine(model, lm_loss, optimizer, device=torch.device("cpu"), max_grad_norm=None)
-    step = batches(sizes)
-    result = engine.train_step(step, 1.0)
-    by_source = step_sources(step).losses(["a", "b"], result.sequence_losses.tolist())
+    engine, lm_loss = make_engine()
+    step = counted(batches(sizes))
+    numbers = engine.train_step(step, 1.0).numbers()
+    by_source = losses_by_source(["a", "b"], step.counts, numbers.sequence_losses)
     tokens = {name: int(loss["label_tokens"]) for name, loss in by_source.items()}
     assert tokens == {"a": 9 + 13 + 4 + 23 + 1, "b": 24 + 5 + 2 + 20}
     mean = sum(loss["nats_per_token"] * loss["label_tokens"] for loss in by_source.values()) / sum(tokens.values())
-    assert abs(mean - float(result.loss)) < 1e-6
+    assert abs(mean - numbers.loss) < 1e-6
 
     reference = dict.fromkeys(by_source, 0.0)
     for sequence, name in zip(planned(), "abbaaba", strict=True):
         reference[name] += float(lm_loss.token_losses(make_batch([sequence], STORES, LENGTH)).double().sum())
     for name, total in reference.items():
         assert by_source[name]["nats_per_token"] == pytest.approx(total / tokens[name], rel=1e-5)
+
+
+def test_a_batch_without_sequences_changes_neither_losses_nor_gradients() -> None:
+    """What a rank runs in the short last step when its share of it is empty."""
+    results = []
+    for extra in ([], [empty_batch(LENGTH)]):
+        engine, _ = make_engine()
+        numbers = engine.train_step(counted([*batches([3, 4]), *extra]), 1.0).numbers()
+        results.append((numbers.loss, numbers.grad_norm, numbers.sequence_losses))
+    assert results[0] == results[1]
 
 
 def test_a_run_writes_it_in_every_line_and_shows_it(

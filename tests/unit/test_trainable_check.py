@@ -164,18 +164,20 @@ def test_a_long_warmup_is_waited_for(small: Small, capsys: pytest.CaptureFixture
 
 
 def watched(module: nn.Module, learning_rate: float = 0.1, **settings: Any) -> tuple[Any, TrainableCheck]:
-    """A function that makes an update on a loss, and the contract that watches."""
+    """A function that makes an update on a loss and gives the lines said so far, and the check that watches."""
     groups = [{"name": "all", "params": list(module.parameters()), "weight_decay": 0.1}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, **settings)
-    contract = TrainableCheck(module, optimizer)
+    lines: list[str] = []
+    check = TrainableCheck(module, optimizer, lines.append)
 
     def update(loss: torch.Tensor, last: bool = False) -> list[str]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return contract.after_step(1.0, last)
+        check.after_step(1.0, last)
+        return lines
 
-    return update, contract
+    return update, check
 
 
 class Chain(nn.Module):
@@ -194,10 +196,10 @@ class Chain(nn.Module):
 def test_weights_behind_zeros_get_their_time() -> None:
     module = Chain()
     module.empty = nn.Parameter(torch.zeros(0, 4))  # has nothing to train
-    update, contract = watched(module)
+    update, check = watched(module)
     for _ in range(8):
         assert update(module(torch.ones(2, 4))) == []
-    assert not contract._handles
+    assert not check._handles
 
 
 def test_a_gradient_that_stays_zero_is_named_though_weight_decay_moves_the_weight() -> None:
@@ -222,9 +224,9 @@ def test_an_expert_that_no_token_was_sent_to_is_no_fault() -> None:
 def test_updates_at_rate_zero_do_not_count_and_the_last_one_decides() -> None:
     module = nn.Linear(4, 4)
     module.unused = nn.Parameter(torch.ones(3))
-    update, contract = watched(module)
-    assert contract.after_step(0.0, last=False) == []
-    assert contract.updates == 0
+    update, check = watched(module)
+    check.after_step(0.0, last=False)
+    assert check.updates == 0
     with pytest.raises(TrainingError, match="1 trainable tensor had no gradient in the first 1 updates: unused"):
         update(module(torch.ones(2, 4)).sum(), last=True)
 

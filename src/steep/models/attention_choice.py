@@ -168,16 +168,13 @@ def _batch(ids_BT: Tensor, lengths: tuple[int, ...]) -> Batch:
     """A batch without labels of documents of these lengths."""
     device = ids_BT.device
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    rows = torch.zeros(len(ids_BT), dtype=torch.int32)
     return Batch(
         input_ids=ids_BT,
         labels=torch.full_like(ids_BT, IGNORE_INDEX),
         position_ids=positions.view(ids_BT.shape),
         cu_seqlens=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device),
         max_seqlen=max(lengths),
-        source_ids=rows,
-        num_tokens=rows + ids_BT.shape[1],
-        num_label_tokens=0,
+        source_ids=torch.zeros(len(ids_BT), dtype=torch.int32),
     )
 
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from steep.core.errors import ConfigError
-from steep.order.data_order import DataOrder
+from steep.order.data_order import DataOrder, OrderedSequence
 from steep.training.config import TrainConfig
 
 
@@ -54,10 +54,9 @@ class Sizes:
         return range(start, max(start, min(start + self.global_batch_size, self.total_sequences)))
 
     def micro_batches(self, step: int, rank: int = 0) -> list[range]:
-        """The sequences of each micro-batch of `rank` in `step`; ranges may be short or empty in the last step."""
+        """The sequences of each micro-batch of `rank` in `step`: as many on every rank, some short or empty in the last step."""
         sequences = self.sequences_of_step(step)
-        window = self.micro_batch_size * self.world_size
-        starts = range(sequences.start, sequences.start + self.global_batch_size, window)
+        starts = sequences[:: self.micro_batch_size * self.world_size]
         first = rank * self.micro_batch_size
         mine = ((start + first, start + first + self.micro_batch_size) for start in starts)
         return [range(min(start, sequences.stop), min(stop, sequences.stop)) for start, stop in mine]
@@ -101,28 +100,59 @@ def _total_sequences(config: TrainConfig, sequence_length: int, sequences_per_ep
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What a step trains on over all ranks."""
+    """What each sequence of a step holds, over all ranks, in the order of the sequences."""
 
-    sequences: int
-    tokens_by_source: list[int]
-    """In the order of the sources; padding is not counted."""
-    padding_tokens: int
-    """Positions of the sequences that hold no token."""
+    sequence_length: int
+    sources: list[int]
+    """The number of each sequence's source."""
+    tokens: list[int]
+    """Tokens of each sequence; padding is not counted."""
+    label_tokens: list[int]
+    """Tokens that each sequence predicts."""
 
     @property
-    def tokens(self) -> int:
-        """Of all sources."""
-        return sum(self.tokens_by_source)
+    def num_tokens(self) -> int:
+        """Tokens of the step."""
+        return sum(self.tokens)
+
+    @property
+    def num_label_tokens(self) -> int:
+        """Label tokens of the step: what its summed loss is divided by."""
+        return sum(self.label_tokens)
+
+    @property
+    def padding_tokens(self) -> int:
+        """Positions of the step's sequences that hold no token."""
+        return len(self.tokens) * self.sequence_length - self.num_tokens
 
 
-def count_step(order: DataOrder, sequences: range) -> StepCounts:
-    """What the sequences of a step hold, from the order alone: no token is read, so every rank counts the same."""
-    tokens_by_source = [0] * len(order.sources)
-    for index in sequences:
-        sequence = order.sequence(index)
-        tokens_by_source[sequence.source] += sequence.num_tokens
-    padding_tokens = len(sequences) * order.sequence_length - sum(tokens_by_source)
-    return StepCounts(len(sequences), tokens_by_source, padding_tokens)
+def count_step(
+    order: DataOrder, sequences: range, document_lengths: Sequence[Any], document_mask: bool = True
+) -> StepCounts:
+    """What the sequences of a step hold, from the order alone: no token is read, so every rank counts the same.
+
+    document_lengths: for each source, tokens of a document by its number. document_mask: see `label_tokens`.
+    """
+    planned = [order.sequence(index) for index in sequences]
+    return StepCounts(
+        order.sequence_length,
+        [sequence.source for sequence in planned],
+        [sequence.num_tokens for sequence in planned],
+        [label_tokens(sequence, document_lengths[sequence.source], document_mask) for sequence in planned],
+    )
+
+
+def label_tokens(sequence: OrderedSequence, document_lengths: Any, document_mask: bool) -> int:
+    """How many positions of a sequence have a label, as `loader.make_batch` fills them.
+
+    Every position has one but the last of each range that ends its document; without `document_mask` only the last position
+    of the sequence may have none.
+    """
+    ends = [(r.document, r.start + r.count) for r in sequence.ranges]
+    if not document_mask:
+        document, end = ends[-1]
+        return sequence.num_tokens - int(sequence.following is None and end >= document_lengths[document])
+    return sequence.num_tokens - sum(int(end >= document_lengths[document]) for document, end in ends)
 
 
 class DocumentBatches(NamedTuple):

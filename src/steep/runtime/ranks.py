@@ -8,12 +8,12 @@ them in the same order, and every rank gets the same answer.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from steep.core.errors import ConfigError
+from steep.core.errors import ConfigError, SteepError
 
 Value = TypeVar("Value")
 
@@ -52,6 +52,37 @@ class Ranks:
 
     def barrier(self) -> None:
         """Return when every rank has come here."""
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What `make` gives on the first rank, on every rank; a SteepError that it raises there is raised everywhere."""
+        made: Value | SteepError | None = None
+        if self.is_first:
+            try:
+                made = make()
+            except SteepError as error:
+                made = error
+        made = self.broadcast(made)
+        if isinstance(made, SteepError):
+            raise made
+        return made  # type: ignore[return-value]  # None on another rank is replaced by what the first one sends
+
+    @contextmanager
+    def first_only(self, context: AbstractContextManager[Any]) -> Iterator[None]:
+        """Hold a context on the first rank alone, such as a lock; a SteepError in entering it is raised on every rank."""
+        with ExitStack() as stack:
+            self.from_first(lambda: stack.enter_context(context) and None)
+            yield
+
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """The first rank runs the block and the others after it, when they find on disk what it has written."""
+        if not self.is_first:
+            self.barrier()
+        try:
+            yield
+        finally:
+            if self.is_first:
+                self.barrier()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -1,13 +1,14 @@
-"""The folder of a run: where everything is, and the small files that describe it."""
+"""The folder of a run: where everything is, and the small files that describe it. Only the first rank writes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from steep.core.errors import CheckpointError
 from steep.core.files import read_json, remove_leftovers, write_json, write_text
+from steep.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class RunDirectory:
     """Paths of a run below `<run.directory>/<run.name>`."""
 
     path: Path
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def checkpoints(self) -> Path:
@@ -33,6 +35,9 @@ class RunDirectory:
 
     def create(self) -> None:
         """Make the folders. Raises CheckpointError where that is not possible."""
+        self.ranks.from_first(self._create)
+
+    def _create(self) -> None:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             (self.path / "samples").mkdir(exist_ok=True)
@@ -44,7 +49,8 @@ class RunDirectory:
 
     def write(self, name: str, value: Any) -> None:
         """Write one of the run's JSON files."""
-        write_json(self.path / name, value)
+        if self.ranks.is_first:
+            write_json(self.path / name, value)
 
     def read(self, name: str) -> Any:
         """Read one of the run's JSON files; None if it is not there."""
@@ -53,15 +59,19 @@ class RunDirectory:
 
     def remove_leftovers(self) -> None:
         """Remove files that a killed process had half written. Needs the run's lock."""
-        for folder in (self.path, self.path / "samples"):
-            remove_leftovers(folder)
+        if self.ranks.is_first:
+            for folder in (self.path, self.path / "samples"):
+                remove_leftovers(folder)
 
     def remove(self, name: str) -> None:
         """Remove one of the run's files, if it is there."""
-        (self.path / name).unlink(missing_ok=True)
+        if self.ranks.is_first:
+            (self.path / name).unlink(missing_ok=True)
 
     def write_sample(self, step: int, samples: list[tuple[str, str]]) -> None:
         """Write the samples of a step as text a person can read."""
+        if not self.ranks.is_first:
+            return
         parts = [f"## prompt\n\n{prompt}\n\n## continued\n\n{text}\n" for prompt, text in samples]
         write_text(self.path / "samples" / f"step_{step}.md", "\n".join(parts))
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from steep.batch import Batch
 from steep.checkpoint.consolidate import huggingface_files
+from steep.checkpoint.folder import CONSOLIDATED_FILE
 from steep.checkpoint.load import verified_reference
 from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
@@ -30,7 +31,7 @@ from steep.models.flops import model_flops_per_token, peak_flops
 from steep.models.freeze import freeze
 from steep.models.layers import check_sequence_length, count_trained, has_adapter, max_positions, vocab_size
 from steep.models.load import load_model
-from steep.models.reference import lasting_reference
+from steep.models.reference import ADAPTER_WEIGHTS, lasting_reference
 from steep.models.runner import ModelRunner
 from steep.models.vocabulary import extend_embeddings, require_trained, with_embeddings
 from steep.optim.build import build_optimizer
@@ -46,11 +47,13 @@ from steep.runtime.device import (
     frozen_dtype,
     parameter_dtype,
 )
+from steep.runtime.ranks import Ranks
 from steep.runtime.seed import seed_everything, set_determinism
+from steep.tokenizer.config import VocabularyConfig
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer, tokenizer_reference
-from steep.tokenizer.vocabulary import extend_tokenizer
-from steep.training.engine import TorchEngine
+from steep.tokenizer.vocabulary import Extension, extend_tokenizer
+from steep.training.engine import Engine, TorchEngine
 from steep.training.trainable_check import check_groups
 
 
@@ -61,35 +64,80 @@ class Job:
     tokenizer: TextTokenizer
     data: RunData
     sizes: Sizes
-    model: torch.nn.Module
-    runner: ModelRunner
-    engine: TorchEngine
-    device: torch.device
-    precision: str
+    engine: Engine
     hf_files: dict[str, bytes]
+    """What stands beside the weights in a checkpoint's folder for transformers, by name."""
+    weights_file: str
+    """What transformers or peft call the weights there."""
     flops_per_token: float | None
     peak_flops: float | None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A run's tokenizer, and its texts in its order."""
+
+    tokenizer: TextTokenizer
+    hf_tokenizer: Any
+    """The same tokenizer as transformers has it."""
+    extension: Extension | None
+    """The tokens that the run adds, if it adds any."""
+    data: RunData
+    sizes: Sizes
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in what a run computes."""
+
+    device: torch.device
+    precision: str
 
 
 def assemble(
     config: RunConfig,
     say: Say,
     *,
+    ranks: Ranks,
     weights: Path | None = None,
     tokenizer_folder: Path | None = None,
-    model: torch.nn.Module | None = None,
+    model: nn.Module | None = None,
 ) -> Job:
     """Build and check everything before step 0. Targets have passed `targets.check_run`. Raises a SteepError.
 
-    weights, tokenizer_folder: transformers folders to take the place of what the configuration names, for a run that is resumed.
+    weights, tokenizer_folder: transformers folders that take the place of what the configuration names, for a resumed run.
     model: one that was made of this configuration already, adapter and all, and is trained in place.
     """
+    compute = choose_compute(config, say)
+    texts = open_texts(config, say, ranks, tokenizer_folder)
+    trained = load_trained(config, texts, compute, say, weights, model)
+    runner = prepare_runner(config, texts, compute, trained, say)
+    engine = build_engine(config, texts, runner, say)
+    seed_everything(config.run.seed)
+    return Job(
+        tokenizer=texts.tokenizer,
+        data=texts.data,
+        sizes=texts.sizes,
+        engine=engine,
+        hf_files=_hf_files(trained, texts.hf_tokenizer, say),
+        weights_file=ADAPTER_WEIGHTS if has_adapter(trained) else CONSOLIDATED_FILE,
+        flops_per_token=model_flops_per_token(trained, config.data.sequence_length),
+        peak_flops=peak_flops(device_name(compute.device)),
+    )
+
+
+def choose_compute(config: RunConfig, say: Say) -> Compute:
+    """Device, threads and precision of this process, set and said. Raises ConfigError."""
     set_determinism(config.train.deterministic)
     device = choose_device(config.train.device)
     torch.set_num_threads(config.train.threads or available_cores())
     precision = choose_precision(config.train.precision, device.type)
     say(f"device {device}, {torch.get_num_threads()} threads, precision {precision}")
+    return Compute(device, precision)
 
+
+def open_texts(config: RunConfig, say: Say, ranks: Ranks, tokenizer_folder: Path | None) -> Texts:
+    """The tokenizer, the data and the sizes that follow from it. The first rank prepares text, the others find it prepared."""
     reference = tokenizer_reference(config.tokenizer, config.model)
     own = config.tokenizer.pretrained is None
     if tokenizer_folder is None or config.vocabulary is not None:
@@ -100,7 +148,7 @@ def assemble(
     hf_tokenizer = hf_tokenizer if extension is None else extension.tokenizer
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
     lines: list[str] = []  # said once the progress bar is gone
-    with progress_when_needed("preparing text", "bytes") as show:
+    with progress_when_needed("preparing text", "bytes") as show, ranks.first_before_others():
         data = open_run_data(
             config,
             tokenizer,
@@ -110,107 +158,100 @@ def assemble(
         )
     for line in (*lines, *recipe_lines(config.to_mapping())):
         say(line)
-    for message in data_warnings(
-        source_ends(data.names, data.stores, tokenizer, config.data.document_mask), tokenizer.eos_token
-    ):
+    ends = source_ends(data.names, data.stores, tokenizer, config.data.document_mask)
+    for message in data_warnings(ends, tokenizer.eos_token):
         say(f"warning: {message}")
-    sizes = run_sizes(config.train, config.data.sequence_length, data.order.sequences_per_epoch)
+    sizes = run_sizes(config.train, config.data.sequence_length, data.order.sequences_per_epoch, ranks.world)
     data.order.check_length(sizes.total_sequences)
+    return Texts(tokenizer, hf_tokenizer, extension, data, sizes)
 
-    model_config = config.model
-    adapter = config.adapter
-    if isinstance(model_config, ModelConfig) and weights is not None and adapter is None:
-        model_config = ModelConfig(pretrained=str(weights), attention=model_config.attention)
-    elif isinstance(model_config, ModelConfig) and model_config.pretrained is not None:
-        verified = verified_reference(model_config.pretrained, say)
-        model_config = model_config.model_copy(update={"pretrained": verified})
-    loaded_here = model is None
+
+def load_trained(
+    config: RunConfig, texts: Texts, compute: Compute, say: Say, weights: Path | None, model: nn.Module | None
+) -> nn.Module:
+    """The model to train: loaded unless it is given, with new tokens, frozen parts and adapter. Raises a SteepError."""
+    source = _source_of_weights(config, say, weights)
+    adapter, given = config.adapter, model is not None
     if model is None:
-        dtype = parameter_dtype(precision) if adapter is None else frozen_dtype(precision)
-        model = load_model(model_config, dtype=dtype, device=device, seed=config.run.seed)
-    if extension is not None and config.vocabulary is not None:
-        if weights is None or adapter is not None:  # a whole model that is resumed has them
-            method = config.vocabulary.initialise
-            for line in extend_embeddings(model, extension.subtokens, extension.rows, method):
-                say(line)
-            say(
-                "vocabulary: lines at step 0 are of the model with its untrained new tokens; the report at the end compares with "
-                "the base and its own tokenizer"
-            )
+        dtype = parameter_dtype(compute.precision) if adapter is None else frozen_dtype(compute.precision)
+        model = load_model(source, dtype=dtype, device=compute.device, seed=config.run.seed)
+    if texts.extension is not None and config.vocabulary is not None:
+        if weights is None or adapter is not None:  # a complete model that is resumed has them
+            _add_tokens(model, texts.extension, config.vocabulary, say)
         if adapter is not None:
             adapter, lines = with_embeddings(adapter, model)
             for line in lines:
                 say(line)
-    rows = vocab_size(model)
     check_sequence_length(model, config.data.sequence_length)
-    if rope := getattr(model_config, "rope", None):
+    if rope := getattr(source, "rope", None):
         say(f"model.rope: {rope.type}, {max_positions(model):,} positions")
-    data.check_vocabulary(rows)
+    texts.data.check_vocabulary(vocab_size(model))
     fresh = getattr(config.model, "pretrained", None) is None
-    align_special_tokens(model, tokenizer, fresh, say)
+    align_special_tokens(model, texts.tokenizer, fresh, say)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
         say(str(freeze(model, config.model.freeze)))
-    if extension is not None and adapter is None:
+    if texts.extension is not None and adapter is None:
         require_trained(model)
-    if adapter is not None and loaded_here:
-        base = lasting_reference(getattr(model_config, "pretrained", None))
+    if adapter is not None and not given:
+        base = lasting_reference(getattr(source, "pretrained", None))
         for line in add_adapter(model, adapter, base=base, seed=config.run.seed):
             say(line)
+    return model
+
+
+def _source_of_weights(config: RunConfig, say: Say, weights: Path | None) -> ModelConfig | Target:
+    """What the weights are loaded from: the folder of a checkpoint, else what the configuration names."""
+    model = config.model
+    if not isinstance(model, ModelConfig):
+        return model
+    if weights is not None and config.adapter is None:
+        return ModelConfig(pretrained=str(weights), attention=model.attention)
+    if model.pretrained is None:
+        return model
+    return model.model_copy(update={"pretrained": verified_reference(model.pretrained, say)})
+
+
+def _add_tokens(model: nn.Module, extension: Extension, vocabulary: VocabularyConfig, say: Say) -> None:
+    for line in extend_embeddings(model, extension.subtokens, extension.rows, vocabulary.initialise):
+        say(line)
+    say(
+        "vocabulary: lines at step 0 are of the model with its untrained new tokens; the report at the end compares with "
+        "the base and its own tokenizer"
+    )
+
+
+def prepare_runner(config: RunConfig, texts: Texts, compute: Compute, model: nn.Module, say: Say) -> ModelRunner:
+    """How the model is run on batches: memory, attention, head and loss, checked on a few tokens. Raises a SteepError."""
+    device, precision = compute.device, compute.precision
     if isinstance(config.model, ModelConfig) and config.model.offload_embeddings:
         say(offload_embeddings(model, device))
     if (checkpointing := config.train.activation_checkpointing) is not None:
         checkpoint_layers(model, say, **checkpointing.model_dump(), device_type=device.type)
     attention = "auto" if isinstance(config.model, Target) else config.model.attention
+    rows = vocab_size(model) or texts.tokenizer.vocab_size
     with autocast(device, precision):  # so that the kernels tested are those that train
         lm_loss = prepare_lm_loss(
-            model,
-            say,
-            attention=attention,
-            vocab_size=rows or tokenizer.vocab_size,
-            chunk_bytes=config.train.loss_chunk_bytes,
+            model, say, attention=attention, vocab_size=rows, chunk_bytes=config.train.loss_chunk_bytes
         )
-    if config.data.document_mask:
-        with autocast(device, precision):
-            leak_test(lm_loss, rows or tokenizer.vocab_size)
-        say("leak test passed: changing one document changes no prediction in its neighbour")
+        if config.data.document_mask:
+            leak_test(lm_loss, rows)
+            say("leak test passed: changing one document changes no prediction in its neighbour")
     if config.train.compile:
         say(f"compiling {compile_layers(model)} layers; the first steps are slow")
-    optimizer = build_optimizer(model, config.optimizer)
-    for line in check_groups(model, optimizer):
-        say(line)
+    return ModelRunner(lm_loss, device, precision)
+
+
+def build_engine(config: RunConfig, texts: Texts, runner: ModelRunner, say: Say) -> Engine:
+    """The optimizer over what is trained, and the engine that owns both. Raises ConfigError, ModelError."""
+    optimizer = build_optimizer(runner.model, config.optimizer)
+    check_groups(runner.model, optimizer, say)
     if config.adapter is not None:
-        say(capacity_line(count_trained(model), data.new_text_tokens(sizes.total_sequences * sizes.sequence_length)))
-
-    def loss_sums(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        with autocast(device, precision):
-            losses: tuple[torch.Tensor, torch.Tensor] = lm_loss(batch)
-            return losses
-
-    engine = TorchEngine(
-        model,
-        loss_sums,
-        optimizer,
-        device=device,
-        max_grad_norm=config.train.max_grad_norm,
-        ema_decay=config.train.ema_decay,
-    )
-    seed_everything(config.run.seed)
-    return Job(
-        tokenizer=tokenizer,
-        data=data,
-        sizes=sizes,
-        model=model,
-        runner=ModelRunner(lm_loss, device, precision),
-        engine=engine,
-        device=device,
-        precision=precision,
-        hf_files=_hf_files(model, hf_tokenizer, say),
-        flops_per_token=model_flops_per_token(model, config.data.sequence_length),
-        peak_flops=peak_flops(device_name(device)),
-    )
+        run_tokens = texts.sizes.total_sequences * texts.sizes.sequence_length
+        say(capacity_line(count_trained(runner.model), texts.data.new_text_tokens(run_tokens)))
+    return TorchEngine(runner, optimizer, max_grad_norm=config.train.max_grad_norm, ema_decay=config.train.ema_decay)
 
 
-def _hf_files(model: torch.nn.Module, hf_tokenizer: Any, say: Say) -> dict[str, bytes]:
+def _hf_files(model: nn.Module, hf_tokenizer: Any, say: Say) -> dict[str, bytes]:
     if has_adapter(model):
         return adapter_files(model, huggingface_files(model, hf_tokenizer))
     if hasattr(getattr(model, "config", None), "save_pretrained"):

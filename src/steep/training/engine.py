@@ -1,56 +1,125 @@
-"""Who owns model and optimizer. An engine takes the micro-batches of a step and makes one update.
+"""Who owns model and optimizer: everything that knows whether a tensor is complete, on which device, in which dtype.
 
-`TorchEngine` is the native one, for a single process. What it promises to the loop: the loss is the sum over all label
-tokens of the global batch divided by their number, so micro-batches do not change it; nothing waits for the device.
+The loop, the checkpoints and the scores ask an engine and get plain numbers, or tensors by name. `TorchEngine` is the native one,
+for a single process. What every engine promises: the loss is the sum over all label tokens of the global batch divided by their
+number, so neither micro-batches nor ranks change it; nothing in a step waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from steep.batch import Batch
+from steep.batch import Batch, StepBatches
+from steep.checkpoint.load import Checkpoint
+from steep.checkpoint.pieces import Pieces, model_tensors, restore, take_pieces
+from steep.core.say import Say
+from steep.evaluation.generate import TextCodec, generate_text
+from steep.models.runner import ModelRunner
+from steep.optim.build import build_optimizer
+from steep.optim.config import OptimizerConfig
 from steep.optim.ema import update_ema
-
-LossSums = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
-"""From a batch to the fp32 scalar sum of its label losses, with gradients, and that of each sequence, (B,) fp32, without."""
-
+from steep.runtime.device import autocast, peak_memory_bytes
+from steep.training.trainable_check import TrainableCheck
 
 ShouldUpdate = Callable[[float, float], bool]
 """From the loss and the gradient norm of a step to whether its update is to be made."""
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """The outcome of a step, still on the device."""
+class StepNumbers:
+    """What a step gave, over all ranks."""
 
-    loss: torch.Tensor
-    """() fp64, nats per label token over the global batch: the sum of `sequence_losses` divided by the label tokens."""
-    grad_norm: torch.Tensor
-    """() fp32, before clipping."""
-    sequence_losses: torch.Tensor
-    """(sequences,) fp32, the summed nats of each sequence of the step, in the order of its micro-batches."""
-    applied: bool = True
-    """Whether the weights were updated."""
+    loss: float
+    """Nats per label token over the global batch: the sum of `sequence_losses` divided by the step's label tokens."""
+    grad_norm: float
+    """Before clipping."""
+    sequence_losses: list[float]
+    """The summed nats of each sequence of the step, in the order of the sequences."""
+
+
+class StepResult:
+    """The numbers of a step, on their way to the host: `numbers` waits for their step and for no later one.
+
+    loss: () fp64. grad_norm: (). sequence_losses: (sequences,) fp32. applied: whether the weights were updated.
+    """
+
+    def __init__(self, loss: Tensor, grad_norm: Tensor, sequence_losses: Tensor, applied: bool):
+        self.applied = applied
+        values = torch.cat([torch.stack([loss.double(), grad_norm.double()]), sequence_losses.double()])
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+        self._host.copy_(values, non_blocking=True)
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def numbers(self) -> StepNumbers:
+        """The numbers of the step, once they have arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, grad_norm, *sequence_losses = self._host.tolist()
+        return StepNumbers(loss, grad_norm, sequence_losses)
 
 
 class Engine(Protocol):
-    """What the loop needs of an engine."""
+    """What a run asks of its engine. Every rank calls it alike and gets the same numbers."""
 
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+
+    @property
+    def precision(self) -> str:
+        """As in train.precision, `auto` resolved."""
 
     @property
     def learning_rate(self) -> float:
         """Of the newest update, in the first parameter group."""
 
-    def train_step(
-        self, batches: list[Batch], multiplier: float, should_update: ShouldUpdate | None = None
-    ) -> StepResult:
-        """One update on the micro-batches of a step, every learning rate times `multiplier`; none where `should_update` says no."""
+    @property
+    def peak_rates(self) -> dict[str, float]:
+        """The learning rate of each parameter group, by its name, where the schedule is at its peak."""
+
+    def train_step(self, step: StepBatches, multiplier: float, should_update: ShouldUpdate | None = None) -> StepResult:
+        """One update on the micro-batches of a step, every learning rate times `multiplier`; none if `should_update` says no."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Dropout off inside the block; the mode of before afterwards."""
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """(B, T) fp32: -log p of each label token, 0 where there is none; without gradients."""
+
+    def logits_at(self, batch: Batch, positions_K: Tensor) -> Tensor:
+        """(K, V): logits at some of the batch's B*T positions, without gradients."""
+
+    def generate(self, tokenizer: TextCodec, prompt: str, max_new_tokens: int) -> str:
+        """The greedy continuation of a prompt. Draws no random number."""
+
+    def trainable_check(self, say: Say) -> TrainableCheck:
+        """Watches the first updates from here on: does everything train that should?"""
+
+    def pieces(self) -> Pieces:
+        """This rank's part of the state, by name, global shape and offset. The tensors are the live ones."""
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint's weights and optimizer state in place, bit for bit. Raises CheckpointError."""
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """The complete tensors of the model under their names in checkpoints, one at a time."""
+
+    def restart(self, weights: list[Tensor], optimizer: OptimizerConfig) -> None:
+        """Begin anew from trained weights that `trained_weights` copied, with a new optimizer."""
+
+    def trained_weights(self) -> list[Tensor]:
+        """Copies in host memory of what is trained."""
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory used so far: on the device, or by the process on a CPU."""
 
 
 class TorchEngine:
@@ -58,45 +127,63 @@ class TorchEngine:
 
     def __init__(
         self,
-        model: torch.nn.Module,
-        loss_sums: LossSums,
+        runner: ModelRunner,
         optimizer: torch.optim.Optimizer,
         *,
-        device: torch.device,
         max_grad_norm: float | None,
         ema_decay: float | None = None,
     ):
-        self.model = model
-        self.optimizer = optimizer
-        self.loss_sums = loss_sums
-        self._device = device
+        self._runner = runner
         self._max_grad_norm = max_grad_norm if max_grad_norm is not None else float("inf")
         self._ema_decay = ema_decay
+        self._take(optimizer)
+        runner.model.train()
+
+    def _take(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._runner.device
+
+    @property
+    def precision(self) -> str:
+        """As in train.precision, `auto` resolved."""
+        return self._runner.precision
 
     @property
     def learning_rate(self) -> float:
         """Of the newest update, in the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def train_step(
-        self, batches: list[Batch], multiplier: float, should_update: ShouldUpdate | None = None
-    ) -> StepResult:
-        """One update on the micro-batches of a step, every learning rate times `multiplier`; none where `should_update` says no."""
-        num_label_tokens = max(1, sum(batch.num_label_tokens for batch in batches))
-        if len(batches) > 1:
+    @property
+    def peak_rates(self) -> dict[str, float]:
+        """The learning rate of each parameter group, by its name, where the schedule is at its peak."""
+        groups = zip(self.optimizer.param_groups, self._peak_rates, strict=True)
+        return {group.get("name", str(number)): float(rate) for number, (group, rate) in enumerate(groups)}
+
+    def train_step(self, step: StepBatches, multiplier: float, should_update: ShouldUpdate | None = None) -> StepResult:
+        """One update on the micro-batches of a step, every learning rate times `multiplier`; none if `should_update` says no."""
+        num_label_tokens = max(1, step.counts.num_label_tokens)
+        if len(step.batches) > 1:
             self._keep_gradients()
         if prepare := getattr(self.optimizer, "prepare_step", None):
             prepare()  # an optimizer that takes gradients elsewhere than at the weights it leaves behind
         losses = []
-        for batch in batches:
-            total, losses_B = self.loss_sums(batch.to(self._device))
+        for batch in step.batches:
+            on_device = batch.to(self.device)
+            with autocast(self.device, self.precision):
+                total, losses_B = self._runner.lm_loss(on_device)
             (total / num_label_tokens).backward()
-            losses.append(losses_B)
+            losses.append(
+                losses_B[: len(batch.source_ids)]
+            )  # a batch that only keeps step with other ranks has no sequence
         grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         sequence_losses = torch.cat(losses)
-        loss = sequence_losses.double().sum() / num_label_tokens
+        loss = sequence_losses.double().sum() / num_label_tokens  # mean over labels = sum over sequences / their labels
         applied = should_update is None or should_update(float(loss), float(grad_norm))
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * multiplier
@@ -104,7 +191,7 @@ class TorchEngine:
             self.optimizer.step()
             if self._ema_decay is not None:
                 update_ema(self.optimizer, self._ema_decay)
-        self.optimizer.zero_grad(set_to_none=len(batches) == 1)
+        self.optimizer.zero_grad(set_to_none=len(step.batches) == 1)
         return StepResult(loss, grad_norm.detach(), sequence_losses, applied)
 
     def _keep_gradients(self) -> None:
@@ -113,3 +200,56 @@ class TorchEngine:
         for parameter in self._trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Dropout off inside the block; the mode of before afterwards."""
+        return self._runner.evaluating()
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """(B, T) fp32: -log p of each label token, 0 where there is none; without gradients."""
+        return self._runner.token_losses(batch)
+
+    def logits_at(self, batch: Batch, positions_K: Tensor) -> Tensor:
+        """(K, V): logits at some of the batch's B*T positions, without gradients."""
+        return self._runner.logits_at(batch, positions_K)
+
+    def generate(self, tokenizer: TextCodec, prompt: str, max_new_tokens: int) -> str:
+        """The greedy continuation of a prompt. Draws no random number."""
+        with autocast(self.device, self.precision):
+            return generate_text(self._runner.model, tokenizer, prompt, max_new_tokens=max_new_tokens)
+
+    def trainable_check(self, say: Say) -> TrainableCheck:
+        """Watches the first updates from here on: does everything train that should?"""
+        return TrainableCheck(self._runner.model, self.optimizer, say)
+
+    def pieces(self) -> Pieces:
+        """The state by name, global shape and offset; here every tensor is complete. The tensors are the live ones."""
+        return take_pieces(self._runner.model, self.optimizer)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint's weights and optimizer state in place, bit for bit. Raises CheckpointError."""
+        restore(self._runner.model, self.optimizer, checkpoint)
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """The complete tensors of the model under their names in checkpoints, one at a time."""
+        yield from model_tensors(self._runner.model).items()
+
+    def trained_weights(self) -> list[Tensor]:
+        """Copies in host memory of what is trained."""
+        return [parameter.detach().to("cpu", copy=True) for parameter in self._trained_parameters()]
+
+    def restart(self, weights: list[Tensor], optimizer: OptimizerConfig) -> None:
+        """Begin anew from trained weights that `trained_weights` copied, with a new optimizer."""
+        with torch.no_grad():
+            for parameter, weight in zip(self._trained_parameters(), weights, strict=True):
+                parameter.copy_(weight)
+                parameter.grad = None
+        self._take(build_optimizer(self._runner.model, optimizer))
+        self._runner.model.train()
+
+    def _trained_parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self._runner.model.parameters() if parameter.requires_grad]
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory used so far: on the device, or by the process on a CPU."""
+        return peak_memory_bytes(self.device)

@@ -1,24 +1,16 @@
-"""The small files that describe a run, at its start and at its end."""
+"""How a run ends: its result, and the files that say so."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steep.config.load import write_config
-from steep.config.redact import redact_arguments
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.units import format_count, format_seconds
-from steep.estimate.hardware import find_hardware
-from steep.estimate.run_plan import plan_opened
-from steep.evaluation.forgetting import configured_roles
 from steep.reporting.page import write_report
 from steep.reporting.plots import write_training_loss
-from steep.runtime.device import peak_memory_bytes
-from steep.runtime.environment import describe_environment
 from steep.runtime.run_directory import RunDirectory
 from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import Job
@@ -77,32 +69,6 @@ def already_finished(run: RunDirectory, job: Job, state: TrainState, trackers: T
     return _result(run, state, "done", 0, {name: score["after"] for name, score in scores.items()})
 
 
-def describe_start(run: RunDirectory, config: RunConfig, job: Job) -> None:
-    """Write config.yaml, environment.json and, where it is missing or of another length, plan.json.
-
-    What an earlier process said of its end goes.
-    """
-    run.remove("summary.json")
-    write_config(config, run.config)
-    run.write("environment.json", describe_environment(redact_arguments(sys.argv)))
-    known = run.read("plan.json")
-    if known is None or not _plan_is_current(known, config, job):
-        hardware = find_hardware(str(job.device))
-        run.write(
-            "plan.json", plan_opened(config, job.data, job.sizes, hardware, job.tokenizer.vocab_size).to_mapping()
-        )
-
-
-def _plan_is_current(known: dict[str, Any], config: RunConfig, job: Job) -> bool:
-    """Whether a plan.json says what the report of this run, as it is now configured, will read from it."""
-    roles = configured_roles(config.data.validation)
-    return (
-        known.get("steps") == job.sizes.steps
-        and known.get("forgetting_cap") == config.evaluate.forgetting_cap
-        and all(text.get("role") == roles.get(text["name"]) for text in known["data"]["held_out"])
-    )
-
-
 def describe_end(
     run: RunDirectory, config: RunConfig, job: Job, state: TrainState, trackers: Trackers, exit_code: int
 ) -> TrainResult:
@@ -130,7 +96,7 @@ def describe_end(
             "tokens": state.tokens_seen,
             "seconds": seconds,
             "tokens_per_second": state.tokens_seen / seconds if seconds else None,
-            "peak_memory_bytes": peak_memory_bytes(job.device),
+            "peak_memory_bytes": job.engine.peak_memory_bytes(),
             "texts": texts,
             **outcome,
         },
@@ -139,7 +105,7 @@ def describe_end(
     trackers.line(f"{'done' if done else 'interrupted'} at step {state.step} of {job.sizes.steps}: {spent}")
     for line in lines:
         trackers.line(line)
-    if config.report.enabled:
+    if config.report.enabled and run.ranks.is_first:
         write_training_loss(run.path)
         trackers.line(f"report: {write_report(run.path)}")
     if not done:

@@ -18,27 +18,27 @@ from steep.core.lock import RunLock
 from steep.core.public import public
 from steep.loader import Loader
 from steep.optim.schedule import multiplier
-from steep.runtime.device import peak_memory_bytes
 from steep.runtime.preemption import Interrupted, StopSignals
+from steep.runtime.ranks import Ranks, join_ranks
 from steep.runtime.run_directory import RunDirectory
 from steep.trackers.backends.jsonl import read_records
 from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import assemble
 from steep.training.failure import explained_errors
-from steep.training.finish import TrainResult, already_finished, describe_end, describe_start, is_finished
+from steep.training.finish import TrainResult, already_finished, describe_end, is_finished
 from steep.training.forecast import Forecaster
 from steep.training.meter import Meter
 from steep.training.resume import (
     ResumePoint,
-    checkpoint_name,
     checkpoint_state,
     find_resume_point,
+    name_checkpoint,
     restore_job,
     restore_state,
 )
 from steep.training.spikes import RollBack, SpikeWatch
-from steep.training.trainable_check import TrainableCheck
-from steep.training.validation import due, show_model
+from steep.training.start import describe_start
+from steep.training.validation import due, validate
 
 
 @public
@@ -55,17 +55,18 @@ def train(
 
     config: a RunConfig, its values as a mapping, or the path of a YAML file.
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
-    accept_data_change: continue with other data than the checkpoint was trained on, from its resume_point, and record it.
+    accept_data_change: continue with other data than the checkpoint was trained on, from its beginning, and record it.
     allow_code: whether `_target_` may run code outside steep, torch and transformers.
     stream: where the console writes; standard output by default. model: see `assemble`; such a run starts anew.
     """
     config = as_config(config)
+    ranks = join_ranks()
     targets.check_run(config, lambda line: print(line, file=stream), allow_code)
-    run = RunDirectory(Path(config.run.directory).expanduser() / config.run.name)
+    run = RunDirectory(Path(config.run.directory).expanduser() / config.run.name, ranks)
     run.create()
     while True:
         try:
-            return _process(config, run, resume, accept_data_change, allow_code, stream, model)
+            return _process(config, run, ranks, resume, accept_data_change, allow_code, stream, model)
         except RollBack:
             resume, accept_data_change = None, False
 
@@ -73,6 +74,7 @@ def train(
 def _process(
     config: RunConfig,
     run: RunDirectory,
+    ranks: Ranks,
     resume: bool | None,
     accept_data_change: bool,
     allow_code: bool,
@@ -81,9 +83,12 @@ def _process(
 ) -> TrainResult:
     """From the newest checkpoint to the end of the run, an interruption, or a rollback (see spikes.py)."""
     with ExitStack() as stack:
-        stack.enter_context(RunLock(run.path))
+        stack.enter_context(ranks.first_only(RunLock(run.path)))
         run.remove_leftovers()
-        resume_point = find_resume_point(run, config, resume, accept_data_change)
+        notes: list[str] = []  # said once there is a console
+        resume_point = ranks.from_first(
+            lambda: find_resume_point(run, config, notes.append, resume, accept_data_change)
+        )
         stack.enter_context(explained_errors(run))
         trackers = stack.enter_context(
             Trackers(
@@ -93,43 +98,54 @@ def _process(
                 config.console,
                 stream=stream,
                 build_target=lambda target: targets.build(target, allow_code=allow_code),
+                ranks=ranks,
             )
         )
         stop = stack.enter_context(StopSignals())
-        return _run(config, run, resume_point, trackers, stop, model)
+        return _run(config, run, ranks, resume_point, notes, trackers, stop, model)
 
 
 def _run(
     config: RunConfig,
     run: RunDirectory,
+    ranks: Ranks,
     resume_point: ResumePoint,
+    notes: list[str],
     trackers: Trackers,
     stop: StopSignals,
     model: nn.Module | None,
 ) -> TrainResult:
-    weights, tokenizer = resume_point.weights, resume_point.tokenizer
-    job = assemble(config, trackers.line, weights=weights, tokenizer_folder=tokenizer, model=model)
+    job = assemble(
+        config,
+        trackers.line,
+        ranks=ranks,
+        weights=resume_point.weights,
+        tokenizer_folder=resume_point.tokenizer,
+        model=model,
+    )
+    for note in notes:
+        trackers.line(note)
     state, job = restore_state(resume_point, job, trackers.line)
     sizes, engine = job.sizes, job.engine
     if is_finished(run, job, state):
         return already_finished(run, job, state, trackers)
-    describe_start(run, config, job)
+    if ranks.is_first:
+        describe_start(run, config, job)
     trackers.rewind(state.step if resume_point.checkpoint else -1)
     trackers.expect_steps(sizes.steps, state.step)
-    job.model.train()
-    restore_job(resume_point, job)  # after all that draws random numbers; evaluation and samples draw none
-    show_model(config, job, state, trackers, run)
+    restore_job(resume_point, job, ranks)  # after all that draws random numbers; evaluation and samples draw none
+    validate(config, job, state, trackers, run)
     stop.may_save()
-    contract = TrainableCheck(job.model, engine.optimizer)
+    check = engine.trainable_check(trackers.line)
 
     started, elapsed_before = time.monotonic(), state.elapsed_seconds
     saved_step, saved_at = state.step, started
-    on_gpu = job.device.type == "cuda"
+    on_gpu = engine.device.type == "cuda"
     meter = Meter(
         sizes,
         flops_per_token=job.flops_per_token,
         peak_flops=job.peak_flops,
-        memory_bytes=lambda: peak_memory_bytes(job.device),
+        memory_bytes=engine.peak_memory_bytes,
         source_names=job.data.names,
         lag_steps=1 if on_gpu else 0,
     )
@@ -138,12 +154,14 @@ def _run(
         job.data.stores,
         sizes,
         start_step=state.step,
+        rank=ranks.rank,
         document_mask=config.data.document_mask,
         pin_memory=on_gpu,
     )
     writer = CheckpointWriter(
         run.checkpoints,
         config.checkpoint.copies_state,
+        ranks=ranks,
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
         on_event=trackers.line,
@@ -151,24 +169,24 @@ def _run(
     forecaster = Forecaster(sizes.steps, config.schedule, read_records(run.metrics))
     watch = SpikeWatch(config.train, state, job.data.order, job.data.names, sizes, run, trackers.line, writer.wait)
     with writer:
-        for batches in loader:
+        for step in loader:
             meter.batch_arrived()
             factor = multiplier(state.step, sizes.steps, config.schedule)
-            result = None if watch.is_skipped(state.step) else engine.train_step(batches, factor, watch.should_update)
+            result = None if watch.is_skipped(state.step) else engine.train_step(step, factor, watch.should_update)
             updated = result is not None and result.applied
-            state.advance(batches, job.data.names, updated)
+            state.advance(step.counts, job.data.names, updated)
             if result is not None:
-                records = meter.finish_step(state, batches, result, engine.learning_rate)
+                records = meter.finish_step(state, step.counts, result, engine.learning_rate)
                 trackers.log_all(forecaster.observe(watch.observe(records)))
-            for line in contract.after_step(factor * updated, last=state.step == sizes.steps):
-                trackers.line(line)
+            check.after_step(factor * updated, last=state.step == sizes.steps)
             if state.step == saved_step + 1 and saved_step == resume_point.step:
                 writer.reserve(checkpoint_state(config, job, state))  # the optimizer has its state now
 
             with suppress(Interrupted), stop.prompt():  # what is left out here is done when the run is resumed
-                show_model(config, job, state, trackers, run)
+                validate(config, job, state, trackers, run)
             leaving = stop.received is not None or state.step == sizes.steps or _past(config.train.max_seconds, started)
             wanted = due(config.checkpoint.every_steps, state.step) or _past(config.checkpoint.every_seconds, saved_at)
+            leaving, wanted = ranks.agree(leaving, wanted)  # clocks and signals differ by rank
             if (leaving or wanted) and state.step > saved_step:
                 # a NaN of the newest step is seen before anything is written
                 trackers.log_all(forecaster.observe(watch.observe(meter.flush())))
@@ -176,7 +194,7 @@ def _run(
                 state.elapsed_seconds = elapsed_before + time.monotonic() - started
                 if stop.received is not None:
                     trackers.line(f"{stop.received.name} received: saving, then leaving")
-                writer.save(checkpoint_name(job, state), checkpoint_state(config, job, state))
+                writer.save(name_checkpoint(job, state), checkpoint_state(config, job, state))
                 saved_step, saved_at = state.step, time.monotonic()
             if leaving:
                 break

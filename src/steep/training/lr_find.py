@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from steep.config.load import ConfigLike, as_config
 from steep.config.run import RunConfig
 from steep.core import targets
@@ -27,15 +25,13 @@ from steep.core.section import Target
 from steep.core.table import text_table
 from steep.evaluation.forgetting import configured_roles
 from steep.loader import Loader
-from steep.optim.build import build_optimizer
 from steep.optim.config import OptimizerConfig, ScheduleConfig
-from steep.optim.param_groups import embedding_rate
 from steep.optim.schedule import multiplier
 from steep.reporting.palette import LIGHT, TEXT_STYLES
 from steep.reporting.plots import drawing, report_style
+from steep.runtime.ranks import Ranks, join_ranks
 from steep.runtime.seed import seed_everything
 from steep.training.assemble import Job, assemble
-from steep.training.engine import TorchEngine
 from steep.training.validation import score
 
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -141,7 +137,7 @@ def lr_find(
     wanted = sorted(set(rates or [ratio * optimizer.learning_rate for ratio in RATIOS]))
     if len(wanted) < 2 or any(not (rate > 0 and math.isfinite(rate)) for rate in wanted):
         raise ConfigError(f"lr-find: rates {', '.join(f'{rate:g}' for rate in wanted)}: give at least two, all above 0")
-    sweep = Sweep(shortened(config, steps), steps, say)
+    sweep = Sweep(shortened(config, steps), say, join_ranks())
     trials = [sweep.trial(with_rate(optimizer, rate)) for rate in wanted]
     best = choose(sweep.base, trials, sweep.domain)
     reason = explain(sweep.base, trials, best, sweep.domain)
@@ -186,12 +182,11 @@ def with_rate(optimizer: OptimizerConfig, rate: float, embedding_rate: float | N
 class Sweep:
     """A model that is put back to its beginning before each trial."""
 
-    def __init__(self, config: RunConfig, steps: int, say: Say):
-        self.config, self.steps, self.say = config, steps, say
-        self.job: Job = assemble(config, say)
-        trained = [parameter for parameter in self.job.model.parameters() if parameter.requires_grad]
-        self._beginning = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in trained]
-        self.has_embedding_group = any(g["name"] == "embeddings" for g in self.job.engine.optimizer.param_groups)
+    def __init__(self, config: RunConfig, say: Say, ranks: Ranks):
+        self.config, self.say, self.ranks = config, say, ranks
+        self.job: Job = assemble(config, say, ranks=ranks)
+        self._beginning = self.job.engine.trained_weights()
+        self.has_embedding_group = "embeddings" in self.job.engine.peak_rates
         roles = configured_roles(config.data.validation)
         texts = self.job.data.held_out_texts
         self.domain = [text.name for text in texts if roles.get(text.name) == "domain"] or [text.name for text in texts]
@@ -200,40 +195,29 @@ class Sweep:
 
     def trial(self, optimizer: OptimizerConfig) -> Trial:
         """One short run from the beginning: a fifth of the steps warms up, then the rate stays."""
-        self._restore()
-        job, config = self.job, self.config
-        engine = TorchEngine(
-            job.model,
-            job.engine.loss_sums,
-            build_optimizer(job.model, optimizer),
-            device=job.device,
-            max_grad_norm=config.train.max_grad_norm,
-        )
-        seed_everything(config.run.seed)
-        job.model.train()
-        sizes = job.sizes
+        engine, data, sizes = self.job.engine, self.job.data, self.job.sizes
+        engine.restart(self._beginning, optimizer)
+        seed_everything(self.config.run.seed)
         losses: list[float] = []
-        loader = Loader(job.data.order, job.data.stores, sizes, start_step=0, document_mask=config.data.document_mask)
-        for step, batches in enumerate(loader):
-            losses.append(float(engine.train_step(batches, multiplier(step, sizes.steps, SCHEDULE)).loss))
+        loader = Loader(
+            data.order, data.stores, sizes, rank=self.ranks.rank, document_mask=self.config.data.document_mask
+        )
+        for number, step in enumerate(loader):
+            losses.append(engine.train_step(step, multiplier(number, sizes.steps, SCHEDULE)).numbers().loss)
             if not math.isfinite(losses[-1]) or losses[-1] > DIVERGED_RATIO * losses[0]:
                 break
         complete = len(losses) == sizes.steps and math.isfinite(losses[-1])
-        scores = self._scores() if complete else {}
-        group = next((g for g in engine.optimizer.param_groups if g["name"] == "embeddings"), None)
-        embeddings = None if group is None else embedding_rate(job.model, optimizer)
-        trial = Trial(optimizer.learning_rate, embeddings, losses, scores)
-        shown = (
-            ", ".join(f"{name} {loss:.4f}" for name, loss in scores.items()) or f"ran away at step {len(losses) - 1}"
+        trial = Trial(
+            optimizer.learning_rate, engine.peak_rates.get("embeddings"), losses, self._scores() if complete else {}
         )
-        rates = f"{trial.learning_rate:.2g}" + (f", embeddings {embeddings:.2g}" if embeddings else "")
-        self.say(f"learning rate {rates}: {shown}")
+        self._say_trial(trial)
         return trial
 
-    def _restore(self) -> None:
-        with torch.no_grad():
-            for parameter, beginning in self._beginning:
-                parameter.copy_(beginning)
+    def _say_trial(self, trial: Trial) -> None:
+        scores = ", ".join(f"{name} {loss:.4f}" for name, loss in trial.losses.items())
+        embeddings = trial.embedding_learning_rate
+        rates = f"{trial.learning_rate:.2g}" + (f", embeddings {embeddings:.2g}" if embeddings else "")
+        self.say(f"learning rate {rates}: {scores or f'ran away at step {len(trial.training_losses) - 1}'}")
 
     def _scores(self) -> dict[str, float]:
         texts = self.job.data.held_out_texts

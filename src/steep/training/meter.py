@@ -12,45 +12,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from steep.batch import Batch
 from steep.core.errors import TrainingError
-from steep.order.batches import Sizes
+from steep.order.batches import Sizes, StepCounts
 from steep.training.engine import StepResult
-from steep.training.source_losses import StepSources, step_sources
+from steep.training.source_losses import losses_by_source
 from steep.training.state import TrainState
 
 ETA_WINDOW_STEPS = 20
 """The time left is judged by so many of the newest steps."""
 
 
-class _Values:
-    """The numbers of a step, on their way to the host: reading them waits for their step and for no later one."""
-
-    def __init__(self, result: StepResult):
-        pair = torch.stack([result.loss.double(), result.grad_norm.double()])
-        values = torch.cat([pair, result.sequence_losses.double()])
-        self._event = torch.cuda.Event() if values.is_cuda else None
-        self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-        self._host.copy_(values, non_blocking=True)
-        if self._event is not None:
-            self._event.record()
-
-    def read(self) -> tuple[float, float, list[float]]:
-        """Loss, gradient norm, and the summed loss of each sequence."""
-        if self._event is not None:
-            self._event.synchronize()
-        loss, grad_norm, *sequence_losses = self._host.tolist()
-        return loss, grad_norm, sequence_losses
-
-
 @dataclass(frozen=True)
 class _Pending:
     record: dict[str, Any]
-    values: _Values
+    result: StepResult
     sequences: range
-    sources: StepSources | None
+    counts: StepCounts
 
 
 class Meter:
@@ -91,7 +68,7 @@ class Meter:
         self._data_wait_seconds = self._clock() - self._started
 
     def finish_step(
-        self, state: TrainState, batches: list[Batch], result: StepResult, learning_rate: float
+        self, state: TrainState, counts: StepCounts, result: StepResult, learning_rate: float
     ) -> list[dict[str, Any]]:
         """Take a step's result and return the records that have become known. Raises TrainingError for NaN or infinity.
 
@@ -103,7 +80,7 @@ class Meter:
         )  # on a GPU this waits for the step before, which is its time
         seconds = self._clock() - self._started
         self._step_seconds.append(seconds)
-        rate = sum(int(batch.num_tokens.sum()) for batch in batches) / seconds
+        rate = counts.num_tokens / seconds
         record: dict[str, Any] = {
             "kind": "train",
             "step": step,
@@ -119,8 +96,7 @@ class Meter:
             "time": time.time(),
             **({} if result.applied else {"skipped": True}),
         }
-        sources = step_sources(batches) if len(self._source_names) > 1 else None
-        self._pending.append(_Pending(record, _Values(result), self._sizes.sequences_of_step(step), sources))
+        self._pending.append(_Pending(record, result, self._sizes.sequences_of_step(step), counts))
         self.start_step()
         # The first step's line does not wait: whoever started the run is looking.
         return older + self._read(until=0 if step == 0 else self._lag_steps)
@@ -133,12 +109,15 @@ class Meter:
         records = []
         while len(self._pending) > until:
             pending = self._pending.popleft()
-            loss, grad_norm, sequence_losses = pending.values.read()
-            if not pending.record.get("skipped") and not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise TrainingError(not_finite_message(pending.record["step"], loss, grad_norm, pending.sequences))
-            first = {"kind": "train", "step": pending.record["step"], "loss": loss, "grad_norm": grad_norm}
-            by_source = pending.sources and pending.sources.losses(self._source_names, sequence_losses)
-            records.append(first | pending.record | ({"loss_by_source": by_source} if by_source else {}))
+            step, numbers = pending.record["step"], pending.result.numbers()
+            loss, grad_norm = numbers.loss, numbers.grad_norm
+            if pending.result.applied and not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise TrainingError(not_finite_message(step, loss, grad_norm, pending.sequences))
+            record = {"kind": "train", "step": step, "loss": loss, "grad_norm": grad_norm, **pending.record}
+            by_source = losses_by_source(self._source_names, pending.counts, numbers.sequence_losses)
+            if len(self._source_names) > 1 and by_source:
+                record["loss_by_source"] = by_source
+            records.append(record)
         return records
 
     def _mfu(self, tokens_per_second: float) -> float | None:

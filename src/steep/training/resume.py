@@ -1,4 +1,4 @@
-"""Continue a run or start one. In: a run directory and a configuration. Out: where to begin, or why not."""
+"""Continue a run or start one. In: a run directory and a configuration. Out: where to resume, or why that is not possible."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steep.checkpoint import manifest
 from steep.checkpoint.compare import SCORES_CHANGE, differences, warnings
-from steep.checkpoint.folder import CONSOLIDATED_FILE, CheckpointState
+from steep.checkpoint.folder import CheckpointState
 from steep.checkpoint.load import Checkpoint, find_checkpoint, open_checkpoint
-from steep.checkpoint.pieces import capture_rng, restore, restore_rng, take_pieces
+from steep.checkpoint.manifest import checkpoint_name
+from steep.checkpoint.pieces import capture_rng, restore_rng
 from steep.config.load import dump_yaml
 from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
 from steep.core.say import Say
-from steep.models.layers import has_adapter
-from steep.models.reference import ADAPTER_WEIGHTS
 from steep.order.data_order import DataOrder, same_past
+from steep.runtime.ranks import Ranks
 from steep.runtime.run_directory import RunDirectory
 from steep.training.assemble import Job
 from steep.training.state import TrainState
@@ -27,15 +26,13 @@ from steep.training.state import TrainState
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run begins: at a checkpoint, or at step 0 without one."""
+    """Where a process takes up the run: at a checkpoint, or at step 0 without one."""
 
-    checkpoint: Checkpoint | None
-    messages: list[str]
+    checkpoint: Checkpoint | None = None
     accept_data_change: bool = False
-    """Whether other data than was trained on is to be taken from here on."""
+    """Whether to go on with other data than was trained on."""
     scores_change: bool = False
     """Whether other text is scored than before, so that old scores say nothing about new ones."""
-
     same_tokenizer: bool = False
     """Whether the configuration names the tokenizer that the checkpoint was trained with."""
 
@@ -57,32 +54,30 @@ class ResumePoint:
 
 
 def find_resume_point(
-    run: RunDirectory, config: RunConfig, resume: bool | None, accept_data_change: bool = False
+    run: RunDirectory, config: RunConfig, say: Say, resume: bool | None, accept_data_change: bool = False
 ) -> ResumePoint:
     """The newest good checkpoint of the run directory, if there is one and it is of the same run.
 
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
     Raises CheckpointError, naming what differs if the directory holds another run.
     """
-    holds_checkpoints = any(run.checkpoints.glob("epoch_*_step_*"))
-    if not holds_checkpoints:
+    if not any(run.checkpoints.glob("epoch_*_step_*")):
         if resume:
-            raise CheckpointError(f"--resume: {run.path} holds no checkpoint. Leave --resume away to start the run.")
+            raise CheckpointError(f"--resume: {run.path} holds no checkpoint. Start the run without --resume.")
         _refuse_another_run(run, config)
-        return ResumePoint(None, [])
+        return ResumePoint()
     if resume is False:
         raise CheckpointError(
-            f"{run.path} already holds a run. Choose another --run.name, delete the folder, or leave --no-resume away."
+            f"{run.path} already holds a run. Choose another --run.name, delete the folder, or remove --no-resume."
         )
-    messages: list[str] = []
-    path = find_checkpoint(run.path, messages.append)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(find_checkpoint(run.path, say))
     saved, current = parse_yaml(checkpoint.config_yaml).data, redact(config.to_mapping())
     _refuse(run, saved, current, "holds a different run")
     warned = warnings(saved, current)
+    for line in (*warned, f"resuming from {checkpoint.path.name}"):
+        say(line)
     return ResumePoint(
         checkpoint,
-        [*messages, *warned, f"resuming from {path.name}"],
         accept_data_change,
         scores_change=any(line.endswith(SCORES_CHANGE) for line in warned),
         same_tokenizer=all(saved.get(key) == current.get(key) for key in ("tokenizer", "vocabulary")),
@@ -98,13 +93,12 @@ def _refuse_another_run(run: RunDirectory, config: RunConfig) -> None:
         run,
         saved,
         redact(config.to_mapping()),
-        "belongs to a different run, which stopped before its first checkpoint (so "
-        "that the folder may as well be deleted)",
+        "belongs to a different run, which stopped before its first checkpoint (so the folder can be deleted)",
     )
 
 
 def _refuse(run: RunDirectory, saved: dict[str, Any], current: dict[str, Any], what: str) -> None:
-    # Where the data lies may change: whether it is the same data is seen from the plan, once it is open.
+    # The paths of the data may change: whether it is the same data is known once it is open.
     changed = differences(saved, current, "opened later", "opened later")
     if changed:
         lines = "\n  ".join(changed)
@@ -119,43 +113,42 @@ def restore_state(resume_point: ResumePoint, job: Job, say: Say) -> tuple[TrainS
 
     Raises CheckpointError where the data is not what the checkpoint was trained on.
     """
-    for message in resume_point.messages:
-        say(message)
-    plan, files = job.data.order, job.data.files()
+    order, files = job.data.order, job.data.files()
     if resume_point.checkpoint is None:
         seen = [0] * len(job.data.stores)
-        state = TrainState(plan_fingerprint=plan.fingerprint, plan=plan.describe(), files=files, tokens_by_source=seen)
-        return state, job
+        return TrainState(
+            order_fingerprint=order.fingerprint, order=order.describe(), files=files, tokens_by_source=seen
+        ), job
     state = TrainState.from_mapping(resume_point.checkpoint.train_state)
-    if state.plan.get("first_sequence"):
-        plan = plan.beginning_at(state.plan["first_sequence"])
-    if state.plan_fingerprint != plan.fingerprint:
-        plan = _other_plan(resume_point, state, plan, [*same_past(state.plan, plan.describe(), state.sequences_seen),
-                                                    *_changed_files(state.files, files)], say)  # fmt: skip
-    state.plan_fingerprint, state.plan, state.files = plan.fingerprint, plan.describe(), files
+    if state.order.get("first_sequence"):
+        order = order.beginning_at(state.order["first_sequence"])
+    if state.order_fingerprint != order.fingerprint:
+        past = same_past(state.order, order.describe(), state.sequences_seen)
+        order = _other_order(resume_point, state, order, [*past, *_changed_files(state.files, files)], say)
+    state.order_fingerprint, state.order, state.files = order.fingerprint, order.describe(), files
     state.tokens_by_source += [0] * (len(job.data.stores) - len(state.tokens_by_source))
     if resume_point.scores_change:
-        state.base_scores, state.scores, state.best_loss, state.best_step = {}, {}, None, None
-    job.data.begin_streams(state.streams, plan.counts(state.sequences_seen))
+        state.base_scores, state.scores, state.best_loss = {}, {}, None
+    job.data.begin_streams(state.streams, order.counts(state.sequences_seen))
     sizes = job.sizes.resumed(state.step, state.sequences_seen)
-    return state, replace(job, sizes=sizes, data=replace(job.data, order=plan))
+    return state, replace(job, sizes=sizes, data=replace(job.data, order=order))
 
 
-def _other_plan(
-    resume_point: ResumePoint, state: TrainState, plan: DataOrder, changed: list[str], say: Say
+def _other_order(
+    resume_point: ResumePoint, state: TrainState, order: DataOrder, changed: list[str], say: Say
 ) -> DataOrder:
-    """The plan to go on with where it is not the one that was trained with: itself if the past is the same, a new resume_point if
-    that was asked for. Raises CheckpointError."""
+    """The order to go on with where it is not the one that was trained with: itself if the past is the same, one that begins
+    here if that was asked for. Raises CheckpointError."""
     assert resume_point.checkpoint is not None
     if not changed:
         say(f"the order changes from sequence {state.sequences_seen:,} on; what was trained does not")
-        return plan
+        return order
     lines = "".join(f"  {line}\n" for line in changed)
     if not resume_point.accept_data_change:
         raise CheckpointError(
             f"the data has changed since {resume_point.checkpoint.path.name} was saved:\n{lines}"
             "Restore it to continue exactly, start another run with --run.name, or give --accept-data-change to go on with the "
-            "data as it is now, from its resume_point."
+            "data as it is now, from its beginning."
         )
     say(f"the data has changed, and is taken as it is now from sequence {state.sequences_seen:,} on:\n{lines.rstrip()}")
     state.streams = []
@@ -163,8 +156,8 @@ def _other_plan(
         "step": state.step, "first_sequence": state.sequences_seen, "changed": changed,
         "tokens_by_source": state.tokens_by_source,
     })  # fmt: skip
-    state.tokens_by_source = _carried(state.tokens_by_source, state.plan["sources"], plan.describe()["sources"])
-    return plan.beginning_at(state.sequences_seen)
+    state.tokens_by_source = _carried(state.tokens_by_source, state.order["sources"], order.describe()["sources"])
+    return order.beginning_at(state.sequences_seen)
 
 
 def _carried(tokens: list[int], then: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[int]:
@@ -193,22 +186,21 @@ def _changed_files(then: list[dict[str, str]], now: list[dict[str, str]]) -> lis
     return found
 
 
-def restore_job(resume_point: ResumePoint, job: Job) -> None:
+def restore_job(resume_point: ResumePoint, job: Job, ranks: Ranks) -> None:
     """Weights, optimizer and random state as they were; the random state last, after all that could draw from it."""
     if resume_point.checkpoint is not None:
-        restore(job.model, job.engine.optimizer, resume_point.checkpoint)
-        restore_rng(resume_point.checkpoint.rng())
+        job.engine.load(resume_point.checkpoint)
+        restore_rng(resume_point.checkpoint.rng(ranks.rank))
 
 
-def checkpoint_name(job: Job, state: TrainState) -> str:
-    """The folder of the checkpoint that is saved now; its epoch is that of the newest sequence."""
-    epoch = max(0, state.sequences_seen - 1) // job.data.order.sequences_per_epoch
-    return manifest.checkpoint_name(epoch, state.step)
+def name_checkpoint(job: Job, state: TrainState) -> str:
+    """The name of a checkpoint of this state: its epoch is that of the newest sequence."""
+    return checkpoint_name(max(0, state.sequences_seen - 1) // job.data.order.sequences_per_epoch, state.step)
 
 
 def checkpoint_state(config: RunConfig, job: Job, state: TrainState) -> CheckpointState:
     """Everything that `restore_job` and `restore_state` want back."""
-    pieces = take_pieces(job.model, job.engine.optimizer)
+    pieces = job.engine.pieces()
     state.streams = job.data.stream_cursors(state.sequences_seen)
     fresh_score = state.scores_step == state.step and state.scores
     return CheckpointState(
@@ -220,9 +212,9 @@ def checkpoint_state(config: RunConfig, job: Job, state: TrainState) -> Checkpoi
         step=state.step,
         tokens=state.tokens_seen,
         sequences_seen=state.sequences_seen,
-        plan_fingerprint=state.plan_fingerprint,
+        plan_fingerprint=state.order_fingerprint,
         train_state=state.to_mapping(),
         hf_files=job.hf_files,
-        weights_file=ADAPTER_WEIGHTS if has_adapter(job.model) else CONSOLIDATED_FILE,
+        weights_file=job.weights_file,
         score=next(iter(state.scores.values()))["nats_per_token"] if fresh_score else None,
     )

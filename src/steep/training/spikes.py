@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steep.core.errors import TrainingError
+from steep.checkpoint.load import find_checkpoint, open_checkpoint
+from steep.core.errors import CheckpointError, TrainingError
 from steep.order.batches import Sizes
 from steep.order.data_order import DataOrder
 from steep.runtime.run_directory import RunDirectory
@@ -54,7 +55,7 @@ class SpikeWatch:
 
     config: TrainConfig
     state: TrainState
-    plan: DataOrder
+    order: DataOrder
     names: list[str]
     """Of the sources."""
     sizes: Sizes
@@ -154,17 +155,14 @@ class SpikeWatch:
         """Documents of each source in these sequences, by their number in its store; the first few."""
         found: dict[str, list[int]] = {}
         for number in sequences:
-            planned = self.plan.sequence(number)
-            known = found.setdefault(self.names[planned.source], [])
-            known += [r.document for r in planned.ranges if r.document not in known]
+            ordered = self.order.sequence(number)
+            known = found.setdefault(self.names[ordered.source], [])
+            known += [r.document for r in ordered.ranges if r.document not in known]
         return {name: ids[:DOCUMENTS_NAMED] for name, ids in found.items()}
 
 
 def newest_checkpoint_step(run: RunDirectory) -> int:
     """Updates in the newest complete checkpoint; 0 where there is none."""
-    from steep.checkpoint.load import find_checkpoint, open_checkpoint
-    from steep.core.errors import CheckpointError
-
     try:
         return open_checkpoint(find_checkpoint(run.path)).manifest.step
     except CheckpointError:

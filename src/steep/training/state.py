@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from steep.batch import Batch
 from steep.core.errors import CheckpointError
 from steep.evaluation.end_of_text import StopScore
 from steep.evaluation.held_out import Score
+from steep.order.batches import StepCounts
+
+FILE_KEYS = {"order_fingerprint": "plan_fingerprint", "order": "plan"}
+"""Keys of train_state.json that differ from the names here; checkpoints of every version have them."""
+
+FORMER_KEYS = ("best_step",)
+"""Keys that earlier versions wrote and nothing reads."""
 
 
 @dataclass
 class TrainState:
-    """Where a run stands. Its data state is `sequences_seen`, which the step fixes, and the plan's fingerprint."""
+    """Where a run stands. Its data state is `sequences_seen`, which the step fixes, and the fingerprint of the sample order."""
 
     step: int = 0
     """Optimizer updates made."""
@@ -33,9 +39,9 @@ class TrainState:
     """The newest losses that were no spikes."""
     spikes: list[dict[str, Any]] = field(default_factory=list)
     """Every loss spike so far, with its sequences and documents."""
-    plan_fingerprint: str = ""
-    plan: dict[str, Any] = field(default_factory=dict)
-    """What the order depends on, the table of phases with it: `DataOrder.describe`."""
+    order_fingerprint: str = ""
+    order: dict[str, Any] = field(default_factory=dict)
+    """What the sample order depends on, the table of phases with it: `DataOrder.describe`."""
     files: list[dict[str, str]] = field(default_factory=list)
     """The files of each training source and a short checksum of each."""
     streams: list[list[dict[str, Any]]] = field(default_factory=list)
@@ -55,21 +61,19 @@ class TrainState:
     samples_step: int = -1
     """The step at which samples were last written."""
     best_loss: float | None = None
-    """Lowest nats per token on the first validation text."""
-    best_step: int | None = None
+    """Lowest nats per token on the first held-out text."""
 
-    def advance(self, batches: list[Batch], names: Sequence[str], trained: bool = True) -> None:
-        """Count the batches of one step, as trained or as passed over. names: of the sources."""
+    def advance(self, counts: StepCounts, names: Sequence[str], trained: bool = True) -> None:
+        """Count one step, as trained or as skipped. names: of the sources."""
         self.step += 1
-        for batch in batches:
-            self.sequences_seen += len(batch.num_tokens)
-            self.tokens_seen += int(batch.num_tokens.sum()) if trained else 0
-            self.padding_tokens += batch.input_ids.numel() - int(batch.num_tokens.sum())
-            for source, count in zip(batch.source_ids.tolist(), batch.num_tokens.tolist(), strict=True):
-                if trained:
-                    self.tokens_by_source[source] += count
-                else:
-                    self.skipped_tokens[names[source]] = self.skipped_tokens.get(names[source], 0) + count
+        self.sequences_seen += len(counts.tokens)
+        self.padding_tokens += counts.padding_tokens
+        self.tokens_seen += counts.num_tokens if trained else 0
+        for source, tokens in zip(counts.sources, counts.tokens, strict=True):
+            if trained:
+                self.tokens_by_source[source] += tokens
+            else:
+                self.skipped_tokens[names[source]] = self.skipped_tokens.get(names[source], 0) + tokens
 
     def note_scores(self, scores: Sequence[Score]) -> None:
         """Take the scores of the weights as they are now; the first of a run are the base's."""
@@ -78,7 +82,7 @@ class TrainState:
         if self.step == 0:
             self.base_scores = self.scores
         if scores and (self.best_loss is None or scores[0].nats_per_token < self.best_loss):
-            self.best_loss, self.best_step = scores[0].nats_per_token, self.step
+            self.best_loss = scores[0].nats_per_token
 
     def note_stops(self, stops: StopScore | None) -> None:
         """Take what the weights as they are now give at the ends of documents; the first of a run are the base's."""
@@ -88,12 +92,13 @@ class TrainState:
 
     def to_mapping(self) -> dict[str, Any]:
         """The state as JSON values."""
-        return asdict(self)
+        return {FILE_KEYS.get(key, key): value for key, value in asdict(self).items()}
 
     @classmethod
     def from_mapping(cls, mapping: dict[str, Any]) -> TrainState:
         """The state that `to_mapping` wrote. Raises CheckpointError for other keys."""
+        names = {key: name for name, key in FILE_KEYS.items()}
         try:
-            return cls(**mapping)
+            return cls(**{names.get(key, key): value for key, value in mapping.items() if key not in FORMER_KEYS})
         except TypeError as error:
             raise CheckpointError(f"train_state.json is not of this version of steep: {error}") from None

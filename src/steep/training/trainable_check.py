@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steep.core.errors import ConfigError, TrainingError
+from steep.core.say import Say
 from steep.core.units import format_count, listing
 from steep.optim.param_groups import describe_group
 
@@ -29,8 +30,8 @@ PATIENCE_UPDATES = 8
 WORDS_PER_TENSOR = 4096
 
 
-def check_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The table of parameter groups, and what is frozen. Raises ConfigError where the optimizer holds anything but what is
+def check_groups(model: nn.Module, optimizer: torch.optim.Optimizer, say: Say) -> None:
+    """Say the table of parameter groups, and what is frozen. Raises ConfigError unless the optimizer holds exactly what is
     trainable."""
     updated = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     named = list(model.named_parameters())
@@ -47,11 +48,11 @@ def check_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str
         raise ConfigError(
             f"optimizer {kind} holds frozen tensors: {listing(held)}. Give it the parameter groups as they are"
         )
-    lines = [f"  {describe_group(group)}" for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        say(f"  {describe_group(group)}")
     if frozen:
         numbers = format_count(sum(parameter.numel() for parameter in frozen.values()))
-        lines.append(f"  {'frozen':<10} {len(frozen):>5} tensors {numbers:>8} parameters")
-    return lines
+        say(f"  {'frozen':<10} {len(frozen):>5} tensors {numbers:>8} parameters")
 
 
 @dataclass
@@ -77,6 +78,7 @@ class TrainableCheck:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    say: Say
     updates: int = 0
     """Updates with a rate above zero."""
     _moving: dict[str, _Watched] = field(default_factory=dict)
@@ -100,22 +102,21 @@ class TrainableCheck:
         self._trainable = len(self._moving)
         self._handles.append(self.optimizer.register_step_pre_hook(lambda *_: self._look_at_gradients()))
 
-    def after_step(self, multiplier: float, last: bool) -> list[str]:
-        """Call it after each update; `last`: no other follows. Returns lines for the person. Raises TrainingError."""
+    def after_step(self, multiplier: float, last: bool) -> None:
+        """Call it after each update; `last`: no other follows. Raises TrainingError."""
         if not self._handles:
-            return []
+            return
         self.updates += multiplier > 0
         rising, self._last_multiplier = multiplier > self._last_multiplier, multiplier
         due = self.updates >= FIRST_CHECK_UPDATES and self.updates & (self.updates - 1) == 0  # 2, 4, 8, ...
         if self.updates == 0 or not (due or last):
-            return []
+            return
         self._check_frozen()
         self._forget_those_that_train()
         self._check_gradients()
-        lines = self._check_movement(at_peak=last or not rising)
+        self._check_movement(at_peak=last or not rising)
         if last or not self._moving:
             self._end()
-        return lines
 
     def _look_at_gradients(self) -> None:
         for watched in self._moving.values():
@@ -157,7 +158,7 @@ class TrainableCheck:
                 "Something from there to the loss is zero, or cuts the gradient. Freeze (model.freeze) what is not to be trained."
             )
 
-    def _check_movement(self, at_peak: bool) -> list[str]:
+    def _check_movement(self, at_peak: bool) -> None:
         """Tensors with gradients that have not changed: an error unless rounding explains it."""
         still = {name: watched for name, watched in self._moving.items() if watched.largest_gradient > 0}
         ignored = [name for name, watched in still.items() if not _is_lost_in_rounding(watched)]
@@ -167,7 +168,7 @@ class TrainableCheck:
                 f"{listing(ignored)}. The optimizer ({type(self.optimizer).__name__}) leaves them as they are."
             )
         if not still or not at_peak:
-            return []
+            return
         some = next(iter(still.values()))
         dtype = str(some.parameter.dtype).removeprefix("torch.")
         eps = torch.finfo(some.parameter.dtype).eps
@@ -181,7 +182,7 @@ class TrainableCheck:
             raise TrainingError(line)
         for name in still:
             del self._moving[name]
-        return [line]
+        self.say(line)
 
     def _end(self) -> None:
         for handle in self._handles:

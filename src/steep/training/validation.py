@@ -1,4 +1,4 @@
-"""What a run shows of its model while it trains: held-out scores and samples."""
+"""Held-out scores and samples while a run trains, and when they are due."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from steep.data.held_out_text import HeldOutText
 from steep.evaluation.config import EvaluateConfig
 from steep.evaluation.end_of_text import StopScore, measure_stops
 from steep.evaluation.evaluate_model import score_base
-from steep.evaluation.generate import generate_text
 from steep.evaluation.held_out import Score, score_text
-from steep.runtime.device import autocast
 from steep.runtime.run_directory import RunDirectory
 from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import Job
 from steep.training.state import TrainState
 
 
-def show_model(config: RunConfig, job: Job, state: TrainState, trackers: Trackers, run: RunDirectory) -> None:
-    """Score and sample the weights as they are, where that is due at this step and not done yet.
+def validate(config: RunConfig, job: Job, state: TrainState, trackers: Trackers, run: RunDirectory) -> None:
+    """Score and sample the weights as they are, if that is due at this step and not done yet.
 
-    Not done is what an interrupted process left out; the resumed one makes up for it before its first step.
+    An interrupted process may leave it undone; the process that resumes does it before its first step.
     """
     always = state.step in (0, job.sizes.steps)
     every_steps = evaluation_interval(config.evaluate, job.sizes.steps)
@@ -63,8 +61,8 @@ def _scores_before_new_tokens(
             tokens=config.evaluate.tokens,
             batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
             sequence_length=job.sizes.sequence_length,
-            device=str(job.device),
-            precision=job.precision,
+            device=str(job.engine.device),
+            precision=job.engine.precision,
             say=trackers.line,
         )
     except DataError as error:
@@ -75,9 +73,9 @@ def _scores_before_new_tokens(
 
 def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
     """The score of one held-out text, dropout off."""
-    with job.runner.evaluating():
+    with job.engine.evaluating():
         return score_text(
-            job.runner.token_losses,
+            job.engine.token_losses,
             text,
             tokens=config.evaluate.tokens,
             batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
@@ -89,9 +87,9 @@ def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
 
 def stops(config: RunConfig, job: Job) -> StopScore | None:
     """What the model gives at the true ends of the held-out documents, dropout off."""
-    with job.runner.evaluating():
+    with job.engine.evaluating():
         return measure_stops(
-            job.runner.logits_at,
+            job.engine.logits_at,
             job.data.held_out_texts,
             job.tokenizer.eos_id,
             sequence_length=job.sizes.sequence_length,
@@ -101,11 +99,10 @@ def stops(config: RunConfig, job: Job) -> StopScore | None:
 
 def write_samples(config: RunConfig, job: Job, state: TrainState, trackers: Trackers, run: RunDirectory) -> None:
     """Continue every prompt greedily (so that no random number is drawn), log it and write it to samples/."""
-    with autocast(job.device, job.precision):
-        samples = [
-            (prompt, generate_text(job.model, job.tokenizer, prompt, max_new_tokens=config.evaluate.sample_tokens))
-            for prompt in config.evaluate.prompts
-        ]
+    samples = [
+        (prompt, job.engine.generate(job.tokenizer, prompt, config.evaluate.sample_tokens))
+        for prompt in config.evaluate.prompts
+    ]
     state.samples_step = state.step
     for prompt, text in samples:
         trackers.log({"kind": "sample", "step": state.step, "prompt": prompt, "text": text})
