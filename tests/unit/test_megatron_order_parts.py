@@ -340,12 +340,12 @@ def test_the_ways_to_name_datasets(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ([], "is empty"),
-        ([1, "p", "x", "q"], "'x' stands where a weight is needed"),
+        ([1, "p", "x", "q"], "'x' is where a weight is needed"),
         ([1, "p", -2, "q"], "must be a number above 0"),
         ([1, "p", "nan", "q"], "must be a number above 0"),
         ([1, "p*", 2, "q"], "matches no"),
         ("nothing/here*", "matches no .bin and .idx files"),
-        ({"train": "p", "eval": "q"}, "'eval' is no split"),
+        ({"train": "p", "eval": "q"}, "'eval' is not a split"),
         ({"valid": "p", "dev": "q"}, "given twice"),
         ({"train": {"train": "p"}}, "divided into splits again"),
         ("missing.json", "cannot be read"),
@@ -360,7 +360,7 @@ def test_what_names_no_datasets_is_refused(given: Any, message: str) -> None:
 
 @pytest.mark.parametrize("split", ["", "none", "0,0", "1,2,3,4", "1..2,3"])
 def test_what_is_no_split_is_refused(split: str) -> None:
-    with pytest.raises(ConfigError, match="is no split"):
+    with pytest.raises(ConfigError, match="is not a split"):
         parse_split(split)
 
 

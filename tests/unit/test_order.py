@@ -95,7 +95,7 @@ def test_permutation_depends_on_its_key_and_mixes() -> None:
 
 
 def test_permutation_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match="0 things"):
+    with pytest.raises(ValueError, match="0 numbers"):
         Permutation(0, 1)
     with pytest.raises(IndexError):
         Permutation(3, 1)(3)
@@ -332,7 +332,7 @@ def test_max_epochs_is_refused_before_the_run_with_where_the_source_ends() -> No
         plan.check_length(202)
     with pytest.raises(ConfigError, match="some sources have a weight and these have none: s1"):
         weighted([8] * 50, 1, None)
-    with pytest.raises(ConfigError, match="no source is called 'x'; there are: s0"):
+    with pytest.raises(ConfigError, match="no source is called 'x'; the sources are s0"):
         weighted([8] * 50, 1, phases=[(1, {"x": 1})])
 
 

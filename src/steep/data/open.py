@@ -105,7 +105,7 @@ class RunData:
             )
 
     def stream_cursors(self, sequences_seen: int) -> list[list[dict[str, Any]]]:
-        """Where the readers of each source stand after `sequences_seen` sequences of the run; empty for one that is not streamed."""
+        """Where the readers of each source stand after `sequences_seen` sequences of the run; empty if it is not streamed."""
         pairs = zip(self.stores, self.order.counts(sequences_seen), strict=True)
         return [store.cursors(count) if isinstance(store, StreamSource) else [] for store, count in pairs]
 

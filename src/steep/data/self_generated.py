@@ -4,8 +4,8 @@ In: a RunConfig, and what opens the base model and samples from it. Out: the sam
 this is rehearsal without the old data (Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal"; for language models
 Huang et al. 2024, arXiv:2403.01244). As a held-out text, the bits per byte that a run loses on it estimate how far the model has
 moved from its base (the KL divergence). The text is cached under what decides it: the base's files, its tokenizer, the seed, the
-length of documents and the version of the sampling code. Batches are cached one by one, so that an interrupted run continues where
-it stopped and a run that needs more text writes only the rest.
+length of documents and the version of the sampling code. Batches are cached one by one, so an interrupted run continues where it
+stopped and a run that needs more text writes only the rest.
 Weaknesses: the text is only as good as the base, which cannot write what it has forgotten; another kind of device or precision
 would draw another text, so a run that moves to another machine takes its cache along.
 """

@@ -3,6 +3,7 @@
 Every token is drawn from the whole distribution at temperature 1, without top-k, top-p or penalties, so a document is a sample of
 the model's own distribution: training on anything narrower would reinforce its favourite phrases. Rows that have ended leave the
 batch. Weakness: small models at temperature 1 lose the thread, and no document is longer than `max_tokens`.
+A change that draws other ids raises `SAMPLING_VERSION` in data/self_generated.py.
 """
 
 from __future__ import annotations

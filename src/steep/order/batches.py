@@ -28,7 +28,7 @@ class Sizes:
     world_size: int = 1
     first_step: int = 0
     first_sequence: int = 0
-    """Where counting begins. Other than 0 after a short last step of a run that was then made longer."""
+    """Where counting begins. Not 0 after a short last step of a run that was then made longer."""
 
     @property
     def steps(self) -> int:
@@ -36,7 +36,7 @@ class Sizes:
         return self.first_step - (-max(0, self.total_sequences - self.first_sequence) // self.global_batch_size)
 
     def resumed(self, step: int, sequences_seen: int) -> Sizes:
-        """The sizes of a run that has made `step` steps with `sequences_seen` sequences: none is skipped or repeated.
+        """The sizes of a run that has made `step` steps with `sequences_seen` sequences; none is skipped or repeated.
 
         Equal to `self` unless the run's last step was a short one and the run was made longer afterwards.
         """
@@ -84,7 +84,7 @@ def run_sizes(config: TrainConfig, sequence_length: int, sequences_per_epoch: in
 
 
 def requested_sequences(config: TrainConfig, sequence_length: int) -> int | None:
-    """How many sequences a run takes, where that is known without its data: not for a length in epochs."""
+    """How many sequences a run takes; None for a length in epochs, which depends on the data."""
     if config.steps is not None:
         return config.steps * config.global_batch_size
     if config.tokens is not None:
@@ -94,7 +94,7 @@ def requested_sequences(config: TrainConfig, sequence_length: int) -> int | None
 
 def _total_sequences(config: TrainConfig, sequence_length: int, sequences_per_epoch: int) -> int:
     requested = requested_sequences(config, sequence_length)
-    # as it is written: 1.1 epochs of 10 sequences are 11, where 1.1 * 10 is a little more
+    # exact in decimal: 1.1 epochs of 10 sequences are 11, where 1.1 * 10 in binary is a little more
     return math.ceil(Fraction(str(config.epochs or 1)) * sequences_per_epoch) if requested is None else requested
 
 
@@ -171,8 +171,8 @@ def batches_of_documents(
     """The sizes of packed steps that hold about `per_pass * passes_per_step` documents each.
 
     document_tokens: of some documents, at least one. most_tokens: of a row; a longer document, which such a batch would truncate,
-    counts as that. Sequences are as few as hold the step, all equally long, and no shorter than the longest of these documents,
-    so that none of them is cut.
+    counts as that. There are as few sequences as hold the step, all equally long, and no shorter than the longest of these
+    documents, so that none of them is cut.
     """
     lengths = [min(tokens, most_tokens) for tokens in document_tokens]
     tokens_per_step = per_pass * passes_per_step * sum(lengths) / len(lengths)

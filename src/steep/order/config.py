@@ -12,19 +12,19 @@ from steep.store.config import PrepareConfig
 
 
 class ValidationConfig(SourceConfig):
-    """A held-out text: a path of its own, or a share of the training documents."""
+    """A held-out text: its own path, or a share of the training documents."""
 
     path: Optional[Union[str, list[str]]] = None  # type: ignore[assignment]
-    """Held-out documents; `auto` is text that the base model writes, on which the loss tells how far the model has moved. Give
-    this or `share`."""
+    """Held-out documents; `auto` is text that the base model writes, whose loss shows how far the model has moved. Give this or
+    `share`."""
     generate_tokens: Count = Field(default=20_000, ge=1)
-    """Path `auto`: how many tokens the base model writes, whole documents."""
+    """Path `auto`: how many tokens the base model writes, in whole documents."""
     share: Optional[float] = Field(default=None, gt=0, lt=1)
     """Hold out this share of the training documents, chosen by the hash of each document's content, so that the
     choice does not change when data is added, reordered or resharded."""
     role: Optional[Literal["domain", "general"]] = None
-    """What the forgetting report takes it for: `domain`, text the run is to learn, or `general`, text that should stay as good as
-    it was. Default: general where the name begins with `general`, else domain."""
+    """Its role in the forgetting report: `domain`, text the run is to learn, or `general`, text on which the model should stay as
+    good as it was. Default: general where the name begins with `general`, else domain."""
 
     @model_validator(mode="after")
     def _path_or_share(self) -> ValidationConfig:
@@ -41,14 +41,14 @@ class TrainSourceConfig(SourceConfig):
     """Share of the run's tokens, in proportion to the other weights; 0 waits for a phase. Give all sources one or none: without
     weights each epoch holds every sequence of every source once."""
     role: Literal["train", "replay"] = "train"
-    """`replay`: text that is there so that the model does not forget it; reports show it apart, and no epoch waits for it."""
+    """`replay`: text that keeps the model from forgetting; reports show it separately, and no epoch waits for it."""
     generate_tokens: Count = Field(default=100_000, ge=1)
-    """Path `auto`: how many tokens the base model writes, whole documents. A run that takes more sees them again."""
+    """Path `auto`: how many tokens the base model writes, in whole documents. A run that takes more repeats them."""
     stream: bool = False
-    """Tokenize the text while training instead of preparing it first. Documents then keep the order of their files, a resume
-    reads again the files that the last checkpoint stood in, and the run needs its length in train.tokens or train.steps."""
+    """Tokenize the text while training instead of preparing it first. Documents then keep the order of their files, a resumed run
+    rereads the files that the last checkpoint stood in, and the run needs its length in train.tokens or train.steps."""
     max_epochs: Optional[float] = Field(default=None, gt=0)
-    """A run that would repeat this source more often is refused before it starts."""
+    """A run that would repeat this source more often than this is refused before it starts."""
 
 
 class PhaseConfig(Section):
@@ -69,7 +69,7 @@ class DataConfig(Section):
     """Sources of training documents, with their weights."""
     phases: list[PhaseConfig] = Field(default_factory=list)
     """Changes of the weights at token counts. What comes before a phase does not depend on it, so phases, and sources of
-    weight 0, may be added to a run that is under way."""
+    weight 0, may be added to a run that has started."""
     validation: dict[str, ValidationConfig] = Field(default_factory=dict)
     """Held-out texts by name, e.g. `domain` and `general`. At most one may use `share`."""
     order: Literal["native", "megatron"] = "native"
@@ -103,7 +103,7 @@ class DataConfig(Section):
         return self
 
     def _refuse_in_megatron_order(self) -> None:
-        """What Megatron's order does not have."""
+        """Raise ValueError for settings that only the native order has."""
         native = [
             name
             for name, given in (
@@ -137,7 +137,7 @@ class DataConfig(Section):
         if streams and self.prepare.changes_documents:
             raise ValueError(
                 f"prepare.{self.prepare.changes_documents[0]} is for prepared text and would do nothing to a stream; prepare the "
-                "text with `steep prepare` first, or leave it away"
+                "text with `steep prepare` first, or remove it"
             )
         if streams and self.align_to_bos:
             raise ValueError("align_to_bos needs prepared text; a stream is laid end to end")

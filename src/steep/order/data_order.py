@@ -1,9 +1,9 @@
-"""The plan: sequence i of a run as a pure function of the sources, the seed and i.
+"""The sample order: sequence i of a run as a pure function of the sources, the seed and i.
 
 In: for every source its document lengths, fingerprint and weight. Out: `sequence(i)`, the token ranges of sequence i, for any i
 from 0 on, whatever the world size, batch size, number of workers or restarts. The mixture says which source gives slot i and
 which of its sequences that is; the source's order says what that sequence holds. So a longer run never changes the past, and
-nothing but i need be remembered. Weakness: a table of 16 bytes for each document lately in use.
+only i has to be remembered. Weakness: it keeps 16 bytes for each document of the windows in use.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from steep.order.mixture import Mixture, Phase, integer_weights
 from steep.order.packing import TokenRange
 from steep.order.source_order import BestFitOrder, ConcatOrder, SourceOrder, padding_share
 
-ORDER_VERSION = 2  # raised whenever the same plan would give other sequences
+ORDER_VERSION = 2  # raised whenever the same sources and seed would give other sequences
 MOST_PADDING_SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class OrderedSource:
-    """What the order needs to know of one source.
+    """What the order needs to know about one source.
 
     documents: (num_documents,) int64, the documents of the store that are trained on; None for all of them.
     document_lengths: (documents of the whole store,) int64, in tokens.
@@ -41,13 +41,13 @@ class OrderedSource:
     document_lengths: NDArray[np.int64] = field(repr=False)
     store_fingerprint: str = ""
     weight: float | None = None
-    """Share of the tokens of the run, in proportion to the others; None: in proportion to the source's size."""
+    """Share of the run's tokens, in proportion to the other weights; None: in proportion to the source's size."""
     role: str = "train"
-    """`replay` marks text that is there so that it is not forgotten; one epoch of a run does not wait for it."""
+    """`replay` marks text that is there so that the model does not forget it; an epoch of a run does not wait for it."""
     max_epochs: float | None = None
-    """How often it may be repeated; None for no limit."""
+    """How often the source may be repeated; None for no limit."""
     order: SourceOrder | None = field(default=None, repr=False)
-    """How its sequences come, where that is not from document lengths: a stream."""
+    """Gives its sequences where they do not follow from document lengths: a stream."""
 
     @property
     def trained_lengths(self) -> NDArray[np.int64]:
@@ -72,7 +72,7 @@ class OrderedSequence:
     source: int
     ranges: list[TokenRange]
     following: TokenRange | None = None
-    """The one token that comes after the sequence where that is not the next of the last document: Megatron's order has it."""
+    """The token after the sequence, where that is not the next one of the last document; only Megatron's order has it."""
 
     @property
     def num_tokens(self) -> int:
@@ -81,7 +81,7 @@ class OrderedSequence:
 
 
 class DataOrder(Protocol):
-    """What a run asks of its order."""
+    """What a run asks of its sample order."""
 
     sources: list[OrderedSource]
     sequence_length: int
@@ -102,11 +102,11 @@ class DataOrder(Protocol):
         """Raise ConfigError where a run of this length is more than the sources may give."""
 
     def beginning_at(self, first_sequence: int) -> DataOrder:
-        """The same sources in a plan that begins to count at this sequence of the run."""
+        """The same sources in an order that begins to count at this sequence of the run."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal for plans that give the same sequences."""
+        """Equal for orders that give the same sequences."""
 
     def describe(self) -> dict[str, Any]:
         """What the order depends on, as JSON."""
@@ -115,8 +115,9 @@ class DataOrder(Protocol):
 class NativeOrder:
     """The native order of a run over its sources. Raises DataError if there is nothing to train on, ConfigError for weights.
 
-    phases: (first sequence, {source name: weight}) of every change of the weights, in order; sources not named keep theirs.
-    first_sequence: where this plan begins to count, for a run whose data was changed on purpose.
+    phases: (first sequence, {source name: weight}) of each change of the weights, in order; sources not named keep theirs.
+    first_sequence: where this order begins to count, for a run whose data was changed on purpose.
+    say: told of tokens that are left out and of padding.
     """
 
     def __init__(
@@ -173,13 +174,13 @@ class NativeOrder:
         elif padding > MOST_PADDING_SHARE:
             say(
                 f"{source.name}: {padding:.1%} of its {chosen.num_sequences:,} sequences is padding, since {kept:,} tokens are "
-                f"no multiple of {self.sequence_length:,}; no packing needs fewer"
+                f"not a multiple of {self.sequence_length:,}; no packing needs fewer"
             )
         self.packings.append("concat" if chosen is concat else "best_fit")
         return chosen
 
     def _sequences_of_an_epoch(self) -> int:
-        """The fewest sequences in which every source that is not replay, and has a share at the start, was seen once."""
+        """The fewest sequences that hold, once, every source that is not replay and has a share at the start."""
         weights = self.phases[0].weights
         shared = [number for number, weight in enumerate(weights) if weight and self.sequences_of_source[number]]
         main = [number for number in shared if self.sources[number].role != "replay"] or shared
@@ -192,11 +193,11 @@ class NativeOrder:
         return OrderedSequence(source, self._orders[source].ranges(number))
 
     def counts(self, sequences: int) -> list[int]:
-        """How many of the sequences before `sequences` this plan takes from each source."""
+        """How many of the sequences before `sequences` this order takes from each source."""
         return self._mixture.counts(max(0, sequences - self.first_sequence))
 
     def beginning_at(self, first_sequence: int) -> NativeOrder:
-        """The same sources in a plan that begins to count at this sequence of the run."""
+        """The same sources in an order that begins to count at this sequence of the run."""
         return NativeOrder(
             self.sources, self.sequence_length, self.seed, packing=self._packing, phases=self._changes,
             align_to_bos=self.align_to_bos, first_sequence=first_sequence,
@@ -220,11 +221,11 @@ class NativeOrder:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for plans that give the same sequences; does not depend on how long the run is."""
+        """Equal for orders that give the same sequences; does not depend on how long the run is."""
         return fingerprint(self.describe())
 
     def describe(self) -> dict[str, Any]:
-        """The plan as JSON: what the order depends on and nothing else."""
+        """What the order depends on and nothing else, as JSON."""
         return {
             "version": ORDER_VERSION,
             "order": "native",
@@ -249,7 +250,7 @@ class NativeOrder:
 def _phases(
     sources: list[OrderedSource], sequences: list[int], changes: Sequence[tuple[int, Mapping[str, float]]], first: int
 ) -> list[Phase]:
-    """The weights of every phase in whole numbers; a source without sequences has none. Raises ConfigError."""
+    """The weights of each phase in whole numbers; a source without sequences may have none. Raises ConfigError."""
     given = [source.weight for source in sources]
     if any(weight is None for weight in given) and any(weight is not None for weight in given):
         names = ", ".join(source.name for source in sources if source.weight is None)
@@ -260,7 +261,9 @@ def _phases(
     for start, changed in changes:
         unknown = [name for name in changed if name not in positions]
         if unknown:
-            raise ConfigError(f"data.phases: no source is called {unknown[0]!r}; there are: {', '.join(positions)}")
+            raise ConfigError(
+                f"data.phases: no source is called {unknown[0]!r}; the sources are {', '.join(positions)}"
+            )
         weights = list(weights)
         for name, weight in changed.items():
             weights[positions[name]] = weight
@@ -279,9 +282,9 @@ def _phase(start: int, weights: list[float | int], sources: list[OrderedSource],
 
 
 def same_past(saved: Mapping[str, Any], current: Mapping[str, Any], sequences_seen: int) -> list[str]:
-    """What makes the sequences before `sequences_seen` other ones than they were, in words; empty if nothing does.
+    """What changes the sequences before `sequences_seen`, in words; empty if nothing does.
 
-    saved, current: `describe()` of the plan that was trained with and of the plan now. Sources may have been added behind the
+    saved, current: `describe()` of the order that was trained with and of the order now. Sources may have been added after the
     others, and phases from `sequences_seen` on may differ.
     """
     found = [
@@ -312,7 +315,7 @@ def same_past(saved: Mapping[str, Any], current: Mapping[str, Any], sequences_se
 
 
 def _past_phases(description: Mapping[str, Any], sequences_seen: int) -> list[tuple[int, list[int]]]:
-    """(first sequence, weights without those of sources that are not taken) of the phases that were begun."""
+    """(first sequence, weights up to the last that is not 0) of the phases that have begun."""
     seen = max(1, sequences_seen - description["first_sequence"])
     begun = [phase for phase in description["phases"] if phase["first_sequence"] < seen]
     return [(phase["first_sequence"], _trimmed(phase["weights"])) for phase in begun]
@@ -328,7 +331,8 @@ def _trimmed(weights: Sequence[int]) -> list[int]:
 def held_out(content_hashes: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     """Which documents are held out: those whose content hash falls in the first `share` of all hashes.
 
-    content_hashes: (num_documents,) uint64. A document's side depends on its content alone, so copies of it go the same way and
-    adding, reordering or resharding data moves none. Weakness: the share is met on average, not exactly.
+    content_hashes: (num_documents,) uint64. A document's side depends on its content alone, so its copies go the same way, and
+    adding, reordering or resharding data moves no document. Weakness: the share is met on average, not exactly.
     """
+    # uniform hashes h in [0, 2^64): P(h < share * 2^64) = share
     return content_hashes < np.uint64(min(int(share * 2**64), 2**64 - 1))

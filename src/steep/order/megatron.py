@@ -1,15 +1,15 @@
 """Megatron's data order: sequence i of a run is sample i of what megatron-core 0.19.2 would build from the same files.
 
-In: prefixes and weights, a split, a seed, how many sequences the run takes. Out: a plan for training, one for validation, and
-the stores that both read from. `GPTDataset` and `BlendedDataset` are reproduced sample for sample.
-Weakness, Megatron's own: how long the run is enters the order. A run made longer may have had another past; `redraw_warning`
-says so. Use the native order unless a Megatron run is to be continued or compared with.
+In: prefixes and weights, a split, a seed, how many sequences the run takes. Out: the orders of training and validation, and the
+stores that both read from. `GPTDataset` and `BlendedDataset` are reproduced sample for sample.
+Weakness, Megatron's own: the order depends on the length of the run, so a longer run may draw another past. Use the native order
+unless you continue a Megatron run or compare with one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -26,6 +26,7 @@ from steep.order.megatron_index import (
     VALID,
     IndexSettings,
     SampleIndex,
+    SplitMatrix,
     normalize,
     parse_split,
     split_matrix,
@@ -36,7 +37,7 @@ from steep.order.megatron_paths import Blend, read_blend
 
 
 class SequenceStore(Protocol):
-    """What the order needs of a token store that was opened with every Megatron sequence as a document."""
+    """What the order needs of a token store that was opened with each Megatron sequence as a document."""
 
     document_lengths: NDArray[Any]
 
@@ -54,13 +55,13 @@ class MegatronData(Generic[Store]):
 
     train: MegatronOrder
     valid: MegatronOrder | None
-    """The samples that Megatron would validate on, in its order; None where none were asked for."""
+    """The samples that Megatron would validate on, in its order; None if none were asked for."""
     stores: list[Store]
     """Of the sources of `train`, in the same order."""
     valid_stores: list[Store]
     """Of the sources of `valid`; where one blend is split, the same objects as `stores`."""
     held_out: list[tuple[Store, NDArray[np.int64]]]
-    """The documents of the validation split: for scoring them as a held-out text."""
+    """The documents of the validation split, to be scored as a held-out text."""
 
 
 def build_megatron_orders(
@@ -79,61 +80,29 @@ def build_megatron_orders(
     surplus: float = SURPLUS,
     say: Say = say_nothing,
 ) -> MegatronData[Store]:
-    """The order of a run as Megatron would lay it out, for training and validation.
+    """The order of a run as Megatron would make it, for training and validation.
 
     paths_and_weights: what `read_blend` takes: a prefix, a glob, `[w1, p1, w2, p2]`, a list of prefixes, a .json file, a
         `Blend`, or a mapping of splits to these; then `split` must be None.
     split: shares of train, validation and test, `"99,1,0"`.
     train_samples: sequences that the whole run takes (steps times global batch size); None for one epoch of every dataset.
-    valid_samples: sequences of the validation plan; 0 for no such plan, None for one epoch. `held_out` is given either way.
-    open_sequences: opens a token store with every Megatron sequence as a document: `partial(open_store, unit="sequences")`.
+    valid_samples: sequences of the validation order; 0 for none, None for one epoch. `held_out` is given either way.
+    open_sequences: opens a token store with each Megatron sequence as a document: `partial(open_store, unit="sequences")`.
     cache_directory: for Megatron's index files; None builds the indices in memory.
     tokenizer_identifiers: `unique_identifiers` of Megatron's tokenizer; they enter the names of the cache files and nothing else.
         A string, NeMo Automodel's name of the tokenizer, gives way to what indices in `cache_directory` call it.
+    say: told of cache files that are built anew, and of a training split that is shorter than the run.
     Raises ConfigError and DataError.
     """
-    blends = read_blend(paths_and_weights)
     cache = IndexCache(Path(cache_directory) if cache_directory else None, say)
-    opened: dict[str, Store] = {}
-
-    def stores_of(blend: Blend) -> list[Store]:
-        for prefix in blend.prefixes:
-            if prefix not in opened:
-                opened[prefix] = open_sequences(_existing(prefix))
-        return [opened[prefix] for prefix in blend.prefixes]
-
-    if isinstance(blends, Blend):
-        if split is None:
-            raise ConfigError("data.split: Megatron's order needs one, for example '99,1,0' or '100,0,0'.")
-        matrix = split_matrix(parse_split(split))
-        per_split: list[Blend | None] = [blends if bounds else None for bounds in matrix]
-        identity = Identity(seed, sequence_length, split, matrix, tokenizer_identifiers)
-    else:
-        if split is not None:
-            raise ConfigError(
-                "data.split: every split has datasets of its own, so there is nothing to split; leave it out."
-            )
-        matrix = [(0.0, 1.0) if blend else None for blend in blends]
-        per_split = blends
-        identity = Identity(seed, sequence_length, None, None, tokenizer_identifiers)
-
+    blends, matrix, identity = _read_splits(paths_and_weights, split, sequence_length, seed, tokenizer_identifiers)
     if cache.directory is not None and isinstance(tokenizer_identifiers, str):
-        every = [prefix for blend in per_split if blend is not None for prefix in blend.prefixes]
-        identity = replace(
-            identity, tokenizer=tokenizer_of_cache(cache.directory, every, identity) or tokenizer_identifiers
-        )
+        every = [prefix for blend in blends if blend is not None for prefix in blend.prefixes]
+        known = tokenizer_of_cache(cache.directory, every, identity)
+        identity = replace(identity, tokenizer=known or tokenizer_identifiers)
+    builder = _Builder(blends, matrix, identity, cache, surplus, open_sequences)
 
-    def plan_of(number: int, requested: int | None) -> MegatronOrder | None:
-        blend, bounds = per_split[number], matrix[number]
-        if blend is None or bounds is None:
-            return None
-        keep_partial = number == VALID and not drop_last_partial_validation
-        settings = IndexSettings(sequence_length, seed, add_extra_token, not keep_partial)
-        if identity.split is None and len(blend.prefixes) == 1:
-            blend = Blend(blend.prefixes)  # Megatron leaves out the weight of a split's only dataset
-        return _plan(blend, stores_of(blend), bounds, number, requested, settings, identity, cache, surplus)
-
-    train = plan_of(TRAIN, train_samples)
+    train = builder.order(TRAIN, train_samples, IndexSettings(sequence_length, seed, add_extra_token))
     if train is None:
         raise ConfigError(f"data.split: {split!r} leaves nothing to train on; the first share is that of training.")
     if train_samples is not None and train.num_sequences < train_samples:
@@ -141,118 +110,157 @@ def build_megatron_orders(
             f"datasets without weights give one epoch each: {train.num_sequences:,} of the {train_samples:,} sequences "
             "asked for. Megatron would end there; give weights to train longer"
         )
-    valid_blend, valid_bounds = per_split[VALID], matrix[VALID]
-    if valid_samples and (valid_blend is None or valid_bounds is None):
+    if valid_samples and (blends[VALID] is None or matrix[VALID] is None):
         raise ConfigError(
             f"data.num_val_samples: {valid_samples:,} of a validation split that is empty; see data.split."
         )
-    valid_stores = stores_of(valid_blend) if valid_blend else []
-    held_out = [
-        (store, np.arange(len(store.document_lengths))[_slice(split_range(valid_bounds, len(store.document_lengths)))])
-        for store in valid_stores
-        if valid_bounds is not None
-    ]
+    held_out = [(store, builder.documents(VALID, store)) for store in builder.stores(VALID)]
+    of_valid = IndexSettings(sequence_length, seed, add_extra_token, drop_last_partial_validation)
     return MegatronData(
         train=train,
-        valid=None if valid_samples == 0 else plan_of(VALID, valid_samples),
-        stores=stores_of(per_split[TRAIN] or Blend([])),
-        valid_stores=valid_stores,
-        held_out=[(store, documents) for store, documents in held_out if len(documents)],
+        valid=None if valid_samples == 0 else builder.order(VALID, valid_samples, of_valid),
+        stores=builder.stores(TRAIN),
+        valid_stores=builder.stores(VALID),
+        held_out=[(store, np.arange(documents.start, documents.stop)) for store, documents in held_out if documents],
     )
 
 
-def _plan(
-    blend: Blend,
-    stores: Sequence[SequenceStore],
-    bounds: tuple[float, float],
-    split: int,
-    requested: int | None,
-    settings: IndexSettings,
-    identity: Identity,
-    cache: IndexCache,
-    surplus: float,
-) -> MegatronOrder:
-    """The order of one split of one blend."""
+def _read_splits(
+    given: Any, split: str | None, sequence_length: int, seed: int, tokenizer: Mapping[str, Any] | str
+) -> tuple[list[Blend | None], SplitMatrix, Identity]:
+    """For each split its datasets and the part of their documents, and what names the cache files. Raises ConfigError."""
+    blends = read_blend(given)
+    if isinstance(blends, Blend):
+        if split is None:
+            raise ConfigError("data.split: Megatron's order needs one, for example '99,1,0' or '100,0,0'.")
+        matrix = split_matrix(parse_split(split))
+        return (
+            [blends if part else None for part in matrix],
+            matrix,
+            Identity(seed, sequence_length, split, matrix, tokenizer),
+        )
+    if split is not None:
+        raise ConfigError(
+            "data.split: every split has datasets of its own, so there is nothing to split; leave it out."
+        )
+    whole: SplitMatrix = [(0.0, 1.0) if blend else None for blend in blends]
+    return blends, whole, Identity(seed, sequence_length, None, None, tokenizer)
+
+
+@dataclass(frozen=True)
+class _Builder(Generic[Store]):
+    """Builds the order of each split. Every dataset is opened once."""
+
+    blends: list[Blend | None]
+    """Of each split."""
+    matrix: SplitMatrix
+    identity: Identity
+    cache: IndexCache
+    surplus: float
+    open_sequences: Callable[[str], Store]
+    opened: dict[str, Store] = field(default_factory=dict)
+
+    def stores(self, split: int) -> list[Store]:
+        """The datasets of a split."""
+        blend = self.blends[split] or Blend([])
+        for prefix in blend.prefixes:
+            if prefix not in self.opened:
+                self.opened[prefix] = self.open_sequences(_existing(prefix))
+        return [self.opened[prefix] for prefix in blend.prefixes]
+
+    def documents(self, split: int, store: Store) -> range:
+        """The documents of a dataset that are in a split."""
+        fractions = self.matrix[split]
+        return range(0) if fractions is None else split_range(fractions, len(store.document_lengths))
+
+    def order(self, split: int, requested: int | None, settings: IndexSettings) -> MegatronOrder | None:
+        """The order of a split for `requested` sequences; None for a split that is empty. Raises ConfigError, DataError."""
+        blend = self.blends[split]
+        if blend is None or self.matrix[split] is None:
+            return None
+        if self.identity.split is None and len(blend.prefixes) == 1:
+            blend = Blend(blend.prefixes)  # Megatron leaves out the weight of a split's only dataset
+        wanted, weights = _samples_of_datasets(blend, requested, self.surplus)
+        sources, indices, descriptions = [], [], []
+        for prefix, store, samples in zip(blend.prefixes, self.stores(split), wanted, strict=True):
+            documents = self.documents(split, store)
+            source = MegatronSource(prefix, documents, store.document_lengths, store.fingerprint, samples)
+            if not source.num_tokens:
+                raise DataError(
+                    f"{prefix}: its {SPLIT_NAMES[split]} split has no tokens ({len(documents):,} of "
+                    f"{len(store.document_lengths):,} documents). Give it a larger share in data.split, or leave the dataset out."
+                )
+            description = self.identity.of_dataset(prefix, samples, split)
+            sources.append(source)
+            descriptions.append(description)
+            indices.append(self.cache.index(description, source.lengths, documents, samples, settings))
+        alone = len(blend.prefixes) == 1 and weights is None
+        return MegatronOrder(
+            sources,
+            indices,
+            None if alone else self._blend(split, weights, requested, sources, indices, descriptions),
+            split=split,
+            weights=weights,
+            requested=requested,
+            settings=settings,
+        )
+
+    def _blend(
+        self,
+        split: int,
+        weights: list[float] | None,
+        requested: int | None,
+        sources: list[MegatronSource],
+        indices: list[SampleIndex],
+        descriptions: list[dict[str, Any]],
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Dataset and sample of every sequence."""
+        held = [index.num_samples for index in indices]
+        if not all(held):
+            empty = sources[held.index(0)].prefix
+            raise DataError(
+                f"{empty}: its {SPLIT_NAMES[split]} split is shorter than one sequence, which Megatron's blends do not take. "
+                "Give it a larger share in data.split, a shorter data.sequence_length, or leave the dataset out."
+            )
+        if weights is not None and requested is not None:
+            size: int | None = sum(samples_per_dataset(weights, requested))
+            shares: list[float] = normalize(weights)  # Megatron normalizes twice, and the last bits can differ
+        elif requested is not None:
+            size = min(requested, sum(held))
+            shares = normalize(held)
+        else:
+            size = None
+            shares = list(held)
+        blend = self.cache.blend(blend_description(descriptions, split, shares, size), shares, size)
+        taken = np.bincount(blend[0], minlength=len(held)).tolist()
+        for source, count, most in zip(sources, taken, held, strict=True):
+            if count > most:
+                raise DataError(
+                    f"{source.prefix}: the blend takes {count:,} of its {most:,} samples. Give a larger surplus than "
+                    f"{self.surplus}."
+                )
+        return blend
+
+
+def _samples_of_datasets(
+    blend: Blend, requested: int | None, surplus: float
+) -> tuple[list[int | None], list[float] | None]:
+    """The samples that each dataset is built for (None: one epoch), and the normalized weights. Raises ConfigError."""
     if len(blend.prefixes) > MOST_DATASETS:
         raise ConfigError(
             f"data.train: {len(blend.prefixes):,} datasets; Megatron's order holds at most {MOST_DATASETS:,}."
         )
-    if blend.weights is not None and requested is None:
+    if blend.weights is None:
+        return [requested if len(blend.prefixes) == 1 else None] * len(blend.prefixes), None
+    if requested is None:
         raise ConfigError(
             "data.train: datasets with weights need to know how many sequences are taken: give train.steps or train.tokens, and "
             "data.num_val_samples for validation."
         )
-    alone = len(blend.prefixes) == 1 and blend.weights is None
-    weights = normalize(blend.weights) if blend.weights is not None else None
-    wanted: list[int | None] = [requested if alone else None] * len(blend.prefixes)
-    if weights is not None and requested is not None:
-        wanted = list(samples_per_dataset(weights, requested, surplus))
-    sources, indices, descriptions = [], [], []
-    for prefix, store, samples in zip(blend.prefixes, stores, wanted, strict=True):
-        documents = split_range(bounds, len(store.document_lengths))
-        source = MegatronSource(prefix, documents, store.document_lengths, store.fingerprint, samples)
-        if not source.num_tokens:
-            raise DataError(
-                f"{prefix}: its {SPLIT_NAMES[split]} split has no tokens ({len(documents):,} of "
-                f"{len(store.document_lengths):,} documents). Give it a larger share in data.split, or leave the dataset out."
-            )
-        description = identity.of_dataset(prefix, samples, split)
-        sources.append(source)
-        descriptions.append(description)
-        indices.append(cache.index(description, source.lengths, documents, samples, settings))
-    order = None if alone else _blend(weights, requested, sources, indices, descriptions, split, cache, surplus)
-    return MegatronOrder(
-        sources,
-        indices,
-        order,
-        split=split,
-        weights=weights,
-        requested=requested,
-        settings=settings,
-    )
-
-
-def _blend(
-    weights: list[float] | None,
-    requested: int | None,
-    sources: list[MegatronSource],
-    indices: list[SampleIndex],
-    descriptions: list[dict[str, Any]],
-    split: int,
-    cache: IndexCache,
-    surplus: float,
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Dataset and sample of every place."""
-    held = [index.num_samples for index in indices]
-    if not all(held):
-        empty = sources[held.index(0)].prefix
-        raise DataError(
-            f"{empty}: its {SPLIT_NAMES[split]} split is shorter than one sequence, which Megatron's blends do not take. "
-            "Give it a larger share in data.split, a shorter data.sequence_length, or leave the dataset out."
-        )
-    if weights is not None and requested is not None:
-        size: int | None = sum(samples_per_dataset(weights, requested))
-        shares: list[float] = normalize(weights)  # Megatron normalizes twice, and the last bits can differ
-    elif requested is not None:
-        size = min(requested, sum(held))
-        shares = normalize(held)
-    else:
-        size = None
-        shares = list(held)
-    order = cache.blend(blend_description(descriptions, split, shares, size), shares, size)
-    taken = np.bincount(order[0], minlength=len(held)).tolist()
-    for source, count, most in zip(sources, taken, held, strict=True):
-        if count > most:
-            raise DataError(
-                f"{source.prefix}: the blend takes {count:,} of its {most:,} samples. Give a larger surplus than {surplus}."
-            )
-    return order
+    weights = normalize(blend.weights)
+    return list(samples_per_dataset(weights, requested, surplus)), weights
 
 
 def _existing(prefix: str) -> str:
-    """The .idx of a prefix if there is one: Megatron's default cache is a folder that is named like the prefix itself."""
+    """The .idx of a prefix if there is one: Megatron's default cache is a folder with the name of the prefix itself."""
     return f"{prefix}.idx" if Path(f"{prefix}.idx").is_file() else prefix
-
-
-def _slice(documents: range) -> slice:
-    return slice(documents.start, documents.stop)

@@ -1,8 +1,8 @@
-"""Several datasets as one, in Megatron's order. In: weights and a size. Out: for every place a dataset and which of its samples.
+"""Several datasets as one, in Megatron's order. In: weights and a size. Out: for every position a dataset and one of its samples.
 
-Place s goes to the dataset that is furthest behind its share: the first largest of `weight * max(s, 1) - taken`, in float64.
-Each place depends on the one before, so Megatron runs a compiled loop. Here many parts of the sequence are run side by
-side from guessed states; a part whose start differs from the end of the part before it is run again from there, until all
+Position s goes to the dataset that is furthest behind its share: the first largest of `weight * max(s, 1) - taken`, in float64.
+Each position depends on the one before, so Megatron runs a compiled loop. Here many parts of the sequence run side by
+side from guessed states; a part whose start differs from the end of the part before it runs again from there, until all
 agree. Agreement is checked exactly, so the result is that of the loop, bit for bit, whatever the guesses were.
 Weakness: weights for which a wrong guess takes long to wear off need more rounds, at worst one per part.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_DATASETS = 32_766  # dataset numbers are int16 on disk
+MOST_DATASETS = 32_766  # dataset numbers are int16 in Megatron's files
 _MOST_PARTS = 1024
 _SHORTEST_PART = 2048
 _PART_CELLS = 200_000  # parts times datasets that stay in a core's cache
@@ -24,24 +24,25 @@ _COMPARE_EVERY = 64
 
 
 def samples_per_dataset(weights: Sequence[float], size: int, surplus: float = 0.0) -> list[int]:
-    """Samples that each dataset gives to a blend of `size`; with `surplus`, that it is built for. weights: add up to 1."""
+    """Samples that each dataset gives to a blend of `size`; with `surplus`, how many it is built for. weights: add up to 1."""
+    # ceil(ceil(size * w) * (1 + surplus)), as Megatron rounds twice
     return [math.ceil(math.ceil(size * weight) * (1 + surplus)) for weight in weights]
 
 
 def blend_by_weights(weights: Sequence[float], size: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """The dataset of each of `size` places and its sample there. weights: (datasets,), add up to 1."""
+    """The dataset of each of `size` positions and its sample there. weights: (datasets,), add up to 1."""
     return _with_samples(_greedy(np.asarray(weights, dtype=np.float64), size, None), len(weights))
 
 
 def blend_all(sizes: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """Every sample of every dataset once, in proportion to their sizes as long as each lasts. sizes: (datasets,)."""
+    """Every sample of every dataset once, in proportion to their sizes while each lasts. sizes: (datasets,)."""
     limits = np.asarray(sizes, dtype=np.int64)
     total = int(limits.sum())
     return _with_samples(_greedy(limits / float(total), total, limits.astype(np.float64)), len(sizes))
 
 
 def _with_samples(datasets: NDArray[np.int16], num_datasets: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """Add how often each place's dataset came before."""
+    """Add to each position how often its dataset came before."""
     counts = np.bincount(datasets, minlength=num_datasets)
     samples = np.empty(len(datasets), dtype=np.int64)
     firsts = np.cumsum(counts) - counts
@@ -50,7 +51,7 @@ def _with_samples(datasets: NDArray[np.int16], num_datasets: int) -> tuple[NDArr
 
 
 def _greedy(weights: NDArray[np.float64], size: int, limits: NDArray[np.float64] | None) -> NDArray[np.int16]:
-    """The datasets of places 0..size-1; with `limits`, a dataset that gave so many gives no more."""
+    """The datasets of positions 0..size-1; with `limits`, the most samples that each dataset gives."""
     if not size:
         return np.empty(0, dtype=np.int16)
     most = max(1, min(_MOST_PARTS, _PART_CELLS // len(weights), size // _SHORTEST_PART))
@@ -70,7 +71,7 @@ def _greedy(weights: NDArray[np.float64], size: int, limits: NDArray[np.float64]
 
 
 def _guess(weights: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How many each dataset has given before each start, if shares were met as well as whole numbers can: (parts, datasets)."""
+    """(parts, datasets) samples given before each start, if shares were met as closely as whole numbers allow."""
     ideal = starts[:, None] * weights[None, :]
     taken = np.floor(ideal)
     missing = starts - taken.sum(axis=1).astype(np.int64)
@@ -96,13 +97,13 @@ class _Parts:
         """Run all parts from the counts `begin`, (parts, datasets); returns the counts at their ends."""
         taken = begin.copy()
         rows = np.arange(len(taken))
-        places = self.starts.astype(np.float64)
+        positions = self.starts.astype(np.float64)
         errors = np.empty_like(taken)
         for step in range(len(self.chosen)):
-            picked = self._pick(places, taken, errors)
+            picked = self._pick(positions, taken, errors)
             taken[rows, picked] += 1.0
             self.chosen[step] = picked
-            places += 1.0
+            positions += 1.0
         return taken
 
     def again(
@@ -133,10 +134,11 @@ class _Parts:
         return changes
 
     def _pick(
-        self, places: NDArray[np.float64], taken: NDArray[np.float64], errors: NDArray[np.float64]
+        self, positions: NDArray[np.float64], taken: NDArray[np.float64], errors: NDArray[np.float64]
     ) -> NDArray[np.intp]:
         """The first dataset of each part that is furthest behind: two roundings, a product and a difference, as in C++."""
-        np.multiply(np.maximum(places, 1.0)[:, None], self.weights, out=errors)
+        # errors_PD = max(s_P, 1) * weights_D - taken_PD, P parts and D datasets
+        np.multiply(np.maximum(positions, 1.0)[:, None], self.weights, out=errors)
         np.subtract(errors, taken, out=errors)
         if self.limits is not None:
             np.putmask(errors, taken >= self.limits, -np.inf)

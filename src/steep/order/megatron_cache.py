@@ -2,9 +2,9 @@
 
 `{md5}-GPTDataset-{split}-{description.txt,document_index.npy,sample_index.npy,shuffle_index.npy}`, and for blends
 `{md5}-BlendedDataset-{split}-{description.txt,dataset_index.npy,dataset_sample_index.npy}`. The md5 is that of the description:
-path as given, sizes, seed, split and tokenizer. It does not name the content, so Megatron goes on with a stale index after a file
-was rewritten. Here no index is trusted: what is read is checked against the documents (`index_damage`) and rebuilt where it does
-not fit. Every file is written whole or not at all.
+path as given, sizes, seed, split and tokenizer. It does not name the content, so Megatron keeps using a stale index after a file
+was rewritten. Here no index is trusted: what is read is checked against the documents (`index_damage`) and built anew where it
+does not fit. Every file is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from steep.order.megatron_index import (
 
 _INDEX_FILES = ("document_index", "sample_index", "shuffle_index")
 _BLEND_FILES = ("dataset_index", "dataset_sample_index")
-_CHECKED_PLACES = 1000
+_CHECKED_POSITIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Identity:
     seed: int
     sequence_length: int
     split: str | None
-    """As given; None where every split has paths of its own."""
+    """As given; None where every split has its own paths."""
     matrix: SplitMatrix | None
     tokenizer: Mapping[str, Any] | str
     """`unique_identifiers` of Megatron's tokenizer; a string is the name that NeMo Automodel puts there."""
@@ -141,7 +141,7 @@ class IndexCache:
     def blend(
         self, description: Mapping[str, Any], weights: Sequence[float], size: int | None
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Dataset and sample of every place of a blend: from the cache where it fits, else built."""
+        """Dataset and sample of every position of a blend: from the cache where it fits, else built."""
         stored = self._load(description, _BLEND_FILES)
         if stored is not None:
             damage = _blend_damage(stored[0], stored[1], weights, size)
@@ -201,5 +201,5 @@ def _blend_damage(
         return "its samples are not numbered in order"
     if size is None:
         return None if counts.tolist() == [int(weight) for weight in weights] else "it does not hold every sample once"
-    first, _ = blend_by_weights(weights, min(size, _CHECKED_PLACES))
+    first, _ = blend_by_weights(weights, min(size, _CHECKED_POSITIONS))
     return None if np.array_equal(datasets[: len(first)], first) else "it follows other weights"

@@ -3,7 +3,7 @@
 The documents of the split are laid end to end in a shuffled order, as often as the run needs, cut every `sequence_length`
 tokens, and the cuts are shuffled. Every array equals, byte for byte, what megatron-core 0.19.2's GPTDataset builds: the same
 draws from the same legacy generator in the same order; the cuts come from a cumulative sum instead of a compiled loop.
-"Document" is here what Megatron splits and shuffles: a sequence of the .idx file.
+A "document" here is what Megatron splits and shuffles: a sequence of the .idx file.
 Weakness, Megatron's own: the number of epochs enters the shuffle, so another run length can be another order from the start;
 memory grows with documents times epochs (20 bytes each while building, 4 kept, and 12 bytes per sample).
 """
@@ -25,7 +25,9 @@ from steep.order.packing import TokenRange
 
 TRAIN, VALID, TEST = 0, 1, 2
 SPLIT_NAMES = ("train", "valid", "test")
-_LAST_EPOCH_THRESHOLD = 0.80  # a last epoch of which less is needed is shuffled apart
+_LAST_EPOCH_THRESHOLD = (
+    0.80  # a last epoch is shuffled apart if less than this share of it is needed; Megatron's constant
+)
 
 SplitMatrix = list[tuple[float, float] | None]
 
@@ -45,7 +47,7 @@ def parse_split(split: str) -> list[float]:
         shares = []
     if not 1 <= len(shares) <= len(SPLIT_NAMES) or not sum(shares) > 0:
         raise ConfigError(
-            f"data.split: {split!r} is no split: give shares of train, validation and test, for example '99,1,0'."
+            f"data.split: {split!r} is not a split: give shares of train, validation and test, for example '99,1,0'."
         )
     return normalize(shares + [0.0] * (len(SPLIT_NAMES) - len(shares)))
 
@@ -61,9 +63,9 @@ def split_matrix(shares: Sequence[float]) -> SplitMatrix:
     return [None if stop <= start else (start, stop) for start, stop in pairwise(ends)]
 
 
-def split_range(bounds: tuple[float, float], num_documents: int) -> range:
+def split_range(fractions: tuple[float, float], num_documents: int) -> range:
     """The documents of a split: its ends times the number of documents, halves rounded to even."""
-    return range(round(bounds[0] * float(num_documents)), round(bounds[1] * float(num_documents)))
+    return range(round(fractions[0] * float(num_documents)), round(fractions[1] * float(num_documents)))
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ class IndexSettings:
     sequence_length: int
     seed: int
     add_extra_token: bool = True
-    """A sample is drawn with one token more than `sequence_length`, which is the last label and the next sample's first token."""
+    """A sample is drawn with one token more than `sequence_length`: the last label, and the next sample's first token."""
     drop_last_partial: bool = True
     """False keeps the end of the last epoch as a short sample."""
 
     @property
     def extra(self) -> int:
-        """Tokens that a sample is drawn with beyond `sequence_length`: 1 or 0."""
+        """Tokens beyond `sequence_length` that a sample is drawn with: 1 or 0."""
         return int(self.add_extra_token)
 
 
@@ -93,7 +95,7 @@ class Epochs:
     """Samples of all epochs but the last; 0 for one epoch."""
 
     def num_samples(self, tokens_per_epoch: int, settings: IndexSettings) -> int:
-        """Samples of all epochs: what the dataset holds, often more than were asked for."""
+        """Samples of all epochs: what the dataset holds, often more than was asked for."""
         tokens = self.count * tokens_per_epoch - settings.extra
         if settings.drop_last_partial:
             return max(0, tokens // settings.sequence_length)
@@ -120,7 +122,7 @@ class SampleIndex:
     """The samples of one dataset.
 
     document_index: (epochs * documents,) int32, documents in the order they are laid.
-    sample_index: (samples + 1, 2) int32 or int64, where each cut begins: place in document_index, token within the document.
+    sample_index: (samples + 1, 2) int32 or int64, where each cut begins: index into document_index, token within the document.
     shuffle_index: (samples,) uint32 or int64, the cut of each sample.
     lengths: (documents of the store,) integers, in tokens.
     """
@@ -137,32 +139,32 @@ class SampleIndex:
         return len(self.shuffle_index)
 
     def ranges(self, sample: int) -> tuple[list[TokenRange], TokenRange | None]:
-        """The tokens of a sample, `sequence_length` of them and fewer only at the very end, and the one token after them.
+        """The tokens of a sample, `sequence_length` of them or fewer at the very end, and the token after them.
 
-        The latter only where it is not the next token of the last range's document, and there is one.
+        The latter is None where it is the next token of the last range's document, or where there is none.
         """
         if not 0 <= sample < self.num_samples:
             raise IndexError(f"sample {sample} of {self.num_samples}")
-        place, start = self.sample_index[int(self.shuffle_index[sample])].tolist()
+        index, start = self.sample_index[int(self.shuffle_index[sample])].tolist()
         need = self.settings.sequence_length
         found: list[TokenRange] = []
-        while need and place < len(self.document_index):
-            document = int(self.document_index[place])
+        while need and index < len(self.document_index):
+            document = int(self.document_index[index])
             count = min(need, int(self.lengths[document]) - start)
             if count > 0:
                 found.append(TokenRange(document, start, count))
                 need -= count
             if need or start + count >= int(self.lengths[document]):
-                place, start = place + 1, 0
+                index, start = index + 1, 0
             else:
                 return found, None  # the document goes on
         if need or not self.settings.add_extra_token:
             return found, None
-        while place < len(self.document_index):
-            document = int(self.document_index[place])
+        while index < len(self.document_index):
+            document = int(self.document_index[index])
             if self.lengths[document] > 0:
                 return found, TokenRange(document, 0, 1)
-            place += 1
+            index += 1
         return found, None
 
 
@@ -176,7 +178,7 @@ def build_index(
     """
     tokens_per_epoch = int(lengths[documents.start : documents.stop].sum(dtype=np.int64))
     epochs = count_epochs(tokens_per_epoch, num_samples, settings)
-    random = np.random.RandomState(settings.seed)  # one stream: the order of the draws below is part of the format
+    random = np.random.RandomState(settings.seed)  # one generator: the order of the draws below is part of the format
     document_index = _document_index(documents, epochs, random)
     count = epochs.num_samples(tokens_per_epoch, settings)
     sample_index = build_sample_index(lengths, document_index, count, settings)
@@ -207,32 +209,30 @@ def build_sample_index(
 ) -> NDArray[Any]:
     """Where each of `count` cuts begins, and where the last one ends.
 
-    Row j is the place of token `j * sequence_length` of the documents laid end to end. Without the extra token a cut at
-    a document's end stands there and not at the next one's start; behind the end of all documents it stands at their
-    last token. Both as in Megatron.
+    Row j is where token `j * sequence_length` of the documents laid end to end is. Without the extra token a cut at a
+    document's end is put there and not at the next one's start; past the end of all documents it is put at their last
+    token. Both as in Megatron.
     """
     largest = max(len(document_index), int(lengths.max(initial=0)))
     dtype: Any = np.int32 if largest <= np.iinfo(np.int32).max else np.int64
-    laid = lengths.astype(dtype, copy=False)[
-        document_index
-    ]  # the gather is the dearest part: half the bytes, a third less time
+    laid = lengths.astype(dtype, copy=False)[document_index]  # the gather costs most: half the bytes, a third less time
     ends = np.cumsum(laid, dtype=np.int64)
     targets = np.arange(1, count + 1, dtype=np.int64) * settings.sequence_length + settings.extra
-    places = np.searchsorted(ends, targets, side="left")
+    cuts = np.searchsorted(ends, targets, side="left")  # the document that holds token j * length + extra
     beyond = int(np.searchsorted(targets, int(ends[-1]) if len(ends) else 0, side="right"))
-    places[beyond:] = len(ends) - 1
+    cuts[beyond:] = len(ends) - 1
     rows = np.zeros((count + 1, 2), dtype=dtype)
-    rows[1:, 0] = places
+    rows[1:, 0] = cuts
     targets -= settings.extra
-    targets -= ends[places]
-    targets += laid[places]
+    targets -= ends[cuts]
+    targets += laid[cuts]
     targets[beyond:] = int(laid[-1]) - settings.extra if len(laid) else 0
     rows[1:, 1] = targets
     return rows
 
 
 def index_damage(index: SampleIndex, documents: range, num_samples: int | None) -> str | None:
-    """Why a stored index is not that of these documents, or None. Only the draw of the shuffles is not checked.
+    """Why a stored index does not belong to these documents, or None. Only the draw of the shuffles is not checked.
 
     Costs a fraction of building it: one pass over the documents and one over the samples, without any shuffling.
     """
@@ -242,7 +242,7 @@ def index_damage(index: SampleIndex, documents: range, num_samples: int | None) 
     count = epochs.num_samples(tokens_per_epoch, settings)
     shapes = [index.document_index.shape, index.sample_index.shape, index.shuffle_index.shape]
     if shapes != [(epochs.count * len(documents),), (count + 1, 2), (count,)]:
-        return "its arrays have other sizes than these documents give"
+        return "its arrays do not have the sizes that these documents give"
     together = epochs.count - epochs.separate_last
     parts = np.split(index.document_index, [together * len(documents)])
     for part, times in zip(parts, (together, int(epochs.separate_last)), strict=True):
@@ -262,7 +262,7 @@ def index_damage(index: SampleIndex, documents: range, num_samples: int | None) 
 
 
 def _holds_each(numbers: NDArray[Any], things: range, times: int) -> bool:
-    """Whether `numbers`, all of them among `things`, hold each of these so many times."""
+    """Whether `numbers`, all of them in `things`, hold each of `things` exactly `times` times."""
     if len(numbers) != times * len(things):
         return False
     if times == 1:  # a third of the time of counting

@@ -1,6 +1,6 @@
-"""Megatron's order of one split as a plan. In: its datasets, their indices and their blend. Out: `sequence(i)`.
+"""Megatron's order of one split. In: its datasets, their indices and their blend. Out: `sequence(i)`.
 
-Weakness, Megatron's own: the plan is made for a number of sequences; `redraw_warning` says when another number draws it anew.
+Weakness, Megatron's own: the order is made for a number of sequences, and another number may draw it anew (`fingerprint` tells).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from steep.core.fingerprint import fingerprint
 from steep.order.data_order import OrderedSequence, OrderedSource
 from steep.order.megatron_index import SPLIT_NAMES, Epochs, IndexSettings, SampleIndex, count_epochs
 
-MEGATRON_ORDER_VERSION = 1  # raised whenever the same plan would give other sequences
+MEGATRON_ORDER_VERSION = 1  # raised whenever the same datasets and seed would give other sequences
 SURPLUS = 0.005
-"""Of the samples that a dataset gives to a blend, this share more is built: Megatron's mid_level_dataset_surplus."""
+"""This share is built beyond the samples that a dataset gives to a blend: Megatron's mid_level_dataset_surplus."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MegatronSource:
     """(documents of the whole store,) in tokens."""
     store_fingerprint: str
     num_samples: int | None
-    """For how many the order is made; None for one epoch."""
+    """How many the order is made for; None for one epoch."""
 
     @property
     def num_tokens(self) -> int:
@@ -43,8 +43,8 @@ class MegatronSource:
 class MegatronOrder:
     """The order of one split. `sequence(i)` for i from 0 to `num_sequences - 1`.
 
-    requested: sequences that were asked for; None for one epoch of every source. Datasets that are blended are told apart by
-    `OrderedSequence.source`. Build it with `build_megatron_orders`.
+    requested: sequences that were asked for; None for one epoch of every source. `OrderedSequence.source` is the dataset of a
+    blend. Build it with `build_megatron_orders`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MegatronOrder:
         requested: int | None,
         settings: IndexSettings,
     ):
-        self.sources = [_source_plan(source) for source in sources]
+        self.sources = [_ordered_source(source) for source in sources]
         self.sequence_length, self.seed = settings.sequence_length, settings.seed
         self._megatron_sources, self._indices, self._blend = sources, indices, blend
         self._split, self._weights, self._requested = split, weights, requested
@@ -70,10 +70,10 @@ class MegatronOrder:
             _left_over(source, index, settings) for source, index in zip(sources, indices, strict=True)
         ]
         self.num_sequences = indices[0].num_samples if blend is None else len(blend[0])
-        """How many there are: at least as many as were asked for."""
+        """At least as many as were requested."""
 
     def sequence(self, index: int) -> OrderedSequence:
-        """Sequence `index`. Raises IndexError beyond `num_sequences`: the order was made for so many."""
+        """Sequence `index`. Raises IndexError from `num_sequences` on: the order was made for that many."""
         if not 0 <= index < self.num_sequences:
             raise IndexError(f"sequence {index} of {self.num_sequences}: Megatron's order is made for a fixed number")
         source, sample = (0, index) if self._blend is None else (int(part[index]) for part in self._blend)
@@ -108,11 +108,11 @@ class MegatronOrder:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for plans that give the same sequences: another length changes it only where it changes their order."""
+        """Equal for orders that give the same sequences: another length changes it only where it changes their order."""
         return fingerprint(self.describe())
 
     def describe(self) -> dict[str, Any]:
-        """The plan as JSON: what the order depends on and nothing else."""
+        """What the order depends on and nothing else, as JSON."""
         weights = self._weights
         if self._blend is not None and weights is None:
             weights = [float(index.num_samples) for index in self._indices]
@@ -147,7 +147,7 @@ def _left_over(source: MegatronSource, index: SampleIndex, settings: IndexSettin
     return {"fills no sample": left} if left > 0 else {}
 
 
-def _source_plan(source: MegatronSource) -> OrderedSource:
+def _ordered_source(source: MegatronSource) -> OrderedSource:
     whole = source.documents == range(len(source.lengths))
     documents = None if whole else np.arange(source.documents.start, source.documents.stop)
     return OrderedSource(Path(source.prefix).name, documents, source.lengths, source.store_fingerprint)

@@ -1,4 +1,4 @@
-"""The ways in which Megatron and NeMo Automodel name datasets. In: what stands in the configuration. Out: prefixes and weights.
+"""The ways in which Megatron and NeMo Automodel name datasets. In: a value of the configuration. Out: prefixes and weights.
 
 A list of prefixes, a flat list `[weight, prefix, weight, prefix]`, a glob, a JSON file of any of these, or one of them per split.
 """
@@ -52,7 +52,7 @@ def _per_split(given: Mapping[str, Any]) -> list[Blend | None]:
     blends: list[Blend | None] = [None] * len(SPLIT_NAMES)
     for name, value in given.items():
         if name not in _ALIASES:
-            raise ConfigError(f"data.train: {name!r} is no split; the splits are train, validation and test.")
+            raise ConfigError(f"data.train: {name!r} is not a split; the splits are train, validation and test.")
         split = _ALIASES[name]
         if blends[split] is not None:
             raise ConfigError(f"data.train: the split {SPLIT_NAMES[split]} is given twice.")
@@ -71,14 +71,14 @@ def _from_json(path: Path) -> Blend | list[Blend | None]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: is no JSON: {error}") from error
+        raise ConfigError(f"{path}: is not JSON: {error}") from error
     if not isinstance(value, (list, dict)):
         raise ConfigError(f"{path}: holds neither a list of datasets nor one for each split.")
     return read_blend(value)
 
 
 def _from_list(items: list[Any]) -> Blend:
-    """A list as Megatron reads it: with weights where it has an even number of items and every other one is a number."""
+    """A list as Megatron reads it: with weights if it has an even number of items and every other one is a number."""
     if not items:
         raise ConfigError("data.train: the list of datasets is empty.")
     numbers = [_number(item) for item in items[::2]]
@@ -86,7 +86,7 @@ def _from_list(items: list[Any]) -> Blend:
         return Blend([prefix for item in items for prefix in _expand(_text(item))])
     if any(number is None for number in numbers):
         wrong = items[2 * [number is None for number in numbers].index(True)]
-        raise ConfigError(f"data.train: in [weight, prefix, ...], {wrong!r} stands where a weight is needed.")
+        raise ConfigError(f"data.train: in [weight, prefix, ...], {wrong!r} is where a weight is needed.")
     weights = [number for number in numbers if number is not None]
     prefixes = [_text(item) for item in items[1::2]]
     for prefix, weight in zip(prefixes, weights, strict=True):
@@ -100,7 +100,7 @@ def _from_list(items: list[Any]) -> Blend:
 def _text(item: Any) -> str:
     if isinstance(item, (str, Path)):
         return str(item).strip()
-    raise ConfigError(f"data.train: {item!r} stands where the prefix of a dataset is needed.")
+    raise ConfigError(f"data.train: {item!r} is where the prefix of a dataset is needed.")
 
 
 def _number(item: Any) -> float | None:

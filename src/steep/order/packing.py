@@ -1,10 +1,10 @@
 """Documents laid into sequences. In: document lengths in an order. Out: which token ranges make sequence k.
 
-`concat` lays documents one after the other and cuts every `sequence_length` tokens; only the last sequence may be short.
+`concat` lays documents end to end and cuts every `sequence_length` tokens; only the last sequence may be short.
 Weakness: about a third of ordinary documents are cut at 2,048 tokens. `best_fit` keeps documents whole where they fit and cuts
-only what is longer than a sequence or fits nowhere else (best-fit decreasing; Ding et al. 2024, arXiv:2404.10830), into as few
-sequences as the tokens of a window need, or one more. Weakness: less than two sequences per window are padding, and only the
-documents of one window are considered together. Neither ever drops a token.
+only those that are longer than a sequence or fit nowhere else (best-fit decreasing; Ding et al. 2024, arXiv:2404.10830). It uses
+as few sequences as the tokens of a window need, or one more. Weakness: up to two sequences per window are padding, and only the
+documents of one window are packed together. Neither ever drops a token.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPARE_FROM_SEQUENCES = 2000
+"""Windows of this many sequences or more get a spare one. Part of the order: never change it."""
 
 
 class TokenRange(NamedTuple):
@@ -24,7 +25,7 @@ class TokenRange(NamedTuple):
 
     document: int
     start: int
-    count: int  # type: ignore[assignment]  # the field's word, and nobody counts in a range
+    count: int  # type: ignore[assignment]  # the field's word; tuple.count is of no use here
 
 
 class ConcatPacking:
@@ -51,22 +52,23 @@ class ConcatPacking:
 
     def ranges(self, start: int, stop: int) -> list[TokenRange]:
         """The ranges of tokens [start, stop) of the documents laid end to end."""
-        place = int(np.searchsorted(self._ends, start, side="right"))
+        # document k covers tokens [ends[k - 1], ends[k]), so the first one is the first k with ends[k] > start
+        index = int(np.searchsorted(self._ends, start, side="right"))
         ranges = []
         while start < stop:
-            end = int(self._ends[place])
-            begin = int(self._ends[place - 1]) if place else 0
+            end = int(self._ends[index])
+            begin = int(self._ends[index - 1]) if index else 0
             count = min(stop, end) - start
             if count:  # a document of no tokens has no range
-                ranges.append(TokenRange(int(self._documents[place]), start - begin, count))
+                ranges.append(TokenRange(int(self._documents[index]), start - begin, count))
             start += count
-            place += 1
+            index += 1
         return ranges
 
 
 def num_concat_sequences(num_tokens: int, sequence_length: int) -> int:
     """How many sequences `num_tokens` tokens fill, the last one perhaps in part."""
-    return -(-num_tokens // sequence_length)
+    return -(-num_tokens // sequence_length)  # ceil
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class PackedWindow:
 
 
 def num_best_fit_sequences(num_tokens: NDArray[np.int64], sequence_length: int) -> NDArray[np.int64]:
-    """How many sequences windows of so many tokens get: as few as hold them, and one more where that is at most a two-thousandth,
-    since with that one hardly any document has to be cut for want of room."""
+    """How many sequences windows of `num_tokens` tokens each get: ceil(tokens / sequence_length), and one more where that adds at
+    most a two-thousandth, since with it hardly any document has to be cut for lack of room."""
     fewest = -(-num_tokens // sequence_length)
     return fewest + (fewest >= SPARE_FROM_SEQUENCES)
 
@@ -97,8 +99,9 @@ def pack_best_fit(
 ) -> PackedWindow:
     """Lay whole documents into `num_sequences` sequences of `sequence_length`, enough for all their tokens.
 
-    Documents longer than a sequence give full sequences and a rest. Rests and shorter documents go, longest first, where they
-    leave the least room; what fits nowhere is cut over the widest rooms left. Within a sequence the longest piece comes first.
+    documents, lengths: (num_documents,) int64. Documents longer than a sequence give full sequences and a rest. Rests and shorter
+    documents go, longest first, where they leave the least room; what fits nowhere is cut over the widest rooms left. Within a
+    sequence the longest piece comes first.
     """
     bins, pieces = _full_sequences(lengths, sequence_length)
     used = len(bins)
@@ -111,16 +114,16 @@ def pack_best_fit(
         order.tolist(), rests[order].tolist(), (lengths - rests)[order].tolist(), strict=True
     ):
         while length:
-            fitting = rooms >> length
+            fitting = rooms >> length  # bit r - length for each room r >= length
             if fitting:
-                room = length + (fitting & -fitting).bit_length() - 1
+                room = length + (fitting & -fitting).bit_length() - 1  # its lowest bit: the smallest room that fits
             elif used < num_sequences:
                 room = sequence_length
                 by_room[room].append(used)
                 rooms |= 1 << room
                 used += 1
             else:
-                room = rooms.bit_length() - 1
+                room = rooms.bit_length() - 1  # its highest bit: the widest room
             candidates = by_room[room]
             chosen = candidates.pop()
             if not candidates:
@@ -140,7 +143,7 @@ def pack_best_fit(
 
 
 def _fill_empty(empty: int, bins: list[int], pieces: list[tuple[int, int, int]]) -> None:
-    """Every sequence holds something: the last piece moves, or, where it is alone, half of the longest one."""
+    """Give an empty sequence something: the last piece moves, or half of the longest one if the last is alone in its sequence."""
     if bins.count(bins[-1]) > 1:
         bins[-1] = empty
         return

@@ -1,7 +1,7 @@
 """The sequences of one source, without end: number n belongs to epoch n // num_sequences.
 
 In: the source's document lengths, a sequence length and a key. Out: the token ranges of sequence n, from pure functions of
-(key, n) and tables of one entry per window of documents, so that starting costs one pass over the lengths and any n is at hand.
+(key, n) and tables with one entry per window of documents: starting costs one pass over the lengths, and any n is found directly.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from steep.order.windows import Windows
 Key = tuple[int | str, ...]
 
 GROUP_WINDOWS = 4
-"""Windows over which best-fit sequences are shuffled: 80,000 documents, which are drawn from the whole source. More would be no
-more random, and a run would pack all of them before its first hundred sequences. Part of the order: never change it."""
+"""Windows over which best-fit sequences are shuffled: 80,000 documents, drawn from the whole source. More would not be more
+random, and a run would pack all of them before its first hundred sequences. Part of the order: never change it."""
 GROUP_SEQUENCES = 1 << 15
 """Consecutive sequences that concat shuffles; its documents are in random order already. Part of the order: never change it."""
 MOST_LAID_WINDOWS = 256
-"""Windows that concat keeps: those of `GROUP_SEQUENCES` sequences of documents of twenty tokens or more."""
+"""Windows that concat keeps in memory: enough for `GROUP_SEQUENCES` sequences of documents of twenty tokens or more."""
 
 
 class SourceOrder(Protocol):
@@ -46,7 +46,7 @@ class SourceOrder(Protocol):
 
 
 class BestFitOrder:
-    """Packs that are the same in every epoch, in a new order in each. See `packing.pack_best_fit`.
+    """Packed sequences that are the same in every epoch, in a new order in each. See `packing.pack_best_fit`.
 
     documents: (D,) int64 numbers of the documents, or None for all. lengths: (D,) int64 tokens of each, possibly cut short.
     Weakness: a sequence holds the same documents in each epoch; sequences are shuffled within groups of 4 windows.
@@ -81,11 +81,11 @@ class BestFitOrder:
 
     def ranges(self, number: int) -> list[TokenRange]:
         """As `SourceOrder.ranges`."""
-        epoch, place = divmod(number, self.num_sequences)
+        epoch, position = divmod(number, self.num_sequences)
         windows, before, shuffle = self._epoch(epoch)
-        group = (int(before.searchsorted(place, side="right")) - 1) // GROUP_WINDOWS
+        group = (int(before.searchsorted(position, side="right")) - 1) // GROUP_WINDOWS
         first = int(before[group * GROUP_WINDOWS])
-        chosen = first + shuffle(group).near(place - first)
+        chosen = first + shuffle(group).near(position - first)
         index = int(before.searchsorted(chosen, side="right")) - 1
         return self._packed(int(windows[index])).sequence(chosen - int(before[index]))
 
@@ -122,8 +122,8 @@ class ConcatOrder:
 
     def ranges(self, number: int) -> list[TokenRange]:
         """As `SourceOrder.ranges`."""
-        epoch, place = divmod(number, self.num_sequences)
-        group, within = divmod(place, GROUP_SEQUENCES)
+        epoch, position = divmod(number, self.num_sequences)
+        group, within = divmod(position, GROUP_SEQUENCES)
         start = (group * GROUP_SEQUENCES + self._shuffle(epoch, group).near(within)) * self._sequence_length
         stop = min(start + self._sequence_length, self.num_tokens)
         _, order, before = self._epoch(epoch)
@@ -140,6 +140,6 @@ class ConcatOrder:
 
 
 def padding_share(order: SourceOrder, num_tokens: int, sequence_length: int) -> float:
-    """The share of places in one epoch that hold no token."""
-    places = order.num_sequences * sequence_length
-    return 1 - num_tokens / places if places else 0.0
+    """The share of positions in one epoch that hold no token: 1 - tokens / (sequences * sequence_length)."""
+    positions = order.num_sequences * sequence_length
+    return 1 - num_tokens / positions if positions else 0.0

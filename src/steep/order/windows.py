@@ -1,8 +1,8 @@
 """Documents in windows of about 20,000, each drawn evenly from the whole source, without storing an order.
 
-Documents are laid in rows as long as there are windows; window w takes one document of each row, at a place that the key turns
-row by row. So a window spans the corpus, its members are found in microseconds, and the tokens of all windows come from one
-pass over the lengths (0.3 s for 20 million documents). Weakness: two documents of one row are never in one window.
+Documents are laid in rows of C, the number of windows; window w takes from row r its document (w + turn_r) mod C, where the key
+draws a turn for each row. So a window spans the corpus, its members are found in microseconds, and the tokens of all windows
+come from one pass over the lengths (0.3 s for 20 million documents). Weakness: two documents of one row are never in one window.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Windows:
         self.count = max(1, round(num_documents / window_documents))
         rows = -(-num_documents // self.count)
         seed = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-        # PCG64 and `random_raw` are stable between numpy versions (NEP 19); the methods that draw from them need not be
+        # PCG64 and `random_raw` are stable between numpy versions (NEP 19); methods that draw from them need not be
         raw = np.random.PCG64(int.from_bytes(seed[:16], "little")).random_raw(rows)
         self._turns = (np.asarray(raw, dtype=np.uint64) % np.uint64(self.count)).astype(np.int64)
 
