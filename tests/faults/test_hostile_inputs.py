@@ -545,7 +545,7 @@ def test_eight_processes_at_once_leave_one_good_store(tokenizer_folder: Path, tm
     load_tokenizer(TokenizerConfig(pretrained=str(tokenizer_folder))).save(tmp_path / "tokenizer")
     (tmp_path / "a.jsonl").write_bytes(many(4000))
     program = (
-        "import sys; from pathlib import Path; from steep.store.prepare import prepare\n"
+        "import sys; from pathlib import Path; from steep.store.prepare import prepare_sources\n"
         "from steep.sources.config import SourceConfig; from steep.store.config import PrepareConfig\n"
         "from steep.tokenizer.encode import TextTokenizer; from steep.core.errors import DataError\n"
         "source, tokenizer, out = sys.argv[1:]; sources = [SourceConfig(path=source)]\n"
@@ -601,7 +601,7 @@ def test_standard_input_is_read_and_continued(tokenizer_folder: Path, tmp_path: 
     load_tokenizer(TokenizerConfig(pretrained=str(tokenizer_folder))).save(tmp_path / "tokenizer")
     (tmp_path / "a.jsonl").write_bytes(many(3000) + b"{\n")
     program = (
-        "import sys; from pathlib import Path; from steep.store.prepare import prepare\n"
+        "import sys; from pathlib import Path; from steep.store.prepare import prepare_sources\n"
         "from steep.sources.config import SourceConfig; from steep.store.config import PrepareConfig\n"
         "from steep.tokenizer.encode import TextTokenizer\n"
         "source, tokenizer, out = sys.argv[1:]; sources = [SourceConfig(path=source, format='jsonl')]\n"

@@ -24,7 +24,7 @@ from steep.store.config import PrepareConfig
 from steep.store.file_hashes import hash_files
 from steep.store.prepare import prepare_sources
 from steep.store.reader import open_store
-from steep.store.work import gather_inputs, plan_items
+from steep.store.work import divide_into_items, gather_inputs
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.open import load_tokenizer
@@ -225,7 +225,7 @@ def test_items_are_fixed_by_the_inputs_and_cover_them_once(tmp_path: Path) -> No
     for number, size in enumerate(sizes):
         (tmp_path / f"{number}.jsonl").write_bytes((b"x" * 9 + b"\n") * (size // 10))
     source = SourceConfig(path=str(tmp_path))
-    items = plan_items(gather_inputs([source]), [source], 100)
+    items = divide_into_items(gather_inputs([source]), [source], 100)
     parts = [part for item in items for part in item.parts]
     assert sum(part.bytes for part in parts) == sum(sizes)
     assert [item.number for item in items] == list(range(len(items)))

@@ -21,7 +21,8 @@ from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
 from steep.store.contamination import RUN_WORDS
 from steep.store.duplicates import SHINGLE_WORDS, alike, repeated, signature, signatures_of
-from steep.store.prepare import PrepareResult, prepare_sources
+from steep.store.prepare import prepare_sources
+from steep.store.prepare_result import PrepareResult
 from steep.store.reader import TokenStore, open_store
 from steep.store.word_hashes import CHUNK_BYTES, run_hashes, runs_within, word_hashes, word_hashes_of
 from steep.tokenizer.config import TokenizerConfig

@@ -56,11 +56,15 @@ def keep_torch_settings() -> Iterator[None]:
             torch.cuda.set_device(current)
 
 
+def usable_cpus() -> set[int]:
+    """The logical CPUs that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def available_cores() -> int:
     """Physical cores that this process may use (no torch). Where the topology is hidden, logical ones."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     siblings = set()
-    for cpu in allowed:
+    for cpu in usable_cpus():
         path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         siblings.add(path.read_text().strip() if path.exists() else str(cpu))
     return max(1, len(siblings))

@@ -22,7 +22,7 @@ from steep.store.config import PrepareConfig
 from steep.store.detect import token_file
 from steep.store.formats import formats
 from steep.store.manifest import has_manifest
-from steep.store.prepare import Progress, make_plan, prepare_inputs
+from steep.store.prepare import Progress, prepare_inputs, store_identity
 from steep.store.reader import TokenStore, is_store, open_store
 from steep.store.work import gather_inputs
 from steep.tokenizer.encode import TextTokenizer
@@ -41,7 +41,7 @@ def cached_store(
     source = SourceConfig.model_validate(source.model_dump(include=set(SourceConfig.model_fields)))
     directory = default_cache_directory() if cache_directory is None else Path(cache_directory).expanduser()
     inputs = gather_inputs([source], directory / HASH_MEMORY)
-    key = fingerprint(make_plan(inputs, [source], tokenizer, config))
+    key = fingerprint(store_identity(inputs, [source], tokenizer, config))
     out = directory / "prepared" / key
     if not has_manifest(out):
         prepare_inputs(inputs, [source], tokenizer, out, config, progress, wait=True)

@@ -18,6 +18,7 @@ FORMAT = "steep token store"
 VERSION = 1
 TOKENIZER_FOLDER = "tokenizer"
 REJECTED_FILE = "rejected.jsonl"
+CONTAMINATED_FILE = "contaminated.jsonl"
 SIDECAR_SUFFIX = ".documents.npy"
 
 

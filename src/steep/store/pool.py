@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 from steep.core import errors
 from steep.core.errors import DataError, SteepError
-from steep.store.shard_work import Job
+from steep.store.shard_work import Preparation
 from steep.store.work import WorkItem
 
 _START = "import sys; sys.path[:] = sys.argv[1:]; from steep.store.worker import main; main()"
@@ -28,14 +28,14 @@ OnProgress = Callable[[int, int, int], None]
 _Event = tuple["_Worker", Optional[dict[str, Any]]]
 
 
-def run_items(job: Job, items: list[WorkItem], workers: int, on_progress: OnProgress) -> None:
+def run_items(preparation: Preparation, items: list[WorkItem], workers: int, on_progress: OnProgress) -> None:
     """Process `items` on `workers` processes. Raises what a worker raised, or DataError when one was killed."""
     events: queue.Queue[_Event] = queue.Queue()
     waiting = list(reversed(items))
     running: list[_Worker] = []
     try:
         for _ in range(min(workers, len(items))):
-            running.append(_Worker(job, events))  # one by one, so that the `finally` knows those that started
+            running.append(_Worker(preparation, events))  # one by one, so that the `finally` knows those that started
             running[-1].give(waiting.pop())
         left = len(items)
         while left:
@@ -57,14 +57,14 @@ def run_items(job: Job, items: list[WorkItem], workers: int, on_progress: OnProg
 
 
 class _Worker:
-    def __init__(self, job: Job, events: queue.Queue[_Event]):
+    def __init__(self, preparation: Preparation, events: queue.Queue[_Event]):
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=environment, start_new_session=True, text=True, encoding="utf-8",
         )  # fmt: skip
         self.item: Optional[WorkItem] = None
-        self._send(job.to_json())
+        self._send(preparation.to_json())
         threading.Thread(target=self._forward, args=(events,), daemon=True).start()
 
     def give(self, item: WorkItem) -> None:

@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Optional, Union
 
 from steep.config.sections import checked_section
+from steep.core.errors import ConfigError
 from steep.core.public import public
 from steep.runtime.ranks import join_ranks
-from steep.sources.config import SourceConfig
+from steep.sources.config import TEXT_FORMATS, SourceConfig
 from steep.sources.hints import source_hints
 from steep.store.config import PrepareConfig
-from steep.store.prepare import PrepareResult, Progress, check_export_format, prepare_sources, write_export
+from steep.store.export_tokens import SHARD_TOKENS, write_format
+from steep.store.formats import writable_formats
+from steep.store.prepare import Progress, prepare_sources
+from steep.store.prepare_result import PrepareResult
+from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import load_tokenizer
 
@@ -49,7 +54,7 @@ def prepare(
     """
     given = dict(locals())
     join_ranks()
-    check_export_format(format)
+    _check_export_format(format)
     paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
     limits = {key: given[key] for key in ("max_record_bytes", "max_expansion", "max_expanded_bytes")}
     source = checked_section(
@@ -66,4 +71,21 @@ def prepare(
     policy = TokenizerConfig(pretrained=tokenizer, append_eos=append_eos, prepend_bos=prepend_bos)
     result = prepare_sources([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
     result = replace(result, hints=tuple(source_hints(source)))
-    return result if format is None else write_export(result, format, config.shard_tokens)
+    return result if format is None else _write_export(result, format, config.shard_tokens)
+
+
+def _check_export_format(format: Optional[str]) -> None:
+    """Raise ConfigError for a format that cannot be written."""
+    if format is None or format in writable_formats():
+        return
+    hint = f" For the format of the input: --input-format {format}." if format in ("auto", *TEXT_FORMATS) else ""
+    raise ConfigError(f"format {format!r}: steep writes {', '.join(writable_formats())}.{hint}")
+
+
+def _write_export(result: PrepareResult, format: str, shard_tokens: Optional[int]) -> PrepareResult:
+    """Write a finished store as another tool's files, in its folder `format`, unless they are there. Raises as
+    `export_tokens.write_format`."""
+    out = result.path / format
+    if not out.is_dir():  # it is whole or absent, and goes when the store is replaced
+        write_format(open_store(result.path), out, format, shard_tokens=shard_tokens or SHARD_TOKENS)
+    return replace(result, files=tuple(sorted(out.glob("*.bin"))))

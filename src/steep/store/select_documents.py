@@ -23,7 +23,8 @@ from steep.store.duplicates import alike, repeated
 from steep.store.formats.megatron import read_index
 from steep.store.manifest import SIDECAR_SUFFIX
 from steep.store.notes import EVALUATION, PLACES, SIGNATURES, Places, read_notes
-from steep.store.shard_work import PREPARE_FOLDER, Job, record_path, rejected_path
+from steep.store.prepare_folder import PREPARE_FOLDER, record_path, rejected_path
+from steep.store.shard_work import Preparation
 from steep.store.spool import shown_name
 from steep.store.work import WorkItem
 from steep.store.writer import ShardWriter, describe_shard, open_shard
@@ -67,21 +68,21 @@ class ItemDocuments:
         return np.diff(self.offsets)
 
 
-def read_item(job: Job, item: WorkItem) -> ItemDocuments:
+def read_item(preparation: Preparation, item: WorkItem) -> ItemDocuments:
     """The documents of a finished item."""
-    path = job.shard_folder / item.name
+    path = preparation.shard_folder / item.name
     lengths = read_index(path.with_name(f"{item.name}.idx")).lengths
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     sidecar = np.load(path.with_name(item.name + SIDECAR_SUFFIX), allow_pickle=False)
-    return ItemDocuments(item, read_json(record_path(job.out, item.name)), offsets, sidecar)
+    return ItemDocuments(item, read_json(record_path(preparation.out, item.name)), offsets, sidecar)
 
 
-def reasons_by_itself(job: Job, documents: ItemDocuments, config: PrepareConfig) -> np.ndarray:
+def reasons_by_itself(preparation: Preparation, documents: ItemDocuments, config: PrepareConfig) -> np.ndarray:
     """(documents,) uint8: why a document is dropped whatever the others are; KEPT where it is not."""
     lengths = documents.lengths
     reasons = np.zeros(len(lengths), dtype=np.uint8)
     if config.drop_contaminated and config.check_against:
-        reasons[_evaluation_notes(job, documents.item)["runs"] > 0] = CONTAMINATED
+        reasons[_evaluation_notes(preparation, documents.item)["runs"] > 0] = CONTAMINATED
     if config.max_tokens_per_document is not None:
         reasons[lengths > config.max_tokens_per_document] = OVER_MAX
     if config.min_tokens is not None:
@@ -116,18 +117,18 @@ class Choice:
             start = stop
 
 
-def choose_documents(job: Job, items: list[WorkItem], config: PrepareConfig) -> Choice:
+def choose_documents(preparation: Preparation, items: list[WorkItem], config: PrepareConfig) -> Choice:
     """Decide on every document of finished `items`: limits and contamination, then duplicates, then `max_tokens`."""
-    documents = [read_item(job, item) for item in items]
+    documents = [read_item(preparation, item) for item in items]
     lengths = np.concatenate([part.lengths for part in documents])
     hashes = np.concatenate([part.sidecar["content_hash"] for part in documents]).astype(np.uint64)
-    reasons = np.concatenate([reasons_by_itself(job, part, config) for part in documents])
+    reasons = np.concatenate([reasons_by_itself(preparation, part, config) for part in documents])
     originals = None
     if config.dedup == "exact":
         originals = repeated(hashes, reasons == KEPT)
         reasons[originals >= 0] = DUPLICATE
     elif config.dedup == "minhash":
-        signatures = [read_notes(job.out / PREPARE_FOLDER, item.name, SIGNATURES) for item in items]
+        signatures = [read_notes(preparation.out / PREPARE_FOLDER, item.name, SIGNATURES) for item in items]
         originals = alike(signatures, hashes, reasons == KEPT)
         reasons[originals >= 0] = NEAR_DUPLICATE
     if config.max_tokens is not None:
@@ -157,7 +158,7 @@ def count_duplicates(documents: list[ItemDocuments], kept: np.ndarray) -> dict[s
     return {"documents": int(is_repeated.sum()), "tokens": int(lengths[is_repeated].sum())}
 
 
-def write_shards(job: Job, choice: Choice, shard_tokens: Optional[int]) -> list[dict[str, Any]]:
+def write_shards(preparation: Preparation, choice: Choice, shard_tokens: Optional[int]) -> list[dict[str, Any]]:
     """Write the kept documents as the store's shards and return their entries, each with its `max_token_id`.
 
     shard_tokens: as in the configuration; None makes one shard of each item of which a document is kept.
@@ -170,17 +171,17 @@ def write_shards(job: Job, choice: Choice, shard_tokens: Optional[int]) -> list[
             nonlocal writer
             if writer is not None:
                 stack.close()
-                entry = describe_shard(job.out, f"shard_{len(entries):05d}", writer)
+                entry = describe_shard(preparation.out, f"shard_{len(entries):05d}", writer)
                 entries.append({**entry, "max_token_id": writer.max_token_id})
                 writer = None
 
         for documents, _, reasons in choice.parts():
-            tokens = _tokens_of(job, documents)
+            tokens = _tokens_of(preparation, documents)
             for begin, end in _runs(reasons == KEPT):
                 while begin < end:
                     if writer is None:
                         name = f"shard_{len(entries):05d}"
-                        writer = stack.enter_context(open_shard(job.out, name, job.dtype))
+                        writer = stack.enter_context(open_shard(preparation.out, name, preparation.dtype))
                     stop = _last_that_fits(documents.offsets, begin, end, writer.num_tokens, shard_tokens)
                     if stop > begin:
                         first, last = documents.offsets[begin], documents.offsets[stop]
@@ -195,17 +196,17 @@ def write_shards(job: Job, choice: Choice, shard_tokens: Optional[int]) -> list[
     return entries
 
 
-def write_rejected(job: Job, choice: Choice, config: PrepareConfig, file: IO[bytes]) -> None:
+def write_rejected(preparation: Preparation, choice: Choice, config: PrepareConfig, file: IO[bytes]) -> None:
     """Write rejected.jsonl: of each item its rejected records, then its dropped documents."""
     places = Places()
     kept_number = np.cumsum(choice.reasons == KEPT) - 1
     for documents, start, reasons in choice.parts():
-        with open(rejected_path(job.out, documents.item.name), "rb") as rejected:
+        with open(rejected_path(preparation.out, documents.item.name), "rb") as rejected:
             shutil.copyfileobj(rejected, file)
         dropped = np.flatnonzero(reasons)
         if not len(dropped):
             continue
-        notes = read_notes(job.out / PREPARE_FOLDER, documents.item.name, PLACES)
+        notes = read_notes(preparation.out / PREPARE_FOLDER, documents.item.name, PLACES)
         for document in dropped.tolist():
             name, line = places.find(documents.entry["source_files"], notes[document])
             reason = int(reasons[document])
@@ -214,25 +215,25 @@ def write_rejected(job: Job, choice: Choice, config: PrepareConfig, file: IO[byt
                 how = "the same text as" if reason == DUPLICATE else "nearly the text of"
                 detail = f"{how} document {original:,} of the store"
             else:
-                detail = _detail(job, config, documents, document, reason)
-            name = shown_name(name, job.out / PREPARE_FOLDER)
+                detail = _detail(preparation, config, documents, document, reason)
+            name = shown_name(name, preparation.out / PREPARE_FOLDER)
             content = {"file": name, "line": line, "reason": REASONS[reason], "detail": detail}
             file.write(orjson.dumps(content) + b"\n")
 
 
-def report_contamination(job: Job, documents: list[ItemDocuments], file: IO[bytes]) -> dict[str, Any]:
+def report_contamination(preparation: Preparation, documents: list[ItemDocuments], file: IO[bytes]) -> dict[str, Any]:
     """List every contaminated document in `file`; returns the sums for the ledger."""
-    described = read_descriptions(job.out / PREPARE_FOLDER)
+    described = read_descriptions(preparation.out / PREPARE_FOLDER)
     found = {"documents": 0, "tokens": 0}
     by_text = [0] * len(described)
     places = Places()
     for part in documents:
-        notes = _evaluation_notes(job, part.item)
-        where = read_notes(job.out / PREPARE_FOLDER, part.item.name, PLACES)
+        notes = _evaluation_notes(preparation, part.item)
+        where = read_notes(preparation.out / PREPARE_FOLDER, part.item.name, PLACES)
         lengths = part.lengths
         for document in np.flatnonzero(notes["runs"]).tolist():
             name, line = places.find(part.entry["source_files"], where[document])
-            name = shown_name(name, job.out / PREPARE_FOLDER)
+            name = shown_name(name, preparation.out / PREPARE_FOLDER)
             text = int(notes["text"][document])
             content = {"file": name, "line": line, "tokens": int(lengths[document]),
                        "shared_runs": int(notes["runs"][document]), "evaluation_text": described[text]["text"]}  # fmt: skip
@@ -271,18 +272,20 @@ def _runs(kept: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
-def _tokens_of(job: Job, documents: ItemDocuments) -> np.ndarray:
-    path = job.shard_folder / f"{documents.item.name}.bin"
+def _tokens_of(preparation: Preparation, documents: ItemDocuments) -> np.ndarray:
+    path = preparation.shard_folder / f"{documents.item.name}.bin"
     if not documents.entry["shard"]["tokens"]:
-        return np.empty(0, dtype=job.dtype)  # an empty file cannot be mapped
-    return np.memmap(path, dtype=job.dtype, mode="r")
+        return np.empty(0, dtype=preparation.dtype)  # an empty file cannot be mapped
+    return np.memmap(path, dtype=preparation.dtype, mode="r")
 
 
-def _evaluation_notes(job: Job, item: WorkItem) -> np.ndarray:
-    return read_notes(job.out / PREPARE_FOLDER, item.name, EVALUATION)
+def _evaluation_notes(preparation: Preparation, item: WorkItem) -> np.ndarray:
+    return read_notes(preparation.out / PREPARE_FOLDER, item.name, EVALUATION)
 
 
-def _detail(job: Job, config: PrepareConfig, documents: ItemDocuments, document: int, reason: int) -> str:
+def _detail(
+    preparation: Preparation, config: PrepareConfig, documents: ItemDocuments, document: int, reason: int
+) -> str:
     tokens = int(documents.offsets[document + 1] - documents.offsets[document])
     if reason == UNDER_MIN:
         return f"{tokens:,} tokens; min_tokens is {config.min_tokens:,}"
@@ -290,6 +293,6 @@ def _detail(job: Job, config: PrepareConfig, documents: ItemDocuments, document:
         return f"{tokens:,} tokens; max_tokens_per_document is {config.max_tokens_per_document:,}"
     if reason == BEYOND:
         return f"the store has its {config.max_tokens:,} tokens"
-    notes = _evaluation_notes(job, documents.item)[document]
-    text = read_descriptions(job.out / PREPARE_FOLDER)[int(notes["text"])]["text"]
+    notes = _evaluation_notes(preparation, documents.item)[document]
+    text = read_descriptions(preparation.out / PREPARE_FOLDER)[int(notes["text"])]["text"]
     return f"shares {int(notes['runs']):,} runs of 13 words with {text}"

@@ -18,14 +18,15 @@ import numpy as np
 import orjson
 
 from steep.core.errors import DataError
-from steep.core.files import atomic_writer, write_json
+from steep.core.files import atomic_writer, read_json, write_json
 from steep.sources.config import SourceConfig
 from steep.sources.document import NO_TOKENS, Document, Record, Rejected
 from steep.sources.inputs import load_format
 from steep.store.contamination import EvaluationRuns
 from steep.store.file_hashes import check_unchanged
-from steep.store.manifest import empty_ledger
+from steep.store.manifest import SIDECAR_SUFFIX, empty_ledger
 from steep.store.notes import EVALUATION, Notes, open_notes
+from steep.store.prepare_folder import PREPARE_FOLDER, record_path, rejected_path
 from steep.store.spool import shown_name
 from steep.store.work import Part, WorkItem
 from steep.store.writer import ShardWriter, describe_shard, disk_errors, open_shard
@@ -33,14 +34,13 @@ from steep.tokenizer.encode import REFERENCE_BACKEND, EncodedTexts, TextEncoder,
 
 BATCH_DOCUMENTS = 1000
 BATCH_CHARACTERS = 1_000_000
-PREPARE_FOLDER = ".prepare"
 
 Report = Callable[[int, int], None]
 """Called with bytes on disk read and tokens written so far, both of this item."""
 
 
 @dataclass(frozen=True)
-class Job:
+class Preparation:
     """What all items of one `prepare` share."""
 
     out: Path
@@ -79,7 +79,7 @@ class Job:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Job:
+    def from_json(cls, value: dict[str, Any]) -> Preparation:
         """The inverse of `to_json`."""
         sources = [SourceConfig.model_validate(source) for source in value["sources"]]
         dtype, backends = np.dtype(value["dtype"]), {int(source): name for source, name in value["backends"]}
@@ -87,47 +87,56 @@ class Job:
         return cls(Path(value["out"]), sources, dtype, stop, backends, notes, value["chooses"])
 
 
-def record_path(out: Path, name: str) -> Path:
-    """Where a finished shard's entry is kept until the manifest is written; it is the last file of a shard."""
-    return out / PREPARE_FOLDER / f"{name}.json"
+def is_finished(preparation: Preparation, item: WorkItem) -> bool:
+    """Whether the shard of an item is whole."""
+    path = record_path(preparation.out, item.name)
+    if not path.is_file():
+        return False
+    shard = read_json(path)["shard"]
+    files = [preparation.shard_folder / f"{item.name}{suffix}" for suffix in (".bin", ".idx", SIDECAR_SUFFIX)]
+    return all(file.is_file() for file in files) and files[0].stat().st_size == shard["bytes"]
 
 
-def rejected_path(out: Path, name: str) -> Path:
-    """Where the rejected records of one shard are kept until all are joined."""
-    return out / PREPARE_FOLDER / f"{name}.rejected.jsonl"
-
-
-def process_item(job: Job, item: WorkItem, tokenizer: TextTokenizer, report: Report) -> None:
+def process_item(preparation: Preparation, item: WorkItem, tokenizer: TextTokenizer, report: Report) -> None:
     """Write the shard of one item and, last, its entry. Raises DataError for what cannot be read or written."""
-    with disk_errors(job.out):
+    with disk_errors(preparation.out):
         with (
-            atomic_writer(rejected_path(job.out, item.name), sync_folder=False) as rejected_file,
-            open_notes(job.out / PREPARE_FOLDER, item.name, job.notes, job.evaluation_runs) as notes,
-            open_shard(job.shard_folder, item.name, job.dtype) as writer,
+            atomic_writer(rejected_path(preparation.out, item.name), sync_folder=False) as rejected_file,
+            open_notes(
+                preparation.out / PREPARE_FOLDER, item.name, preparation.notes, preparation.evaluation_runs
+            ) as notes,
+            open_shard(preparation.shard_folder, item.name, preparation.dtype) as writer,
         ):
-            sink = _Sink(job, writer, rejected_file, tokenizer, notes)
-            for backend, records in _records_by_backend(job, item):
+            sink = _Sink(preparation, writer, rejected_file, tokenizer, notes)
+            for backend, records in _records_by_backend(preparation, item):
                 encoder = tokenizer.encoder(backend)
                 for batch, position in _batches(records):
                     sink.take(batch, encoder)
                     report(min(position, item.bytes), writer.num_tokens)
         entry = {
-            "shard": describe_shard(job.shard_folder, item.name, writer),
+            "shard": describe_shard(preparation.shard_folder, item.name, writer),
             "ledger": sink.ledger(),
             "max_token_id": writer.max_token_id,
             "first_rejected": sink.first_rejected,
             "source_files": notes.source_files,
         }
-        write_json(record_path(job.out, item.name), entry)
+        write_json(record_path(preparation.out, item.name), entry)
     report(item.bytes, writer.num_tokens)
 
 
 class _Sink:
     """Where the records of one shard go: tokens, or the list of the rejected; each is counted once."""
 
-    def __init__(self, job: Job, writer: ShardWriter, rejected_file: IO[bytes], tokenizer: TextTokenizer, notes: Notes):
+    def __init__(
+        self,
+        preparation: Preparation,
+        writer: ShardWriter,
+        rejected_file: IO[bytes],
+        tokenizer: TextTokenizer,
+        notes: Notes,
+    ):
         self._writer, self._rejected_file, self._tokenizer = writer, rejected_file, tokenizer
-        self._stop, self._folder = job.stop_on_bad_record, job.out / PREPARE_FOLDER
+        self._stop, self._folder = preparation.stop_on_bad_record, preparation.out / PREPARE_FOLDER
         self._notes = notes
         self.dropped: Counter[str] = Counter()
         self.records_read = 0
@@ -179,19 +188,19 @@ def _rejected(batch: list[Record], documents: list[Document], encoded: EncodedTe
             yield Rejected(record.file, record.line, NO_TOKENS, "the tokenizer's normalization leaves nothing of it")
 
 
-def _records_by_backend(job: Job, item: WorkItem) -> Iterator[tuple[str, Iterator[tuple[Record, int]]]]:
+def _records_by_backend(preparation: Preparation, item: WorkItem) -> Iterator[tuple[str, Iterator[tuple[Record, int]]]]:
     """Every record of an item, with the bytes of the item read so far, in runs that one tokenizer backend encodes.
     Each run must be read to its end before the next."""
     starts = accumulate((part.bytes for part in item.parts), initial=0)
     parts = zip(item.parts, starts, strict=False)  # there is one start more: the end
-    for backend, run in groupby(parts, key=lambda pair: job.backend(pair[0].source)):
-        yield backend, chain.from_iterable(_records(job, part, start) for part, start in run)
+    for backend, run in groupby(parts, key=lambda pair: preparation.backend(pair[0].source)):
+        yield backend, chain.from_iterable(_records(preparation, part, start) for part, start in run)
 
 
-def _records(job: Job, part: Part, start: int) -> Iterator[tuple[Record, int]]:
+def _records(preparation: Preparation, part: Part, start: int) -> Iterator[tuple[Record, int]]:
     """Every record of a part, with the bytes of the item read so far."""
     read = load_format(part.format).read
-    for record in read(Path(part.path), job.sources[part.source], part.span):
+    for record in read(Path(part.path), preparation.sources[part.source], part.span):
         yield record, start + min(record.position, part.bytes)
     if part.state is not None:
         check_unchanged(Path(part.path), *part.state)

@@ -104,7 +104,7 @@ def gather_inputs(sources: list[SourceConfig], hash_memory: Optional[Path] = Non
     return inputs
 
 
-def plan_items(inputs: Inputs, sources: list[SourceConfig], shard_bytes: int) -> list[WorkItem]:
+def divide_into_items(inputs: Inputs, sources: list[SourceConfig], shard_bytes: int) -> list[WorkItem]:
     """Group consecutive files into items of about `shard_bytes`; smaller ones when there is little input, so that all
     cores have work; large files are cut where their format allows."""
     small = max(LEAST_ITEM_BYTES, inputs.total_bytes // MOST_ITEMS_OF_SMALL_INPUT)

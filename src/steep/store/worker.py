@@ -17,7 +17,7 @@ from typing import Any
 
 from steep.core.errors import SteepError
 from steep.store.manifest import TOKENIZER_FOLDER
-from steep.store.shard_work import Job, process_item
+from steep.store.shard_work import Preparation, process_item
 from steep.store.work import WorkItem
 from steep.tokenizer.encode import TextTokenizer
 
@@ -36,11 +36,11 @@ def main() -> None:
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_read_lines, args=(lines,), daemon=True).start()
     try:
-        job = Job.from_json(json.loads(lines.get()))
-        tokenizer = TextTokenizer.load(job.out / TOKENIZER_FOLDER)
+        preparation = Preparation.from_json(json.loads(lines.get()))
+        tokenizer = TextTokenizer.load(preparation.out / TOKENIZER_FOLDER)
         while True:
             item = WorkItem.from_json(json.loads(lines.get()))
-            process_item(job, item, tokenizer, partial(send_progress, item.number))
+            process_item(preparation, item, tokenizer, partial(send_progress, item.number))
             send(finished=item.number)
     except SteepError as error:
         send(error=type(error).__name__, message=str(error))

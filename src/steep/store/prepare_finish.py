@@ -1,0 +1,139 @@
+"""The end of `prepare`: shards are joined, documents are chosen, and the manifest makes the folder a store."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from steep.core.errors import DataError
+from steep.core.files import atomic_writer, write_json
+from steep.sources.config import SourceConfig
+from steep.sources.inputs import STANDARD_INPUT
+from steep.store.config import PrepareConfig
+from steep.store.manifest import CONTAMINATED_FILE, MANIFEST_FILE, REJECTED_FILE, add_ledgers, make_manifest
+from steep.store.prepare_folder import PREPARE_FOLDER, remove_shard, remove_store
+from steep.store.select_documents import (
+    KEPT,
+    Choice,
+    choose_documents,
+    count_duplicates,
+    report_contamination,
+    write_rejected,
+    write_shards,
+)
+from steep.store.shard_work import Preparation, is_finished
+from steep.store.spool import SPOOL_FILE
+from steep.store.work import Inputs, WorkItem, source_name
+from steep.tokenizer.encode import TextTokenizer
+
+
+def finish_store(
+    preparation: Preparation, items: list[WorkItem], settings: dict[str, Any], inputs: Inputs, config: PrepareConfig,
+    tokenizer: TextTokenizer,
+) -> dict[str, Any]:  # fmt: skip
+    """Choose among the documents that were read, write the manifest, and return its content.
+
+    settings: those that decide the bytes of the store. Raises DataError if not one document is left.
+    """
+    out = preparation.out
+    choice = choose_documents(preparation, [item for item in items if is_finished(preparation, item)], config)
+    ledger = add_ledgers(documents.entry["ledger"] for documents in choice.items)
+    if not (choice.reasons == KEPT).any():
+        message = _nothing_kept(ledger, choice)
+        remove_store(out)  # so that the next call, with other settings, starts afresh
+        raise DataError(message)
+    shards = _final_shards(preparation, choice, config)
+    ledger |= _chosen(choice, ledger, shards)
+    if len(choice.items) < len(items):
+        rest = items[len(choice.items) :]
+        ledger["not_used"] = {"bytes": sum(item.bytes for item in rest), "reason": "max_tokens was reached"}
+    _write_lists(preparation, choice, config, ledger)
+    backends = [tokenizer.encoder(name).description for _, name in sorted(preparation.backends.items())]
+    manifest = make_manifest(
+        shards=[{key: value for key, value in shard.items() if key != "max_token_id"} for shard in shards],
+        dtype=preparation.dtype.name,
+        tokenizer={"fingerprint": tokenizer.fingerprint, **tokenizer.policy, "vocab_size": tokenizer.vocab_size,
+                   "description": tokenizer.description, "backends": backends},
+        sources=_describe_sources(inputs, preparation.sources, out / PREPARE_FOLDER / SPOOL_FILE),
+        settings=settings,
+        ledger=ledger,
+        max_token_id=max(shard["max_token_id"] for shard in shards),
+    )  # fmt: skip
+    write_json(out / MANIFEST_FILE, manifest)
+    shutil.rmtree(out / PREPARE_FOLDER)
+    return manifest
+
+
+def _chosen(choice: Choice, ledger: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the choice changes in the ledger."""
+    changed = {
+        "documents_kept": sum(shard["documents"] for shard in shards),
+        "dropped": dict(sorted({**ledger["dropped"], **choice.dropped}.items())),
+        "text_bytes": choice.text_bytes,
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "exact_duplicates": count_duplicates(choice.items, choice.reasons == KEPT),
+    }
+    if choice.dropped:
+        changed["dropped_tokens"] = dict(sorted(choice.dropped_tokens.items()))
+    return changed
+
+
+def _write_lists(preparation: Preparation, choice: Choice, config: PrepareConfig, ledger: dict[str, Any]) -> None:
+    """Write contaminated.jsonl, whose sums go into the ledger, and rejected.jsonl, where there is something to list."""
+    out = preparation.out
+    if config.check_against:
+        with atomic_writer(out / CONTAMINATED_FILE) as file:
+            ledger["contamination"] = report_contamination(preparation, choice.items, file)
+        if not ledger["contamination"]["documents"]:
+            (out / CONTAMINATED_FILE).unlink()
+    if ledger["dropped"]:
+        with atomic_writer(out / REJECTED_FILE) as file:
+            write_rejected(preparation, choice, config, file)
+
+
+def _final_shards(preparation: Preparation, choice: Choice, config: PrepareConfig) -> list[dict[str, Any]]:
+    """The store's shards: those of the items, or new ones of the documents that were chosen."""
+    if preparation.chooses:
+        return write_shards(preparation, choice, config.shard_tokens)
+    entries = [documents.entry for documents in choice.items]
+    for entry in entries:
+        if not entry["shard"]["documents"]:
+            remove_shard(preparation.out, entry["shard"]["name"])
+    return [
+        {**entry["shard"], "max_token_id": entry["max_token_id"]} for entry in entries if entry["shard"]["documents"]
+    ]
+
+
+def _describe_sources(inputs: Inputs, sources: list[SourceConfig], spooled: Path) -> list[dict[str, Any]]:
+    names = [source_name(source) for source in sources]
+    rows = zip(inputs.files, inputs.sizes, inputs.sha256, strict=True)
+    return [
+        {
+            "source": names[number],
+            "number": number,
+            "path": STANDARD_INPUT if file.path == spooled else str(file.path),
+            "format": file.format,
+            "size": size,
+            "sha256": digest,
+        }
+        for (number, file), size, digest in rows
+    ]
+
+
+def _nothing_kept(ledger: dict[str, Any], choice: Choice) -> str:
+    dropped = {**ledger["dropped"], **choice.dropped}
+    if not dropped:
+        return "there is not one document in the input: every file is empty."
+    reason, count = max(dropped.items(), key=lambda pair: pair[1])
+    if reason in choice.dropped:
+        return (
+            f"not one document is left: of {ledger['records_read']:,} records {count:,} were dropped as {reason!r}. "
+            "Change that setting."
+        )
+    found = (documents.entry["first_rejected"] for documents in choice.items)
+    example = next(first[reason] for first in found if reason in first)
+    return (
+        f"there is not one document in the input: all {ledger['records_read']:,} records were rejected, {count:,} as "
+        f"{reason!r}. The first of those: {example}"
+    )
