@@ -57,20 +57,26 @@ def write_bos_index(path: Path, values: list[int]) -> None:
     path.with_suffix(".bos.idx").write_bytes(np.array(values, dtype="<i4").tobytes())
 
 
+def heard(path: Path, **options) -> tuple[TokenStore, list[str]]:
+    """The store, and what is said while it is opened."""
+    said: list[str] = []
+    return open_store(path, **options, say=said.append), said
+
+
 def contents(store: TokenStore) -> list[list[int]]:
     return [store.document(number).tolist() for number in range(store.num_documents)]
 
 
 def test_nanogpt_documents_end_with_the_end_of_text(tmp_path: Path) -> None:
     path = write_nanogpt(tmp_path / "train.bin", flat(appended(DOCUMENTS)))
-    store = open_store(path, eos_id=EOT, bos_id=EOT)
+    store, said = heard(path, eos_id=EOT, bos_id=EOT)
     assert contents(store) == appended(DOCUMENTS)
     assert (store.eos_id, store.bos_id) == (EOT, None)
     assert store.max_token_id == EOT
     assert store.text_bytes is None
-    assert any("16-bit" in message for message in store.messages)
-    assert any(f"each ends with token {EOT}" in message for message in store.messages)
-    assert not any("16-bit" in message for message in open_store(path, format="nanogpt", eos_id=EOT).messages)
+    assert any("16-bit" in message for message in said)
+    assert any(f"each ends with token {EOT}" in message for message in said)
+    assert not any("16-bit" in message for message in heard(path, format="nanogpt", eos_id=EOT)[1])
     out = np.empty(3, dtype=np.int32)
     store.read(2, 1, 3, out)
     assert out.tolist() == [44, 55, 66]
@@ -87,7 +93,7 @@ def test_llm_c_documents_begin_with_the_end_of_text(tmp_path: Path, itemsize: in
     assert (store.eos_id, store.bos_id) == (None, eot)
     assert store.shards[0].tokens.dtype == np.dtype(f"<u{itemsize}")
     assert contents(open_store(path)) == contents(store)  # the tokenizer of both kinds is known by habit
-    assert any("nobody says" in message for message in open_store(path).messages)
+    assert any("nobody says" in message for message in heard(path)[1])
 
 
 @pytest.mark.parametrize("write", [write_nanogpt, write_llm_c, write_automodel])
@@ -111,19 +117,19 @@ def test_shards_that_cut_documents_follow_the_first_shard(tmp_path: Path) -> Non
     tokens = flat(prepended([[7] * 50, [8] * 3, [9] * 60], EOT))
     for number, begin in enumerate(range(0, len(tokens), 40)):
         write_llm_c(tmp_path / f"fineweb_train_{number:06d}.bin", tokens[begin : begin + 40])
-    store = open_store(tmp_path, eos_id=EOT)
+    store, said = heard(tmp_path, eos_id=EOT)
     assert flat(contents(store)) == tokens
     assert contents(store)[1:3] == [[7] * 11, [EOT, 8, 8, 8]]
     assert [len(document) for document in contents(store)] == [40, 11, 4, 25, 36]
-    assert len(store.messages) == 1
+    assert len(said) == 1
     alone = open_store(tmp_path / "fineweb_train_000001.bin", eos_id=EOT)
     assert contents(alone)[0] == [7] * 11  # llm.c's convention decides when the first token does not
 
 
 def test_a_file_without_the_boundary_token_is_one_document_and_says_so(tmp_path: Path) -> None:
-    store = open_store(write_nanogpt(tmp_path / "shakespeare.bin", [5, 6, 7, 8]), eos_id=2, bos_id=1)
+    store, said = heard(write_nanogpt(tmp_path / "shakespeare.bin", [5, 6, 7, 8]), eos_id=2, bos_id=1)
     assert contents(store) == [[5, 6, 7, 8]]
-    assert any("no end-of-text token (1 or 2), so it is one document" in message for message in store.messages)
+    assert any("no end-of-text token (1 or 2), so it is one document" in message for message in said)
     assert (store.eos_id, store.bos_id) == (None, None)
 
 
@@ -158,9 +164,9 @@ def test_automodels_index_is_believed_only_where_it_points_at_bos(
     documents = [[9, 1, 2, 3], [9, 4, 5], [9, 6]]
     path = write_automodel(tmp_path / "a.bin", flat(documents))
     write_bos_index(path, values)
-    store = open_store(path, bos_id=9 if known else None)
+    store, said = heard(path, bos_id=9 if known else None)
     assert contents(store) == documents
-    found = [message for message in store.messages if "a.bos.idx" in message]
+    found = [message for message in said if "a.bos.idx" in message]
     assert bool(found) == (says is not None)
     assert says is None or says in found[0]
 
@@ -267,10 +273,10 @@ def test_more_than_four_gigabytes_and_a_count_that_wrapped_around(
     assert out.tolist() == [7, 41, 42]
     assert store.max_token_id == 42
     write_bos_index(path, [0, last - 2**32])
-    indexed = open_store(path, bos_id=7)
+    indexed, said = heard(path, bos_id=7)
     assert indexed.document_lengths.tolist() == [last, 10]
     assert indexed.fingerprint == store.fingerprint
-    assert not any("scanned" in message for message in indexed.messages)
+    assert not any("scanned" in message for message in said)
 
 
 def test_a_folder_of_shards_is_one_store_in_sorted_order_whatever_stands_beside_them(tmp_path: Path) -> None:
@@ -278,9 +284,9 @@ def test_a_folder_of_shards_is_one_store_in_sorted_order_whatever_stands_beside_
         write_nanogpt(tmp_path / f"train_{number}.bin", [10 + number, 2])
     (tmp_path / "prepare.py").write_text("print()")
     (tmp_path / "meta.pkl").write_bytes(b"\x80\x04")
-    store = open_store(tmp_path, eos_id=2)
+    store, said = heard(tmp_path, eos_id=2)
     assert contents(store) == [[10, 2], [11, 2], [12, 2]]
-    assert any("train_0.bin and 2 more: has no header" in message for message in store.messages)
+    assert any("train_0.bin and 2 more: has no header" in message for message in said)
     write_nanogpt(tmp_path / "val_0.bin", [99, 2])
     with pytest.raises(DataError, match=r"held-out files \(val_0\.bin\).*\*train\*"):
         open_store(tmp_path, eos_id=2)

@@ -71,9 +71,10 @@ def test_automodel_bytes_and_an_index_that_points_at_bos(tmp_path: Path, vocabul
     assert all(tokens[position] == 1 for position in positions)
     assert len(positions) == len(documents)
     assert sorted(file.name for file in out.iterdir()) == ["train.bin", "train.bos.idx"]
-    read = open_store(out, bos_id=1)
+    said: list[str] = []
+    read = open_store(out, bos_id=1, say=said.append)
     assert contents(read) == [[1, *document] for document in documents]
-    assert not any("scanned" in message for message in read.messages)
+    assert not any("scanned" in message for message in said)
 
 
 def test_megatron_without_a_manifest(store: TokenStore, tmp_path: Path) -> None:

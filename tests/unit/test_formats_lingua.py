@@ -11,7 +11,7 @@ from steep.config.run import RunConfig
 from steep.core.say import say_nothing
 from steep.data.open import open_run_data
 from steep.sources.config import SourceConfig
-from steep.sources.hints import source_hints
+from steep.sources.hints import say_hints
 from steep.sources.inputs import expand_inputs, load_format
 from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources
@@ -50,6 +50,12 @@ def texts_of(source: SourceConfig, tokenizer: TextTokenizer, cache: Path) -> lis
     return [tokenizer.decode_text(store.document(number)) for number in range(store.num_documents)]
 
 
+def hints(source: SourceConfig) -> list[str]:
+    said: list[str] = []
+    say_hints(source, said.append)
+    return said
+
+
 def test_a_source_folder_is_all_its_chunks_in_order(root: Path, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     expected = [f"a chunk {number} line {i}" for number in range(5) for i in range(3)]
     assert texts_of(SourceConfig(path=str(root / "a")), tokenizer, tmp_path / "c") == expected
@@ -58,10 +64,11 @@ def test_a_source_folder_is_all_its_chunks_in_order(root: Path, tokenizer: TextT
 
 
 def test_the_held_out_files_are_named(root: Path, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    (store,) = open_sources([SourceConfig(path=str(root))], tokenizer, cache_directory=tmp_path / "c")
-    (message,) = store.messages
+    said: list[str] = []
+    open_sources([SourceConfig(path=str(root))], tokenizer, cache_directory=tmp_path / "c", say=said.append)
+    (message,) = said
     assert message.startswith(f"{root}/a/a.val.jsonl and 1 more: held out as in lingua")
-    assert source_hints(SourceConfig(path=str(root / "a" / "a.chunk.00.jsonl"))) == []
+    assert hints(SourceConfig(path=str(root / "a" / "a.chunk.00.jsonl"))) == []
 
 
 def test_under_validation_the_same_folder_means_its_held_out_files(
@@ -101,19 +108,20 @@ def test_stories_with_separators_are_documents_when_the_separator_is_named(tmp_p
     source = SourceConfig(path=str(path), document_separator="\n<|endoftext|>\n")
     records = load_format("plain_text").read(path, source)
     assert [record.text for record in records] == STORIES
-    assert source_hints(source) == []
+    assert hints(source) == []
 
 
 @pytest.mark.parametrize("mark", ["<|endoftext|>", "<|end_of_text|>"])
 def test_stories_without_a_separator_give_a_hint(tmp_path: Path, mark: str, tokenizer: TextTokenizer) -> None:
     path = tmp_path / "stories.txt"
     path.write_text(f"\n{mark}\n".join(STORIES))
-    (store,) = open_sources([SourceConfig(path=str(path))], tokenizer, cache_directory=tmp_path / "c")
-    (message,) = store.messages
+    said: list[str] = []
+    open_sources([SourceConfig(path=str(path))], tokenizer, cache_directory=tmp_path / "c", say=said.append)
+    (message,) = said
     assert f"{mark!r} 2 times" in message
     assert f"document_separator: {mark!r}" in message
     (tmp_path / "plain.txt").write_text("no marks")
-    assert source_hints(SourceConfig(path=str(tmp_path / "plain.txt"))) == []
+    assert hints(SourceConfig(path=str(tmp_path / "plain.txt"))) == []
 
 
 def test_prepare_prints_what_it_leaves_out_and_what_seems_to_be_missing(

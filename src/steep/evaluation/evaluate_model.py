@@ -283,7 +283,7 @@ def _open_texts(
         config = config_of_run(run)
         data = open_run_data(config, loaded.tokenizer, say_nothing, generator=open_writer)
         return data.held_out_texts, data
-    stores = open_sources(list(named.values()), loaded.tokenizer)
+    stores = open_sources(list(named.values()), loaded.tokenizer, say=say_nothing)
     pairs = zip(named, stores, strict=True)
     return [HeldOutText(name, [(store, np.arange(store.num_documents))]) for name, store in pairs], None
 

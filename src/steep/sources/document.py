@@ -68,7 +68,7 @@ Span = tuple[int, int]
 hub dataset."""
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a record starts, before it is known whether it is a document."""
 
     file: str
@@ -78,35 +78,35 @@ class Place(NamedTuple):
     lines_before: Optional[LinesBefore] = None
 
     def reject(self, reason: str, detail: str = "") -> Rejected:
-        """The record at this place, rejected."""
+        """The record at this location, rejected."""
         before = self.lines_before() if self.lines_before is not None else 0
         return Rejected(self.file, max(1, self.row) + before, reason, detail, self.position)
 
 
-def check_text(value: object, place: Place) -> Record:
+def check_text(value: object, location: Location) -> Record:
     """A Document if `value` is text with something in it, else why not. White space alone counts as empty."""
     if not isinstance(value, str):
-        return place.reject(
+        return location.reject(
             WRONG_TYPE, f"the text is {'null' if value is None else type(value).__name__}, not a string"
         )
     if not value or value.isspace():
-        return place.reject(EMPTY)
-    return Document(value, *place)
+        return location.reject(EMPTY)
+    return Document(value, *location)
 
 
-def decode_text(raw: bytes, place: Place) -> Record:
+def decode_text(raw: bytes, location: Location) -> Record:
     """The same for bytes that should be UTF-8."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return place.reject(NOT_UTF8, _describe_bytes(raw, error))
-    return check_text(text, place)
+        return location.reject(NOT_UTF8, _describe_bytes(raw, error))
+    return check_text(text, location)
 
 
-def too_long(num_bytes: int, limit_bytes: int, place: Place, remedy: str = "") -> Rejected:
+def too_long(num_bytes: int, limit_bytes: int, location: Location, remedy: str = "") -> Rejected:
     """A record of more than `max_record_bytes`."""
     detail = f"{num_bytes:,} bytes; max_record_bytes is {limit_bytes:,}"
-    return place.reject(TOO_LONG, f"{detail}; {remedy}" if remedy else detail)
+    return location.reject(TOO_LONG, f"{detail}; {remedy}" if remedy else detail)
 
 
 def _describe_bytes(raw: bytes, error: UnicodeDecodeError) -> str:

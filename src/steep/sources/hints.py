@@ -1,7 +1,8 @@
-"""What a person should know about a source before it is prepared: lines to print, nothing changed."""
+"""What a person should know about a source before it is prepared. Nothing is changed."""
 
 from __future__ import annotations
 
+from steep.core.say import Say
 from steep.sources.config import SourceConfig
 from steep.sources.files import open_binary
 from steep.sources.inputs import STANDARD_INPUT, expand_inputs, paths_of
@@ -12,33 +13,29 @@ LOOKED_AT_BYTES = 1 << 20
 LOOKED_AT_FILES = 20
 
 
-def source_hints(source: SourceConfig) -> list[str]:
-    """Lines about files that are left out on purpose, and settings that seem to be missing. Raises DataError as reading does."""
+def say_hints(source: SourceConfig, say: Say) -> None:
+    """Say which files are left out on purpose, and which setting seems to be missing. Raises DataError as reading does."""
     if STANDARD_INPUT in paths_of(source):
-        return []
-    return [*_left_out(source), *_missing_separator(source)]
-
-
-def _left_out(source: SourceConfig) -> list[str]:
+        return
     files = held_out_below(paths_of(source))
-    if not files:
-        return []
-    more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
-    return [f"{files[0]}{more}: held out as in lingua, not trained on; name it under data.validation to score it"]
+    if files:
+        more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+        say(f"{files[0]}{more}: held out as in lingua, not trained on; name it under data.validation to score it")
+    _say_missing_separator(source, say)
 
 
-def _missing_separator(source: SourceConfig) -> list[str]:
+def _say_missing_separator(source: SourceConfig, say: Say) -> None:
     """A plain text file with literal end-of-text marks is meant to be many documents; without a separator it is one."""
     if source.document_separator is not None or source.format not in ("auto", "plain_text"):
-        return []
+        return
     files = [file.path for file in expand_inputs(source) if file.format == "plain_text"]
     for path in files[:LOOKED_AT_FILES]:
         with open_binary(path, source) as (stream, _):
             start = stream.read(LOOKED_AT_BYTES)
         mark = next((mark for mark in SEPARATORS if mark.encode() in start), None)
         if mark is not None:
-            return [
+            say(
                 f"{path}: holds {mark!r} {start.count(mark.encode()):,} times in its first {len(start):,} bytes, but is read as "
                 f"one document, and the marks as text. To split there: document_separator: {mark!r}"
-            ]
-    return []
+            )
+            return

@@ -13,9 +13,9 @@ from typing import Optional, Union
 
 from steep.core.errors import DataError
 from steep.core.fingerprint import fingerprint
-from steep.core.say import Say
+from steep.core.say import Say, tell
 from steep.sources.config import SourceConfig
-from steep.sources.hints import source_hints
+from steep.sources.hints import say_hints
 from steep.sources.inputs import paths_of
 from steep.store.boundaries import default_cache_directory
 from steep.store.config import PrepareConfig
@@ -81,7 +81,7 @@ def open_sources(
     cache_directory: Union[str, Path, None] = None,
     progress: Optional[Progress] = None,
     *,
-    say: Optional[Say] = None,
+    say: Say = tell,
 ) -> list[TokenStore]:
     """One open token store per source: stores as they are, text through the cache.
 
@@ -115,16 +115,12 @@ def _open_source(
     config: PrepareConfig,
     cache_directory: Union[str, Path, None],
     progress: Optional[Progress],
-    say: Optional[Say],
+    say: Say,
 ) -> TokenStore:
     paths = store_paths(source)
     if not paths:
         store = open_store(cached_store(source, tokenizer, config, cache_directory, progress))
-        hints = source_hints(source)
-        store.messages += hints
-        if say is not None:
-            for hint in hints:
-                say(hint)
+        say_hints(source, say)
         return store
     directory = None if cache_directory is None else Path(cache_directory).expanduser()
     store = open_store(

@@ -85,16 +85,16 @@ class EvaluationRuns:
         """(texts,) EVALUATION_DTYPE: what of each text stands in the evaluation texts. words, counts: from
         `word_hashes_of`."""
         found = np.zeros(len(counts), dtype=EVALUATION_DTYPE)
-        places = runs_within(counts, RUN_WORDS)
-        if not len(places):
+        positions = runs_within(counts, RUN_WORDS)
+        if not len(positions):
             return found
-        runs = run_hashes(words, RUN_WORDS)[places]
+        runs = run_hashes(words, RUN_WORDS)[positions]
         likely = self._may_hold[runs >> self._shift]
-        runs, places = runs[likely], places[likely]
+        runs, positions = runs[likely], positions[likely]
         at = np.searchsorted(self._runs, runs)
         at[at == len(self._runs)] = 0
         is_hit = self._runs[at] == runs
-        owners = np.repeat(np.arange(len(counts)), counts)[places[is_hit]]
+        owners = np.repeat(np.arange(len(counts)), counts)[positions[is_hit]]
         found["runs"] = np.bincount(owners, minlength=len(counts))
         guilty, first = np.unique(owners, return_index=True)
         found["text"][guilty] = self._texts[at[is_hit]][first]

@@ -51,9 +51,9 @@ def signatures_of(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
     first_words = np.cumsum(counts) - counts
     for length in range(1, SHINGLE_WORDS + 1):
         short = np.flatnonzero(counts == length) if length < SHINGLE_WORDS else None
-        places = runs_within(counts, length) if short is None else first_words[short]
-        if len(places):
-            _lower(lowest, run_hashes(words, length)[places].astype(np.uint32), text_of_word[places])
+        positions = runs_within(counts, length) if short is None else first_words[short]
+        if len(positions):
+            _lower(lowest, run_hashes(words, length)[positions].astype(np.uint32), text_of_word[positions])
     return lowest
 
 

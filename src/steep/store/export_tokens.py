@@ -23,6 +23,7 @@ import numpy as np
 
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
+from steep.core.say import say_nothing
 from steep.store.formats import WritableFormat, writable_formats
 from steep.store.reader import TokenStore, open_store
 from steep.store.token_file import LARGEST_COUNT, Documents, read_in_order
@@ -234,7 +235,7 @@ def _read_back(store: TokenStore, paths: list[Path], format: str, layout: _Layou
     """Open what was written with our own reader and compare documents, tokens and a checksum. Raises DataError."""
     first = layout.boundary if layout.first else None
     last = None if layout.first else layout.boundary
-    read = open_store(paths, format=format, eos_id=last, bos_id=first)
+    read = open_store(paths, format=format, eos_id=last, bos_id=first, say=say_nothing)
     check = position = 0
     for shard in read.shards:
         for begin, block in shard.file.blocks():

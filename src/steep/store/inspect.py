@@ -33,7 +33,8 @@ def inspect_store(
     tokenizer beside it is.
     """
     eos_id, bos_id = (None, None) if tokenizer is None else (tokenizer.eos_id, tokenizer.bos_id)
-    store = open_store(path, format=format, eos_id=eos_id, bos_id=bos_id)
+    messages: list[str] = []
+    store = open_store(path, format=format, eos_id=eos_id, bos_id=bos_id, say=messages.append)
     manifest = store.manifest
     known = tokenizer or _tokenizer_of(store)
     counts = count_ids(store, 0 if known is None else known.vocab_size)
@@ -41,7 +42,7 @@ def inspect_store(
         "kind": "token store",
         "path": str(store.path),
         "written_by": "steep" if manifest else _writers(store),
-        "messages": store.messages,
+        "messages": messages,
         "fingerprint": store.fingerprint,
         "documents": store.num_documents,
         "tokens": store.num_tokens,

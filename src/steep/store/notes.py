@@ -20,9 +20,9 @@ from steep.store.contamination import EVALUATION_DTYPE, EvaluationRuns
 from steep.store.duplicates import VALUES, signatures_of
 from steep.store.word_hashes import word_hashes_of
 
-PLACES, SIGNATURES, EVALUATION = "places", "signatures", "evaluation"
-PLACE_DTYPE = np.dtype([("file", "<u4"), ("row", "<i8"), ("offset", "<i8")])
-_DTYPES = {PLACES: PLACE_DTYPE, SIGNATURES: np.dtype(("<u4", (VALUES,))), EVALUATION: EVALUATION_DTYPE}
+LOCATIONS, SIGNATURES, EVALUATION = "places", "signatures", "evaluation"
+LOCATION_DTYPE = np.dtype([("file", "<u4"), ("row", "<i8"), ("offset", "<i8")])
+_DTYPES = {LOCATIONS: LOCATION_DTYPE, SIGNATURES: np.dtype(("<u4", (VALUES,))), EVALUATION: EVALUATION_DTYPE}
 
 
 def notes_path(folder: Path, shard: str, kind: str) -> Path:
@@ -39,8 +39,10 @@ class Notes:
 
     def add(self, documents: Sequence[Document]) -> None:
         """Note documents that were kept, in order."""
-        if PLACES in self._files:
-            self._files[PLACES].write(np.array([self._place(d) for d in documents], dtype=PLACE_DTYPE).tobytes())
+        if LOCATIONS in self._files:
+            self._files[LOCATIONS].write(
+                np.array([self._location(d) for d in documents], dtype=LOCATION_DTYPE).tobytes()
+            )
         if not documents or (SIGNATURES not in self._files and EVALUATION not in self._files):
             return
         words, counts = word_hashes_of([document.text for document in documents])
@@ -49,7 +51,7 @@ class Notes:
         if self._runs is not None:
             self._files[EVALUATION].write(self._runs.find(words, counts).tobytes())
 
-    def _place(self, document: Document) -> tuple[int, int, int]:
+    def _location(self, document: Document) -> tuple[int, int, int]:
         if not self.source_files or self.source_files[-1] != document.file:
             self.source_files.append(document.file)
         before = document.lines_before
@@ -72,19 +74,19 @@ def read_notes(folder: Path, shard: str, kind: str) -> np.ndarray:
     return np.memmap(path, dtype=_DTYPES[kind], mode="r")
 
 
-class Places:
+class Locations:
     """Says where documents stand. Lines are counted once per file, as long as it is asked in reading order."""
 
     def __init__(self) -> None:
         self._file, self._offset, self._lines = "", 0, 0
 
-    def find(self, source_files: list[str], place: Any) -> tuple[str, int]:
-        """(file, 1-based line). source_files: of the shard's entry. place: an entry of its `places`."""
-        file, offset = source_files[int(place["file"])], int(place["offset"])
+    def find(self, source_files: list[str], location: Any) -> tuple[str, int]:
+        """(file, 1-based line). source_files: of the shard's entry. location: an entry of its `places`."""
+        file, offset = source_files[int(location["file"])], int(location["offset"])
         if not offset:
-            return file, max(1, int(place["row"]))
+            return file, max(1, int(location["row"]))
         if file != self._file or offset < self._offset:
             self._file, self._offset, self._lines = file, 0, 0
         self._lines += count_lines(Path(file), offset, self._offset)
         self._offset = offset
-        return file, self._lines + int(place["row"])
+        return file, self._lines + int(location["row"])

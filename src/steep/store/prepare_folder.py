@@ -20,6 +20,7 @@ from steep.store.manifest import (
     has_manifest,
 )
 from steep.store.spool import SPOOL_FILE
+from steep.store.writer import NO_SPACE
 
 PREPARE_FOLDER = ".prepare"
 IDENTITY_FILE = "plan.json"
@@ -79,6 +80,8 @@ def exclusive(out: Path, wait: bool) -> Iterator[None]:
         who = str(error) or "(unknown)"
         raise DataError(f"{out}: process {who} is preparing it now. Wait for it or stop it.") from None
     except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
         reason = error.strerror or str(error)
         raise DataError(f"{out}: cannot be made or written: {reason}. Choose another folder.") from error
     with contextlib.ExitStack() as stack:

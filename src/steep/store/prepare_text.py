@@ -13,7 +13,7 @@ from steep.core.errors import ConfigError
 from steep.core.public import public
 from steep.runtime.ranks import join_ranks
 from steep.sources.config import TEXT_FORMATS, SourceConfig
-from steep.sources.hints import source_hints
+from steep.sources.hints import say_hints
 from steep.store.config import PrepareConfig
 from steep.store.export_tokens import SHARD_TOKENS, write_format
 from steep.store.formats import writable_formats
@@ -70,7 +70,9 @@ def prepare(
     config = checked_section(PrepareConfig, {key: given[key] for key in PrepareConfig.model_fields})
     policy = TokenizerConfig(pretrained=tokenizer, append_eos=append_eos, prepend_bos=prepend_bos)
     result = prepare_sources([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
-    result = replace(result, hints=tuple(source_hints(source)))
+    hints: list[str] = []
+    say_hints(source, hints.append)
+    result = replace(result, hints=tuple(hints))
     return result if format is None else _write_export(result, format, config.shard_tokens)
 
 

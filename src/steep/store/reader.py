@@ -20,7 +20,7 @@ import numpy as np
 from steep.core.errors import DataError
 from steep.core.files import sha256_file
 from steep.core.fingerprint import fingerprint
-from steep.core.say import Say
+from steep.core.say import Say, tell
 from steep.store.boundaries import largest_id
 from steep.store.detect import as_asked, token_file, token_files
 from steep.store.formats import formats
@@ -42,11 +42,9 @@ from steep.store.writer import SIDECAR_DTYPE
 class TokenStore:
     """Documents as integers, numbered through all shards from 0."""
 
-    def __init__(self, path: Path, shards: list[Shard], manifest: dict[str, Any], messages: Sequence[str] = ()):
+    def __init__(self, path: Path, shards: list[Shard], manifest: dict[str, Any]):
         self.path = path
         self.shards = shards
-        self.messages = list(messages)
-        """What was assumed or found out while opening, one line each, for the caller to print."""
         self.manifest = manifest
         """manifest.json; an empty mapping for stores that other tools wrote."""
         self.cache_directory: Optional[Path] = None
@@ -184,7 +182,7 @@ def open_store(
     eos_id: Optional[int] = None,
     bos_id: Optional[int] = None,
     cache_directory: Optional[Path] = None,
-    say: Optional[Say] = None,
+    say: Say = tell,
 ) -> TokenStore:
     """Open a finished token store in place: a folder with manifest.json, or what other tools wrote: Megatron .bin/.idx (either
     of them or their prefix), a .bin of nanoGPT, llm.c or Automodel, a .ds of datatrove, or a folder of such files.
@@ -197,9 +195,7 @@ def open_store(
     paths = [path] if isinstance(path, (str, Path)) else list(path)
     opener = ShardOpener(unit, eos_id, bos_id, cache_directory, format if format in formats() else None)
     store = join_stores([_open(Path(one).expanduser(), opener) for one in paths])
-    opener.say_notes(store.messages.append)
-    if say is not None:
-        opener.say_notes(say)
+    opener.say_notes(say)
     store.cache_directory = cache_directory
     return store
 
@@ -227,8 +223,7 @@ def join_stores(stores: list[TokenStore]) -> TokenStore:
     if len(tokenizers) > 1:
         raise DataError(f"these stores were made with different tokenizers: {', '.join(str(s.path) for s in stores)}")
     shards = [shard for store in stores for shard in store.shards]
-    messages = [message for store in stores for message in store.messages]
-    return TokenStore(stores[0].path, shards, _join_manifests(stores), messages)
+    return TokenStore(stores[0].path, shards, _join_manifests(stores))
 
 
 def is_store(path: Union[str, Path]) -> bool:

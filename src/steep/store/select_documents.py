@@ -22,7 +22,7 @@ from steep.store.contamination import read_descriptions
 from steep.store.duplicates import alike, repeated
 from steep.store.formats.megatron import read_index
 from steep.store.manifest import SIDECAR_SUFFIX
-from steep.store.notes import EVALUATION, PLACES, SIGNATURES, Places, read_notes
+from steep.store.notes import EVALUATION, LOCATIONS, SIGNATURES, Locations, read_notes
 from steep.store.prepare_folder import PREPARE_FOLDER, record_path, rejected_path
 from steep.store.shard_work import Preparation
 from steep.store.spool import shown_name
@@ -44,7 +44,7 @@ def kinds_of_notes(config: PrepareConfig) -> tuple[str, ...]:
     """What has to be noted of each document for the settings."""
     kinds = []
     if config.chooses or config.check_against:
-        kinds.append(PLACES)
+        kinds.append(LOCATIONS)
     if config.dedup == "minhash":
         kinds.append(SIGNATURES)
     if config.check_against:
@@ -198,7 +198,7 @@ def write_shards(preparation: Preparation, choice: Choice, shard_tokens: Optiona
 
 def write_rejected(preparation: Preparation, choice: Choice, config: PrepareConfig, file: IO[bytes]) -> None:
     """Write rejected.jsonl: of each item its rejected records, then its dropped documents."""
-    places = Places()
+    locations = Locations()
     kept_number = np.cumsum(choice.reasons == KEPT) - 1
     for documents, start, reasons in choice.parts():
         with open(rejected_path(preparation.out, documents.item.name), "rb") as rejected:
@@ -206,9 +206,9 @@ def write_rejected(preparation: Preparation, choice: Choice, config: PrepareConf
         dropped = np.flatnonzero(reasons)
         if not len(dropped):
             continue
-        notes = read_notes(preparation.out / PREPARE_FOLDER, documents.item.name, PLACES)
+        notes = read_notes(preparation.out / PREPARE_FOLDER, documents.item.name, LOCATIONS)
         for document in dropped.tolist():
-            name, line = places.find(documents.entry["source_files"], notes[document])
+            name, line = locations.find(documents.entry["source_files"], notes[document])
             reason = int(reasons[document])
             if choice.originals is not None and reason in (DUPLICATE, NEAR_DUPLICATE):
                 original = kept_number[choice.originals[start + document]]
@@ -226,13 +226,13 @@ def report_contamination(preparation: Preparation, documents: list[ItemDocuments
     described = read_descriptions(preparation.out / PREPARE_FOLDER)
     found = {"documents": 0, "tokens": 0}
     by_text = [0] * len(described)
-    places = Places()
+    locations = Locations()
     for part in documents:
         notes = _evaluation_notes(preparation, part.item)
-        where = read_notes(preparation.out / PREPARE_FOLDER, part.item.name, PLACES)
+        where = read_notes(preparation.out / PREPARE_FOLDER, part.item.name, LOCATIONS)
         lengths = part.lengths
         for document in np.flatnonzero(notes["runs"]).tolist():
-            name, line = places.find(part.entry["source_files"], where[document])
+            name, line = locations.find(part.entry["source_files"], where[document])
             name = shown_name(name, preparation.out / PREPARE_FOLDER)
             text = int(notes["text"][document])
             content = {"file": name, "line": line, "tokens": int(lengths[document]),

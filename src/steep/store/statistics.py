@@ -1,6 +1,6 @@
 """Figures about the tokens of a store: how often each id, how long documents are, how many tokens a word takes.
 
-In: an open store, and its tokenizer where there is one. Out: plain values. Large stores are sampled at fixed places, and the
+In: an open store, and its tokenizer where there is one. Out: plain values. Large stores are sampled at fixed positions, and the
 figures say of how many tokens they are. Memory: 8 bytes per id and per document.
 """
 

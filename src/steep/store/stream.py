@@ -153,7 +153,7 @@ class Reader:
 
     def _parts_of_epoch(self, epoch: int) -> list[StreamPart]:
         order = Permutation(len(self._parts), self._seed, "stream", epoch)(np.arange(len(self._parts)))
-        return [self._parts[place] for place in order[self._number :: self._readers].tolist()]
+        return [self._parts[number] for number in order[self._number :: self._readers].tolist()]
 
     def _encoded(self, part: StreamPart, skip: int) -> Iterator[tuple[NDArray[np.int64] | None, int, dict[str, int]]]:
         """(ids, records of the part up to and with this one, what was dropped since the last); ids None at the end."""
@@ -322,7 +322,7 @@ def _first(reader: int, sequences: int, readers: int) -> int:
 
 
 def _identity(part: StreamPart) -> list[Any]:
-    """What names a part's content without reading it: name, size and place. Weakness: a rewritten file of the same size."""
+    """What names a part's content without reading it: name, size and span. Weakness: a rewritten file of the same size."""
     path = Path(part.path)
     size = path.stat().st_size if path.is_file() else 0
     return [path.name, size, part.span]

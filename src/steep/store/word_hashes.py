@@ -30,9 +30,9 @@ def word_hashes_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     ends = np.cumsum([len(part) + 1 for part in encoded])
     hashes, starts = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
     for begin, stop in _chunks(raw):
-        values, places = _hashes_of(raw[begin:stop])
+        values, positions = _hashes_of(raw[begin:stop])
         hashes.append(values)
-        starts.append(places + begin)
+        starts.append(positions + begin)
     counts = np.diff(np.searchsorted(np.concatenate(starts), ends), prepend=0)
     return np.concatenate(hashes), counts
 
@@ -53,8 +53,8 @@ def runs_within(counts: np.ndarray, length: int) -> np.ndarray:
     """(runs,) int64: the first words of the runs that lie within one text. counts: (texts,) words of each text, which stand
     one after the other."""
     ends = np.repeat(np.cumsum(counts), counts)
-    places = np.arange(len(ends))
-    return places[places + length <= ends]
+    positions = np.arange(len(ends))
+    return positions[positions + length <= ends]
 
 
 def mixed(values: np.ndarray) -> np.ndarray:

@@ -24,8 +24,8 @@ from steep.tokenizer.encode import EncodedTexts
 
 SIDECAR_DTYPE = np.dtype([("text_bytes", "<i8"), ("content_hash", "<u8")])
 _COPY_TOKENS = 1 << 20
-_NO_SPACE = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up",
-             errno.EFBIG: "the file would be larger than this system allows"}  # fmt: skip
+NO_SPACE = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "the file would be larger than this system allows"}  # fmt: skip
 
 
 def content_hash(text: bytes) -> int:
@@ -126,9 +126,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if error.errno not in NO_SPACE:
             raise
         raise DataError(
-            f"{folder}: {_NO_SPACE[error.errno]} while writing tokens. Free some space (the tokens take about half the "
+            f"{folder}: {NO_SPACE[error.errno]} while writing tokens. Free some space (the tokens take about half the "
             "size of the text) and run the same command again: it continues with what is finished."
         ) from error

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Optional
 from steep.core.errors import DataError, MissingExtraError
 from steep.core.fingerprint import fingerprint
 from steep.sources.config import SourceConfig
-from steep.sources.document import NO_FIELD, Place, Record, Span, check_text, decode_text, too_long
+from steep.sources.document import NO_FIELD, Location, Record, Span, check_text, decode_text, too_long
 
 ENDINGS = ()
 PREFIX = "hub:"
@@ -51,7 +51,7 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
             file = f"{path}, file {number + 1}"
             position = 0
             for row, values in enumerate(rows, 1):
-                record = _record(values, config, Place(file, row, position))
+                record = _record(values, config, Location(file, row, position))
                 position += len(getattr(record, "text", ""))
                 yield record
 
@@ -100,13 +100,13 @@ def _errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _record(values: dict[str, Any], config: SourceConfig, place: Place) -> Record:
+def _record(values: dict[str, Any], config: SourceConfig, location: Location) -> Record:
     keys = DEFAULT_KEYS if config.text_key is None else (config.text_key,)
     key = next((key for key in keys if key in values), None)
     if key is None:
-        return place.reject(NO_FIELD, f"no {' or '.join(map(repr, keys))}; columns: {', '.join(map(repr, values))}")
+        return location.reject(NO_FIELD, f"no {' or '.join(map(repr, keys))}; columns: {', '.join(map(repr, values))}")
     value = values[key]
     size = len(value) if isinstance(value, bytes) else len(value.encode("utf-8")) if isinstance(value, str) else 0
     if size > config.max_record_bytes:
-        return too_long(size, config.max_record_bytes, place)
-    return decode_text(value, place) if isinstance(value, bytes) else check_text(value, place)
+        return too_long(size, config.max_record_bytes, location)
+    return decode_text(value, location) if isinstance(value, bytes) else check_text(value, location)

@@ -22,7 +22,7 @@ from steep.sources.document import (
     NOT_UTF8,
     Document,
     LinesBefore,
-    Place,
+    Location,
     Record,
     Rejected,
     Span,
@@ -64,7 +64,7 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
             offset += line if isinstance(line, int) else len(line)
             position = tell() if is_compressed else offset - start
             if isinstance(content, int):
-                yield too_long(content, limit_bytes, Place(name, row, position, lines_before))
+                yield too_long(content, limit_bytes, Location(name, row, position, lines_before))
                 continue
             if not content or content.isspace():
                 continue
@@ -72,23 +72,23 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
             if text is not None:
                 yield Document(text, name, row, position, lines_before)
             else:
-                yield parse_line(content, keys, Place(name, row, position, lines_before))
+                yield parse_line(content, keys, Location(name, row, position, lines_before))
 
 
-def parse_line(line: bytes, keys: tuple[str, ...], place: Place) -> Record:
+def parse_line(line: bytes, keys: tuple[str, ...], location: Location) -> Record:
     """The record in one line."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return _why_not_json(line, error, place)
+        return _why_not_json(line, error, location)
     if not isinstance(value, dict):
-        return place.reject(NO_FIELD, f"a JSON {_json_type(value)}, not an object")
+        return location.reject(NO_FIELD, f"a JSON {_json_type(value)}, not an object")
     for key in keys:
         if key in value:
-            return check_text(value[key], place)
+            return check_text(value[key], location)
     wanted = " or ".join(map(repr, keys))
     found = ", ".join(map(repr, list(value)[:8])) or "none"
-    return place.reject(NO_FIELD, f"no {wanted}; fields: {found}")
+    return location.reject(NO_FIELD, f"no {wanted}; fields: {found}")
 
 
 def _usual_text(line: bytes, keys: tuple[str, ...]) -> Optional[str]:
@@ -130,12 +130,12 @@ def seek_line(stream: Any, path: Path, start: int) -> int:
     return start - 1 + skip_line(stream)
 
 
-def _why_not_json(line: bytes, error: Exception, place: Place) -> Rejected:
+def _why_not_json(line: bytes, error: Exception, location: Location) -> Rejected:
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as problem:
-        return place.reject(NOT_UTF8, f"byte 0x{line[problem.start]:02x} at offset {problem.start}")
-    return place.reject(NOT_JSON, str(error)[:200])
+        return location.reject(NOT_UTF8, f"byte 0x{line[problem.start]:02x} at offset {problem.start}")
+    return location.reject(NOT_JSON, str(error)[:200])
 
 
 def _json_type(value: Any) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Optional, Union
 
 from steep.sources.config import SourceConfig
-from steep.sources.document import LinesBefore, Place, Record, Span, decode_text, too_long
+from steep.sources.document import LinesBefore, Location, Record, Span, decode_text, too_long
 from steep.sources.files import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
@@ -58,11 +58,11 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
         for raw, line, begin in pieces:
             if stop is not None and begin >= stop:
                 return
-            place = Place(name, line, tell() if stop is None else begin - start, lines_before)
+            location = Location(name, line, tell() if stop is None else begin - start, lines_before)
             if isinstance(raw, int):
-                yield too_long(raw, limit_bytes, place)
+                yield too_long(raw, limit_bytes, location)
             else:
-                yield decode_text(raw, place)
+                yield decode_text(raw, location)
 
 
 def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) -> list[Span]:
@@ -88,8 +88,8 @@ def _whole_file(stream: IO[bytes], path: Path, limit_bytes: int) -> Record:
         num_bytes = len(raw)
         while block := stream.read(BLOCK_BYTES):  # to its end, so that a damaged file is named as one
             num_bytes += len(block)
-        return too_long(num_bytes, limit_bytes, Place(str(path), 0, num_bytes), _WHOLE_FILE_REMEDY)
-    return decode_text(raw.removeprefix(BYTE_ORDER_MARK), Place(str(path), 0, len(raw)))
+        return too_long(num_bytes, limit_bytes, Location(str(path), 0, num_bytes), _WHOLE_FILE_REMEDY)
+    return decode_text(raw.removeprefix(BYTE_ORDER_MARK), Location(str(path), 0, len(raw)))
 
 
 def _seek_separator(stream: IO[bytes], path: Path, start: int, separator: bytes) -> int:
