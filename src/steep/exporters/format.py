@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from steep.core.errors import ConfigError
 from steep.core.plugins import load_plugin
 from steep.core.say import Say
+from steep.evaluation.generate import end_of_text_ids
 from steep.exporters.parity import Answers, Bounds, Parity, Questions
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ class ExportTask:
 
     def eos_ids(self) -> list[int]:
         """Every id that ends a text, the tokenizer's own first."""
-        from steep.evaluation.generate import end_of_text_ids  # torch is heavy
-
         own = self.loaded.tokenizer.eos_id
         return sorted(end_of_text_ids(self.model, own), key=lambda number: (number != own, number))
 

@@ -1,8 +1,8 @@
-"""A model of transformers as llama.cpp wants it: keys, tensor names and layouts, per family.
+"""A transformers model in the layout that llama.cpp reads: keys, tensor names and tensor layouts, per family.
 
-Sources: the GGUF specification; llama.cpp's model loaders (which keys and tensors each architecture reads) and what its converter
-does to weights: llama's query and key rows interleaved for its kind of rotation, gemma's norms stored as 1 + weight, GPT-2's
-linear layers transposed. Names come from the gguf package. What llama.cpp would compute otherwise is refused by name.
+Sources: the GGUF specification; llama.cpp's model loaders (which keys and tensors each architecture reads) and its converter (how
+weights are changed: llama's query and key rows are interleaved for its kind of rotation, gemma's norms are stored as 1 + weight,
+GPT-2's linear layers are transposed). Names come from the gguf package. What llama.cpp would compute differently is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclass(frozen=True)
 class Family:
-    """How one architecture of llama.cpp wants a family's weights."""
+    """How one architecture of llama.cpp stores a family's weights."""
 
     architecture: str
     interleaves_rotation: bool = False
@@ -34,9 +34,9 @@ class Family:
     norm_offset: float = 0.0
     """Added to every norm's weight."""
     transposes: bool = False
-    """Linear layers lie as (in, out) in transformers (GPT-2's Conv1D)."""
+    """transformers stores linear layers as (in, out) (GPT-2's Conv1D)."""
     activations: tuple[str, ...] = ("silu",)
-    """What llama.cpp computes, under transformers' names."""
+    """The activations that llama.cpp computes, under transformers' names."""
 
 
 GEMMA_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")
@@ -52,18 +52,18 @@ FAMILIES = {
 """By transformers' model_type."""
 
 SLIDING_PERIOD = {"gemma2": 2, "gemma3": 6}
-"""Every how many layers attention is over everything, where the file does not say."""
+"""One layer in this many has full attention, where the file does not say."""
 
 MANY_LAYERS = {"gemma2": 46, "gemma3": 62}
-"""Layers by which llama.cpp knows the 27B models: it scales their attention by hidden size over heads, others' by head size."""
+"""Layer counts of the 27B models: llama.cpp scales their attention by hidden size / heads, that of others by head size."""
 
 
 def family_of(config: Any) -> Family:
-    """The family of a configuration. Raises ModelError for one that has none here, or that llama.cpp computes otherwise."""
+    """The family of a configuration. Raises ModelError for one that has none here, or that llama.cpp computes differently."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ModelError(
-            f"there is no gguf format of {config.model_type} here; there are: {', '.join(FAMILIES)}. "
+            f"there is no gguf format of {config.model_type}; there is one of: {', '.join(FAMILIES)}. "
             "Export it as hf and convert that folder with llama.cpp's convert_hf_to_gguf.py"
         )
     for problem in _problems(config, family):
@@ -77,12 +77,12 @@ def _problems(config: Any, family: Family) -> Iterator[str]:
     if activation not in family.activations:
         yield f"its activation is {activation!r}, and llama.cpp's {family.architecture} has {family.activations[0]!r}"
     if family.architecture == "llama" and _window(config) is not None and _window(config) < _positions(config):
-        yield f"it slides attention over {_window(config)} tokens, and llama.cpp runs {config.model_type} without a window"
+        yield f"it has a sliding window of {_window(config)} tokens, and llama.cpp runs {config.model_type} without one"
     if family.architecture in ("qwen2", "qwen3") and getattr(config, "use_sliding_window", False):
-        yield "it slides attention over a window (use_sliding_window)"
+        yield "it has a sliding window (use_sliding_window)"
     if family.architecture in MANY_LAYERS and config.query_pre_attn_scalar != _assumed_scalar(config, family):
         yield (
-            f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, and llama.cpp takes {_assumed_scalar(config, family)}"
+            f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, and llama.cpp assumes {_assumed_scalar(config, family)}"
         )
     if family.architecture == "gpt2" and not getattr(config, "scale_attn_weights", True):
         yield "scale_attn_weights is off"
@@ -92,7 +92,7 @@ def _problems(config: Any, family: Family) -> Iterator[str]:
         kind = rope.get("rope_type", "default")
         known = ("default", "linear", "yarn", *(("llama3",) if family.architecture == "llama" else ()))
         if kind not in known or (kind != "default" and layer_type == "sliding_attention"):
-            yield f"its positions are stretched with {kind!r}, which a gguf file of {family.architecture} cannot say"
+            yield f"its positions are scaled with {kind!r}, which a gguf file of {family.architecture} cannot express"
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             yield f"it rotates {rope['partial_rotary_factor']} of each head"
 
@@ -131,7 +131,7 @@ NOT_ABOUT_THE_MODEL = ("dtype", "torch_dtype", "transformers_version", "quantiza
 
 
 def config_mapping(config: Any, eos_ids: list[int]) -> dict[str, Any]:
-    """transformers' configuration as JSON, for steep and its checks; what llama.cpp knows as llama is one there."""
+    """transformers' configuration as JSON, for steep and its checks. A mistral becomes a llama, as in llama.cpp."""
     known: Any = config
     if config.model_type == "mistral":
         from transformers import LlamaConfig
@@ -146,7 +146,7 @@ def config_mapping(config: Any, eos_ids: list[int]) -> dict[str, Any]:
 
 
 def write_keys(writer: Any, config: Any, family: Family, name: str, dtype: str, config_json: dict[str, Any]) -> None:
-    """Everything but the tokenizer: sizes, positions, attention, and transformers' configuration itself as JSON."""
+    """All keys but the tokenizer's: sizes, positions, attention, and transformers' configuration itself as JSON."""
     heads = config.num_attention_heads
     writer.add_type("model")
     writer.add_name(name)
@@ -187,7 +187,7 @@ def _write_rope(writer: Any, config: Any) -> None:
         writer.add_rope_freq_base_swa(ropes["sliding_attention"].get("rope_theta", 10000.0))
     kind = rope.get("rope_type", "default")
     if kind not in ("linear", "yarn"):
-        return  # llama3's factors are a tensor
+        return  # llama3's factors are stored as a tensor
     writer.add_rope_scaling_type(RopeScalingType.LINEAR if kind == "linear" else RopeScalingType.YARN)
     writer.add_rope_scaling_factor(rope["factor"])
     if kind == "yarn":
@@ -198,7 +198,7 @@ def _write_rope(writer: Any, config: Any) -> None:
         if rope.get("beta_slow") is not None:
             writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
         if rope.get("attention_factor") is not None:
-            # llama.cpp multiplies this with its own 1 + 0.1 ln(factor), which is transformers' default.
+            # llama.cpp multiplies this by its own 1 + 0.1 ln(factor), which is transformers' default.
             writer.add_rope_scaling_attn_factors(rope["attention_factor"] / (1 + 0.1 * np.log(rope["factor"])))
 
 
@@ -220,20 +220,20 @@ def _write_gemma(writer: Any, config: Any, family: Family) -> None:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the file, its values not read yet."""
+    """One tensor of the file; its values are read when asked for."""
 
     name: str
     shape: tuple[int, ...]
     keeps_fp32: bool
-    """llama.cpp wants norms, biases, position embeddings and rotation factors in fp32."""
+    """llama.cpp needs norms, biases, position embeddings and rotation factors in fp32."""
     read: Callable[[], NDArray[np.float32]]
     """Its values in the file's layout."""
     write_back: Callable[[NDArray[np.float32]], None]
-    """Set the model's own weights to these values, given in the file's layout."""
+    """Sets the model's own weights to these values, given in the file's layout."""
 
 
 def tensors_of(model: Any, family: Family) -> list[Tensor]:
-    """Every tensor of the file, in the model's order. Raises ModelError for a weight that the architecture has no place for."""
+    """Every tensor of the file, in the model's order. Raises ModelError for a weight that the architecture lacks."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     [architecture] = [key for key, name in MODEL_ARCH_NAMES.items() if name == family.architecture]
@@ -241,13 +241,13 @@ def tensors_of(model: Any, family: Family) -> list[Tensor]:
     seen: set[int] = set()
     tensors = []
     for own_name, weight in model.state_dict().items():
-        if id_of(weight) in seen:
-            continue  # the output head of a model that shares it with the embeddings
-        seen.add(id_of(weight))
+        if weight.data_ptr() in seen:
+            continue  # an output head that is tied to the embeddings
+        seen.add(weight.data_ptr())
         stem, _, kind = own_name.rpartition(".")
         name = names.get_name(stem)
         if name is None:
-            raise ModelError(f"llama.cpp's {family.architecture} has no place for the weight {own_name}")
+            raise ModelError(f"llama.cpp's {family.architecture} has no tensor for the weight {own_name}")
         tensors.append(_tensor(f"{name}.{kind}", weight, model.config, family))
     factors = _llama3_factors(model)
     if factors is not None:
@@ -255,24 +255,19 @@ def tensors_of(model: Any, family: Family) -> list[Tensor]:
     return tensors
 
 
-def id_of(weight: Any) -> int:
-    """What two names of one stored tensor have in common."""
-    return int(weight.data_ptr())
-
-
 def _tensor(name: str, weight: Any, config: Any, family: Family) -> Tensor:
-    there, back = _layout(name, weight, config, family)
+    to_file, from_file = _layout(name, weight, config, family)
     keeps_fp32 = weight.ndim == 1 or name == "position_embd.weight"
     shape = tuple(weight.shape)
 
     def read() -> NDArray[np.float32]:
-        return np.ascontiguousarray(there(weight.detach().float().numpy()), dtype=np.float32)
+        return np.ascontiguousarray(to_file(weight.detach().float().numpy()), dtype=np.float32)
 
     def write_back(values: NDArray[np.float32]) -> None:
         import torch
 
         with torch.no_grad():
-            weight.copy_(torch.from_numpy(np.ascontiguousarray(back(values))))
+            weight.copy_(torch.from_numpy(np.ascontiguousarray(from_file(values))))
 
     transposed = family.transposes and _is_linear(name, weight)
     return Tensor(name, shape[::-1] if transposed else shape, keeps_fp32, read, write_back)
@@ -298,7 +293,10 @@ def _is_linear(name: str, weight: Any) -> bool:
 
 
 def interleave(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Rows (or biases) of each head from (0, half), (1, half + 1), ... to (0, 1), (2, 3), ...: llama.cpp rotates neighbours."""
+    """Rows (or biases) of each head from pairs (i, i + H/2) to pairs (2i, 2i + 1): llama.cpp rotates neighbours.
+
+    values: (N*H, ...) with N `heads` of size H, viewed as (N, 2, H/2, ...), the two middle dims swapped.
+    """
     shape = (heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
     return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
 
@@ -310,7 +308,7 @@ def deinterleave(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]
 
 
 def _llama3_factors(model: Any) -> NDArray[np.float32] | None:
-    """What each rotation frequency is divided by, for Llama 3.1's stretching: from the model's own frequencies."""
+    """(H/2,) divisors of the rotation frequencies for Llama 3.1's scaling: theta**(-2i/H) over the model's own frequency i."""
     rope = _ropes(model.config).get("full_attention", {})
     if rope.get("rope_type") != "llama3":
         return None

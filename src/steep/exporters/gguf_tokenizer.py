@@ -1,8 +1,8 @@
-"""A tokenizer of transformers as llama.cpp wants it: tokens, kinds, merges or scores, and the name of the rule that splits text.
+"""A transformers tokenizer as llama.cpp reads it: tokens, types, merges or scores, and the name of the rule that splits text.
 
-llama.cpp has its rules for splitting text built in, under names; the file holds only the name. Which one a tokenizer has is read
-from the rules of its tokenizer.json, and one that llama.cpp does not have is refused. Whether the ids are really equal is
-tested afterwards on hard strings. Source of names and rules: llama.cpp `llama-vocab.cpp`.
+llama.cpp has named rules for splitting text built in; the file holds only the name. The name is found from the rules in
+tokenizer.json, and a tokenizer whose rule llama.cpp does not have is refused. Whether the ids are really equal is tested
+afterwards on hard strings. Source of names and rules: llama.cpp `llama-vocab.cpp`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ RULES: dict[tuple[tuple[str, ...], bool], str] = {
     ((QWEN2_SPLIT,), False): "qwen2",
     ((QWEN35_SPLIT,), False): "qwen35",
 }
-"""(splits in their order, whether a whole word that is a token is taken without merging) -> llama.cpp's name."""
+"""(splits in order, whether a whole word that is a token is used without merging) -> llama.cpp's name."""
 
 
 @dataclass
 class GgufTokenizer:
-    """What a .gguf file says of its tokenizer."""
+    """What a .gguf file records about its tokenizer."""
 
     kind: str
-    """`gpt2` for byte-level BPE, `llama` for SentencePiece's kind."""
+    """`gpt2` for byte-level BPE, `llama` for BPE as SentencePiece has it."""
     rule: str
     tokens: list[str]
     types: list[int]
@@ -50,14 +50,14 @@ class GgufTokenizer:
 
 
 def describe_tokenizer(hf_tokenizer: Any, vocab_size: int, rule: str | None = None) -> GgufTokenizer:
-    """The tokenizer for a model with `vocab_size` rows. rule: force this name (`--tokenizer-pre`).
+    """The tokenizer for a model with `vocab_size` rows. rule: use this name (`--tokenizer-pre`).
 
-    Raises ModelError for one that llama.cpp has no rule for.
+    Raises ModelError for a tokenizer whose rule llama.cpp does not have.
     """
     rules = json.loads(hf_tokenizer.backend_tokenizer.to_str())
     kind = rules["model"].get("type")
     if kind != "BPE":
-        raise ModelError(f"the tokenizer is a {kind}; a gguf file is made here for BPE tokenizers only")
+        raise ModelError(f"the tokenizer is a {kind}; a gguf file can be written for BPE tokenizers only")
     tokens, types = _tokens(hf_tokenizer, vocab_size, spaces=_is_sentencepiece(rules))
     if _is_sentencepiece(rules):
         found = GgufTokenizer("llama", "default", tokens, types)
@@ -67,7 +67,7 @@ def describe_tokenizer(hf_tokenizer: Any, vocab_size: int, rule: str | None = No
         found = GgufTokenizer("gpt2", rule or _rule_of(rules), tokens, types)
         found.merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in rules["model"]["merges"]]
     if rule is not None and found.kind == "llama":
-        raise ConfigError(f"--tokenizer-pre {rule}: this tokenizer is of SentencePiece's kind, which has no such rule")
+        raise ConfigError(f"--tokenizer-pre {rule}: this is a SentencePiece tokenizer, which has no such rule")
     return found
 
 
@@ -76,7 +76,7 @@ def _is_sentencepiece(rules: dict[str, Any]) -> bool:
 
 
 def _tokens(hf_tokenizer: Any, vocab_size: int, spaces: bool) -> tuple[list[str], list[int]]:
-    """Per row of the model its token and kind; rows without a token are marked unused."""
+    """Per row of the model its token and type; rows without a token are marked unused."""
     backend = hf_tokenizer.backend_tokenizer
     vocabulary = backend.get_vocab(with_added_tokens=True)
     highest = max(vocabulary.values())
@@ -97,7 +97,7 @@ def _tokens(hf_tokenizer: Any, vocab_size: int, spaces: bool) -> tuple[list[str]
 
 
 def _scores(model: dict[str, Any], tokens: list[str]) -> list[float]:
-    """llama.cpp joins the neighbours whose joint token has the highest score: minus the rank of the merge that makes it."""
+    """llama.cpp joins the neighbours whose joint token has the highest score: minus the rank of its merge."""
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     rank: dict[str, int] = {}
     for number, (left, right) in enumerate(pairs):
@@ -120,14 +120,14 @@ def _rule_of(rules: dict[str, Any]) -> str:
         return RULES[key]
     known = ", ".join(sorted(set(RULES.values())))
     raise ModelError(
-        f"the tokenizer splits text by a rule that is not known here ({json.dumps(rules.get('pre_tokenizer'))[:300]}), and "
-        f"llama.cpp must have it built in. Known are: {known}. If llama.cpp has it under a name, give --tokenizer-pre NAME; "
-        "the ids are then compared on hard strings all the same"
+        f"the tokenizer splits text by an unknown rule ({json.dumps(rules.get('pre_tokenizer'))[:300]}), and llama.cpp must have "
+        f"the rule built in. Known rules: {known}. If llama.cpp has this one under a name, give --tokenizer-pre NAME; the ids "
+        "are still compared on hard strings"
     )
 
 
 def _splits(rules: dict[str, Any]) -> tuple[str, ...]:
-    """The splits of a byte-level tokenizer in their order; what is not understood stays as its JSON, and so equals no rule."""
+    """The splits of a byte-level tokenizer in order. A part that is not understood stays as its JSON, and so matches no rule."""
     found = []
     for part in _flat(rules.get("pre_tokenizer"), "pretokenizers"):
         if part["type"] == "ByteLevel" and not part.get("add_prefix_space"):
@@ -142,7 +142,7 @@ def _splits(rules: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _keeps_all(split: dict[str, Any]) -> bool:
-    """Whether what matches becomes a piece; the rules cover every character, so inverted removal does the same."""
+    """Whether each match becomes a piece; the rules cover every character, so inverted removal does the same."""
     return split.get("behavior") == "Isolated" or (split.get("behavior") == "Removed" and bool(split.get("invert")))
 
 
@@ -163,11 +163,11 @@ def say_differences(hf_tokenizer: Any, say: Say) -> None:
     if spaced and not _is_sentencepiece(rules):
         say(
             f"transformers' reader of .gguf files does not find added tokens that begin with a space ({spaced[0]!r}), so only "
-            "llama.cpp can tell whether the ids are right: give --verify-with"
+            "llama.cpp can verify the ids: give --verify-with"
         )
     stripped = [token.content for token in added if token.lstrip or token.rstrip or token.single_word]
     if stripped:
-        say(f"llama.cpp does not take the spaces around {', '.join(stripped[:3])} as part of the token")
+        say(f"llama.cpp does not treat the spaces around {', '.join(stripped[:3])} as part of the token")
 
 
 def write_tokenizer(writer: Any, found: GgufTokenizer, hf_tokenizer: Any, eos_ids: list[int], adds_bos: bool) -> None:

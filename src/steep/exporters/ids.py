@@ -1,4 +1,4 @@
-"""Whether an exported tokenizer gives the ids of the one in training, on strings that tokenizers differ on."""
+"""Whether an exported tokenizer gives the same ids as the one in training, on strings where tokenizers tend to differ."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from dataclasses import replace
 from steep.core.errors import ModelError
 from steep.exporters.format import ExportTask
 from steep.exporters.parity import Answers, Questions, first_difference
+from steep.tokenizer.hard_strings import hard_strings
 
 LONGEST_STRING = 20_000
-"""Characters of a hard string beyond which it is not asked: llama.cpp's splitting takes quadratic time on some."""
+"""Hard strings with more characters are left out: llama.cpp's splitting takes quadratic time on some."""
 
 
 def with_strings(task: ExportTask, normal_only: bool) -> Questions:
-    """The task's questions and the hard strings. normal_only: only those that the tokenizer's Unicode form leaves as they are."""
-    from steep.tokenizer.hard_strings import hard_strings
-
+    """The task's questions with the hard strings. normal_only: only those that Unicode normalization leaves unchanged."""
     normalizer = task.loaded.hf_tokenizer.backend_tokenizer.normalizer
     strings = {name: text for name, text in hard_strings(task.loaded.tokenizer).items() if len(text) <= LONGEST_STRING}
     if normal_only and normalizer is not None and "NF" in repr(normalizer):
@@ -25,7 +24,7 @@ def with_strings(task: ExportTask, normal_only: bool) -> Questions:
 
 
 def check_ids(task: ExportTask, found: Sequence[Answers], questions: Questions) -> None:
-    """The last program asked decides, and the others are told of. Raises ModelError if a string gets other ids there."""
+    """Raises ModelError if a string gets other ids in the last program asked; differences in the others are only said."""
     tokenizer = task.loaded.hf_tokenizer
     expected = {
         name: tokenizer(text, add_special_tokens=False)["input_ids"] for name, text in questions.strings.items()
@@ -37,7 +36,7 @@ def check_ids(task: ExportTask, found: Sequence[Answers], questions: Questions) 
             continue
         name, (at, one, other) = next(iter(different.items()))
         told = (
-            f"{answers.program}: {len(different)} of {len(expected)} hard strings get other ids than the tokenizer gives: "
+            f"{answers.program}: {len(different)} of {len(expected)} hard strings get other ids than from the tokenizer: "
             f"{', '.join(different)}. In {name!r} token {at + 1} is {other} and not {one}"
         )
         if answers is found[-1]:

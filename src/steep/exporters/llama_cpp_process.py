@@ -1,7 +1,7 @@
-"""llama.cpp's answers about a .gguf file, as a program of its own: `PYTHON llama_cpp_process.py RESULT.npz < questions.json`.
+"""llama.cpp's answers about a .gguf file, as a separate program: `PYTHON llama_cpp_process.py RESULT.npz < questions.json`.
 
-It runs in whichever interpreter has llama-cpp-python, where steep need not be installed, so it imports nothing of ours. Key and
-value caches are fp32 (llama.cpp's default is fp16), so that what is compared is the file and not the cache.
+It runs in any interpreter that has llama-cpp-python, where steep may be missing, so it imports nothing of ours. Key and value
+caches are fp32 (llama.cpp's default is fp16), so the comparison is of the file and not of the cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: base, data, settings, scores. Only what the run recorded."""
+"""The README.md of an exported model: base, data, settings and scores, as the run recorded them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def model_card(reference: str, run: Path | None, dtype: str) -> str:
     is_hub_id = base is not None and not Path(base).exists()
     head = [*lines, *([f"base_model: {base}"] if is_hub_id else []), "---", "", f"# {run.name}", ""]
     parameters = format_count(model.get("parameters", 0))
-    origin = (
+    made_from = (
         f"`{model['name']}`, trained further"
         if base
         else f"a {model.get('family', 'model')} trained from fresh weights"
     )
-    trained = f"This is {origin} ({parameters} parameters, {dtype}), with steep {__version__}."
+    trained = f"This is {made_from} ({parameters} parameters, {dtype}), with steep {__version__}."
     return "\n".join([*head, trained, "", *_data(ledger), *_settings(plan, summary), *_scores(summary)])
 
 

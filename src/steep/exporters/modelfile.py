@@ -1,8 +1,8 @@
-"""An Ollama Modelfile: where the weights are, how a conversation becomes text, where an answer ends.
+"""An Ollama Modelfile: where the weights are, how a conversation becomes text, and where an answer ends.
 
-Ollama writes conversations with templates in Go's language, and a tokenizer has one in Jinja. The way of writing is found by
-behaviour: a known family is taken if its turns, put together, are exactly what the tokenizer's own template makes of the same
-conversation. No family, no chat template: the model then continues what it is given. Weakness: tools and images are left out.
+Ollama formats conversations with Go templates, a tokenizer with a Jinja template. The family is found by behaviour: a known one
+is used if its turns, joined, are exactly what the tokenizer's own template gives for the same conversation. Without a family
+there is no chat template, and the model continues the text it is given. Weakness: tools and images are left out.
 Source: Ollama's docs/modelfile.md.
 """
 
@@ -16,12 +16,12 @@ from steep.core.say import Say
 
 RAW_TEMPLATE = "{{ .Prompt }}"
 LARGEST_CONTEXT = 8192
-"""num_ctx beyond this is left to the person: Ollama reserves the memory for it at the start."""
+"""Largest num_ctx that is written; more is the person's choice, since Ollama reserves the memory for it at the start."""
 
 
 @dataclass(frozen=True)
 class ChatFamily:
-    """How turns are written: role -> what stands before and after the content, and what an answer begins with."""
+    """How turns are written: role -> the text before and after the content; and the text that begins an answer."""
 
     turns: Mapping[str, tuple[str, str]]
     answer: str
@@ -33,7 +33,7 @@ class ChatFamily:
         return "".join(before + message["content"] + after for (before, after), message in pairs) + self.answer
 
     def go_template(self) -> str:
-        """The same for Ollama. A system message is a user's where the family has none."""
+        """The same as a Go template. A system message is written like a user's where the family has none."""
         turns = {"system": self.turns["user"], **self.turns}
         branches = [
             f'{{{{ {"if" if number == 0 else "else if"} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
@@ -43,7 +43,7 @@ class ChatFamily:
 
     @property
     def stop(self) -> str:
-        """What ends an answer."""
+        """The text that ends an answer."""
         return self.turns["assistant"][1].strip()
 
 
@@ -77,7 +77,7 @@ CONVERSATION = (
 
 
 def find_chat_family(hf_tokenizer: Any) -> tuple[str, ChatFamily] | None:
-    """The family whose turns are the tokenizer's own, with its name; None without a chat template or for another one."""
+    """The family whose turns equal the tokenizer's own, with its name; None for an unknown template or none."""
     if not isinstance(hf_tokenizer.chat_template, str):
         return None
     for name, family in CHAT_FAMILIES.items():
@@ -88,7 +88,7 @@ def find_chat_family(hf_tokenizer: Any) -> tuple[str, ChatFamily] | None:
 
 
 def default_system(hf_tokenizer: Any, family: ChatFamily) -> str | None:
-    """What the tokenizer's template says as system where nobody does; None for nothing."""
+    """The system message that the tokenizer's template adds where there is none; None if it adds none."""
     if "system" not in family.turns:
         return None
     user = [message for message in CONVERSATION if message["role"] == "user"][:1]
@@ -100,12 +100,12 @@ def default_system(hf_tokenizer: Any, family: ChatFamily) -> str | None:
 
 
 def _own(hf_tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str | None:
-    """The conversation as the tokenizer writes it, without BOS, which llama.cpp adds; None if the template refuses it."""
+    """The conversation in the tokenizer's own format, without BOS, which llama.cpp adds; None if the template refuses it."""
     from jinja2 import TemplateError
 
     try:
         text = hf_tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    except TemplateError:  # some raise for a system message
+    except TemplateError:  # some templates raise for a system message
         return None
     bos = hf_tokenizer.bos_token
     return str(text.removeprefix(bos) if bos else text)
@@ -144,10 +144,10 @@ def modelfile(
     ]
     lines.append(f"PARAMETER num_ctx {min(context_length, LARGEST_CONTEXT)}")
     if found is not None:
-        said = f"its TEMPLATE is {found[0]}, which writes a conversation exactly as the tokenizer's chat template"
+        said = f"TEMPLATE is {found[0]}, which formats a conversation exactly like the tokenizer's chat template"
     elif isinstance(hf_tokenizer.chat_template, str):
-        said = "the tokenizer's chat template is of no known family, so its TEMPLATE is raw: it continues the text it is given"
+        said = "the tokenizer's chat template is of no known family, so TEMPLATE is raw: the model continues the text it is given"
     else:
-        said = "the tokenizer has no chat template, so its TEMPLATE is raw: it continues the text it is given"
+        said = "the tokenizer has no chat template, so TEMPLATE is raw: the model continues the text it is given"
     say(f"Modelfile: {said}")
     return "\n".join(lines) + "\n"

@@ -1,9 +1,9 @@
-"""The same questions to the trained model and to the exported one, and how far the answers may differ.
+"""The same questions to the trained and the exported model, and how far the answers may differ.
 
 In: texts as token ids, a prompt, strings. Out: logits, a greedy continuation, ids. Three comparisons, each with its own bound:
 logits against the trained model *in the export's own rounding* (same numbers, another program: nearly exact); the next-token
-distributions against the trained model in fp32 (what the rounding costs); the greedy continuation, which may leave the
-trained model's only where that model's own choice was nearer to a tie than the logits are allowed to differ.
+distributions against the trained model in fp32 (the cost of rounding); the greedy continuation, which may differ from the
+trained model's only where that model's own choice was closer to a tie than the logits are allowed to differ.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GREEDY_TOKENS = 32
-"""How far a greedy continuation is compared."""
+"""Length of the greedy continuation that is compared."""
 ROUNDING = 1e-5
-"""Share of the logits' spread by which fp32 sums in another order differ: some tens of units of the last place."""
+"""How much fp32 sums in another order differ, as a share of the logits' spread: tens of units in the last place (2**-23)."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What both programs are asked."""
+    """The questions to both programs."""
 
     texts: Mapping[str, list[int]]
     """Name -> token ids whose next-token logits are compared."""
     prompt: list[int]
     new_tokens: int
     strings: Mapping[str, str] = field(default_factory=dict)
-    """Name -> string to encode; only formats that carry their own tokenizer's rules are asked."""
+    """Name -> string to encode; only for formats that carry the rules of their own tokenizer."""
 
     def to_mapping(self) -> dict[str, Any]:
         """JSON values, for another process."""
@@ -44,33 +44,33 @@ class Questions:
 
 @dataclass
 class Answers:
-    """What one program said."""
+    """The answers of one program."""
 
     program: str
     logits: dict[str, NDArray[np.float32]]
     """Per text (tokens, vocabulary) fp32."""
     greedy: list[int]
     greedy_logits_TV: NDArray[np.float32] | None = None
-    """(new tokens, vocabulary): the logits that each greedy token was chosen from; None if they were not kept."""
+    """(new tokens, vocabulary): the logits that each greedy token was chosen from; None if they were not recorded."""
     ids: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far an exported model may be from the trained one."""
+    """How far an exported model may differ from the trained one."""
 
     logits_ratio: float
-    """Largest difference of one logit, as a share of the standard deviation of all logits, against the same rounding."""
+    """Largest difference of one logit from the trained model in the same rounding, over the logits' standard deviation."""
     kl_nats: float
     """Mean Kullback-Leibler divergence per token from the trained model in fp32."""
     loss_change: float
-    """Largest change of the loss in nats per token against the trained model in fp32."""
+    """Largest change of the loss in nats per token from the trained model in fp32."""
     reason: str
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported model compares, in numbers."""
+    """How an exported model compares with the trained one, in numbers."""
 
     program: str
     largest_logit_difference: float
@@ -86,7 +86,7 @@ class Parity:
     """Share of positions where the exported model's likeliest token is the trained model's (in fp32)."""
     greedy_tokens: int
     greedy_tokens_equal: int
-    """How many tokens from the first on are the trained model's in the export's rounding."""
+    """Tokens from the start that equal those of the trained model in the export's rounding."""
     tokens: int
     """Positions compared."""
 
@@ -107,7 +107,7 @@ class Parity:
 
 
 def answer(model: Any, questions: Questions, program: str = "") -> Answers:
-    """What a transformers model answers, logits computed in its own dtype and returned in fp32."""
+    """The answers of a transformers model, logits computed in its own dtype and returned in fp32."""
     logits = {name: _logits(model, ids) for name, ids in questions.texts.items()}
     greedy, greedy_logits_TV = _greedy(model, questions.prompt, questions.new_tokens)
     return Answers(program, logits, greedy, greedy_logits_TV)
@@ -123,7 +123,7 @@ def _logits(model: Any, input_ids: list[int]) -> NDArray[np.float32]:
 
 
 def _greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[list[int], NDArray[np.float32]]:
-    """The likeliest continuation, past any end-of-text token, with the logits it was chosen from."""
+    """The greedy continuation, past any end-of-text token, with the logits it was chosen from."""
     import torch
 
     tokens: list[int] = []
@@ -147,7 +147,9 @@ def compare(trained: Answers, expected: Answers, found: Answers, texts: Mapping[
     for name, expected_TV in expected.logits.items():
         shape = found.logits[name].shape
         if shape != expected_TV.shape:
-            raise ModelError(f"the exported model gives logits of shape {shape}, the trained model {expected_TV.shape}")
+            raise ModelError(
+                f"the exported model gives logits of shape {shape}, the trained model of shape {expected_TV.shape}"
+            )
     difference = max(float(np.abs(found.logits[name] - expected.logits[name]).max()) for name in texts)
     if any(not np.isfinite(logits_TV).all() for logits_TV in found.logits.values()):
         difference = float("nan")
@@ -173,7 +175,7 @@ def spread(answers: Answers) -> float:
 
 
 def check(parity: Parity, expected: Answers, bounds: Bounds, found_greedy: Sequence[int], what: str) -> None:
-    """Raises ModelError with the numbers if `parity` is beyond `bounds`. what: the exported thing, for the message."""
+    """Raises ModelError with the numbers if `parity` is beyond `bounds`. what: names the export in the message."""
     wrong = []
     if not parity.logits_ratio <= bounds.logits_ratio:
         wrong.append(
@@ -195,8 +197,8 @@ def check(parity: Parity, expected: Answers, bounds: Bounds, found_greedy: Seque
 
 
 def _greedy_problem(parity: Parity, expected: Answers, found: Sequence[int]) -> list[str]:
-    """If no logit differs by more than d, another token can win only where the winner led by less than 2 d. d is taken as twice
-    what was measured on the texts, since the continuation is another context."""
+    """If no logit differs by more than d, another token can win only where the winner led by less than 2 d. d is twice the
+    largest difference on the texts, since the continuation is another context."""
     at = parity.greedy_tokens_equal
     if at == parity.greedy_tokens:
         return []
@@ -208,7 +210,7 @@ def _greedy_problem(parity: Parity, expected: Answers, found: Sequence[int]) -> 
     if margin <= allowed:
         return []
     return [
-        f"greedy token {at + 1} is another, where the trained model was sure by {margin:.3g} (a tie is up to {allowed:.3g})"
+        f"greedy token {at + 1} differs, where the trained model's choice led by {margin:.3g} (up to {allowed:.3g} is a tie)"
     ]
 
 
@@ -218,7 +220,10 @@ def _equal_tokens(expected: Sequence[int], found: Sequence[int]) -> int:
 
 
 def _sums(trained_TV: NDArray[np.float32], found_TV: NDArray[np.float32], ids: list[int]) -> NDArray[np.float64]:
-    """Loss of trained and found, KL, agreeing positions, positions, predicted tokens; a block of rows at a time."""
+    """(6,) sums over a text: -log p of the trained and of the found model, KL, agreeing positions, positions, predicted tokens.
+
+    KL(trained, found) = sum_V exp(trained_V) (trained_V - found_V), both log-probabilities. 64 rows at a time bound the memory.
+    """
     total = np.zeros(6)
     for start in range(0, len(ids), 64):
         rows = slice(start, start + 64)
@@ -246,7 +251,7 @@ def _log_softmax(logits_TV: NDArray[np.float32]) -> NDArray[np.float64]:
 def first_difference(
     expected: Mapping[str, list[int]], found: Mapping[str, list[int]]
 ) -> dict[str, tuple[int, int, int]]:
-    """Per string that two tokenizers read differently: (place, expected id, found id), -1 for past the end."""
+    """Per string with different ids: (index of the first difference, expected id, found id), -1 for past the end."""
     different = {}
     for name, ids in expected.items():
         other = found[name]

@@ -1,7 +1,7 @@
 """The hf format with linear layers in 4 or 8 bits, through transformers' own integration of bitsandbytes and torchao.
 
-The model is written unquantized into a scratch folder, loaded by transformers with the quantization, and saved: so that what is
-served is what transformers itself makes. Disk: the unquantized model for a while. Memory: the trained model is let go first.
+The model is written unquantized into a scratch folder, loaded by transformers with the quantization, and saved, so the served
+model is what transformers itself makes. Disk: the unquantized model for a while. Memory: the trained model is freed first.
 """
 
 from __future__ import annotations
@@ -14,19 +14,25 @@ from typing import TYPE_CHECKING, Any
 from steep.core.errors import ConfigError, MissingExtraError
 from steep.core.files import temporary_path
 from steep.exporters.parity import Answers, Bounds, answer
+from steep.models.hf_config import quiet_transformers
+from steep.models.load import cast_weights
+from steep.models.load_quantized import calm_bitsandbytes
 
 if TYPE_CHECKING:
     from steep.exporters.format import ExportTask
 
 PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao_int8": "torchao"}
 BOUNDS = {
-    "nf4": Bounds(2e-2, 0.5, 0.3, "4 bits keep a weight to about 5 % of its block's largest"),
+    "nf4": Bounds(2e-2, 0.5, 0.3, "4 bits hold a weight to about 5 % of its block's largest"),
     "int8": Bounds(
-        2e-2, 0.05, 0.05, "8 bits keep a weight to 0.4 % of its row's largest, and activations are rounded likewise"
+        2e-2,
+        0.05,
+        0.05,
+        "8 bits hold a weight to 0.4 % of its row's largest, and activations are rounded in the same way",
     ),
-    "torchao_int8": Bounds(2e-2, 0.05, 0.05, "8 bits keep a weight to 0.4 % of its row's largest"),
+    "torchao_int8": Bounds(2e-2, 0.05, 0.05, "8 bits hold a weight to 0.4 % of its row's largest"),
 }
-"""Logits against the quantized model as it is here (the same numbers: nearly exact); KL and loss against the trained model."""
+"""Logits against the quantized model in this process (the same numbers: nearly exact); KL and loss against the trained model."""
 
 
 def check_method(method: str, dtype: str) -> None:
@@ -41,10 +47,6 @@ def write_quantized(task: ExportTask, folder: Path) -> Answers:
     """Write `task.model` quantized into `folder`; the answers of the quantized model in this process."""
     import torch
     from transformers import AutoModelForCausalLM
-
-    from steep.models.hf_config import quiet_transformers
-    from steep.models.load import cast_weights
-    from steep.models.load_quantized import calm_bitsandbytes
 
     assert task.options.quantize is not None
     dtype = getattr(torch, task.dtype)

@@ -1,4 +1,4 @@
-"""What an export gives back."""
+"""The result of an export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ExportResult:
     dtype: str
     size_bytes: int
     parities: list[Parity]
-    """One per program that read it in a process of its own; the last is the one that will serve it, as far as it was there."""
+    """One per program that read it in a process of its own; the last is the one that will serve it, where that was available."""
 
     @property
     def verified_with(self) -> str:
@@ -26,7 +26,7 @@ class ExportResult:
 
     @property
     def largest_logit_difference(self) -> float:
-        """Between the trained model in this dtype here and the exported one there, over the verification texts."""
+        """Between the trained model in this dtype and the exported one, over the verification texts."""
         return self.parities[-1].largest_logit_difference
 
     @property

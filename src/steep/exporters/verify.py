@@ -1,4 +1,4 @@
-"""Ask an exported model in a new process, with the program that will use it. In: files, questions. Out: its answers.
+"""Questions to an exported model in a new process, with the program that will use it. In: files, questions. Out: its answers.
 
 `python -m steep.exporters.verify KIND RESULT.npz` runs there with transformers alone: KIND is `hf` (a folder), `adapter` (peft's,
 loaded with peft) or `gguf` (a file, read by transformers' own reader, independent of ours, which writes). llama.cpp runs in
@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 
 from steep.core.errors import ModelError
-from steep.exporters.parity import Answers, Questions
+from steep.exporters.parity import Answers, Questions, answer
 
 LLAMA_CPP_PROCESS = Path(__file__).with_name("llama_cpp_process.py")
 
 
 def ask_transformers(kind: str, path: Path, questions: Questions) -> Answers:
-    """What transformers makes of an exported folder (`hf`) or .gguf file (`gguf`) in a process of its own. Raises ModelError."""
+    """transformers' answers about a folder (`hf`, `adapter`) or .gguf file (`gguf`), in a new process. Raises ModelError."""
     return _ask([sys.executable, "-m", "steep.exporters.verify", kind], path, questions)
 
 
 def ask_llama_cpp(python: str, path: Path, questions: Questions) -> Answers:
-    """What llama.cpp makes of a .gguf file. python: an interpreter that has llama-cpp-python. Raises ModelError."""
+    """llama.cpp's answers about a .gguf file. python: an interpreter that has llama-cpp-python. Raises ModelError."""
     return _ask([python, str(LLAMA_CPP_PROCESS)], path, questions)
 
 
@@ -55,8 +55,6 @@ def _answers(program: str, arrays: dict[str, Any]) -> Answers:
 def _main(kind: str, result: str) -> None:
     """The other process: transformers alone."""
     import transformers
-
-    from steep.exporters.parity import answer
 
     asked = json.load(sys.stdin)
     path = Path(asked.pop("path"))
@@ -85,12 +83,12 @@ def _load_folder(path: Path) -> tuple[Any, Any]:
 
 
 def _load_adapter(path: Path) -> tuple[Any, Any]:
-    """The base as steep loads it (a .gguf base is none that peft finds), under peft's own loading of the adapter."""
+    """The base as steep loads it (peft cannot load a .gguf base), with the adapter loaded by peft."""
     import torch
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    from steep.models.load import load_adapter_base
+    from steep.models.load import load_adapter_base  # a folder is verified by transformers alone
 
     base: Any = load_adapter_base(path, torch.float32)
     return PeftModel.from_pretrained(base, str(path)), AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -99,11 +97,12 @@ def _load_adapter(path: Path) -> tuple[Any, Any]:
 def _load_gguf(path: Path) -> tuple[Any, Any]:
     """The file's tensors, dequantized to fp32, in the model whose configuration the file carries; and its tokenizer.
 
-    What transformers itself reads of llama.cpp's keys must agree with that configuration, or llama.cpp would build another model.
+    What transformers reads from llama.cpp's keys must agree with that configuration, or llama.cpp would build another model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    # a folder is verified by transformers alone
     from steep.models.hf_config import read_gguf_config
     from steep.tokenizer.open import load_hf_tokenizer
 
@@ -122,7 +121,7 @@ def _compare_configurations(written: Any, derived: Any) -> None:
     for name in names:
         one, other = getattr(written, name, None), getattr(derived, name, None)
         if one is not None and other is not None and not np.isclose(float(one), float(other), rtol=1e-6):
-            raise ModelError(f"the file says {name} {other!r} to llama.cpp, and the model has {one!r}")
+            raise ModelError(f"the file gives {name} {other!r} to llama.cpp, and the model has {one!r}")
 
 
 if __name__ == "__main__":

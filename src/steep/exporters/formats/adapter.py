@@ -51,7 +51,7 @@ def write(task: ExportTask, folder: Path) -> Answers:
 
 
 def verify(task: ExportTask, folder: Path, expected: Answers) -> list[Parity]:
-    """What peft makes of the folder in a new process. Raises ModelError with the numbers if it is another model."""
+    """What peft makes of the folder in a new process. Raises ModelError, with the numbers, if it differs."""
     found = ask_transformers("adapter", folder, task.questions)
     parity = compare(task.trained, expected, found, task.questions.texts)
     check(parity, expected, DTYPES[task.dtype], found.greedy, f"the export {folder}")

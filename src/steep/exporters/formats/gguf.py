@@ -1,8 +1,8 @@
-"""Export for llama.cpp and what is built on it: one .gguf file with weights, sizes and tokenizer.
+"""Export for llama.cpp and programs built on it: one .gguf file with weights, sizes and tokenizer.
 
-Tensors are written one at a time; each is rounded, written, and put back into the model as the file holds it, so that the model
-in memory becomes the reference for what was written. The file is read back twice: by transformers' reader of .gguf files, which
-dequantizes it and must give the same logits almost exactly, and by llama.cpp, whose own rounding of activations is allowed for.
+Tensors are written one at a time: each is rounded, written, and put back into the model as the file holds it, so the model in
+memory becomes the reference for the file. The file is read back twice: by transformers' reader of .gguf files, which dequantizes
+it and must give almost exactly the same logits, and by llama.cpp, with bounds that allow for its rounding of activations.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from steep.exporters.parity import Answers, Bounds, Parity, answer, check, compa
 from steep.exporters.verify import ask_llama_cpp, ask_transformers
 
 DTYPES = {
-    "float32": Bounds(1e-2, 1e-4, 1e-3, "llama.cpp tabulates or approximates some functions, in fp16 for gelu"),
+    "float32": Bounds(1e-2, 1e-4, 1e-3, "llama.cpp tabulates or approximates some functions, gelu in fp16"),
     "float16": Bounds(3e-2, 1e-3, 5e-3, "llama.cpp rounds the activations to fp16 too"),
     "bfloat16": Bounds(1e-1, 2e-2, 2e-2, "llama.cpp rounds the activations to bf16 too, 8 bits of every number"),
     "q8_0": Bounds(
-        5e-1, 1e-2, 2e-2, "8 bits per weight, with a scale per 32, and llama.cpp rounds the activations likewise"
+        5e-1, 1e-2, 2e-2, "8 bits per weight, with a scale per 32, and llama.cpp rounds the activations in the same way"
     ),
 }
-"""What llama.cpp may differ by. Measured on SmolLM2-135M and on tiny random models of every family, times some three to ten."""
+"""Bounds for llama.cpp: 3 to 10 times what was measured on SmolLM2-135M and on tiny random models of every family."""
 
 READER_BOUNDS = {
     "float32": Bounds(1e-4, 1e-6, 1e-5, "the same numbers in the same kernels"),
@@ -42,14 +42,14 @@ READER_BOUNDS = {
     "bfloat16": Bounds(1e-4, 2e-2, 2e-2, "the same numbers in the same kernels"),
     "q8_0": Bounds(1e-4, 2e-2, 3e-2, "the same numbers, dequantized, in the same kernels"),
 }
-"""What transformers' reading of the file may differ by, in fp32: nothing but the order of sums."""
+"""Bounds for transformers' reading of the file, in fp32: only the order of sums may differ."""
 
 DEFAULT_DTYPE = "bfloat16"
 ENDINGS = {".gguf", ".md"}
 PYTHON_VARIABLE = "STEEP_LLAMA_CPP_PYTHON"
-"""Environment variable that names an interpreter with llama-cpp-python, as --verify-with does."""
+"""Environment variable that names an interpreter with llama-cpp-python, like --verify-with."""
 BLOCK = 32
-"""Numbers that share a scale in q8_0; a tensor whose rows are no multiple of it is written in fp16."""
+"""Numbers that share a scale in q8_0; a tensor whose row length is not a multiple of it is written in fp16."""
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -65,15 +65,15 @@ def check_task(task: ExportTask) -> None:
 
 
 def llama_cpp_python(given: str | None) -> str | None:
-    """The interpreter that has llama.cpp: the one given, that of STEEP_LLAMA_CPP_PYTHON, or this one; None if there is none.
+    """The interpreter with llama.cpp: the one given, the one in STEEP_LLAMA_CPP_PYTHON, or this one; None if there is none.
 
-    Raises ConfigError if the one that is named does not exist.
+    Raises ConfigError if a named one does not exist.
     """
     named = given or os.environ.get(PYTHON_VARIABLE)
     if named:
         found = shutil.which(named)
         if found is None:
-            raise ConfigError(f"{named} (--verify-with, {PYTHON_VARIABLE}): there is no such program; needed is a Python "
+            raise ConfigError(f"{named} (--verify-with, {PYTHON_VARIABLE}): there is no such program; name a Python "
                               "interpreter that has llama-cpp-python")  # fmt: skip
         return found
     return sys.executable if importlib.util.find_spec("llama_cpp") is not None else None
@@ -105,7 +105,7 @@ def write_gguf(task: ExportTask, path: Path) -> None:
     ]
     if odd:
         task.say(
-            f"{len(odd)} tensors are written in fp16 and not q8_0: their rows are no multiple of {BLOCK} ({odd[0]}, ...)"
+            f"{len(odd)} tensors are written in fp16, not q8_0: their row length is not a multiple of {BLOCK} ({odd[0]}, ...)"
         )
     for tensor, kind in zip(tensors, kinds, strict=True):
         _announce(writer, tensor, kind)
@@ -144,7 +144,7 @@ def _announce(writer: Any, tensor: Tensor, kind: str) -> None:
 
 
 def pack(values: NDArray[np.float32], kind: str, name: str) -> NDArray[Any]:
-    """Numbers as the file holds them. Raises ModelError for one that fp16 cannot hold."""
+    """Numbers as the file holds them. Raises ModelError for one that fp16 cannot represent."""
     from gguf.quants import quantize
 
     if kind == "float32":
@@ -156,7 +156,7 @@ def pack(values: NDArray[np.float32], kind: str, name: str) -> NDArray[Any]:
 
 
 def unpack(packed: NDArray[Any], kind: str) -> NDArray[np.float32]:
-    """The numbers that a program reads there."""
+    """The numbers that a program reads from the file."""
     from gguf.quants import dequantize
 
     if kind in ("float32", "float16"):
@@ -169,7 +169,7 @@ def unpack(packed: NDArray[Any], kind: str) -> NDArray[np.float32]:
 
 
 def verify(task: ExportTask, folder: Path, expected: Answers) -> list[Parity]:
-    """What transformers' reader and llama.cpp make of the file. Raises ModelError with the numbers if it is another model."""
+    """Compare the file as transformers' reader and llama.cpp see it. Raises ModelError, with the numbers, if they differ."""
     [path] = folder.glob("*.gguf")
     questions = with_strings(task, normal_only=True)
     found = [(ask_transformers("gguf", path, questions), READER_BOUNDS[task.dtype])]
@@ -178,7 +178,7 @@ def verify(task: ExportTask, folder: Path, expected: Answers) -> list[Parity]:
         found.append((ask_llama_cpp(python, path, questions), DTYPES[task.dtype]))
     else:
         task.say(
-            "llama.cpp was not there, so the file was read by transformers only. To have llama.cpp itself compared: "
+            "llama.cpp was not found, so only transformers has read the file. To compare llama.cpp itself: "
             f"pip install llama-cpp-python (in any environment), and give its interpreter as --verify-with or {PYTHON_VARIABLE}"
         )
     verified = []

@@ -1,6 +1,6 @@
 """Export for Ollama: the gguf format with a Modelfile beside it. `ollama create NAME -f Modelfile` in that folder takes it.
 
-Ollama runs llama.cpp, so what is verified is the file, as in the gguf format, and that the Modelfile's turns are the tokenizer's.
+Ollama runs llama.cpp, so the file is verified as in the gguf format. The Modelfile's turns are checked against the tokenizer's.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ENDINGS = {*gguf.ENDINGS, "Modelfile"}
 
 
 def check_task(task: ExportTask) -> None:
-    """Raises for what the gguf format cannot do."""
+    """Raises ConfigError, ModelError, MissingExtraError for what the gguf format cannot do."""
     gguf.check_task(task)
 
 
 def write(task: ExportTask, folder: Path) -> Answers:
-    """Write the .gguf file and the Modelfile. Returns what the file must answer."""
+    """Write the .gguf file and the Modelfile. Returns the answers that the file must give."""
     expected = gguf.write(task, folder)
     [weights] = folder.glob("*.gguf")
     text = modelfile(
@@ -40,5 +40,5 @@ def write(task: ExportTask, folder: Path) -> Answers:
 
 
 def verify(task: ExportTask, folder: Path, expected: Answers) -> list[Parity]:
-    """What transformers' reader and llama.cpp make of the file."""
+    """Compare the file as transformers' reader and llama.cpp see it. Raises ModelError, with the numbers, if they differ."""
     return gguf.verify(task, folder, expected)
