@@ -126,7 +126,7 @@ def _inspect_model(path: Path) -> dict[str, Any]:
 def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
     """Sequence `index` of a run's plan: which documents and tokens, and their text. Raises DataError, ConfigError."""
     from steep.data.open import open_run_data
-    from steep.evaluation.loaded_model import config_of_run
+    from steep.evaluation.model_reference import config_of_run
     from steep.evaluation.text_writer import open_writer
     from steep.tokenizer.open import load_tokenizer
 

@@ -11,7 +11,8 @@ import steep
 from steep.core.errors import ModelError
 from steep.core.say import tell
 from steep.evaluation.generate import TextStream, generate_text
-from steep.evaluation.loaded_model import model_reference, open_model
+from steep.evaluation.loaded_model import open_model
+from steep.evaluation.model_reference import model_reference
 from steep.models.attention_choice import prepare_lm_loss
 from steep.models.config import ModelConfig
 from steep.models.gpt2 import build_gpt2_model

@@ -33,7 +33,7 @@ def command(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("--prompt: the prompt is empty; give some text to continue")
-    from steep.evaluation.loaded_model import base_model_reference, model_reference  # pydantic is heavy
+    from steep.evaluation.model_reference import base_model_reference, model_reference  # pydantic is heavy
 
     references = [("", model_reference(model))]
     if before:

@@ -233,7 +233,7 @@ def _end_batches(
     """Batches of document ends, and (K,) the index of the last token of each end in the batch's B*T flattened positions."""
     import torch
 
-    from steep.loader import make_batch
+    from steep.loader import make_batch  # torch is heavy, and the report reads audits without it
 
     for text in texts:
         stores = [store for store, _ in text.parts]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from steep.core.say import Say, say_nothing, tell
 from steep.core.table import text_table
 from steep.core.units import parse_count
 from steep.data.held_out_text import HeldOutText
+from steep.data.open import RunData, open_run_data
 from steep.evaluation.end_of_text import (
     EndOfTextAudit,
     StopScore,
@@ -29,22 +30,14 @@ from steep.evaluation.end_of_text import (
 )
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
 from steep.evaluation.held_out import Score, first_documents, score_text
-from steep.evaluation.loaded_model import (
-    LoadedModel,
-    Reference,
-    base_model_reference,
-    config_of_run,
-    model_reference,
-    open_model,
-    run_of,
-)
+from steep.evaluation.loaded_model import LoadedModel, open_model
+from steep.evaluation.model_reference import Reference, base_model_reference, config_of_run, model_reference, run_of
+from steep.evaluation.text_writer import open_writer
+from steep.models.layers import check_sequence_length, max_positions
 from steep.sources.config import SourceConfig
 from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources
-
-if TYPE_CHECKING:
-    from steep.data.open import RunData
-    from steep.tokenizer.encode import TextTokenizer
+from steep.tokenizer.encode import TextTokenizer
 
 DEFAULT_SEQUENCE_LENGTH = 1024
 DEFAULT_TOKENS = 200_000
@@ -216,8 +209,6 @@ def _forgetting(before: list[Score], after: list[Score], config: RunConfig | Non
 def _scores(
     loaded: LoadedModel, texts: list[HeldOutText], chosen: list[list[Any]], batch_size: int, sequence_length: int
 ) -> list[Score]:
-    from steep.models.layers import check_sequence_length
-
     check_sequence_length(loaded.model, sequence_length)
     return [
         _score(loaded, text, documents, batch_size, sequence_length)
@@ -276,9 +267,6 @@ def _open_texts(
 ) -> tuple[list[HeldOutText], RunData | None]:
     """The texts in this model's tokens: those named, else the run's held-out texts together with its data."""
     if not named:
-        from steep.data.open import open_run_data
-        from steep.evaluation.text_writer import open_writer
-
         assert run is not None
         config = config_of_run(run)
         data = open_run_data(config, loaded.tokenizer, say_nothing, generator=open_writer)
@@ -291,5 +279,4 @@ def _open_texts(
 def _default_sequence_length(loaded: LoadedModel) -> int:
     if loaded.run is not None:
         return config_of_run(loaded.run).data.sequence_length
-    room = getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None)
-    return min(DEFAULT_SEQUENCE_LENGTH, room) if room else DEFAULT_SEQUENCE_LENGTH
+    return min(DEFAULT_SEQUENCE_LENGTH, max_positions(loaded.model) or DEFAULT_SEQUENCE_LENGTH)

@@ -14,8 +14,9 @@ import torch
 
 from steep.core.errors import ModelError
 from steep.core.public import public, refuse_unknown
-from steep.evaluation.loaded_model import ModelReference, Reference, model_reference, open_model
-from steep.models.layers import compute_device, evaluating
+from steep.evaluation.loaded_model import open_model
+from steep.evaluation.model_reference import ModelReference, Reference, model_reference
+from steep.models.layers import compute_device, evaluating, max_positions
 from steep.runtime.device import autocast
 from steep.runtime.seed import seed_everything
 
@@ -83,11 +84,11 @@ def generate(
 ) -> str:  # fmt: skip
     """The continuation of a prompt, without the prompt.
 
-    model: as for `steep.evaluate`, or what `base_model_reference` of `steep.evaluation.loaded_model` gives. max_new_tokens: at
-    most this many, and no more than the model's positions leave room for. do_sample: sample, or take the likeliest token; default:
-    sample if temperature (above 0), top_k or top_p is given. repetition_penalty: above 1, repeat less. sampling: other options
-    of transformers' `generate`. seed: makes sampling repeatable. device, precision, allow_code: as for `steep.evaluate`. emit:
-    called with each new piece of text.
+    model: as for `steep.evaluate`, or a reference from `base_model_reference` of `steep.evaluation.model_reference`.
+    max_new_tokens: an upper limit; the model's positions may leave room for fewer. do_sample: sample, or take the likeliest
+    token; default: sample if temperature (above 0), top_k or top_p is given. repetition_penalty: above 1, repeat less. sampling:
+    other options of transformers' `generate`. seed: makes sampling repeatable. device, precision, allow_code: as for
+    `steep.evaluate`. emit: called with each new piece of text.
     """
     named = inspect.signature(generate).parameters
     refuse_unknown("generate", sampling, [*(name for name in named if name != "sampling"), *_transformers_options()])
@@ -150,7 +151,11 @@ def generate_text(
     if not ids:  # a model needs at least one token
         start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
         ids = [start if start is not None else 0]
-    max_new_tokens = _room_for(model, len(ids), max_new_tokens)
+    room = max_positions(model)
+    if room is not None and len(ids) >= room:
+        raise ModelError(f"the prompt has {len(ids):,} tokens and the model {room:,} positions; shorten the prompt")
+    if room is not None:
+        max_new_tokens = min(max_new_tokens, room - len(ids))
     eos_ids = end_of_text_ids(model, tokenizer.eos_id)
     device = compute_device(model)
     input_ids = torch.tensor([ids], device=device)
@@ -171,17 +176,6 @@ def generate_text(
         else:
             new_ids = _generate_without_cache(model, input_ids, max_new_tokens, eos_ids, stream, **sampling)
     return tokenizer.decode([i for i in new_ids if i not in eos_ids])
-
-
-def _room_for(model: Any, prompt_tokens: int, max_new_tokens: int) -> int:
-    room = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if not isinstance(room, int):
-        return max_new_tokens
-    if prompt_tokens >= room:
-        raise ModelError(
-            f"the prompt has {prompt_tokens:,} tokens and the model {room:,} positions; shorten the prompt"
-        )
-    return min(max_new_tokens, room - prompt_tokens)
 
 
 def end_of_text_ids(model: torch.nn.Module, tokenizer_eos_id: int | None) -> set[int]:

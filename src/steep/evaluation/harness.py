@@ -21,7 +21,8 @@ from typing import Any
 from steep.core.errors import ConfigError, DataError, MissingExtraError, ModelError
 from steep.core.public import public
 from steep.core.say import Say, tell
-from steep.evaluation.loaded_model import LoadedModel, Reference, base_model_reference, model_reference, open_model
+from steep.evaluation.loaded_model import LoadedModel, open_model
+from steep.evaluation.model_reference import Reference, base_model_reference, model_reference
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 """The parts of lm-eval's results that are kept; the rest describes the machine."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from steep.core.errors import DataError, SteepError
 from steep.core.say import Say, say_nothing, tell
-from steep.evaluation.loaded_model import LoadedModel, config_of_run
-
-if TYPE_CHECKING:
-    from steep.data.held_out_text import HeldOutText
+from steep.data.held_out_text import HeldOutText
+from steep.data.open import open_run_data
+from steep.evaluation.loaded_model import LoadedModel
+from steep.evaluation.model_reference import config_of_run
 
 
 def held_out_ids(loaded: LoadedModel, most_tokens: int, say: Say = tell) -> dict[str, list[int]]:
@@ -21,8 +19,6 @@ def held_out_ids(loaded: LoadedModel, most_tokens: int, say: Say = tell) -> dict
     """
     if loaded.run is None:
         return {}
-    from steep.data.open import open_run_data
-
     try:
         data = open_run_data(config_of_run(loaded.run), loaded.tokenizer, say_nothing, progress=_refuse_to_prepare)
     except SteepError as error:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any
 
-from steep.core.errors import ConfigError, ModelError
+import torch
+
+from steep.checkpoint.load import find_checkpoint, open_checkpoint, verified_reference
+from steep.checkpoint.pieces import restore
+from steep.core import targets
 from steep.core.say import Say, tell
 from steep.core.section import Target
-from steep.models.config import ModelConfig
-from steep.tokenizer.config import TokenizerConfig
-
-if TYPE_CHECKING:
-    import torch
-
-    from steep.config.run import RunConfig
-    from steep.models.runner import ModelRunner
-    from steep.tokenizer.encode import TextTokenizer
-
-Reference = Union[str, os.PathLike[str]]
-"""A run, checkpoint, model folder, hub id or .gguf file."""
+from steep.evaluation.model_reference import ModelReference, config_of_run
+from steep.models.attention_choice import prepare_lm_loss
+from steep.models.layers import vocab_size
+from steep.models.load import load_model
+from steep.models.load_quantized import load_quantized, quantization_of
+from steep.models.reference import ADAPTER_CONFIG, base_reference
+from steep.models.runner import ModelRunner
+from steep.runtime.device import (
+    autocast,
+    available_cores,
+    choose_device,
+    choose_precision,
+    keep_torch_settings,
+    parameter_dtype,
+)
+from steep.tokenizer.encode import TextTokenizer
+from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,50 +54,6 @@ class LoadedModel:
         return self.runner.model
 
 
-@dataclass(frozen=True)
-class ModelReference:
-    """What to load: a model and the tokenizer that goes with it."""
-
-    reference: str
-    model: ModelConfig | Target
-    tokenizer: TokenizerConfig
-    run: Path | None = None
-
-
-def model_reference(reference: str | os.PathLike[str]) -> ModelReference:
-    """What a run, checkpoint, model folder, hub id or .gguf file stands for, with the tokenizer policy of its run."""
-    reference = os.fspath(reference)
-    run = run_of(reference)
-    if run is None:
-        return ModelReference(reference, ModelConfig(pretrained=reference), TokenizerConfig(pretrained=reference))
-    config = config_of_run(run)
-    if isinstance(config.model, Target) and not _is_consolidated(reference):
-        from steep.tokenizer.open import tokenizer_reference
-
-        own = tokenizer_reference(config.tokenizer, config.model)
-        return ModelReference(reference, config.model, config.tokenizer.model_copy(update={"pretrained": own}), run)
-    tokenizer = config.tokenizer.model_copy(update={"pretrained": reference})
-    return ModelReference(reference, ModelConfig(pretrained=reference), tokenizer, run)
-
-
-def base_model_reference(reference: str | os.PathLike[str]) -> ModelReference:
-    """The model that a run started from, with the run's tokenizer. Raises ConfigError, ModelError where there is none."""
-    run = run_of(os.fspath(reference))
-    if run is None:
-        raise ConfigError(
-            f"{reference} is not in a run directory, so the model it started from is unknown; name a model"
-        )
-    config = config_of_run(run)
-    if isinstance(config.model, Target) or config.model.pretrained is None:
-        raise ModelError(f"the run {run} started from fresh weights, so it has no base; name a model to compare with")
-    from steep.tokenizer.open import tokenizer_reference
-
-    own = tokenizer_reference(config.tokenizer, config.model)
-    return ModelReference(
-        config.model.pretrained, config.model, config.tokenizer.model_copy(update={"pretrained": own})
-    )
-
-
 @contextmanager
 def open_model(
     reference: ModelReference,
@@ -104,24 +68,11 @@ def open_model(
     Inside the block torch uses all available cores and the model's device. Afterwards the process has its own thread count and
     CUDA device again. Of a run the newest complete checkpoint is loaded, every byte verified; `say` is told of those skipped.
     """
-    from steep.runtime.device import keep_torch_settings
-
     with keep_torch_settings():
         yield _load(reference, device, precision, allow_code, say)
 
 
 def _load(reference: ModelReference, device: str, precision: str, allow_code: bool, say: Say) -> LoadedModel:
-    import torch
-
-    from steep.checkpoint.load import verified_reference
-    from steep.models.attention_choice import prepare_lm_loss
-    from steep.models.layers import vocab_size
-    from steep.models.load import load_model
-    from steep.models.load_quantized import load_quantized, quantization_of
-    from steep.models.runner import ModelRunner
-    from steep.runtime.device import autocast, available_cores, choose_device, choose_precision, parameter_dtype
-    from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer
-
     where = choose_device(device)
     torch.set_num_threads(available_cores())
     how = choose_precision(precision, where.type)
@@ -159,8 +110,6 @@ def note_adapter_merge(folder: Path, run: Path | None, say: Say) -> None:
 
     An adapter that was trained on quantized weights also corrects their rounding, which the unquantized base does not have.
     """
-    from steep.models.reference import ADAPTER_CONFIG, base_reference
-
     if not (folder / ADAPTER_CONFIG).is_file():
         return
     base = base_reference(folder)
@@ -181,48 +130,9 @@ def _load_target(
     reference: ModelReference, dtype: torch.dtype, device: torch.device, allow_code: bool, say: Say
 ) -> torch.nn.Module:
     """A model that only its `_target_` can build, with the weights of the newest complete checkpoint."""
-    from steep.checkpoint.load import find_checkpoint, open_checkpoint
-    from steep.checkpoint.pieces import restore
-    from steep.core import targets
-    from steep.models.load import load_model
-
     targets.announce(reference.model, say)
     targets.check(reference.model, allow_code=allow_code, location="model")
     checkpoint = find_checkpoint(reference.reference, say)
     model = load_model(reference.model, dtype=dtype, device=device)
     restore(model, None, open_checkpoint(checkpoint))
     return model
-
-
-def _is_consolidated(reference: str) -> bool:
-    """Whether the newest checkpoint holds a folder that transformers loads."""
-    from steep.models.reference import resolve_reference
-
-    try:
-        return resolve_reference(reference) is not None
-    except ModelError:
-        return False
-
-
-def run_of(reference: str | os.PathLike[str]) -> Path | None:
-    """The run directory that a reference names or lies in; None for any other model."""
-    from steep.runtime.run_directory import is_run_directory
-
-    path = Path(reference)
-    if not path.exists():
-        return None
-    return next((folder for folder in [path, *path.resolve().parents] if is_run_directory(folder)), None)
-
-
-def config_of_run(run: Path) -> RunConfig:
-    """The configuration of a finished run; its data may be gone. Raises ConfigError."""
-    from pydantic import ValidationError
-
-    from steep.config.run import RunConfig
-    from steep.config.yaml_file import parse_yaml
-
-    path = run / "config.yaml"
-    try:
-        return RunConfig.model_validate(parse_yaml(path.read_text(encoding="utf-8")).data)
-    except (OSError, ValidationError) as error:
-        raise ConfigError(f"{path} is not a configuration of this version of steep: {error}") from None

@@ -13,11 +13,13 @@ from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
 from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.evaluation.held_out_ids import held_out_ids
-from steep.evaluation.loaded_model import LoadedModel, Reference, model_reference, open_model
+from steep.evaluation.loaded_model import LoadedModel, open_model
+from steep.evaluation.model_reference import Reference, model_reference
 from steep.exporters.format import ExportFormat, ExportTask, Options, dtype_name, load_format
 from steep.exporters.model_card import model_card
 from steep.exporters.parity import GREEDY_TOKENS, Questions, answer
 from steep.exporters.result import ExportResult
+from steep.models.layers import max_positions
 
 VERIFICATION_TEXT = """\
 In the beginning of every verification there is a text that both programs read. It has words, numbers such as 3.14159 and 2,048, \
@@ -150,8 +152,6 @@ def _model_name(loaded: LoadedModel) -> str:
 
 def questions_for(loaded: LoadedModel, say: Say = tell) -> Questions:
     """What is asked of both programs: the verification text, the run's held-out texts, and a sentence to continue."""
-    from steep.models.layers import max_positions
-
     room = max_positions(loaded.model) or 2048
     most = min(MOST_TOKENS, room)
     start = [loaded.tokenizer.bos_id] if loaded.tokenizer.prepend_bos and loaded.tokenizer.bos_id is not None else []

@@ -9,21 +9,26 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from steep.checkpoint.load import find_checkpoint, open_checkpoint
+from steep.checkpoint.retention import complete_checkpoints
 from steep.core.errors import ConfigError
 from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.evaluation.evaluate_model import Evaluation, evaluate
-from steep.evaluation.loaded_model import Reference, run_of
+from steep.evaluation.model_reference import Reference, run_of
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, MergedAdapter, combine, open_weights, require_free, write_model
+from steep.models.adapters import adapter_name
+from steep.optim.ema import KEY
 
 
 @dataclass(frozen=True)
 class AverageResult:
-    """The model written, what went in with which share, and its scores beside the newest one's."""
+    """The model written, its parts with their shares, and its scores beside the newest one's."""
 
     path: Path
     parts: dict[str, float]
@@ -59,22 +64,24 @@ def average(
     shares = shares_of(weights, len(parts))
     run = run_of(parts[-1])
     if out is None and run is None:
-        raise ConfigError("these models are in no run directory; say where the average goes with --out")
+        raise ConfigError("these models are not in a run directory; name the folder for the average with --out")
     folder = require_free(out if out is not None else f"{run}/average/last_{len(parts)}")
     opened = [open_weights(part, say) for part in parts]
     newest = opened[-1]
     if not isinstance(newest, FolderWeights):
-        raise ConfigError(f"{parts[-1]}: the last model gives config and tokenizer, so it must be a folder")
+        raise ConfigError(f"{parts[-1]}: config and tokenizer are taken from the last model, so it must be a folder")
     tensors = combine(opened, shares)
     made = dict(zip(parts, shares, strict=True))
     if len(made) < len(parts):
         raise ConfigError(f"a model is named twice: {', '.join(parts)}")
     card = merge_card(folder.name, [f"{share:.6g} x `{name}`" for name, share in made.items()])
-    write_model(tensors, newest.folder, folder, card, finish=lambda path: _check(path, tensors, newest.folder))
+    write_model(
+        tensors, newest.folder, folder, card, finish=partial(verify_folder, tensors=tensors, architecture=newest.folder)
+    )
     if score and not texts and run_of(folder) is None:
-        say("not scored: the average lies in no run directory and no text was named")
+        say("not scored: the average is not in a run directory, and no text was named")
         score = False
-    return AverageResult(folder, made, evaluate(str(folder), texts, against=parts[-1]) if score else None)
+    return AverageResult(folder, made, evaluate(str(folder), texts, against=parts[-1], say=say) if score else None)
 
 
 def _running_average(
@@ -85,55 +92,50 @@ def _running_average(
     say: Say,
 ) -> AverageResult:
     """The moving average that a run kept in training (train.ema_decay), from its newest checkpoint."""
-    from steep.checkpoint.load import find_checkpoint, open_checkpoint
-    from steep.models.adapters import adapter_name
-    from steep.optim.ema import KEY
-
     if len(references) > 1 or (run := run_of(references[0])) is None:
-        raise ConfigError("--weights ema takes one run: the moving average lies in its newest checkpoint")
+        raise ConfigError("--weights ema takes one run: the moving average is in its newest checkpoint")
     path = find_checkpoint(references[0], say)
     saved = open_checkpoint(path).optimizer_tensors()
     averages = {name.removesuffix(f".{KEY}"): tensor for name, tensor in saved.items() if name.endswith(f".{KEY}")}
     if not averages:
         raise ConfigError(
-            f"{path.name} holds no moving average; train with train.ema_decay, as in 0.999, or average checkpoints with "
+            f"{path.name} has no moving average; train with train.ema_decay, such as 0.999, or average checkpoints with "
             "--weights ema:0.9"
         )
     folder = require_free(out if out is not None else f"{run}/average/ema")
     of_adapter = {adapter_name(name): tensor for name, tensor in averages.items()}
     newest = open_weights(str(path), say, adapter_tensors=of_adapter)
     if not isinstance(newest, FolderWeights):
-        raise ConfigError(f"{path} holds no model folder")
-    whole = {} if isinstance(newest, MergedAdapter) else averages
-    tensors = {name: whole[name].to(tensor.dtype) if name in whole else tensor for name, tensor in newest.items()}
+        raise ConfigError(f"{path} has no model folder")
+    own = {} if isinstance(newest, MergedAdapter) else averages
+    tensors = {name: own[name].to(tensor.dtype) if name in own else tensor for name, tensor in newest.items()}
     card = merge_card(folder.name, [f"moving average of the weights in training, at `{path.name}`"])
-    write_model(tensors, newest.folder, folder, card, finish=lambda made: _check(made, tensors, newest.folder))
-    evaluation = evaluate(str(folder), texts, against=str(path)) if score else None
+    write_model(
+        tensors, newest.folder, folder, card, finish=partial(verify_folder, tensors=tensors, architecture=newest.folder)
+    )
+    evaluation = evaluate(str(folder), texts, against=str(path), say=say) if score else None
     return AverageResult(folder, {f"the moving average at {path.name}": 1.0}, evaluation)
-
-
-def _check(path: Path, tensors: Mapping[str, object], architecture: Path) -> None:
-    verify_folder(path, tensors, architecture)  # type: ignore[arg-type]
 
 
 def last_checkpoints(run: str, last: int) -> list[str]:
     """The paths of a run's newest complete checkpoints, oldest first, one per step. Raises ConfigError if there are fewer."""
-    from steep.checkpoint.retention import complete_checkpoints
-
     if last < 2:
         raise ConfigError(f"--last {last}: an average needs at least 2 checkpoints")
     by_step = {kept.manifest.step: kept.path for kept in reversed(complete_checkpoints(Path(run) / "checkpoints"))}
     if len(by_step) < last:
         steps = ", ".join(map(str, sorted(by_step))) or "none"
         raise ConfigError(
-            f"{run} keeps {len(by_step)} complete checkpoints (steps: {steps}), and --last asks for {last}. Ask for fewer, or train "
-            f"with checkpoint.keep_last: {last} or more and a smaller checkpoint.every_steps"
+            f"{run} keeps {len(by_step)} complete checkpoints (steps: {steps}), and --last asks for {last}. Ask for fewer, or "
+            f"train with checkpoint.keep_last: {last} or more and a smaller checkpoint.every_steps"
         )
     return [str(by_step[step]) for step in sorted(by_step)[-last:]]
 
 
 def shares_of(weights: str, count: int) -> list[float]:
-    """Shares that add up to 1, oldest first: equal, or those of an exponential moving average. Raises ConfigError."""
+    """Shares that add up to 1, oldest first: equal, or those of an exponential moving average. Raises ConfigError.
+
+    ema with decay d over n models: d**(n-1) for the oldest, then (1 - d) d**(n-1-i) for model i = 1 .. n-1.
+    """
     if weights == "uniform":
         return [1 / count] * count
     kind, _, text = weights.partition(":")
@@ -142,6 +144,8 @@ def shares_of(weights: str, count: int) -> list[float]:
     except ValueError:
         decay = -1.0
     if not 0 < decay < 1:
-        raise ConfigError(f"--weights {weights}: use uniform, or ema:DECAY with a decay between 0 and 1, as in ema:0.9")
+        raise ConfigError(
+            f"--weights {weights}: use uniform, or ema:DECAY with a decay between 0 and 1, such as ema:0.9"
+        )
     later = [(1 - decay) * decay ** (count - 1 - i) for i in range(1, count)]
     return [decay ** (count - 1), *later]

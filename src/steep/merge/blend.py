@@ -1,11 +1,12 @@
-"""`steep blend`: models between the base and the trained one, scored, and the best one that forgets little enough.
+"""`steep blend`: models between the base and the trained one, scored, and the best one within the forgetting cap.
 
-Source: WiSE-FT (arXiv 2109.01903). Weakness: the validation texts choose the blend, so the score of the chosen one is a little
-too good; score it once more on text that was not used.
+Source: WiSE-FT (arXiv 2109.01903). Weakness: the blend is selected on the held-out texts, so the score of the chosen one is
+slightly too good; score it again on other text.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -19,10 +20,12 @@ from steep.core.say import Say, tell
 from steep.core.table import text_table
 from steep.evaluation.evaluate_model import evaluate
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
-from steep.evaluation.loaded_model import Reference, base_model_reference, config_of_run, run_of
+from steep.evaluation.model_reference import Reference, base_model_reference, config_of_run, run_of
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model
+from steep.reporting.palette import LIGHT, TEXT_STYLES
+from steep.reporting.plots import drawing
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -77,14 +80,16 @@ def blend(
     alphas = ALPHAS if alphas is None else alphas
     run = run_of(trained)
     if run is None and (out is None or not texts):
-        raise ConfigError(f"{trained} is in no run directory: name --base, --out and at least one text")
+        raise ConfigError(f"{trained} is not in a run directory: name --base, --out and at least one text")
     wanted = sorted({float(alpha) for alpha in alphas} | {0.0})
     if any(not 0 <= alpha <= 1 for alpha in wanted) or len(wanted) < 2:
         raise ConfigError(f"alphas {', '.join(map(str, alphas))}: give numbers from 0 (the base) to 1 (the trained)")
     folder = require_free(out if out is not None else f"{run}/blend/best")
     end = open_weights(trained, say)
     if not isinstance(end, FolderWeights):
-        raise ConfigError(f"{trained}: the trained model gives config and tokenizer, so it must be a run or a folder")
+        raise ConfigError(
+            f"{trained}: config and tokenizer are taken from the trained model, so it must be a run or a folder"
+        )
     start = _open_base(trained, base, say)
     points = [_score(alpha, start, end, run, texts, tokens, say) for alpha in wanted]
     config = None if run is None else config_of_run(run)
@@ -106,8 +111,8 @@ def blend(
 def _open_base(trained: str, base: Reference | None, say: Say) -> Weights:
     if base is not None:
         return open_weights(os.fspath(base), say)
-    origin = base_model_reference(trained)
-    return open_weights(origin.reference, say, getattr(origin.model, "revision", None))
+    reference = base_model_reference(trained)
+    return open_weights(reference.reference, say, getattr(reference.model, "revision", None))
 
 
 def _score(
@@ -119,7 +124,7 @@ def _score(
     tokens: int | str | None,
     say: Say,
 ) -> BlendPoint:
-    """One blend, written where the run's texts and tokenizer policy are found, scored, removed."""
+    """One blend: written inside the run, whose texts and tokenizer policy then apply, scored, and removed."""
     if run is not None:
         (run / "blend").mkdir(exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=run / "blend" if run is not None else None))
@@ -132,17 +137,17 @@ def _score(
         shutil.rmtree(scratch)
     bits = {score.text: score.bits_per_byte for score in scores}
     if not bits or any(value is None for value in bits.values()):
-        raise ConfigError(f"bits per byte are needed to choose a blend, and the texts give {bits}; name texts to score")
+        raise ConfigError(f"choosing a blend needs bits per byte, and the texts give {bits}; name texts to score")
     return BlendPoint(alpha, {name: value for name, value in bits.items() if value is not None})
 
 
 def choose(
     points: Sequence[BlendPoint], cap: float, roles: Mapping[str, str | None] | None = None
 ) -> tuple[BlendPoint, str]:
-    """The point that gains most on the domain texts of those whose forgetting report is under the cap, and why.
+    """The point with the largest gain on the domain texts among those under the forgetting cap, and the reason.
 
-    points: with alpha 0 among them. roles: as for `forgetting_report`. Raises ConfigError if there is no domain text. Without a
-    general text no cap can hold: said.
+    points: must include alpha 0. roles: as for `forgetting_report`. Raises ConfigError if there is no domain text. Without a
+    general text there is no cap, and the reason tells.
     """
     base = next(point for point in points if point.alpha == 0)
     reports = [(_report(base, point, roles, cap), point) for point in points]
@@ -168,14 +173,9 @@ def _report(
 
 
 def _draw(points: Sequence[BlendPoint], chosen: BlendPoint, path: Path, say: Say) -> None:
-    import importlib.util
-
     if importlib.util.find_spec("matplotlib") is None:
         say("no plot: matplotlib is not installed")
         return
-    from steep.reporting.palette import LIGHT, TEXT_STYLES
-    from steep.reporting.plots import drawing
-
     with drawing(700, 380) as (figure, axes):
         for number, name in enumerate(chosen.bits_per_byte):
             colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]

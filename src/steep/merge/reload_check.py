@@ -1,26 +1,23 @@
-"""A merged folder is reloaded in a new process and its logits compared with those of the tensors in memory."""
+"""A merged folder, reloaded in a new process: its logits must be those of the tensors in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from steep.core.errors import ModelError
+from steep.exporters.formats.hf import DTYPES
+from steep.exporters.parity import Questions, answer, check, compare
+from steep.exporters.verify import ask_transformers
+from steep.models.config import ModelConfig
+from steep.models.layers import is_tied, max_positions, vocab_size
+from steep.models.load import cast_weights, load_model
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-def verify_folder(folder: Path, tensors: Mapping[str, Tensor], architecture: Path) -> float:
-    """The largest difference of logits. `architecture`: a folder whose model takes these tensors. Raises ModelError."""
-    from steep.exporters.formats.hf import DTYPES
-    from steep.exporters.parity import Questions, answer, check, compare
-    from steep.exporters.verify import ask_transformers
-    from steep.models.config import ModelConfig
-    from steep.models.layers import is_tied, max_positions, vocab_size
-    from steep.models.load import cast_weights, load_model
-
+def verify_folder(folder: Path, tensors: Mapping[str, Tensor], architecture: Path) -> None:
+    """Raises ModelError where the logits differ. architecture: a folder whose model takes these tensors."""
     model = load_model(ModelConfig(pretrained=str(architecture)))
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     name = str(dtype).removeprefix("torch.")
@@ -30,13 +27,11 @@ def verify_folder(folder: Path, tensors: Mapping[str, Tensor], architecture: Pat
     missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
     missing = [key for key in missing if not (is_tied(model) and key.endswith(("lm_head.weight", "wte.weight")))]
     if missing or unexpected:
-        raise ModelError(f"{architecture} is another architecture: {[*missing, *unexpected][0]} does not fit")
+        raise ModelError(f"{architecture} has another architecture: {[*missing, *unexpected][0]} does not fit")
     model.eval()
     vocabulary = vocab_size(model) or 1
     input_ids = [7 * i % vocabulary for i in range(min(64, max_positions(model) or 64))]
     questions = Questions({"some ids": input_ids}, input_ids[:1], 1)
     expected = answer(model, questions, "combined")
     found = ask_transformers("hf", folder, questions)
-    parity = compare(expected, expected, found, questions.texts)
-    check(parity, expected, DTYPES[name], found.greedy, f"{folder}")
-    return parity.largest_logit_difference
+    check(compare(expected, expected, found, questions.texts), expected, DTYPES[name], found.greedy, f"{folder}")

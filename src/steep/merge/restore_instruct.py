@@ -1,20 +1,21 @@
-"""`steep restore-instruct`: trained + scale x (instruct - base), so that a further trained base model follows instructions.
+"""`steep restore-instruct`: trained + scale x (instruct - base), so a base model that was trained further follows instructions.
 
 Source: instruction residuals (see task arithmetic, arXiv 2212.04089). Weakness: the difference was learned for the base model, so
-it fits less the further training went.
+it fits less well the longer the training was.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.public import public
 from steep.core.say import Say, tell
-from steep.evaluation.loaded_model import Reference
+from steep.evaluation.model_reference import Reference
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, combine, open_weights, require_free, write_model
@@ -44,15 +45,15 @@ def restore_instruct(
 ) -> RestoreResult:
     """Write trained + scale x (instruct - base) with the instruct model's tokenizer and chat template, verified.
 
-    trained, base, instruct: runs, checkpoints or models. out: the folder to write. scale: factor of the difference. say: called with each remark. Raises
-    ModelError if names, shapes or the ids of tokens differ.
+    trained, base, instruct: runs, checkpoints or models. out: the folder to write. scale: factor of the difference. say: called
+    with each remark. Raises ModelError if names, shapes or the ids of tokens differ.
     """
     folder = require_free(out)
     trained, base, instruct = os.fspath(trained), os.fspath(base), os.fspath(instruct)
     one, two, three = (open_weights(reference, say) for reference in (trained, base, instruct))
     if not isinstance(one, FolderWeights) or not isinstance(three, FolderWeights):
         raise ConfigError(
-            "the trained and the instruct model must be folders (or runs): they give config and tokenizer"
+            "the trained and the instruct model must be folders (or runs): config and tokenizer are taken from them"
         )
     ours, bases, theirs = (load_hf_tokenizer(str(weights.folder)) for weights in (one, two, three))
     if getattr(bases, "chat_template", None):
@@ -62,10 +63,8 @@ def restore_instruct(
     tensors = combine([one, two, three], [1.0, -scale, scale], like=0)
     card = merge_card(folder.name, [f"`{trained}`", f"+ {scale:g} x (`{instruct}` - `{base}`)"])
 
-    def verified(path: Path) -> None:
-        verify_folder(path, tensors, one.folder)
-
-    write_model(tensors, three.folder, folder, card, config_from=one.folder, finish=verified)
+    verify = partial(verify_folder, tensors=tensors, architecture=one.folder)
+    write_model(tensors, three.folder, folder, card, config_from=one.folder, finish=verify)
     return RestoreResult(folder, scale)
 
 
@@ -78,6 +77,6 @@ def check_vocabularies(ours: Any, other: Any, name: str, say: Say) -> None:
             raise ModelError(f"the token {token!r} has id {number} in the trained model and {found} in {name}")
     added = sorted(its.keys() - mine.keys())
     if not_added := [token for token in added if token not in other.get_added_vocab()]:
-        raise ModelError(f"{name} has the token {not_added[0]!r} in its vocabulary, and the trained model has not")
+        raise ModelError(f"{name} has the token {not_added[0]!r} in its vocabulary, and the trained model does not")
     if added:
         say(f"{name} adds {len(added)} tokens: {', '.join(added[:8])}")

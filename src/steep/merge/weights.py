@@ -12,24 +12,33 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any, Union
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steep.checkpoint.load import verified_reference
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import sync_directory, temporary_path, write_json, write_text
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from steep.core.say import Say
+from steep.evaluation.loaded_model import note_adapter_merge
+from steep.evaluation.model_reference import run_of
+from steep.models.config import ModelConfig
+from steep.models.hf_config import quiet_transformers
+from steep.models.load import load_model
+from steep.models.reference import ADAPTER_CONFIG, ADAPTER_WEIGHTS, resolve_reference
+from steep.tokenizer.open import load_hf_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NOT_COPIED = (".safetensors", ".bin", ".gguf", ".md", ".pt")
 
 
-class FolderWeights(Mapping[str, "Tensor"]):
-    """Names to tensors of a model folder's safetensors; each tensor is read when asked for. Raises ModelError."""
+class FolderWeights(Mapping[str, Tensor]):
+    """Tensors of a model folder's safetensors by name, each read when asked for. Raises ModelError."""
 
     def __init__(self, folder: str | os.PathLike[str]):
-        from safetensors import safe_open
-
         self.folder = Path(folder)
         files = _weight_files(self.folder)
         self._open = [safe_open(path, framework="pt") for path in files]
@@ -51,10 +60,10 @@ class FolderWeights(Mapping[str, "Tensor"]):
 
 
 class MergedAdapter(FolderWeights):
-    """The weights of an adapter's base with the adapter added in fp32, as a model folder that is there as long as this object.
+    """The weights of an adapter's base with the adapter added in fp32, as a model folder that exists as long as this object.
 
-    replaced: tensors by the adapter's names, in the place of its own. Raises ModelError. Weakness: the whole model lies on disk
-    once, in the folder for temporary files.
+    replaced: tensors by the adapter's names, instead of its own. Raises ModelError. Weakness: the whole model is on disk once,
+    in the folder for temporary files.
     """
 
     def __init__(self, adapter: Path, replaced: Mapping[str, Tensor] | None = None):
@@ -66,42 +75,30 @@ class MergedAdapter(FolderWeights):
 
 
 def _adapter_with(adapter: Path, replaced: Mapping[str, Tensor], out: Path) -> Path:
-    from safetensors.torch import load_file, save_file
-
-    from steep.models.reference import ADAPTER_WEIGHTS
-
     tensors = load_file(adapter / ADAPTER_WEIGHTS)
     if unknown := sorted(replaced.keys() - tensors.keys()):
-        raise ModelError(f"{adapter} holds no {unknown[0]} ({len(unknown)} such tensors)")
+        raise ModelError(f"{adapter} has no {unknown[0]} ({len(unknown)} such tensors)")
     shutil.copytree(adapter, out)
     made = {}
     for name, tensor in tensors.items():
         twins = (other for other in replaced if tensors[other].shape == tensor.shape and tensors[other].equal(tensor))
-        known = name if name in replaced else next(twins, None)  # peft saves what is tied under both names
+        known = name if name in replaced else next(twins, None)  # peft saves tied tensors under both names
         made[name] = (tensor if known is None else replaced[known].to(tensor.dtype)).contiguous().clone()
     save_file(made, out / ADAPTER_WEIGHTS, {"format": "pt"})
     return out
 
 
 def _write_merged(adapter: Path, out: Path) -> None:
-    from steep.models.config import ModelConfig
-    from steep.models.hf_config import quiet_transformers
-    from steep.models.load import load_model
-    from steep.tokenizer.open import load_hf_tokenizer
-
     model: Any = load_model(ModelConfig(pretrained=str(adapter)))
     with quiet_transformers():
         model.save_pretrained(out)
     load_hf_tokenizer(str(adapter)).save_pretrained(out)
 
 
-class ModelWeights(Mapping[str, "Tensor"]):
-    """Names to tensors of a model that only loading gives (a .gguf file, a hub id). Tied weights count once."""
+class ModelWeights(Mapping[str, Tensor]):
+    """Tensors by name of a model that must be loaded to be read (a .gguf file, a hub id). Tied weights count once."""
 
     def __init__(self, reference: str, revision: str | None = None):
-        from steep.models.config import ModelConfig
-        from steep.models.load import load_model
-
         self.folder = Path(reference)
         seen: set[int] = set()
         self._tensors: dict[str, Tensor] = {}
@@ -129,19 +126,15 @@ Weights = Union[FolderWeights, ModelWeights]
 
 def open_weights(
     reference: str,
-    say: Callable[[str], None],
+    say: Say,
     revision: str | None = None,
     adapter_tensors: Mapping[str, Tensor] | None = None,
 ) -> Weights:
-    """Names to tensors of a run's or checkpoint's verified weights, a folder, a .gguf file or a hub id. An adapter is added to
-    its base in fp32, with `adapter_tensors` in the place of its own.
+    """Tensors by name: the verified weights of a run or checkpoint, or those of a folder, a .gguf file or a hub id.
 
-    `say` is told of checkpoints passed over. Raises ModelError, CheckpointError.
+    An adapter is added to its base in fp32, with `adapter_tensors` instead of its own. `say` is told of checkpoints that are
+    skipped. Raises ModelError, CheckpointError.
     """
-    from steep.checkpoint.load import verified_reference
-    from steep.evaluation.loaded_model import note_adapter_merge, run_of
-    from steep.models.reference import ADAPTER_CONFIG, resolve_reference
-
     found = verified_reference(reference, say)
     path = resolve_reference(found)
     if path is not None and (path / ADAPTER_CONFIG).is_file():
@@ -158,9 +151,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(set(index["weight_map"].values()))]
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    raise ModelError(
-        f"{folder} holds neither {WEIGHTS} nor {INDEX}; export the model with `steep export --to hf` first"
-    )
+    raise ModelError(f"{folder} has neither {WEIGHTS} nor {INDEX}; export the model with `steep export --to hf` first")
 
 
 def check_same(first: Weights, second: Weights) -> None:
@@ -168,7 +159,9 @@ def check_same(first: Weights, second: Weights) -> None:
     for one, other in ((first, second), (second, first)):
         missing = sorted(set(one) - set(other))
         if missing:
-            raise ModelError(f"{one.folder} has {missing[0]} ({len(missing)} such tensors), and {other.folder} has not")
+            raise ModelError(
+                f"{one.folder} has {missing[0]} ({len(missing)} such tensors), and {other.folder} does not"
+            )
     for name in first:
         if first.shape(name) != second.shape(name):
             raise ModelError(
@@ -177,7 +170,7 @@ def check_same(first: Weights, second: Weights) -> None:
 
 
 def combine(sources: Sequence[Weights], factors: Sequence[float], like: int = -1) -> dict[str, Tensor]:
-    """The sum of factor x weights in fp32, stored in the dtypes of `sources[like]`.
+    """The sum of factor x weights over the sources, in fp32, stored in the dtypes of `sources[like]`.
 
     A single source with factor 1 (the others 0) comes out bit for bit, in its own dtypes. Raises ModelError if the models differ.
     """
@@ -190,12 +183,10 @@ def combine(sources: Sequence[Weights], factors: Sequence[float], like: int = -1
 
 
 def _combined(name: str, used: Sequence[tuple[Weights, float]], like: Weights) -> Tensor:
-    import torch
-
     kept = like[name]
     if not kept.is_floating_point():
         if any(not torch.equal(source[name], kept) for source, _ in used):
-            raise ModelError(f"{name} holds whole numbers that differ between the models, so it cannot be averaged")
+            raise ModelError(f"{name} holds integers that differ between the models, so it cannot be averaged")
         return kept
     total = torch.zeros(kept.shape, dtype=torch.float32)
     for source, factor in used:
@@ -204,7 +195,7 @@ def _combined(name: str, used: Sequence[tuple[Weights, float]], like: Weights) -
 
 
 def require_free(out: str | os.PathLike[str]) -> Path:
-    """`out` as a path. Raises ConfigError if something is there."""
+    """`out` as a path. Raises ConfigError if it exists."""
     if Path(out).exists():
         raise ConfigError(f"{out} already exists; choose another --out")
     return Path(out)
@@ -219,13 +210,11 @@ def write_model(
     config_from: Path | None = None,
     finish: Callable[[Path], None] = lambda temporary: None,
 ) -> Path:
-    """Write a model folder, whole or absent: config and tokenizer of `files_from`, these weights, a card.
+    """Write a model folder in one step: config and tokenizer of `files_from`, these weights, a card.
 
-    config_from: another folder for config.json. finish: called with the folder before it gets its name; may add files or refuse.
+    config_from: another folder for config.json. finish: called with the folder before it is renamed; may add files or raise.
     Raises ConfigError if `out` exists.
     """
-    from safetensors.torch import save_file
-
     folder = require_free(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(folder)

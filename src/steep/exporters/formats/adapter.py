@@ -1,7 +1,7 @@
 """Export of an adapter alone, in peft's layout: adapter_config.json, adapter_model.safetensors, tokenizer, card.
 
-What is compared is the adapter on its base in fp32: the trained model (the adapter added to the weights) against peft's own
-computation beside them in a new process. Weakness: whoever loads it needs the base that adapter_config.json names.
+The comparison is of the adapter on its base in fp32: the trained model (the adapter added to the weights) against peft's own
+computation (the adapter beside the weights) in a new process. Weakness: loading it needs the base that adapter_config.json names.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from steep.checkpoint.load import verified_reference
 from steep.core.errors import ModelError
 from steep.core.files import write_text
 from steep.exporters.format import ExportTask, refuse
 from steep.exporters.parity import Answers, Bounds, Parity, check, compare
 from steep.exporters.verify import ask_transformers
+from steep.models.reference import ADAPTER_CONFIG
 
 DTYPES = {
     "float32": Bounds(
-        1e-3, 1e-6, 1e-5, "the same numbers; an adapter beside a weight and in it differ in the order of sums"
+        1e-3, 1e-6, 1e-5, "the same numbers; an adapter beside a weight and one added to it differ in the order of sums"
     )
 }
 DEFAULT_DTYPE = "float32"
@@ -25,15 +27,10 @@ ENDINGS = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
 
 
 def adapter_folder(task: ExportTask) -> Path:
-    """Where the trained adapter lies. Raises ModelError for a model without one."""
-    from steep.checkpoint.load import verified_reference
-    from steep.models.reference import ADAPTER_CONFIG
-
+    """The folder of the trained adapter. Raises ModelError for a model without one."""
     folder = Path(verified_reference(task.loaded.reference))
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise ModelError(
-            f"{task.loaded.reference} holds no adapter: the whole model was trained. Export it with --to hf"
-        )
+        raise ModelError(f"{task.loaded.reference} has no adapter: the whole model was trained. Export it with --to hf")
     return folder
 
 
@@ -51,7 +48,7 @@ def write(task: ExportTask, folder: Path) -> Answers:
 
 
 def verify(task: ExportTask, folder: Path, expected: Answers) -> list[Parity]:
-    """What peft makes of the folder in a new process. Raises ModelError, with the numbers, if it differs."""
+    """Compare the folder as peft loads it in a new process. Raises ModelError, with the numbers, if it differs."""
     found = ask_transformers("adapter", folder, task.questions)
     parity = compare(task.trained, expected, found, task.questions.texts)
     check(parity, expected, DTYPES[task.dtype], found.greedy, f"the export {folder}")
