@@ -100,7 +100,7 @@ def test_overwrite_replaces_an_export_and_nothing_else(run: Path, tmp_path: Path
     steep.export(str(run), out=folder)
     steep.export(str(run), out=folder, overwrite=True)
     (folder / "thesis.docx").write_text("mine")
-    with pytest.raises(ConfigError, match=r"more than an export \(thesis.docx\)"):
+    with pytest.raises(ConfigError, match=r"more than an export in it \(thesis.docx\)"):
         steep.export(str(run), out=folder, overwrite=True)
     assert (folder / "thesis.docx").exists()
 

@@ -112,7 +112,7 @@ def evaluate(
     """Score a model on texts: nats per token, perplexity, bits per byte.
 
     model: a run, checkpoint, folder, hub id or .gguf file. texts: paths, or a mapping from names to paths; default: the
-    validation texts of the run. against: another model, or `base`, which the run started from; it is scored on the same
+    held-out texts of the run. against: another model, or `base`, which the run started from; it is scored on the same
     documents. tokens: at most this many of each text; default the run's, else 200k. batch_size: sequences per forward pass; does
     not change the score. sequence_length: default the run's, else 1,024 or what the model can take. device: auto, cpu, cuda or
     cuda:1. precision: auto, fp32, mixed_bf16 or bf16. text_key: JSONL field or Parquet column of the text. allow_code: whether
@@ -210,29 +210,24 @@ def _scores(
     loaded: LoadedModel, texts: list[HeldOutText], chosen: list[list[Any]], batch_size: int, sequence_length: int
 ) -> list[Score]:
     check_sequence_length(loaded.model, sequence_length)
-    return [
-        _score(loaded, text, documents, batch_size, sequence_length)
-        for text, documents in zip(texts, chosen, strict=True)
-    ]
-
-
-def _score(
-    loaded: LoadedModel, text: HeldOutText, documents: list[Any], batch_size: int, sequence_length: int
-) -> Score:
-    pairs = zip(text.parts, documents, strict=True)
-    total = sum(int(store.document_lengths[part].sum()) for (store, _), part in pairs)
-    with progress_bar(f"scoring {text.name}", total, "tokens") as bar:
-        return score_text(
-            loaded.runner.token_losses,
-            text,
-            tokens=total,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            eos_id=loaded.tokenizer.eos_id if loaded.tokenizer.append_eos else None,
-            decode=loaded.tokenizer.decode_text,
-            advance=bar.advance,
-            chosen=documents,
-        )
+    scores = []
+    for text, documents in zip(texts, chosen, strict=True):
+        pairs = zip(text.parts, documents, strict=True)
+        total = sum(int(store.document_lengths[part].sum()) for (store, _), part in pairs)
+        with progress_bar(f"scoring {text.name}", total, "tokens") as bar:
+            score = score_text(
+                loaded.runner.token_losses,
+                text,
+                tokens=total,
+                batch_size=batch_size,
+                sequence_length=sequence_length,
+                eos_id=loaded.tokenizer.eos_id if loaded.tokenizer.append_eos else None,
+                decode=loaded.tokenizer.decode_text,
+                advance=bar.advance,
+                chosen=documents,
+            )
+        scores.append(score)
+    return scores
 
 
 def _count(tokens: int | str) -> int:

@@ -87,9 +87,9 @@ def evaluate_tasks(
     """Run tasks of lm-eval on a model (extra `eval`).
 
     model, against, batch_size, device, precision, allow_code, say: as for `steep.evaluate`. tasks: names, also joined by commas
-    or with `*`. folder: of task files (.yaml), which may hold code; without it lm-eval's own tasks, most of which fetch data from
-    the hub. limit: documents of each task; default all. Raises MissingExtraError without lm-eval, ConfigError for a task that is
-    not there, DataError for data that is not.
+    or with `*`. folder: of task files (.yaml), which may contain code; without it lm-eval's own tasks, most of which fetch data
+    from the hub. limit: documents of each task; default all. Raises MissingExtraError without lm-eval, ConfigError for an unknown
+    task, DataError for missing data.
     """
     model = os.fspath(model)
     manager, names = find_tasks(tasks, folder, allow_code, say)

@@ -26,7 +26,7 @@ from steep.order.data_order import OrderedSequence
 from steep.order.packing import ConcatPacking
 
 TokenLosses = Callable[[Batch], torch.Tensor]
-"""From a batch of B x T to the (B*T,) fp32 losses of its labels in nats, 0 where there is no label."""
+"""From a batch to the (B, T) fp32 losses of its labels in nats, 0 where there is no label."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,13 @@ def score_text(
     nats_all = nats_text = 0.0
     predicted = 0
     for batch in _batches(text, chosen, sequence_length, batch_size):
-        losses = token_losses(batch).detach().double().cpu().reshape(-1)
-        labels = batch.labels.reshape(-1)
-        is_label = labels != IGNORE_INDEX
-        nats_all += float(losses.sum())
-        nats_text += float(losses[is_label & (labels != eos_id)].sum()) if eos_id is not None else float(losses.sum())
-        predicted += int(is_label.sum())
+        losses_N = token_losses(batch).detach().double().cpu().reshape(-1)  # N = B*T
+        labels_N = batch.labels.reshape(-1)
+        is_label_N = labels_N != IGNORE_INDEX
+        is_text_N = is_label_N & (labels_N != eos_id)
+        nats_all += float(losses_N.sum())
+        nats_text += float(losses_N[is_text_N].sum()) if eos_id is not None else float(losses_N.sum())
+        predicted += int(is_label_N.sum())
         advance(batch.input_ids.numel())
     if predicted == 0:
         raise DataError(f"held-out text {text.name!r}: no token to predict in its {sum(map(len, chosen))} documents")
@@ -116,8 +117,8 @@ def score_text(
     return Score(
         text=text.name,
         nats_per_token=nats_per_token,
-        perplexity=math.exp(nats_per_token) if nats_per_token < 700 else math.inf,
-        bits_per_byte=bits_per_byte(nats_text, text_bytes) if text_bytes else None,
+        perplexity=math.exp(nats_per_token) if nats_per_token < 700 else math.inf,  # float64 ends at exp(709)
+        bits_per_byte=bits_per_byte(nats_text, text_bytes) if text_bytes else None,  # nats / ln 2 / bytes
         tokens=predicted,
         documents=sum(map(len, chosen)),
         text_bytes=text_bytes,

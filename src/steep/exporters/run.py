@@ -38,7 +38,7 @@ Then each continues a sentence, thirty-two tokens long, always by the likeliest 
 asked for such a thing yet; today it costs about a minute.
 """
 MOST_TOKENS = 384
-"""Per verification text. Logits of both programs are held in memory: tokens x vocabulary x 4 bytes each."""
+"""Most tokens of each verification text. Both programs' logits are held in memory: tokens x vocabulary x 4 bytes each."""
 PROMPT_TOKENS = 12
 
 
@@ -63,7 +63,7 @@ def export(
     and a Modelfile; `adapter`, in peft's layout. out: a folder, default `<run>/export/<to>`. dtype: float32, bfloat16 (default)
     or float16, and q8_0 for gguf and ollama. quantize: nf4, int8 or torchao_int8, for hf. max_shard_size: of a weight file.
     tokenizer_pre: llama.cpp's name of the rule that splits text, where it is not found. verify_with: a Python interpreter that
-    has llama-cpp-python. overwrite: replace an export that is there. allow_code: whether `_target_` may run code outside steep,
+    has llama-cpp-python. overwrite: replace an existing export. allow_code: whether `_target_` may run code outside steep,
     torch and transformers. say: called with each remark. Raises ModelError, with the numbers, if the exported model is not the
     trained one.
     """
@@ -73,7 +73,9 @@ def export(
         check_replaceable(folder, overwrite, exporter.ENDINGS)
         ask_trained(task)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.parent.glob(f"{TEMPORARY_PREFIX}*-{folder.name}"):  # of exports killed or refused
+        for leftover in folder.parent.glob(
+            f"{TEMPORARY_PREFIX}*-{folder.name}"
+        ):  # of exports that were killed or refused
             shutil.rmtree(leftover)
         temporary = temporary_path(folder)
         expected = exporter.write(task, temporary)
@@ -112,22 +114,22 @@ def open_task(
 
 
 def ask_trained(task: ExportTask) -> None:
-    """Let the model in fp32 answer, before anything is rounded."""
+    """Ask the model in fp32 its questions, before anything is rounded."""
     task.questions = questions_for(task.loaded, task.say)
     task.trained = answer(task.model, task.questions, "trained")
 
 
 def check_replaceable(folder: Path, overwrite: bool, endings: Set[str]) -> None:
-    """Raises ConfigError unless `folder` is free, or an earlier export that may be replaced."""
+    """Raises ConfigError unless `folder` does not exist, or is an earlier export that may be replaced."""
     if folder.suffix == ".gguf":
-        raise ConfigError(f"--out {folder}: give a folder; the .gguf file is made in it")
+        raise ConfigError(f"--out {folder}: give a folder; the .gguf file is written in it")
     if not folder.exists():
         return
     if not overwrite:
         raise ConfigError(f"{folder} already exists; choose another --out, or give --overwrite")
     holds_model = (folder / "config.json").is_file() or any(folder.glob("*.gguf"))
     if not folder.is_dir() or (any(folder.iterdir()) and not holds_model):
-        raise ConfigError(f"{folder} is no exported model, so it is not overwritten; choose another --out")
+        raise ConfigError(f"{folder} is not an exported model, so it is not overwritten; choose another --out")
     others = [
         path.name
         for path in folder.iterdir()
@@ -135,13 +137,13 @@ def check_replaceable(folder: Path, overwrite: bool, endings: Set[str]) -> None:
     ]
     if others:
         raise ConfigError(
-            f"{folder} holds more than an export ({others[0]}), so it is not overwritten; choose another --out"
+            f"{folder} has more than an export in it ({others[0]}), so it is not overwritten; choose another --out"
         )
 
 
 def _default_folder(loaded: LoadedModel, to: str, quantize: str | None) -> Path:
     if loaded.run is None:
-        raise ConfigError(f"{loaded.reference} is in no run directory; say where the export goes with --out")
+        raise ConfigError(f"{loaded.reference} is not in a run directory; name the folder for the export with --out")
     return loaded.run / "export" / (to if quantize is None else f"{to}-{quantize}")
 
 
@@ -151,7 +153,7 @@ def _model_name(loaded: LoadedModel) -> str:
 
 
 def questions_for(loaded: LoadedModel, say: Say = tell) -> Questions:
-    """What is asked of both programs: the verification text, the run's held-out texts, and a sentence to continue."""
+    """The questions to both programs: the verification text, the run's held-out texts, and a sentence to continue."""
     room = max_positions(loaded.model) or 2048
     most = min(MOST_TOKENS, room)
     start = [loaded.tokenizer.bos_id] if loaded.tokenizer.prepend_bos and loaded.tokenizer.bos_id is not None else []

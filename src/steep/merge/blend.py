@@ -70,7 +70,7 @@ def blend(
 ) -> BlendResult:
     """Weights between the base and the trained model, each blend scored, the best one under the cap written and verified.
 
-    model: the trained one. texts, tokens: as for `steep.evaluate`; default the run's validation texts. base: default, what the
+    model: the trained one. texts, tokens: as for `steep.evaluate`; default the run's held-out texts. base: default, what the
     run started from. alphas: 0 is the base, 1 the trained model, both bit for bit; default 0, 0.25, 0.5, 0.75, 1. cap: what each
     general text may lose, as a share of the base's bits per byte; default the run's evaluate.forgetting_cap. Roles are those of
     the forgetting report. out: default `<run>/blend/best`. say: called with each remark. Raises ModelError for models that differ
