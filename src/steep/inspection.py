@@ -8,19 +8,26 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
+from steep.checkpoint.retention import checkpoint_folders, read_latest
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import read_json
 from steep.core.public import public
 from steep.core.say import say_nothing
 from steep.core.units import format_bytes
+from steep.evaluation.model_reference import config_of_run
 from steep.order.data_order import DataOrder, same_past
 from steep.runtime.run_directory import RunDirectory, is_run_directory
+from steep.store.formats import formats
+from steep.store.inspect import inspect_store
+from steep.store.reader import is_store
+from steep.tokenizer.config import TokenizerConfig
+from steep.tokenizer.open import load_tokenizer
 
 SHOWN_CHARACTERS = 400
 SHOWN_ITEMS = 8
 SHOWN_NUMBERS = 24
 BAR_CHARACTERS = 40
-"""What the text form shows of long values; --json has them whole."""
+"""What the text form shows of long values; --json shows them in full."""
 
 
 @public
@@ -37,16 +44,13 @@ def inspect(
 
     sequence: of a run, the documents and the text of this sequence instead. verify: also read every byte and compare checksums,
     where there are any. Of token stores: `tokenizer` names the one of a store that has none beside it, `seed` chooses the
-    documents that are shown, `format` is the tool that wrote it. Raises ConfigError for something that steep does not know.
+    documents that are shown, `format` is the tool that wrote it. Raises ConfigError for anything else.
     """
     if sequence is not None:
         return inspect_sequence(Path(path), sequence)
 
-    from steep.store.formats import formats
-    from steep.store.reader import is_store
-
     if format not in ("auto", *formats()):
-        raise ConfigError(f"format {format!r}: needed is one of auto, {', '.join(formats())}")
+        raise ConfigError(f"format {format!r}: use one of auto, {', '.join(formats())}")
 
     folder = Path(path)
     if is_run_directory(folder):
@@ -65,10 +69,6 @@ def inspect(
 
 
 def _inspect_store(path: Path, verify: bool, tokenizer: str | None, seed: int, format: str) -> dict[str, Any]:
-    from steep.store.inspect import inspect_store
-    from steep.tokenizer.config import TokenizerConfig
-    from steep.tokenizer.open import load_tokenizer
-
     given = None
     if tokenizer is not None:
         given = load_tokenizer(TokenizerConfig(pretrained=tokenizer, append_eos=False, prepend_bos=False))
@@ -76,8 +76,6 @@ def _inspect_store(path: Path, verify: bool, tokenizer: str | None, seed: int, f
 
 
 def _inspect_run(run: RunDirectory, verify: bool) -> dict[str, Any]:
-    from steep.checkpoint.retention import checkpoint_folders, read_latest
-
     checkpoints = [folder.name for folder in checkpoint_folders(run.checkpoints)]
     found = {
         "kind": "run",
@@ -98,7 +96,7 @@ def _inspect_checkpoint(path: Path, verify: bool) -> dict[str, Any]:
     found = {
         "kind": "checkpoint",
         "path": str(path),
-        "manifest": manifest or "missing: this checkpoint is not whole",
+        "manifest": manifest or "missing: this checkpoint is incomplete",
         "state": read_json(path / "train_state.json"),
     }
     if verify:
@@ -107,7 +105,7 @@ def _inspect_checkpoint(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _problems(checkpoint: Path) -> str | list[str]:
-    from steep.checkpoint.load import checkpoint_problems
+    from steep.checkpoint.load import checkpoint_problems  # torch is heavy
 
     return checkpoint_problems(checkpoint) or "every file equals its checksum"
 
@@ -124,27 +122,26 @@ def _inspect_model(path: Path) -> dict[str, Any]:
 
 
 def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
-    """Sequence `index` of a run's plan: which documents and tokens, and their text. Raises DataError, ConfigError."""
+    """Sequence `index` of a run's sample order: which documents and tokens, and their text. Raises DataError, ConfigError."""
+    # torch is heavy
     from steep.data.open import open_run_data
-    from steep.evaluation.model_reference import config_of_run
     from steep.evaluation.text_writer import open_writer
-    from steep.tokenizer.open import load_tokenizer
 
     if not is_run_directory(path):
         raise ConfigError(f"{path}: --sequence needs a run directory")
     config = config_of_run(path)
     tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
     data = open_run_data(config, tokenizer, say_nothing, generator=open_writer)
-    plan = _plan_of_run(path, data.order, index)
-    planned = plan.sequence(index)
-    store = data.stores[planned.source]
-    if not planned.ranges:
+    order = _order_of_run(path, data.order, index)
+    sequence = order.sequence(index)
+    store = data.stores[sequence.source]
+    if not sequence.ranges:
         raise DataError(f"sequence {index} is empty")
     return {
         "kind": "sequence",
         "index": index,
-        "epoch": index // plan.sequences_per_epoch,
-        "source": data.names[planned.source],
+        "epoch": index // order.sequences_per_epoch,
+        "source": data.names[sequence.source],
         "documents": [
             {
                 "document": part.document,
@@ -152,22 +149,23 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
                 "tokens": part.count,
                 "text": tokenizer.decode(_tokens(store, part)),
             }
-            for part in planned.ranges
+            for part in sequence.ranges
         ],
     }
 
 
-def _plan_of_run(path: Path, plan: DataOrder, index: int) -> DataOrder:
-    """The plan that the run's newest checkpoint was trained with, which begins where its data was last changed on purpose.
+def _order_of_run(path: Path, order: DataOrder, index: int) -> DataOrder:
+    """The order that the run's newest checkpoint was trained in, which begins where its data was last changed on purpose.
 
-    Raises ConfigError for a sequence that the run has not, or had from other data, DataError where the data is not the run's.
+    Raises ConfigError for a sequence that the run does not have, or took from other data, DataError where the data is not the
+    run's.
     """
-    from steep.checkpoint.load import find_checkpoint
+    from steep.checkpoint.load import find_checkpoint  # torch is heavy
 
     if index < 0:
         raise ConfigError(f"--sequence {index}: sequences are counted from 0")
     if not any(RunDirectory(path).checkpoints.glob("epoch_*_step_*")):
-        return plan
+        return order
     state = read_json(find_checkpoint(path) / "train_state.json")
     first = state["plan"].get("first_sequence") or 0
     if index < first:
@@ -175,17 +173,17 @@ def _plan_of_run(path: Path, plan: DataOrder, index: int) -> DataOrder:
             f"--sequence {index}: the data of {path} was changed at sequence {first:,}, and only what came after is known. "
             f"Give {first} or more."
         )
-    plan = plan.beginning_at(first) if first else plan
-    changed = same_past(state["plan"], plan.describe(), state["sequences_seen"])
+    order = order.beginning_at(first) if first else order
+    changed = same_past(state["plan"], order.describe(), state["sequences_seen"])
     if changed:
         raise DataError(
             f"the data has changed since {path} was trained: {'; '.join(changed)}. Restore it to see its sequences."
         )
-    return plan
+    return order
 
 
 def store_as_text(found: dict[str, Any]) -> str:
-    """What `inspect_store` found, as lines for people: with a histogram and tables, and nothing twice."""
+    """What `inspect_store` found, as lines for people, with a histogram and tables."""
     apart = ("ids", "length_histogram", "examples", "fertility", "sources")
     shown = {key: value for key, value in found.items() if key not in apart and value not in (None, [])}
     if found["sources"]:

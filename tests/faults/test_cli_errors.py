@@ -89,6 +89,20 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert not result.stdout
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "{config}"], ["lr-find", "{config}"], ["prepare", "{config}", "--tokenizer", "gpt2", "--out", "store"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_each_process_of_torchrun_ends_with_one_line(arguments: list[str], config: Path) -> None:
+    result = steep(*(argument.format(config=config) for argument in arguments), cwd=config.parent, WORLD_SIZE="2")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stderr.startswith("error: WORLD_SIZE is 2: ")
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+    assert not (config.parent / "store").exists()
+
+
 def test_no_code_refuses_a_foreign_target(mapping: dict[str, Any], tmp_path: Path) -> None:
     marker = tmp_path / "it_ran"
     (tmp_path / "model.py").write_text(f"open({str(marker)!r}, 'w')\ndef build(): ...\n")
