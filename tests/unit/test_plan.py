@@ -94,7 +94,7 @@ def test_a_gguf_is_planned_from_its_header(mapping: dict) -> None:
 
 
 def test_memory_bar_parts_follow_each_other() -> None:
-    lines = memory_bar({"a": 30, "b": 10}, 100)
+    lines = memory_bar({"a": 30, "b": 10})
     assert [line.count("█") for line in lines] == [30, 10]
     assert lines[1].index("█") == lines[0].rindex("█") + 1
 

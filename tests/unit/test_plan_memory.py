@@ -10,7 +10,7 @@ import pytest
 import steep
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
-from steep.estimate.structure import plan_structure
+from steep.estimate.structure import measure_structure
 from support import LLAMA, run_mapping
 
 MISTRAL_7B = {
@@ -61,7 +61,7 @@ def test_the_guides_mistral_run_is_planned_within_a_tenth_of_what_it_took() -> N
             },
         }
     )
-    facts = plan_structure(config, 2, accumulates=True, precision="mixed_bf16", on_gpu=True)
+    facts = measure_structure(config, 2, accumulates=True, precision="mixed_bf16", on_gpu=True)
     assert facts.trainable == 603_979_776  # as the guide's run prints
     assert sum(facts.memory.parts("cuda").values()) == pytest.approx(9.332 * 2**30, rel=0.1)
 

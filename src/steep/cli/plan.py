@@ -12,7 +12,7 @@ import steep
 from steep.cli.options import CONFIG, JSON, NO_CODE
 
 if TYPE_CHECKING:
-    from steep.estimate.fit import Fit
+    from steep.estimate.fit import MemoryFit
     from steep.estimate.run_plan import RunPlan
 
 
@@ -31,7 +31,7 @@ def command(
 
     run_config = load_run_config(config, context.obj or [])
     if fit is None:
-        result: RunPlan | Fit = steep.plan(run_config, device=device, allow_code=not no_code)
+        result: RunPlan | MemoryFit = steep.plan(run_config, device=device, allow_code=not no_code)
     else:
         result = steep.plan_fit(run_config, fit, device=device, allow_code=not no_code)
     if json:

@@ -1,9 +1,9 @@
-"""`steep plan --fit SIZE`: the settings with which a run fits into so much memory, fastest first.
+"""`steep plan --fit SIZE`: the settings with which a run fits into a given amount of memory, fastest first.
 
-In: a RunPlan. Out: proposals, each a few configuration keys with the memory that is planned for them. Main choice: first come
-settings that leave the result alone (micro-batches, checkpointing, a smaller piece of logits); settings that change it (8-bit
-optimizer states, a 4-bit base) are proposed only where none of those fits, and are marked. Weakness: the order is by arithmetic
-(what is computed again, then how many micro-batches a step takes), not by a clock.
+In: a RunPlan. Out: proposals, each a few configuration keys with the memory they need. Main choice: settings that keep the result
+come first (micro-batches, checkpointing, a smaller chunk of logits); settings that change it (8-bit optimizer states, a
+4-bit base) are proposed only where none of those fits, and are marked. Weakness: proposals are ordered by arithmetic (how much is
+computed again, then how many micro-batches a step takes), not by measured time.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from steep.core.public import public
 from steep.core.section import Target
 from steep.core.units import format_bytes, parse_bytes
 from steep.estimate.run_plan import RunPlan, plan_unchecked
-from steep.estimate.structure import plan_structure
+from steep.estimate.structure import measure_structure
 from steep.models.config import ModelConfig
 
 SMALL_LOGITS_BYTES = 8 * 2**20
 
 CHECKPOINTING: list[tuple[Any, float]] = [
-    # setting, work of a step over that without checkpointing: forward is a third of it, and so much of it runs twice
+    # setting, work of a step over that without checkpointing: 1 + (share of the forward pass that runs twice) / 3
     (False, 1.0),
     ("selective", 1.05),
     ({"mode": "every_nth", "every": 2}, 1 + 1 / 6),
@@ -69,13 +69,13 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Fit:
+class MemoryFit:
     """What fits into `limit_bytes`, fastest first."""
 
     limit_bytes: int
     proposals: list[Proposal]
     smallest: Proposal
-    """What needs least of all that was tried."""
+    """The settings that need the least memory of all that were tried."""
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""
@@ -98,7 +98,7 @@ class Fit:
 
 
 @public
-def plan_fit(config: ConfigLike, size: Union[int, str], *, device: str = "auto", allow_code: bool = True) -> Fit:
+def plan_fit(config: ConfigLike, size: Union[int, str], *, device: str = "auto", allow_code: bool = True) -> MemoryFit:
     """The settings with which a run fits into `size` of memory (bytes, or text such as `24GiB`), fastest first.
 
     Loads no weights, and makes several plans. config, device, allow_code: as for `steep.plan`. Raises a SteepError for text that
@@ -108,11 +108,11 @@ def plan_fit(config: ConfigLike, size: Union[int, str], *, device: str = "auto",
         limit_bytes = parse_bytes(size)
     except ValueError as error:
         raise ConfigError(f"fit: {error}") from None
-    return fit(plan_unchecked(as_config(config), device=device, allow_code=allow_code), limit_bytes)
+    return fit_memory(plan_unchecked(as_config(config), device=device, allow_code=allow_code), limit_bytes)
 
 
-def fit(plan: RunPlan, limit_bytes: int, most: int = 5) -> Fit:
-    """At most so many proposals for the run of `plan`. Several plans are made, some seconds each for a large model."""
+def fit_memory(plan: RunPlan, limit_bytes: int, most: int = 5) -> MemoryFit:
+    """At most `most` proposals for the run of `plan`. Several plans are made, a few seconds each for a large model."""
     smallest: Proposal | None = None
     for changes_result, base in _bases(plan):
         tried: list[Proposal] = []
@@ -126,13 +126,13 @@ def fit(plan: RunPlan, limit_bytes: int, most: int = 5) -> Fit:
         fitting = [proposal for proposal in tried if proposal.peak_bytes <= limit_bytes]
         if fitting:
             fitting.sort(key=lambda proposal: (proposal.work_ratio, -proposal.micro_batch_size))
-            return Fit(limit_bytes, fitting[:most], smallest or fitting[0])
+            return MemoryFit(limit_bytes, fitting[:most], smallest or fitting[0])
     assert smallest is not None
-    return Fit(limit_bytes, [], smallest)
+    return MemoryFit(limit_bytes, [], smallest)
 
 
 def _bases(plan: RunPlan) -> Iterator[tuple[bool, dict[str, Any]]]:
-    """Changes to begin from: none, smaller pieces of logits, then those that change the result. Each group holds the last."""
+    """Changes to start from: none, smaller chunks of logits, then those that change the result. Each includes the one before."""
     config = plan.config
     changes: dict[str, Any] = {}
     yield False, dict(changes)
@@ -150,7 +150,7 @@ def _bases(plan: RunPlan) -> Iterator[tuple[bool, dict[str, Any]]]:
 def _largest(
     plan: RunPlan, base: dict[str, Any], checkpointing: Any, work: float, limit_bytes: int, changes_result: bool
 ) -> Proposal:
-    """The proposal with the largest micro-batch that fits; where none does, that of one sequence."""
+    """The proposal with the largest micro-batch that fits; where none fits, the one with a micro-batch of one sequence."""
     batch = plan.sizes.global_batch_size
     sizes = [n for n in range(1, batch + 1) if batch % n == 0]
     best = _propose(plan, base, checkpointing, work, sizes[0], changes_result)
@@ -173,7 +173,7 @@ def _propose(
     mapping = changed(before, wanted)
     accumulates = micro_batch_size < plan.sizes.global_batch_size
     on_gpu = plan.hardware.device_type != "cpu"
-    facts = plan_structure(
+    facts = measure_structure(
         RunConfig.model_validate(mapping), micro_batch_size, accumulates, plan.precision, on_gpu, plan.vocabulary_rows
     )
     shown = {key: value for key, value in wanted.items() if _at(before, key) != _at(mapping, key)}
@@ -184,7 +184,7 @@ def _propose(
 
 
 def changed(mapping: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`mapping` with the values of dotted keys replaced; nothing of it is shared with the result where it differs."""
+    """A copy of `mapping` with the values of dotted keys replaced; `mapping` itself is not changed."""
     result = dict(mapping)
     for key, value in changes.items():
         head, _, rest = key.partition(".")

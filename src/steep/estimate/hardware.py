@@ -1,7 +1,8 @@
-"""The device that a plan is for: the one that is here, or one that is named. No torch unless a CUDA device is looked for."""
+"""The device that a plan is for: the one that is here, or one that is named."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from steep.core.errors import ConfigError
@@ -11,7 +12,7 @@ from steep.runtime.device import choose_device, cpu_has_bf16, cpu_name, device_n
 GIB = 2**30
 
 GPUS: dict[str, tuple[str, float, int]] = {
-    # what people type: name as in the table of peaks, fp32 FLOP/s, bytes of memory (makers' data sheets)
+    # what people type: name as in the table of peaks, fp32 FLOP/s, bytes of memory (from the makers' data sheets)
     "h200": ("NVIDIA H200", 67e12, 141 * 10**9),
     "h100": ("NVIDIA H100", 67e12, 80 * GIB),
     "a100": ("NVIDIA A100", 19.5e12, 80 * GIB),
@@ -25,7 +26,7 @@ GPUS: dict[str, tuple[str, float, int]] = {
 UNKNOWN_GPU_BF16_FLOPS = 100e12
 
 GPU_UTILIZATION = 0.35
-"""Share of the peak that small models reach in training (38 to 49 % for public code at its best)."""
+"""Share of the peak that small models reach in training (public code reaches 38 to 49 % at its best)."""
 
 CPU_UTILIZATION = {"fp32": 0.55, "bf16": 0.22}
 """Share of a large matrix product's rate that training reaches on a CPU (measured on two AMX cores)."""
@@ -39,14 +40,14 @@ class Hardware:
     device_type: str
     memory_bytes: int
     bf16_flops: float
-    """Rate that training is expected to reach, FLOP/s."""
+    """Expected rate of training, FLOP/s."""
     fp32_flops: float
     basis: str
     """Where the rates come from."""
     is_here: bool = True
 
     def expected_flops(self, precision: str) -> float:
-        """FLOP/s that training is expected to reach."""
+        """Expected rate of training in FLOP/s."""
         return self.fp32_flops if precision == "fp32" else self.bf16_flops
 
 
@@ -83,9 +84,7 @@ def _gpu(name: str, fp32_flops: float, memory_bytes: int, *, is_here: bool) -> H
 
 
 def matrix_product_flops(dtype: str, size: int = 1024, repeats: int = 4) -> float:
-    """FLOP/s of a square matrix product on this CPU, the best of a few. Takes some tens of milliseconds."""
-    import time
-
+    """FLOP/s of a square matrix product on this CPU, the best of a few. Takes tens of milliseconds."""
     import torch
 
     a = torch.ones(size, size, dtype=getattr(torch, dtype))
@@ -94,4 +93,4 @@ def matrix_product_flops(dtype: str, size: int = 1024, repeats: int = 4) -> floa
         started = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    return 2 * size**3 / best  # n^3 products and n^3 sums

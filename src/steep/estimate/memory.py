@@ -1,9 +1,9 @@
-"""How much memory training a model takes, by part, before any weight exists.
+"""How much memory it takes to train a model, by part, before any weight exists.
 
 The model is built and run forward on fake tensors (shapes and dtypes without data), and what autograd would keep for the
-backward pass is counted; so the figure holds for every architecture, precision and checkpointing setting, without a formula per
-family. Weakness: kernels' own scratch memory and the allocator's unused remainders are not seen; documents inside a sequence are
-not split, which costs nothing where attention is computed by a flash kernel.
+backward pass is counted. So the figure holds for every architecture, precision and checkpointing setting, without a formula for
+each family. Weakness: the scratch memory of kernels and the allocator's unused blocks are not seen; sequences are not split into
+documents, which makes no difference where a flash kernel computes attention.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class ActivationPlan:
+class ActivationLayout:
     """Bytes that the forward pass up to the head leaves for the backward pass."""
 
     kept: int
-    """From the forward pass on; with checkpointing, the inputs of layers and what selective checkpointing holds."""
+    """Kept from the forward pass on; with checkpointing, the inputs of layers and what selective checkpointing keeps."""
     recomputed: int = 0
-    """Made again, one checkpointed layer at a time, in the backward pass."""
+    """Computed again in the backward pass, one checkpointed layer at a time."""
     note: str = ""
     """What to know about these figures; empty where everything was measured."""
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes at the moment of the step that needs most."""
+class PeakMemory:
+    """Bytes by part at the moment of the step that needs most."""
 
     weights: int
     gradients: int
-    """Those that exist at that moment: all of them under accumulation, else those the backward pass has made."""
+    """Those that exist at that moment: all of them with accumulation, else those the backward pass has computed."""
     optimizer: int
     activations: int
-    """What the forward pass keeps for the backward pass, bf16 copies of the weights under autocast included, and the layer that
-    is computed again at that moment."""
+    """What the forward pass keeps for the backward pass, including the bf16 copies of weights that autocast makes, and the layer
+    that is computed again at that moment."""
     logits: int
-    """The piece of logits that exists at a time, and the gradient of the output head."""
+    """One chunk of logits, and the gradient of the output head."""
     checkpoint: int
     """The copy of the state that asynchronous saving writes from; held in host memory."""
 
     def parts(self, device_type: str) -> dict[str, int]:
-        """Bytes by part on the device; on a GPU the checkpoint's copy lies elsewhere."""
+        """Bytes by part on the device; with a GPU the checkpoint's copy is in host memory and left out."""
         parts = {name: getattr(self, name) for name in ("weights", "gradients", "optimizer", "activations", "logits")}
         return parts | ({"checkpoint copy": self.checkpoint} if device_type == "cpu" else {})
 
 
-def plan_memory(
+def peak_memory(
     model: nn.Module,
-    activations: ActivationPlan,
+    activations: ActivationLayout,
     *,
     micro_batch_size: int,
     sequence_length: int,
@@ -64,27 +64,28 @@ def plan_memory(
     loss_chunk_bytes: int,
     asynchronous_checkpoint: bool,
     host_bytes: int = 0,
-) -> MemoryPlan:
+) -> PeakMemory:
     """The memory of training `model`, which may be built on fake tensors.
 
     head_shape: (V, D). autocast_bytes: bytes per number of the autocast dtype, None without autocast. optimizer_bytes: the
-    optimizer's whole state. host_bytes: of the weights, what lies in host memory.
+    optimizer's whole state. host_bytes: of weights that are in host memory.
     """
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights = sum(_nbytes(tensor) for tensor in [*parameters, *model.buffers()])
     gradients = sum(_nbytes(parameter) for parameter in trained)
-    rows, (vocabulary, width) = micro_batch_size * sequence_length, head_shape
+    rows, (vocabulary, width) = micro_batch_size * sequence_length, head_shape  # B*T, (V, D)
     compute_bytes = autocast_bytes or parameters[0].element_size()
     chunk = min(max(loss_chunk_bytes, vocabulary * compute_bytes), rows * vocabulary * compute_bytes)
     head_copy = vocabulary * width * compute_bytes if autocast_bytes else 0
-    head_gradient = vocabulary * width * 4 if head_trained else 0
-    hidden = rows * width * (4 + compute_bytes)
+    head_gradient = vocabulary * width * 4 if head_trained else 0  # (V, D) fp32
+    hidden = rows * width * (4 + compute_bytes)  # (B*T, D): the states before the head, and their fp32 gradient
     before = gradients if accumulates else 0
     pending = head_gradient if head_tied or not accumulates else 0
-    # Four moments compete. At the loss all activations and the head's gradient exist. Then the last layer is computed again; last
-    # the first one, when all gradients exist. At the end comes the embedding's gradient, which is added to one that waits for it
-    # (the head's, where they are tied) or to that of an earlier micro-batch. Under accumulation gradients exist at all four.
+    # (gradients, activations, logits) at the four moments that may need most. 1: at the loss, all activations and the head's
+    # gradient exist. 2: the last layer is computed again. 3: the first layer is, and all gradients exist. 4: the embedding's
+    # gradient is added to one that waits for it (the head's, where they are tied) or to that of an earlier micro-batch. With
+    # accumulation gradients exist at all four.
     moments = [
         (before, activations.kept, chunk + head_copy + head_gradient + hidden),
         (before, activations.kept + activations.recomputed, pending + hidden),
@@ -92,7 +93,7 @@ def plan_memory(
         (gradients + (_largest_embedding_bytes(model) if accumulates else 0), 0, head_gradient if head_tied else 0),
     ]
     parts = max(moments, key=sum)
-    return MemoryPlan(
+    return PeakMemory(
         weights=weights - host_bytes,
         gradients=parts[0],
         optimizer=optimizer_bytes,
@@ -103,7 +104,7 @@ def plan_memory(
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
-    """Bytes that autograd keeps after `forward`, each storage once, the model's own weights left out."""
+    """Bytes that autograd keeps after `forward`, each storage once, without the model's own weights."""
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: list[torch.Tensor] = []  # held until counted: a freed storage's address may be used again
 
@@ -118,7 +119,7 @@ def saved_bytes(model: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
 
 
 def layer_input_bytes(layers: Iterable[nn.Module], forward: Callable[[], torch.Tensor]) -> int:
-    """Bytes of numbers that `layers` are called with: what checkpointing keeps of them, and offloading moves to host memory."""
+    """Bytes of the floating-point inputs of `layers`: what checkpointing keeps, and offloading moves to host memory."""
     inputs: list[torch.Tensor] = []
 
     def see(module: nn.Module, arguments: tuple[object, ...]) -> None:

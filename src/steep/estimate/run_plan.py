@@ -5,7 +5,6 @@ Text that is not yet a token store is prepared (and cached for the run), since t
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,15 +15,17 @@ from steep.core import targets
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
 from steep.core.public import public
+from steep.core.say import tell
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.data.open import RunData, open_run_data
 from steep.estimate.hardware import Hardware, find_hardware
-from steep.estimate.structure import StructureFacts, plan_structure
+from steep.estimate.structure import StructureFacts, measure_structure
 from steep.evaluation.forgetting import configured_roles
 from steep.models.adapters import capacity_line
 from steep.order.batches import Sizes, run_sizes
 from steep.runtime.device import choose_precision
+from steep.tokenizer.open import load_tokenizer
 
 BAR_COLUMNS = 40
 
@@ -42,7 +43,7 @@ class RunPlan:
     vocabulary_rows: int | None = None
     """Embeddings that the tokenizer needs, where the run adds tokens."""
     remarks: list[str] = field(default_factory=list)
-    """What opening the data had to say."""
+    """What was said while the data was opened."""
 
     @property
     def tokens(self) -> int:
@@ -113,9 +114,9 @@ class RunPlan:
         return capacity_line(self.structure.trainable, self.data.new_text_tokens(self.tokens))
 
     def _sources(self) -> list[dict[str, Any]]:
-        plan = self.data.order
-        counts = plan.counts(self.sizes.total_sequences)
-        rows = zip(plan.sources, plan.sequences_of_source, counts, strict=True)
+        order = self.data.order
+        counts = order.counts(self.sizes.total_sequences)
+        rows = zip(order.sources, order.sequences_of_source, counts, strict=True)
         return [
             {
                 "name": source.name,
@@ -146,7 +147,7 @@ class RunPlan:
             f"{format_count(self.tokens)} tokens",
             f"  time      about {format_seconds(self.seconds)} of training ({self.hardware.basis})",
             f"  memory    {format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}{facts.memory_note}",
-            *memory_bar(self.memory, self.hardware.memory_bytes),
+            *memory_bar(self.memory),
             *(f"  {line}" for line in recipe_lines(self.config.to_mapping())),
         ]
         return "\n".join(lines)
@@ -162,8 +163,8 @@ def _source_line(source: dict[str, Any]) -> str:
     return f"  data      {source['name']}: {what}, {source['share']:.1%} of the sequences{replay}"
 
 
-def memory_bar(parts: dict[str, int], available_bytes: int) -> list[str]:
-    """One line per part, drawn to a common scale, each beginning where the one before ended."""
+def memory_bar(parts: dict[str, int]) -> list[str]:
+    """One line per part, drawn to a common scale, each starting where the one before it ended."""
     scale = BAR_COLUMNS / max(1, sum(parts.values()))
     lines, start = [], 0.0
     for name, size in parts.items():
@@ -189,9 +190,7 @@ def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -
 
 def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
     """The plan of a run that may be too large for its device. Raises a SteepError for what else cannot work."""
-    from steep.tokenizer.open import load_tokenizer
-
-    targets.check_run(config, lambda line: print(line, file=sys.stderr), allow_code)
+    targets.check_run(config, tell, allow_code)
     hardware = find_hardware(config.train.device if device == "auto" else device)
     tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
     remarks: list[str] = []
@@ -211,18 +210,18 @@ def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardwa
         precision = choose_precision(wanted, hardware.device_type)
     on_gpu = hardware.device_type != "cpu"
     rows = vocabulary_rows if config.vocabulary is not None else None
-    structure = plan_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, on_gpu, rows)
+    structure = measure_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, on_gpu, rows)
     return RunPlan(config, structure, hardware, precision, sizes, data, rows)
 
 
 def check_fits(plan: RunPlan) -> None:
-    """Refuse a run that the device has no room for. Raises ConfigError with what would help."""
+    """Raise ConfigError, with what would help, for a run that the device has no memory for."""
     plan.data.check_vocabulary(plan.structure.vocab_size)
     if plan.peak_bytes > plan.hardware.memory_bytes:
         raise ConfigError(
             f"the run needs about {format_bytes(plan.peak_bytes)}, and {plan.hardware.name} has "
             f"{format_bytes(plan.hardware.memory_bytes)}.\n"
-            + "\n".join(memory_bar(plan.memory, plan.hardware.memory_bytes))
+            + "\n".join(memory_bar(plan.memory))
             + "\n  What helps: a smaller train.micro_batch_size (same result), train.activation_checkpointing true (same "
             "result), train.precision bf16, checkpoint.asynchronous false on a CPU; steep plan --fit lists what fits."
         )

@@ -1,6 +1,6 @@
-"""A model's shapes without its weights. In: a RunConfig's model section. Out: facts, memory by part, work per token.
+"""A model's shapes without its weights. In: a RunConfig. Out: facts, memory by part, work per token.
 
-The module is built on fake tensors: real code, real shapes, no data. A .gguf file gives its configuration from its header.
+The module is built on fake tensors: real code, real shapes, no data. The configuration of a .gguf file comes from its header.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from steep.config.run import RunConfig
 from steep.core.errors import ModelError
 from steep.core.section import Target
-from steep.estimate.memory import ActivationPlan, MemoryPlan, layer_input_bytes, plan_memory, saved_bytes
+from steep.estimate.memory import ActivationLayout, PeakMemory, layer_input_bytes, peak_memory, saved_bytes
 from steep.models.adapters import plan_adapter
 from steep.models.config import ModelConfig, RopeConfig
 from steep.models.embeddings import frozen_embedding
@@ -38,15 +38,17 @@ from steep.models.quantize import plan_quantized
 from steep.models.rope import extend_rope
 from steep.models.vocabulary import require_trained, with_embeddings
 from steep.optim.build import optimizer_state_bytes
+from steep.parallelize.activation_checkpoint import KeptBytes, checkpoint_layers, chosen_layers
 from steep.parallelize.config import ActivationCheckpointing
 
 GUESSED_BYTES_PER_WIDTH = 68
-"""Bytes per token, layer and unit of width: 34 numbers of 2 bytes, without attention (arXiv:2205.05198)."""
+"""Bytes per token, layer and unit of width: 34 numbers of 2 bytes, without attention (Korthikanti et al. 2022,
+arXiv:2205.05198)."""
 
 
 @dataclass(frozen=True)
 class StructureFacts:
-    """What is known of a model before it is loaded."""
+    """What is known about a model before it is loaded."""
 
     name: str
     family: str
@@ -54,12 +56,12 @@ class StructureFacts:
     trainable: int
     vocab_size: int
     flops_per_token: float
-    memory: MemoryPlan
+    memory: PeakMemory
     memory_note: str = ""
     """What to know about the memory figure; empty where everything was measured."""
 
 
-def plan_structure(
+def measure_structure(
     config: RunConfig,
     micro_batch_size: int,
     accumulates: bool,
@@ -71,30 +73,17 @@ def plan_structure(
 
     vocabulary_rows: embeddings that the run's tokenizer needs, where the run adds tokens to the model.
     """
+    # fake tensors belong to torch's private modules, so they are imported where they are needed
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        frozen_in_bf16 = precision == "bf16" or (precision == "mixed_bf16" and config.adapter is not None)
-        model = build_structure(config.model, torch.bfloat16 if frozen_in_bf16 else torch.float32, vocabulary_rows)
-        check_sequence_length(model, config.data.sequence_length)
-        if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
-            freeze(model, config.model.freeze)
-        if vocabulary_rows is not None and config.adapter is None:
-            require_trained(model)
-        if isinstance(config.model, ModelConfig) and config.model.quantize is not None:
-            plan_quantized(model, config.model.quantize)
-        if config.adapter is not None:
-            adapter = config.adapter if vocabulary_rows is None else with_embeddings(config.adapter, model)[0]
-            plan_adapter(model, adapter)
-        host_bytes = 0
-        if on_gpu and isinstance(config.model, ModelConfig) and config.model.offload_embeddings:
-            weight = frozen_embedding(model).weight
-            host_bytes = weight.numel() * weight.element_size()
+        model = _model_of_run(config, precision, vocabulary_rows)
+        host_bytes = _host_bytes(model, config.model) if on_gpu else 0
         head = _head_shape(model)
         head_table = head_weight(model)
         mixed = precision == "mixed_bf16"
         activations = _activations(model, config, micro_batch_size, head[1], mixed, on_gpu)
-        memory = plan_memory(
+        memory = peak_memory(
             model,
             activations,
             micro_batch_size=micro_batch_size,
@@ -115,7 +104,7 @@ def plan_structure(
             parameters=count_parameters(model),
             trainable=count_trained(model),
             vocab_size=head[0],
-            # a model that names no sizes has no attention term
+            # a model without named sizes has no attention term
             flops_per_token=model_flops_per_token(model, config.data.sequence_length)
             or 6 * count_matmul_parameters(model) - flops_saved_by_freezing(model),
             memory=memory,
@@ -123,12 +112,37 @@ def plan_structure(
         )
 
 
+def _model_of_run(config: RunConfig, precision: str, vocabulary_rows: int | None) -> nn.Module:
+    """The structure of the model that the run trains: frozen, quantized and with an adapter, as configured."""
+    frozen_in_bf16 = precision == "bf16" or (precision == "mixed_bf16" and config.adapter is not None)
+    model = build_structure(config.model, torch.bfloat16 if frozen_in_bf16 else torch.float32, vocabulary_rows)
+    check_sequence_length(model, config.data.sequence_length)
+    if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
+        freeze(model, config.model.freeze)
+    if vocabulary_rows is not None and config.adapter is None:
+        require_trained(model)
+    if isinstance(config.model, ModelConfig) and config.model.quantize is not None:
+        plan_quantized(model, config.model.quantize)
+    if config.adapter is not None:
+        adapter = config.adapter if vocabulary_rows is None else with_embeddings(config.adapter, model)[0]
+        plan_adapter(model, adapter)
+    return model
+
+
+def _host_bytes(model: nn.Module, config: ModelConfig | Target) -> int:
+    """Bytes of weights that stay in host memory beside a GPU."""
+    if isinstance(config, Target) or not config.offload_embeddings:
+        return 0
+    weight = frozen_embedding(model).weight
+    return weight.numel() * weight.element_size()
+
+
 def _activations(
     model: nn.Module, config: RunConfig, rows: int, width: int, mixed: bool, on_gpu: bool
-) -> ActivationPlan:
+) -> ActivationLayout:
     """What autograd keeps and what is computed again; a guess, with a note, where it cannot be measured.
 
-    Some models look at numbers in their forward pass (which expert a token goes to, say), and fake tensors have none.
+    Some models look at values in their forward pass (which expert a token goes to, say), and fake tensors have none.
     """
     length = config.data.sequence_length
     ids = torch.zeros(rows, length, dtype=torch.long)
@@ -141,18 +155,16 @@ def _activations(
         layers = getattr(getattr(model, "config", None), "num_hidden_layers", None) or 1
         guess = rows * length * width * layers * GUESSED_BYTES_PER_WIDTH
         note = f" (activations are a guess: the forward pass needs data, {type(error).__name__})"
-        return ActivationPlan(guess, note=note)
+        return ActivationLayout(guess, note=note)
 
 
 def _measured(
     model: nn.Module, checkpointing: ActivationCheckpointing | None, forward: Callable[[], torch.Tensor], on_gpu: bool
-) -> ActivationPlan:
-    """The plan of a model that runs on fake tensors; its layers are checkpointed afterwards."""
+) -> ActivationLayout:
+    """The layout of a model that runs on fake tensors. Its layers are checkpointed afterwards."""
     whole = saved_bytes(model, forward)
     if checkpointing is None:
-        return ActivationPlan(whole)
-    from steep.parallelize.activation_checkpoint import KeptBytes, checkpoint_layers, chosen_layers
-
+        return ActivationLayout(whole)
     layers = chosen_layers(model, checkpointing.mode, checkpointing.every)
     inputs = layer_input_bytes(layers, forward)
     selected = 0
@@ -162,16 +174,16 @@ def _measured(
         selected = counted.total
     checkpoint_layers(model, lambda line: None, checkpointing.mode, checkpointing.every)
     kept = saved_bytes(model, forward)
-    return ActivationPlan(
+    return ActivationLayout(
         kept + selected - (inputs if checkpointing.offload and on_gpu else 0),
         recomputed=max(0, whole - kept - selected) // len(layers),
     )
 
 
 def build_structure(config: ModelConfig | Target, dtype: torch.dtype, rows: int | None = None) -> nn.Module:
-    """The model with weights that have a shape and no content, and at least `rows` embeddings. Call it in a FakeTensorMode."""
+    """The model with weights that have a shape but no content, and at least `rows` embeddings. Call it in a FakeTensorMode."""
     usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # a module of fake tensors cannot be converted once it is built
+    torch.set_default_dtype(dtype)  # a module of fake tensors cannot be converted after it is built
     try:
         if isinstance(config, Target):
             return build_target(config, seed=0).train()
