@@ -15,8 +15,10 @@ def command(
     models: list[str] = typer.Argument(
         help="A run, or several checkpoints or models, oldest first.", show_default=False
     ),
-    last: int = typer.Option(5, min=2, help="So many of a run's newest checkpoints."),
-    weights: str = typer.Option("uniform", help="uniform, ema:DECAY as in ema:0.9, or ema: what train.ema_decay kept."),
+    last: int = typer.Option(5, min=2, help="Number of a run's newest checkpoints."),
+    weights: str = typer.Option(
+        "uniform", help="uniform, ema:DECAY such as ema:0.9, or ema: what train.ema_decay kept."
+    ),
     text: Optional[list[str]] = typer.Option(None, help="Text to score, as PATH or NAME=PATH.", show_default=False),
     out: Optional[str] = typer.Option(None, help="Default: <run>/average/last_<N>.", show_default=False),
     no_score: bool = typer.Option(False, "--no-score", help="Do not score it beside the newest."),

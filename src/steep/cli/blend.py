@@ -15,18 +15,18 @@ def command(
     context: typer.Context,
     model: str = MODEL,
     texts: Optional[list[str]] = typer.Argument(
-        None, help="Texts as PATH or NAME=PATH. Default: the run's validation texts.", show_default=False
+        None, help="Texts as PATH or NAME=PATH. Default: the run's held-out texts.", show_default=False
     ),
     base: Optional[str] = typer.Option(None, help="Default: the model that the run started from.", show_default=False),
-    alphas: Optional[str] = typer.Option(None, help="As in 0,0.5,1. Default: 0,0.25,0.5,0.75,1.", show_default=False),
-    points: Optional[int] = typer.Option(None, min=2, help="So many alphas, evenly spaced.", show_default=False),
+    alphas: Optional[str] = typer.Option(None, help="Such as 0,0.5,1. Default: 0,0.25,0.5,0.75,1.", show_default=False),
+    points: Optional[int] = typer.Option(None, min=2, help="This many alphas, evenly spaced.", show_default=False),
     cap: Optional[float] = typer.Option(
         None,
         min=0,
         help="Largest loss of general bits per byte, as a share of the base's. Default: the run's, else 0.02.",
         show_default=False,
     ),
-    tokens: Optional[str] = typer.Option(None, help="At most so many tokens of each text.", show_default=False),
+    tokens: Optional[str] = typer.Option(None, help="At most this many tokens of each text.", show_default=False),
     out: Optional[str] = typer.Option(None, help="Default: <run>/blend/best.", show_default=False),
 ) -> None:
     """Blend the base and the trained weights, score each blend, and write the best one under the forgetting cap."""
@@ -43,4 +43,4 @@ def _alphas(text: Optional[str], points: Optional[int]) -> Optional[list[float]]
     try:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--alphas {text}: give numbers from 0 to 1, as in 0,0.5,1") from None
+        raise ConfigError(f"--alphas {text}: give numbers from 0 to 1, such as 0,0.5,1") from None

@@ -20,11 +20,11 @@ def command(
     context: typer.Context,
     model: str = MODEL,
     texts: Optional[list[str]] = typer.Argument(
-        None, help="Texts as PATH or NAME=PATH. Default: the run's validation texts.", show_default=False
+        None, help="Texts as PATH or NAME=PATH. Default: the run's held-out texts.", show_default=False
     ),
     against: Optional[str] = typer.Option(None, help="Another model, or: base.", show_default=False),
     tokens: Optional[str] = typer.Option(
-        None, help="At most so many tokens of each text. Default: the run's, else 200k.", show_default=False
+        None, help="At most this many tokens of each text. Default: the run's, else 200k.", show_default=False
     ),
     batch_size: int = typer.Option(8, min=1, help="Sequences per forward pass. Does not change the score."),
     sequence_length: Optional[int] = typer.Option(
@@ -36,7 +36,7 @@ def command(
     ),
     harness_path: Optional[str] = typer.Option(None, help="A folder of lm-eval task files.", show_default=False),
     limit: Optional[int] = typer.Option(
-        None, min=1, help="Only so many documents of each lm-eval task.", show_default=False
+        None, min=1, help="Only this many documents of each lm-eval task.", show_default=False
     ),
     device: str = DEVICE,
     precision: str = typer.Option("auto", help="auto, fp32, mixed_bf16 or bf16."),

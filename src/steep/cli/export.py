@@ -31,7 +31,7 @@ def command(
     verify_with: Optional[str] = typer.Option(
         None, help="For gguf: a Python that has llama-cpp-python; default $STEEP_LLAMA_CPP_PYTHON.", show_default=False
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an export that is there."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing export."),
     no_code: bool = NO_CODE,
 ) -> None:
     """Write a trained model for other programs, and verify it by loading it there."""
