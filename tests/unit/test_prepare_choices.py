@@ -20,7 +20,7 @@ from steep.core.errors import DataError
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
 from steep.store.contamination import RUN_WORDS
-from steep.store.duplicates import SHINGLE_WORDS, alike, repeated, signature, signatures_of
+from steep.store.duplicates import SHINGLE_WORDS, alike, repeated, signatures_of
 from steep.store.prepare import prepare_sources
 from steep.store.prepare_result import PrepareResult
 from steep.store.reader import TokenStore, open_store
@@ -165,6 +165,10 @@ def test_minhash_drops_what_is_nearly_the_same_and_nothing_else(
     assert texts_of(open_store(result.path), tokenizer) == originals
     assert result.ledger["dropped"] == {"near duplicate": 40}
     check_ledger(result)
+
+
+def signature(words: np.ndarray) -> np.ndarray:
+    return signatures_of(words, np.array([len(words)]))[0]
 
 
 def jaccard(left: list[str], right: list[str]) -> float:

@@ -103,6 +103,16 @@ def decode_text(raw: bytes, location: Location) -> Record:
     return check_text(text, location)
 
 
+def text_record(value: object, location: Location, limit_bytes: int) -> Record:
+    """The record of a cell: text, or bytes that should be UTF-8, of at most `limit_bytes` bytes."""
+    size = len(value) if isinstance(value, (bytes, str)) else 0
+    if isinstance(value, str) and 4 * size > limit_bytes:  # a character takes 1 to 4 bytes
+        size = len(value.encode("utf-8"))
+    if size > limit_bytes:
+        return too_long(size, limit_bytes, location)
+    return decode_text(value, location) if isinstance(value, bytes) else check_text(value, location)
+
+
 def too_long(num_bytes: int, limit_bytes: int, location: Location, remedy: str = "") -> Rejected:
     """A record of more than `max_record_bytes`."""
     detail = f"{num_bytes:,} bytes; max_record_bytes is {limit_bytes:,}"

@@ -19,7 +19,7 @@ from steep.sources.config import SourceConfig
 from steep.sources.document import Document
 from steep.sources.inputs import load_format
 from steep.store.word_hashes import run_hashes, runs_within, word_hashes
-from steep.store.work import Inputs, gather_inputs
+from steep.store.work import HashedInput, gather_inputs
 
 RUN_WORDS = 13
 MOST_TEXTS = 2**16 - 1
@@ -31,19 +31,20 @@ the first of them."""
 TABLE_DTYPE = np.dtype([("run", "<u8"), ("text", "<u2")])
 
 
-def evaluation_inputs(paths: list[str]) -> Inputs:
+def evaluation_inputs(paths: list[str]) -> list[HashedInput]:
     """The files of the evaluation texts with what identifies them. Raises DataError."""
     return gather_inputs([SourceConfig(path=path) for path in paths])
 
 
-def write_table(folder: Path, paths: list[str], inputs: Inputs) -> None:
+def write_table(folder: Path, paths: list[str], inputs: list[HashedInput]) -> None:
     """Hash the runs of all evaluation texts into `folder`. Raises DataError if there is nothing to compare with."""
     sources = [SourceConfig(path=path) for path in paths]
     if len(paths) > MOST_TEXTS:
         raise DataError(f"{len(paths):,} evaluation texts were given; at most {MOST_TEXTS:,} can be told apart.")
     runs: list[list[np.ndarray]] = [[] for _ in paths]
     described: list[dict[str, Any]] = [{"text": path, "documents": 0, "too_short": 0, "rejected": 0} for path in paths]
-    for number, file in inputs.files:
+    for file in inputs:
+        number = file.source
         for record in load_format(file.format).read(file.path, sources[number]):
             if not isinstance(record, Document):
                 described[number]["rejected"] += 1

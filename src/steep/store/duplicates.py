@@ -35,12 +35,6 @@ def repeated(hashes: np.ndarray, alive: np.ndarray) -> np.ndarray:
     return originals
 
 
-def signature(words: np.ndarray) -> np.ndarray:
-    """(128,) uint32: the MinHash signature of a text. words: (words,) uint64, from `word_hashes`."""
-    signed: np.ndarray = signatures_of(words, np.array([len(words)]))[0]
-    return signed
-
-
 def signatures_of(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(texts, 128) uint32: the signatures of many texts. words, counts: from `word_hashes_of`.
 

@@ -38,7 +38,7 @@ from steep.store.prepare_result import PrepareResult
 from steep.store.select_documents import KEPT, kinds_of_notes, read_item, reasons_by_itself
 from steep.store.shard_work import Preparation, is_finished, process_item
 from steep.store.spool import SPOOL_FILE, spool_standard_input
-from steep.store.work import Inputs, WorkItem, divide_into_items, gather_inputs, source_settings
+from steep.store.work import HashedInput, WorkItem, divide_into_items, gather_inputs, source_settings
 from steep.store.writer import disk_errors
 from steep.tokenizer.encode import TextTokenizer
 
@@ -80,7 +80,7 @@ def prepare_sources(
 
 
 def prepare_inputs(
-    inputs: Inputs,
+    inputs: list[HashedInput],
     sources: list[SourceConfig],
     tokenizer: TextTokenizer,
     out: Path,
@@ -99,7 +99,7 @@ def prepare_inputs(
 
 
 def _prepare_locked(
-    inputs: Inputs, sources: list[SourceConfig], tokenizer: TextTokenizer, out: Path, config: PrepareConfig,
+    inputs: list[HashedInput], sources: list[SourceConfig], tokenizer: TextTokenizer, out: Path, config: PrepareConfig,
     progress: Optional[Progress], overwrite: bool, started: float,
 ) -> PrepareResult:  # fmt: skip
     identity = store_identity(inputs, sources, tokenizer, config)
@@ -122,10 +122,9 @@ def _prepare_locked(
 
 
 def store_identity(
-    inputs: Inputs, sources: list[SourceConfig], tokenizer: TextTokenizer, config: PrepareConfig
+    inputs: list[HashedInput], sources: list[SourceConfig], tokenizer: TextTokenizer, config: PrepareConfig
 ) -> dict[str, Any]:
     """Everything that decides the bytes of the store, as JSON: content of the files, tokenizer, settings. Not their paths."""
-    numbers = [number for number, _ in inputs.files]
     return {
         "version": 1,
         "tokenizer": tokenizer.fingerprint,
@@ -135,7 +134,7 @@ def store_identity(
             "sources": [source_settings(source) for source in sources],
             **_choice_settings(config),
         },
-        "files": [list(file) for file in zip(numbers, inputs.sizes, inputs.sha256, strict=True)],
+        "files": [[file.source, file.size, file.sha256] for file in inputs],
     }
 
 
@@ -145,7 +144,7 @@ def _choice_settings(config: PrepareConfig) -> dict[str, Any]:
         key: getattr(config, key) for key in CHOICE_SETTINGS if getattr(config, key) is not None
     }
     if config.check_against:
-        settings["check_against"] = evaluation_inputs(config.check_against).sha256
+        settings["check_against"] = [file.sha256 for file in evaluation_inputs(config.check_against)]
         settings["drop_contaminated"] = config.drop_contaminated
     return settings
 

@@ -24,12 +24,12 @@ from steep.store.select_documents import (
 )
 from steep.store.shard_work import Preparation, is_finished
 from steep.store.spool import SPOOL_FILE
-from steep.store.work import Inputs, WorkItem, source_name
+from steep.store.work import HashedInput, WorkItem, source_name
 from steep.tokenizer.encode import TextTokenizer
 
 
 def finish_store(
-    preparation: Preparation, items: list[WorkItem], settings: dict[str, Any], inputs: Inputs, config: PrepareConfig,
+    preparation: Preparation, items: list[WorkItem], settings: dict[str, Any], inputs: list[HashedInput], config: PrepareConfig,
     tokenizer: TextTokenizer,
 ) -> dict[str, Any]:  # fmt: skip
     """Choose among the documents that were read, write the manifest, and return its content.
@@ -105,19 +105,18 @@ def _final_shards(preparation: Preparation, choice: Choice, config: PrepareConfi
     ]
 
 
-def _describe_sources(inputs: Inputs, sources: list[SourceConfig], spooled: Path) -> list[dict[str, Any]]:
+def _describe_sources(inputs: list[HashedInput], sources: list[SourceConfig], spooled: Path) -> list[dict[str, Any]]:
     names = [source_name(source) for source in sources]
-    rows = zip(inputs.files, inputs.sizes, inputs.sha256, strict=True)
     return [
         {
-            "source": names[number],
-            "number": number,
+            "source": names[file.source],
+            "number": file.source,
             "path": STANDARD_INPUT if file.path == spooled else str(file.path),
             "format": file.format,
-            "size": size,
-            "sha256": digest,
+            "size": file.size,
+            "sha256": file.sha256,
         }
-        for (number, file), size, digest in rows
+        for file in inputs
     ]
 
 

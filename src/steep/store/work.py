@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional, cast
+from typing import Any, NamedTuple, Optional, cast
 
 from steep.sources.config import SourceConfig
 from steep.sources.document import Span
 from steep.sources.formats import RemoteFormat
-from steep.sources.inputs import InputFile, expand_inputs, is_hub, load_format, paths_of
+from steep.sources.inputs import expand_inputs, is_hub, load_format, paths_of
 from steep.store.file_hashes import hash_files
 
 MOST_ITEMS_OF_SMALL_INPUT = 64
@@ -64,59 +64,47 @@ class WorkItem:
         return cls(value["number"], tuple(Part(**part) for part in parts))
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """All files of all sources, with what identifies their content."""
+class HashedInput(NamedTuple):
+    """One file of a source, with what identifies its content."""
 
-    files: list[tuple[int, InputFile]]
-    """(source number, file) in reading order."""
-    sizes: list[int]
+    source: int
+    """Number of the source."""
+    path: Path
+    format: str
+    size: int
     """In bytes on disk; 0 where that is not known (hub datasets)."""
-    sha256: list[str]
-    states: list[Optional[tuple[int, int]]]
+    sha256: str
+    state: Optional[tuple[int, int]]
     """As `Part.state`."""
 
-    @property
-    def total_bytes(self) -> int:
-        """Size on disk of all files."""
-        return sum(self.sizes)
 
+def gather_inputs(sources: list[SourceConfig], hash_memory: Optional[Path] = None) -> list[HashedInput]:
+    """Every file of all sources, in reading order, hashed: each is read once, at the speed of SHA-256 on all cores.
 
-def gather_inputs(sources: list[SourceConfig], hash_memory: Optional[Path] = None) -> Inputs:
-    """Find and hash every file. Reads everything once, at the speed of SHA-256 on all cores. Raises DataError.
-
-    hash_memory: where hashes of unchanged files are remembered (`file_hashes`); None reads every file.
+    hash_memory: where hashes of unchanged files are remembered (`file_hashes`); None reads every file. Raises DataError.
     """
     files = [(number, file) for number, source in enumerate(sources) for file in expand_inputs(source)]
-    on_disk = [file.path for _, file in files if not is_hub(file.path)]
-    hashed = iter(hash_files(on_disk, hash_memory))
-    inputs = Inputs(files, [], [], [])
-    for _, file in files:
+    hashed = iter(hash_files([file.path for _, file in files if not is_hub(file.path)], hash_memory))
+    inputs = []
+    for number, file in files:
         if is_hub(file.path):
             size, identity = cast(RemoteFormat, load_format(file.format)).identity(file.path)
-            state = None
+            inputs.append(HashedInput(number, file.path, file.format, size, identity, None))
         else:
-            identity, size, modified = next(hashed)
-            state = (size, modified)
-        inputs.sizes.append(size)
-        inputs.sha256.append(identity)
-        inputs.states.append(state)
+            found = next(hashed)
+            state = (found.size, found.modified)
+            inputs.append(HashedInput(number, file.path, file.format, found.size, found.sha256, state))
     return inputs
 
 
-def divide_into_items(inputs: Inputs, sources: list[SourceConfig], shard_bytes: int) -> list[WorkItem]:
-    """Group consecutive files into items of about `shard_bytes`; smaller ones when there is little input, so that all
-    cores have work; large files are cut where their format allows."""
-    small = max(LEAST_ITEM_BYTES, inputs.total_bytes // MOST_ITEMS_OF_SMALL_INPUT)
+def divide_into_items(inputs: list[HashedInput], sources: list[SourceConfig], shard_bytes: int) -> list[WorkItem]:
+    """Group consecutive files into items of about `shard_bytes`. Items are smaller when there is little input, so that all
+    cores have work. Large files are cut where their format allows it."""
+    small = max(LEAST_ITEM_BYTES, sum(file.size for file in inputs) // MOST_ITEMS_OF_SMALL_INPUT)
     item_bytes = max(1, min(shard_bytes, small))
-    parts = [
-        part
-        for (source, file), size, state in zip(inputs.files, inputs.sizes, inputs.states, strict=True)
-        for part in _split_file(source, sources[source], file, size, state, item_bytes)
-    ]
     groups: list[list[Part]] = []
     filled = item_bytes
-    for part in parts:
+    for part in (part for file in inputs for part in _split_file(file, sources[file.source], item_bytes)):
         if filled >= item_bytes:
             groups.append([])
             filled = 0
@@ -138,17 +126,17 @@ def source_settings(source: SourceConfig) -> dict[str, Any]:
     return settings
 
 
-def _split_file(
-    number: int, source: SourceConfig, file: InputFile, size: int, state: Optional[tuple[int, int]], item_bytes: int
-) -> list[Part]:
-    is_large = size > item_bytes or state is None
+def _split_file(file: HashedInput, source: SourceConfig, item_bytes: int) -> list[Part]:
+    size = file.size
+    is_large = size > item_bytes or file.state is None
     spans = load_format(file.format).split(file.path, item_bytes, source) if is_large else []
-    if state is None and not size:
+    if file.state is None and not size:
         size = item_bytes * len(spans)  # nothing is known: each file of the dataset is an item
     if len(spans) < 2:
-        return [Part(number, str(file.path), file.format, size, None, state)]
+        return [Part(file.source, str(file.path), file.format, size, None, file.state)]
     units = spans[-1][1]
+    edges = [(size * start // units, size * stop // units) for start, stop in spans]
     return [
-        Part(number, str(file.path), file.format, size * span[1] // units - size * span[0] // units, span, state)
-        for span in spans
+        Part(file.source, str(file.path), file.format, stop - start, span, file.state)
+        for span, (start, stop) in zip(spans, edges, strict=True)
     ]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Optional
 from steep.core.errors import DataError, MissingExtraError
 from steep.core.fingerprint import fingerprint
 from steep.sources.config import SourceConfig
-from steep.sources.document import NO_FIELD, Location, Record, Span, check_text, decode_text, too_long
+from steep.sources.document import NO_FIELD, Location, Record, Span, text_record
 
 ENDINGS = ()
 PREFIX = "hub:"
@@ -105,8 +105,4 @@ def _record(values: dict[str, Any], config: SourceConfig, location: Location) ->
     key = next((key for key in keys if key in values), None)
     if key is None:
         return location.reject(NO_FIELD, f"no {' or '.join(map(repr, keys))}; columns: {', '.join(map(repr, values))}")
-    value = values[key]
-    size = len(value) if isinstance(value, bytes) else len(value.encode("utf-8")) if isinstance(value, str) else 0
-    if size > config.max_record_bytes:
-        return too_long(size, config.max_record_bytes, location)
-    return decode_text(value, location) if isinstance(value, bytes) else check_text(value, location)
+    return text_record(values[key], location, config.max_record_bytes)

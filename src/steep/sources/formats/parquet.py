@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from steep.core.errors import DataError
 from steep.sources.config import SourceConfig
-from steep.sources.document import Location, Record, Span, check_text, decode_text, too_long
+from steep.sources.document import Location, Record, Span, text_record
 from steep.sources.files import reading
 
 ENDINGS = (".parquet",)
@@ -34,7 +34,7 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
             position = int((row - start + batch.num_rows) * bytes_per_row)
             for value in _values(batch.column(0)):
                 row += 1
-                yield _record(value, Location(str(path), row, position), config.max_record_bytes)
+                yield text_record(value, Location(str(path), row, position), config.max_record_bytes)
 
 
 def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) -> list[Span]:
@@ -75,14 +75,3 @@ def _values(column: Any) -> list[Any]:
         import pyarrow
 
         return column.cast(pyarrow.large_binary()).to_pylist()
-
-
-def _record(value: Any, location: Location, limit_bytes: int) -> Record:
-    size = len(value) if isinstance(value, (bytes, str)) else 0
-    if (
-        isinstance(value, str) and size <= limit_bytes < 4 * size
-    ):  # only here do bytes and characters decide differently
-        size = len(value.encode("utf-8"))
-    if size > limit_bytes:
-        return too_long(size, limit_bytes, location)
-    return decode_text(value, location) if isinstance(value, bytes) else check_text(value, location)
