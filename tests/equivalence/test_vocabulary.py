@@ -15,7 +15,7 @@ from steep.core.errors import ConfigError
 from steep.models.fresh import build_fresh
 from steep.models.vocabulary import extend_embeddings
 from steep.tokenizer.config import VocabularyConfig
-from steep.tokenizer.open import load_hf_tokenizer
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 from steep.tokenizer.vocabulary import extend_tokenizer
 from support import LLAMA, run_mapping
 

@@ -20,7 +20,8 @@ from steep.sources.config import SourceConfig
 from steep.store.prepare import prepare_sources
 from steep.store.reader import open_store
 from steep.tokenizer.config import TokenizerConfig
-from steep.tokenizer.open import load_hf_tokenizer, load_tokenizer, text_tokenizer
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
+from steep.tokenizer.open import load_tokenizer, text_tokenizer
 from steep.training.loop import train
 from support import run_mapping
 

@@ -18,7 +18,8 @@ from steep.store import stream
 from steep.store.stream import StreamSource
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
+from steep.tokenizer.open import text_tokenizer
 from steep.training.loop import train
 from support import losses, run_mapping
 

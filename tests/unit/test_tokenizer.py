@@ -16,7 +16,8 @@ from steep.core.errors import ConfigError, ModelError
 from steep.models.config import ModelConfig
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.open import find_tokenizer_folder, load_hf_tokenizer, load_tokenizer, text_tokenizer
+from steep.tokenizer.hf_tokenizer import find_tokenizer_folder, load_hf_tokenizer
+from steep.tokenizer.open import load_tokenizer, text_tokenizer
 
 TEXTS = [
     "plain words",
@@ -104,12 +105,13 @@ def test_missing_eos_is_an_error_that_says_what_to_do(tiny_tokenizer_directory: 
 
 
 def test_a_tokenizer_json_alone_names_the_eos_it_assumes(
-    tiny_tokenizer_directory: Path, tmp_path: Path, light: TextTokenizer, caplog: pytest.LogCaptureFixture
+    tiny_tokenizer_directory: Path, tmp_path: Path, light: TextTokenizer
 ) -> None:
     shutil.copy(tiny_tokenizer_directory / "tokenizer.json", tmp_path / "mine.json")
-    loaded = load_tokenizer(TokenizerConfig(pretrained=str(tmp_path / "mine.json")))
+    said: list[str] = []
+    loaded = load_tokenizer(TokenizerConfig(pretrained=str(tmp_path / "mine.json")), say=said.append)
     assert loaded.eos_id == light.eos_id
-    assert "taking '<|endoftext|>'" in caplog.text
+    assert "taking '<|endoftext|>'" in said[0]
 
 
 def test_save_and_load_keep_ids_policy_and_fingerprint(light: TextTokenizer, tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_a_folder_without_a_model_is_read_as_transformers_does_and_without_torch
     assert mine.special_tokens_map == theirs.special_tokens_map
     assert mine(documents[:5])["input_ids"] == theirs(documents[:5])["input_ids"]
     code = (
-        "import sys; from steep.tokenizer.open import load_hf_tokenizer\n"
+        "import sys; from steep.tokenizer.hf_tokenizer import load_hf_tokenizer\n"
         f"load_hf_tokenizer({str(tiny_tokenizer_directory)!r}); print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -253,7 +255,7 @@ def test_a_folder_with_a_model_is_left_to_transformers(
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "GPT2Tokenizer"}))
     code = (
-        "import sys; from steep.tokenizer.open import load_hf_tokenizer\n"
+        "import sys; from steep.tokenizer.hf_tokenizer import load_hf_tokenizer\n"
         f"load_hf_tokenizer({str(folder)!r}); print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

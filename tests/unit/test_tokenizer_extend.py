@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 import steep
 from steep.cli.main import app
 from steep.core.errors import ConfigError, DataError, ModelError
+from steep.tokenizer.bpe import continue_merges, count_words, merge, split_pieces, unreachable, with_merges
 from steep.tokenizer.config import VocabularyConfig
-from steep.tokenizer.extend import continue_merges, count_words, merge, unreachable, with_merges
-from steep.tokenizer.fertility import fertility, split_pieces
-from steep.tokenizer.open import load_hf_tokenizer
+from steep.tokenizer.fertility import fertility
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 from steep.tokenizer.vocabulary import extend_tokenizer, new_tokens
 
 
@@ -170,7 +170,7 @@ def test_tokens_that_are_there_and_other_tokenizers_are_refused(tiny_tokenizer_d
     with pytest.raises(ConfigError, match="one token already"):
         extend_tokenizer(base, VocabularyConfig(add=["a"]))
     PreTrainedTokenizerFast(tokenizer_object=letters(("a", "b"))).save_pretrained(tmp_path / "other")
-    with pytest.raises(ModelError, match="no extension of the model's tokenizer"):
+    with pytest.raises(ModelError, match="does not extend the model's tokenizer"):
         extend_tokenizer(base, VocabularyConfig(add=str(tmp_path / "other")))
     (tmp_path / "tokens.txt").write_text("frobnicator\n\nquux\n")
     with pytest.raises(ConfigError, match="a blank line"):

@@ -37,7 +37,8 @@ from steep.store.boundaries import default_cache_directory
 from steep.store.cache import HASH_MEMORY
 from steep.store.file_hashes import hash_files
 from steep.store.stream import StreamSource
-from steep.tokenizer.open import load_hf_tokenizer, tokenizer_reference
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
+from steep.tokenizer.open import tokenizer_reference
 
 SAMPLING_VERSION = 1
 """Raised whenever the code that samples would write another text of the same base and seed; the cache then writes it again."""

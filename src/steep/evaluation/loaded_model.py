@@ -31,7 +31,8 @@ from steep.runtime.device import (
     parameter_dtype,
 )
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
+from steep.tokenizer.open import text_tokenizer
 
 
 @dataclass(frozen=True)

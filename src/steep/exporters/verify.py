@@ -104,7 +104,7 @@ def _load_gguf(path: Path) -> tuple[Any, Any]:
 
     # a folder is verified by transformers alone
     from steep.models.hf_config import read_gguf_config
-    from steep.tokenizer.open import load_hf_tokenizer
+    from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 
     config = read_gguf_config(path)
     derived = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)

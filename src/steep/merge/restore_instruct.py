@@ -19,7 +19,7 @@ from steep.evaluation.model_reference import Reference
 from steep.merge.card import merge_card
 from steep.merge.reload_check import verify_folder
 from steep.merge.weights import FolderWeights, combine, open_weights, require_free, write_model
-from steep.tokenizer.open import load_hf_tokenizer
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from steep.models.config import ModelConfig
 from steep.models.hf_config import quiet_transformers
 from steep.models.load import load_model
 from steep.models.reference import ADAPTER_CONFIG, ADAPTER_WEIGHTS, resolve_reference
-from steep.tokenizer.open import load_hf_tokenizer
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NOT_COPIED = (".safetensors", ".bin", ".gguf", ".md", ".pt")

@@ -1,13 +1,12 @@
-"""Which backend encodes a source: a fast one where its ids are the reference's, else the reference, and a line that says why.
+"""Which backend encodes a source: a fast one if its ids equal the reference's, else the reference, with a line that says why.
 
-The verdict is reached on the first documents of the source and on a fixed set of hard strings, from those alone, so it is the
-same for any number of workers. It decides how long the work takes, never an id.
+The choice depends only on the first documents of the source and on a fixed set of hard strings, so it is the same for any number
+of workers. It decides how long the work takes, never an id.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -15,35 +14,36 @@ import numpy as np
 
 from steep.core.errors import ConfigError
 from steep.core.plugins import load_plugin, plugin_names
+from steep.core.say import Say, tell
 from steep.tokenizer.encode import BACKENDS, REFERENCE_BACKEND, TextEncoder, TextTokenizer
 from steep.tokenizer.hard_strings import hard_strings
 
 AUTO = "auto"
 COMPARED_DOCUMENTS = 1000
 COMPARED_CHARACTERS = 32_768
-"""Of a longer document only so many are compared, so that the verdict takes seconds whatever the documents."""
+"""Only this many characters of a document are compared, so that the choice takes seconds whatever the documents."""
 LEAST_BYTES_FOR_AUTO = 20_000_000
-"""Of smaller sources the reference makes ids about as fast as two tokenizers can be compared."""
+"""For smaller sources the reference makes ids about as fast as two tokenizers can be compared."""
 BATCH_CHARACTERS = 1_000_000
 
 NamedText = tuple[str, str]
-"""How messages call a text, and the text."""
-
-logger = logging.getLogger(__name__)
+"""The name of a text in messages, and the text."""
 
 
 class BackendChooser:
-    """Chooses for one source after the other; the hard strings are compared once.
+    """Chooses a backend for one source after another; the hard strings are compared once.
 
-    wanted: `auto` or the name of a backend. Raises ConfigError for a name that is none, and for one that is not installed.
+    wanted: `auto` or the name of a backend. say: told why the reference is used. Raises ConfigError for an unknown name and
+    for a backend that is not installed.
     """
 
-    def __init__(self, wanted: str, tokenizer: TextTokenizer):
+    def __init__(self, wanted: str, tokenizer: TextTokenizer, say: Say = tell):
+        self._say = say
         self._tokenizer = tokenizer
         self._wanted = wanted
         self._missing: list[str] = []
         self._about_hard_strings: dict[str, str] = {}
-        """Backend -> what is wrong with it, or an empty string."""
+        """What is wrong with each backend, or an empty string."""
         names = fast_backend_names() if wanted == AUTO else [wanted]
         self._candidates = [name for name in names if name != REFERENCE_BACKEND and self._is_there(name)]
         self._told_missing = False
@@ -51,8 +51,8 @@ class BackendChooser:
     def choose(self, source: str, source_bytes: int, documents: Iterable[NamedText]) -> str:
         """The name of the backend for a source.
 
-        source: how messages call it. documents: its documents from the first on; at most 1,000 are taken, and none where
-        there is nothing to choose.
+        source: its name in messages. documents: its documents from the first on; at most 1,000 are taken, and none if there is
+        nothing to choose.
         """
         if self._wanted == AUTO and source_bytes < LEAST_BYTES_FOR_AUTO:
             return REFERENCE_BACKEND
@@ -63,7 +63,7 @@ class BackendChooser:
             problem = self._problem_with_hard_strings(name) or self._difference(name, first)
             if not problem:
                 return name
-            logger.warning("%s: %s is used instead of %s, which %s", source, REFERENCE_BACKEND, name, problem)
+            self._say(f"{source}: {REFERENCE_BACKEND} is used instead of {name}, which {problem}")
         self._tell_missing()
         return REFERENCE_BACKEND
 
@@ -81,10 +81,10 @@ class BackendChooser:
 
     def _tell_missing(self) -> None:
         if self._missing and not self._told_missing:
-            logger.warning(
-                "%s is used; with %s (pip install 'steep[fast]') this would be many times as fast",
-                REFERENCE_BACKEND, " or ".join(self._missing),
-            )  # fmt: skip
+            self._say(
+                f"{REFERENCE_BACKEND} is used; with {' or '.join(self._missing)} (pip install 'steep[fast]') this would be many "
+                "times as fast"
+            )
         self._told_missing = True
 
     def _problem_with_hard_strings(self, name: str) -> str:
@@ -96,7 +96,7 @@ class BackendChooser:
     def _problem_when_built(self, name: str) -> str:
         try:
             self._tokenizer.encoder(name)
-        except Exception as error:  # noqa: BLE001  (of any kind a library likes; it is told)
+        except Exception as error:  # noqa: BLE001  (a library may raise anything; it is said)
             return f"cannot take this tokenizer: {_first_line(error)}"
         return ""
 

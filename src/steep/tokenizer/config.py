@@ -24,4 +24,4 @@ class VocabularyConfig(Section):
     add: Union[str, list[str]]
     """The tokens, or a file with one on each line, or a folder that `steep tokenizer extend` wrote."""
     initialise: Literal["mean_of_subtokens", "mean"] = "mean_of_subtokens"
-    """What a new embedding begins as: the mean of the tokens that its text was split into, or of all old tokens."""
+    """Start value of a new embedding: the mean of the tokens that its text was split into, or of all old tokens."""

@@ -1,6 +1,6 @@
 """Text to ids with the `tokenizers` library alone: no torch, no transformers, so that worker processes start fast.
 
-In: a `tokenizers.Tokenizer` and what to put around a document. Out: ids. Special tokens that stand literally in a text are
+In: a `tokenizers.Tokenizer` and what to put around a document. Out: ids. Special tokens that appear literally in a text are
 encoded as text. Nothing is ever truncated or padded.
 """
 
@@ -51,7 +51,7 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer and its policy: which tokens stand before and after a document."""
+    """A tokenizer and its policy: which tokens go before and after a document."""
 
     backend: Tokenizer
     bos_id: Optional[int]
@@ -71,18 +71,18 @@ class TextTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits of all that decides ids: vocabulary, merges, normalization, splitting, BOS/EOS policy."""
+        """32 hex digits of everything that decides ids: vocabulary, merges, normalization, splitting, BOS/EOS policy."""
         backend = json.loads(self.tokenizer_json)
         return fingerprint([{part: backend.get(part) for part in _PARTS_THAT_MAKE_IDS}, self.policy])
 
     @property
     def eos_token(self) -> Optional[str]:
-        """The end-of-text token as it is written; None if there is none."""
+        """The end-of-text token as text; None if there is none."""
         return None if self.eos_id is None else self.backend.id_to_token(self.eos_id)
 
     @property
     def policy(self) -> dict[str, Any]:
-        """What stands around a document, as JSON."""
+        """What goes around a document, as JSON."""
         return {
             "bos_id": self.bos_id,
             "eos_id": self.eos_id,
@@ -118,9 +118,9 @@ class TextTokenizer:
         return EncodedTexts(ids, lengths)
 
     def encoder(self, name: str = REFERENCE_BACKEND) -> TextEncoder:
-        """The backend `name` for this tokenizer, built when it is first asked for and kept.
+        """The backend `name` for this tokenizer, built when it is first needed and kept.
 
-        Raises ConfigError for a name that is none, and whatever the backend raises for a tokenizer that it cannot take.
+        Raises ConfigError for an unknown name, and whatever the backend raises for a tokenizer that it cannot take.
         """
         built: dict[str, TextEncoder] = self.__dict__.setdefault("_encoders", {})
         if name not in built:
@@ -137,22 +137,22 @@ class TextTokenizer:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def decode_text(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of a document's ids, without the BOS and EOS that stand around it."""
+        """The text of a document's ids, without the BOS and EOS around it."""
         return self.decode([i for i in ids if i not in (self.bos_id, self.eos_id)])
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json and steep_tokenizer.json into `directory`, which is made if need be."""
+        """Write tokenizer.json and steep_tokenizer.json into `directory`, which is made if it does not exist."""
         directory.mkdir(parents=True, exist_ok=True)
         write_text(directory / BACKEND_FILE, self.tokenizer_json)
         write_json(directory / POLICY_FILE, {**self.policy, "description": self.description})
 
     @classmethod
     def load(cls, directory: Path) -> TextTokenizer:
-        """Read what `save` wrote. Raises ModelError when it is not there or not whole."""
+        """Read what `save` wrote. Raises ModelError if it is missing or damaged."""
         try:
             policy = read_json(directory / POLICY_FILE)
         except (OSError, ValueError) as error:
-            raise ModelError(f"{directory}: holds no tokenizer that steep saved: {error}") from error
+            raise ModelError(f"{directory}: holds no tokenizer saved by steep: {error}") from error
         return make_text_tokenizer(backend_from_file(directory / BACKEND_FILE), **policy)
 
 
@@ -163,7 +163,7 @@ def backend_from_file(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:
-        raise ModelError(f"{path}: is no tokenizer.json of the tokenizers library: {error}") from error
+        raise ModelError(f"{path}: is not a tokenizer.json of the tokenizers library: {error}") from error
 
 
 def make_text_tokenizer(
@@ -177,7 +177,7 @@ def make_text_tokenizer(
 ) -> TextTokenizer:
     """A TextTokenizer over its own copy of `backend`, without truncation and padding, special tokens in text as text.
 
-    Raises ModelError when EOS or BOS is asked for and the tokenizer has none.
+    Raises ModelError if EOS or BOS is needed and the tokenizer has none.
     """
     from tokenizers import Tokenizer
 

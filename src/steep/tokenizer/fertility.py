@@ -1,8 +1,8 @@
-"""`steep tokenizer fertility`: how well a tokenizer fits a text, and whether more tokens would pay.
+"""`steep tokenizer fertility`: how well a tokenizer fits a text, and whether more tokens would pay off.
 
 In: texts. Out: bytes per token, tokens per word, the words that cost most, and what a continued vocabulary would save, measured
-on a tenth of the text that the new tokens were not chosen from. Words are what stands between white space. Weakness: what a
-saving is worth depends on the model; an embedding costs memory, and its learning costs text (30,000 sentences: arXiv:2406.11477).
+on a tenth of the text that the new tokens were not chosen from. Words are separated by white space. Weakness: what a saving is
+worth depends on the model; an embedding costs memory, and learning it costs text (30,000 sentences: arXiv:2406.11477).
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from steep.core.errors import DataError
 from steep.core.public import public
 from steep.core.units import format_count
 from steep.sources.inputs import read_texts
-from steep.tokenizer.extend import can_continue, continue_merges, count_words, with_merges
-from steep.tokenizer.open import load_hf_tokenizer
+from steep.tokenizer.bpe import can_continue, continue_merges, count_tokens, count_words, split_pieces, with_merges
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 
-PIECE_CHARACTERS, HELD_OUT_EVERY = 4000, 10
 TRIED_TOKENS = 1000
-"""New tokens that the advice is measured with."""
+"""New tokens with which the advice is measured."""
 
 WORTH_RATIO = 0.10
-"""Tokens saved from which new tokens are advised: below, a tenth of the time is not won back soon. A judgement, not a finding."""
+"""Share of tokens saved from which new tokens are advised; a smaller gain pays for itself slowly. A judgement, not a finding."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,16 @@ class Fertility:
     """Words that are one token, weighted by how often they occur."""
     unknown_tokens: int
     costliest: list[tuple[str, int, int]]
-    """Words with how often they occur and their tokens, by the tokens that one token for each would save."""
+    """(word, how often it occurs, its tokens), ordered by the tokens that one token for each word would save."""
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of a token; more is better."""
+        """UTF-8 bytes per token; more is better."""
         return self.text_bytes / max(1, self.tokens)
 
     @property
     def tokens_per_word(self) -> float:
-        """The fertility; 1 is the least."""
+        """The fertility; 1 is the minimum."""
         return self.tokens / max(1, self.words)
 
     def to_text(self) -> str:
@@ -62,7 +61,7 @@ class Fertility:
 
 @dataclass(frozen=True)
 class FertilityReport:
-    """A text, another one to compare with, and the advice."""
+    """A text, another to compare with, and the advice."""
 
     text: Fertility
     general: Fertility | None
@@ -71,7 +70,7 @@ class FertilityReport:
 
     @property
     def advice(self) -> str:
-        """In words, with the number that decides."""
+        """What to do, with the number that decides."""
         if self.saved_ratio is None:
             saving = sum(count * (tokens - 1) for _, count, tokens in self.text.costliest) / max(1, self.text.tokens)
             return (
@@ -157,27 +156,3 @@ def fertility(tokenizer: Any, texts: Iterable[str], name: str, costliest: int = 
         unknowns,
         [(word, words[word], lengths[word]) for word in ranked[:costliest] if lengths[word] > 1],
     )
-
-
-def split_pieces(texts: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Texts cut at line ends into pieces of some thousand characters: those to choose from, and each tenth one."""
-    pieces: list[str] = []
-    for text in texts:
-        piece: list[str] = []
-        size = 0
-        for line in text.splitlines(keepends=True):
-            piece.append(line)
-            size += len(line)
-            if size >= PIECE_CHARACTERS:
-                pieces.append("".join(piece))
-                piece, size = [], 0
-        pieces.append("".join(piece))
-    pieces = [piece for piece in pieces if piece]
-    held_out = pieces[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY] or pieces[-1:]
-    chosen = [piece for number, piece in enumerate(pieces) if number % HELD_OUT_EVERY != HELD_OUT_EVERY // 2]
-    return chosen or pieces, held_out
-
-
-def count_tokens(backend: Any, texts: Iterable[str]) -> int:
-    """Tokens of all texts."""
-    return sum(len(encoding.ids) for encoding in backend.encode_batch(list(texts), add_special_tokens=False))

@@ -1,7 +1,7 @@
-"""A tokenizer with more tokens than the model's own. In: the `vocabulary` section. Out: the tokenizer, and what each token was.
+"""A tokenizer with more tokens than the model's own. In: the `vocabulary` section. Out: the tokenizer, and what new tokens were.
 
-New ids follow the old ones, so that no token of before changes. Main choice: listed tokens are found in text before anything else
-is split (the added tokens of `tokenizers`, not special ones), as people expect of product names; a tokenizer folder from
+New ids follow the old ones, so no old token changes. Main choice: listed tokens are found in text before anything else is split
+(as added tokens of `tokenizers`, not special ones), as people expect of product names; a tokenizer folder from
 `steep tokenizer extend` splits by its own merges. Weakness: an added token is also found inside longer words.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from steep.core.errors import ConfigError, ModelError
 from steep.tokenizer.config import VocabularyConfig
-from steep.tokenizer.open import load_hf_tokenizer
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Extension:
-    """The tokenizer of a run, and what its new tokens are made of."""
+    """The tokenizer of a run, and what its new tokens were before."""
 
     tokenizer: PreTrainedTokenizerBase
     subtokens: dict[int, list[int]]
-    """For each new id the old ids that its text had before, at least one."""
+    """For each new id the old ids of its text, at least one."""
 
     @property
     def rows(self) -> int:
@@ -46,7 +46,7 @@ def extend_tokenizer(base: PreTrainedTokenizerBase, config: Optional[VocabularyC
 
 
 def new_tokens(add: str | Sequence[str]) -> list[str]:
-    """The tokens that a list names, or a file with one on each line. Raises ConfigError for none, or for one named twice."""
+    """The tokens of a list, or of a file with one on each line. Raises ConfigError for none, or for one that is named twice."""
     if isinstance(add, str):
         path = Path(add).expanduser()
         if not path.is_file():
@@ -76,7 +76,7 @@ def _with_tokens(base: Any, tokens: list[str]) -> Extension:
     there = [token for token in tokens if token in known or len(ids[token]) == 1]
     if there:
         shown = ", ".join(map(repr, there[:5])) + (f" and {len(there) - 5} more" if len(there) > 5 else "")
-        raise ConfigError(f"vocabulary.add: {shown}: one token already; leave it away")
+        raise ConfigError(f"vocabulary.add: {shown}: one token already; remove it")
     extended = copy.deepcopy(base)
     extended.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
     vocabulary = extended.get_vocab()
@@ -89,8 +89,8 @@ def _from_folder(base: Any, folder: Path) -> Extension:
     moved = [token for token, number in before.items() if after.get(token) != number]
     if moved:
         raise ModelError(
-            f"vocabulary.add: {folder} is no extension of the model's tokenizer: {len(moved):,} of its {len(before):,} tokens "
-            f"have another id there, {moved[0]!r} for one. Make it with steep tokenizer extend --tokenizer <the model>"
+            f"vocabulary.add: {folder} does not extend the model's tokenizer: {len(moved):,} of its {len(before):,} tokens "
+            f"have another id there, for example {moved[0]!r}. Make it with steep tokenizer extend --tokenizer <the model>"
         )
     added = sorted(set(after.values()) - set(before.values()))
     if not added:
@@ -99,9 +99,9 @@ def _from_folder(base: Any, folder: Path) -> Extension:
 
 
 def subtokens_of(base: Any, extended: Any, added: Sequence[int]) -> dict[int, list[int]]:
-    """What the tokens `added` of one tokenizer are in another, as its model splits them. Raises ModelError for one that vanishes.
+    """The ids of `base` for each of the tokens `added` of `extended`. Raises ModelError for a token that has none.
 
-    The model itself is asked, not the text: a token may hold part of a character, which has no text.
+    The tokenizer's model splits the token itself, not its text: a token may hold part of a character, which has no text.
     """
     from tokenizers import Tokenizer
 
@@ -117,6 +117,6 @@ def subtokens_of(base: Any, extended: Any, added: Sequence[int]) -> dict[int, li
             else [p.id for p in model.tokenize(name)]
         )
         if not parts:
-            raise ModelError(f"the token {name!r} is nothing in the tokenizer of before")
+            raise ModelError(f"the token {name!r} has no tokens in the model's own tokenizer")
         found[number] = parts
     return found

@@ -51,7 +51,8 @@ from steep.runtime.ranks import Ranks
 from steep.runtime.seed import seed_everything, set_determinism
 from steep.tokenizer.config import VocabularyConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.open import load_hf_tokenizer, text_tokenizer, tokenizer_reference
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
+from steep.tokenizer.open import text_tokenizer, tokenizer_reference
 from steep.tokenizer.vocabulary import Extension, extend_tokenizer
 from steep.training.engine import Engine, TorchEngine
 from steep.training.trainable_check import check_groups

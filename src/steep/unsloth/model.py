@@ -19,7 +19,7 @@ from steep.models.layers import max_positions
 from steep.models.load import load_model
 from steep.models.reference import lasting_reference
 from steep.runtime.device import autocast, choose_device, choose_precision, frozen_dtype, parameter_dtype
-from steep.tokenizer.open import load_hf_tokenizer
+from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 from steep.unsloth.cpu_fallback import encodings_stay_here
 from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
 

@@ -1,14 +1,14 @@
-"""gigatoken (extra `fast`): byte-level BPE and SentencePiece-type BPE, some thirty times as fast as the reference.
+"""gigatoken (extra `fast`): byte-level BPE and SentencePiece-type BPE, about thirty times as fast as the reference.
 
 What version 0.10 does not do is done here:
-- It matches special tokens in text whatever it is told; it is built without them, so what stands in a text is text.
+- It always matches special tokens in text; it is built without them, so that all of a text is text.
 - Its cache of words grows without bound (measured: 7 bytes of memory per byte of random words); it is built anew, in 0.2 s and
   with a cold cache, before the process grows by `MOST_GROWTH_BYTES`.
-- It does not know the splitting of digits one by one before another splitting (SmolLM2, StarCoder); it is given the digits and
-  what stands between them.
-- It refuses a byte-level vocabulary without a token for every byte (SmolLM2); the missing ones get ids that are no token's, and
+- It cannot split digits one by one before another splitting (SmolLM2, StarCoder); it is given the digits and the text between
+  them.
+- It refuses a byte-level vocabulary without a token for every byte (SmolLM2); the missing ones get ids that no token has, and
   a text in which one appears is encoded by the reference.
-Weakness: one text of more than 50 MB in which hardly a word comes twice takes more memory than the bound.
+Weakness: one text of more than 50 MB in which hardly any word repeats takes more memory than the bound.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PACKAGE = "gigatoken"
 MOST_GROWTH_BYTES = 384 * 2**20
 _CUT = b"\xff"
 GROWTH_PER_CHARACTER = 8
-"""Memory that a character of a text may add, for one of new words."""
+"""Bytes of memory that a character may add, in a text of new words."""
 
 
 def build(tokenizer: TextTokenizer) -> GigatokenEncoder:
-    """A gigatoken encoder with the ids of `tokenizer`. Raises ImportError without gigatoken, ValueError (or what it likes)
-    for a tokenizer that it does not know."""
+    """A gigatoken encoder with the ids of `tokenizer`. Raises ImportError without gigatoken, ValueError or
+    another error for a tokenizer that gigatoken does not know."""
     content = json.loads(tokenizer.tokenizer_json)
     remove_special_tokens(content)
     kind = DigitSplitEncoder if remove_digit_split(content) else GigatokenEncoder
@@ -41,8 +41,8 @@ def build(tokenizer: TextTokenizer) -> GigatokenEncoder:
 
 
 def remove_special_tokens(content: dict[str, Any]) -> None:
-    """Change a tokenizer.json so that special tokens are not looked for in text. Other added tokens stay: the reference finds
-    them too. Ids do not move: those of the vocabulary stand in the model, and the others are not in use."""
+    """Change a tokenizer.json so that special tokens are not matched in text. Other added tokens stay: the reference finds
+    them too. No id changes: those of the vocabulary are in the model, and the others are not used."""
     content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
 
 
@@ -71,7 +71,7 @@ def add_missing_bytes(content: dict[str, Any]) -> Optional[int]:
 
 @lru_cache(maxsize=1)
 def digits() -> str:
-    """Every character that the tokenizers library takes for a digit; its Unicode may be newer than Python's."""
+    """Every character that the tokenizers library takes for a digit; its Unicode version may be newer than Python's."""
     from tokenizers import pre_tokenizers
 
     characters = "".join(chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000)  # there are none beyond
@@ -110,13 +110,13 @@ class GigatokenEncoder:
         return encoded if self._first_missing_byte is None else self._mend(texts, encoded, self._first_missing_byte)
 
     def _mend(self, texts: Sequence[str], encoded: EncodedTexts, first_missing_byte: int) -> EncodedTexts:
-        """The same with texts that hold a byte without a token as the reference encodes them."""
-        places = np.flatnonzero(encoded.ids >= first_missing_byte)
-        if not len(places):
+        """The same, with texts that hold a byte without a token encoded by the reference."""
+        positions = np.flatnonzero(encoded.ids >= first_missing_byte)
+        if not len(positions):
             return encoded
         stops = np.cumsum(encoded.lengths)
         rows = np.split(encoded.ids, stops[:-1])
-        for number in np.unique(np.searchsorted(stops, places, side="right")):
+        for number in np.unique(np.searchsorted(stops, positions, side="right")):
             rows[number] = self._reference.encode([texts[number]]).ids
         return EncodedTexts(np.concatenate(rows), np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
 
@@ -134,7 +134,7 @@ class GigatokenEncoder:
         self._size_when_made = resident_bytes()
 
     def _make_room(self, characters: int) -> None:
-        """Build anew if the cache with so many more characters could be too large."""
+        """Build anew if the cache could grow too large with `characters` more."""
         now = resident_bytes()
         if now is None or self._size_when_made is None:
             growth = GROWTH_PER_CHARACTER * self._encoded_characters
@@ -171,12 +171,12 @@ class DigitSplitEncoder(GigatokenEncoder):
     def _cut_rare(self, text: str) -> bytes:
         """The UTF-8 bytes with cuts around digits that are not ASCII."""
         codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-        edges = [edge for place in np.flatnonzero(self._is_rare_digit[codes]).tolist() for edge in (place, place + 1)]
+        edges = [edge for digit in np.flatnonzero(self._is_rare_digit[codes]).tolist() for edge in (digit, digit + 1)]
         return _CUT.join(text[start:stop].encode("utf-8") for start, stop in pairwise([0, *edges, len(text)]))
 
 
 def _count_pieces(raw: bytes) -> int:
-    """How many pieces that are not empty stand between cuts."""
+    """How many non-empty pieces are between cuts."""
     cuts = np.flatnonzero(np.frombuffer(_CUT + raw + _CUT, dtype=np.uint8) == _CUT[0])
     return int(np.count_nonzero(np.diff(cuts) > 1))
 
