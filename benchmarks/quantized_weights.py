@@ -49,7 +49,7 @@ def measure(name: str) -> list[list[str]]:
     sizes = {"bf16": held_bytes(model)}
     quantize(model, "nf4", torch.bfloat16, "cpu")
     sizes["nf4, double quantization"] = held_bytes(model) + extra_bytes(model)
-    add_adapter(model, AdapterConfig(rank=16), base=None, seed=0)
+    add_adapter(model, AdapterConfig(rank=16), print, base=None, seed=0)
     sizes["the same with an adapter of rank 16"] = held_bytes(model) + extra_bytes(model)
     return [[name, what, f"{size / 1e6:,.0f}", f"{size / sizes['bf16']:.2f}"] for what, size in sizes.items()]
 

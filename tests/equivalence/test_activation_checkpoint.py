@@ -41,7 +41,7 @@ def llama() -> nn.Module:
 
 def adapted_llama() -> nn.Module:
     model = build_fresh(LLAMA, None, seed=0)
-    add_adapter(model, AdapterConfig(rank=4, dropout=0.1), base=None, seed=0)
+    add_adapter(model, AdapterConfig(rank=4, dropout=0.1), print, base=None, seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

@@ -14,13 +14,15 @@ from support import LLAMA
 
 def frozen_model() -> torch.nn.Module:
     model = build_fresh(LLAMA, None, seed=0)
-    freeze(model, FreezeConfig(embeddings=True))
+    freeze(model, FreezeConfig(embeddings=True), print)
     return model
 
 
 def test_on_a_cpu_it_says_that_it_does_nothing() -> None:
     model = frozen_model()
-    assert "not done" in offload_embeddings(model, torch.device("cpu"))
+    lines: list[str] = []
+    offload_embeddings(model, torch.device("cpu"), lines.append)
+    assert "no effect" in lines[0]
     assert not model.get_input_embeddings()._forward_hooks
 
 
@@ -31,8 +33,9 @@ def test_logits_are_those_of_the_whole_model_on_the_device() -> None:
     model = frozen_model().to("cuda")
     expected = model(input_ids=ids).logits
     before = torch.cuda.memory_allocated()
-    line = offload_embeddings(model, torch.device("cuda"))
-    assert "host memory" in line
+    lines: list[str] = []
+    offload_embeddings(model, torch.device("cuda"), lines.append)
+    assert "host memory" in lines[0]
     assert torch.equal(model(input_ids=ids).logits, expected)
     assert model.get_input_embeddings().weight.device.type == "cpu"
     assert torch.cuda.memory_allocated() < before

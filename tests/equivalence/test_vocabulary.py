@@ -37,7 +37,7 @@ def test_old_logits_stay_and_new_rows_are_means(base: Path) -> None:
     ids = torch.arange(24)[None]
     before = model(input_ids=ids).logits.detach()
     rows = model.get_input_embeddings().weight.shape[0]
-    extend_embeddings(model, extension.subtokens, extension.rows, "mean_of_subtokens")
+    extend_embeddings(model, extension.subtokens, extension.rows, "mean_of_subtokens", print)
     after = model(input_ids=ids).logits.detach()
     assert after.shape[-1] == extension.rows == rows + 3
     assert torch.equal(after[..., :rows], before)
@@ -50,10 +50,11 @@ def test_old_logits_stay_and_new_rows_are_means(base: Path) -> None:
 
 def test_rows_that_no_token_has_are_used_first() -> None:
     model: Any = build_fresh({**LLAMA, "vocab_size": 520}, None, seed=1)
-    [line] = extend_embeddings(model, {512: [1, 2], 513: [3]}, 514, "mean_of_subtokens")
+    lines: list[str] = []
+    extend_embeddings(model, {512: [1, 2], 513: [3]}, 514, "mean_of_subtokens", lines.append)
     assert model.get_input_embeddings().weight.shape[0] == 520
-    assert "into rows of the 520 that no token had" in line
-    extend_embeddings(model, {512: [1], 513: [3]}, 514, "mean")
+    assert "in unused rows of the 520" in lines[0]
+    extend_embeddings(model, {512: [1], 513: [3]}, 514, "mean", print)
     weight = model.get_input_embeddings().weight
     torch.testing.assert_close(weight[512], weight[:512].mean(dim=0))
 

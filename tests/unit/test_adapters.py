@@ -67,7 +67,7 @@ def test_tensors_have_the_names_that_peft_saves_them_under(tied: bool, settings:
     from peft import get_peft_model_state_dict
 
     model = small(tied)
-    add_adapter(model, AdapterConfig(rank=4, modules_to_save=BOTH, **settings), base=None, seed=0)
+    add_adapter(model, AdapterConfig(rank=4, modules_to_save=BOTH, **settings), print, base=None, seed=0)
     ours = adapter_tensors(model)
     theirs = get_peft_model_state_dict(model, adapter_name="default")
     assert {name.removeprefix("base_model.model.") for name in ours} == set(theirs)
@@ -79,14 +79,17 @@ def test_tensors_have_the_names_that_peft_saves_them_under(tied: bool, settings:
 def test_the_update_is_scaled_by_the_rank_or_its_root(rslora: bool, scale: float) -> None:
     model = small()
     config = AdapterConfig(rank=4, alpha=16, rslora=rslora, targets=["q_proj"])
-    [line] = add_adapter(model, config, base=None, seed=0)
+    lines: list[str] = []
+    add_adapter(model, config, lines.append, base=None, seed=0)
+    [line] = lines
     assert model.model.layers[0].self_attn.q_proj.scaling["default"] == scale
     assert f"scale {scale:.3g}, on 2 linear layers" in line
 
 
 def test_embeddings_among_the_targets_are_trained_in_full_and_said() -> None:
     model = small()
-    lines = add_adapter(model, AdapterConfig(rank=4, targets=["q_proj", "lm_head"]), base=None, seed=0)
+    lines: list[str] = []
+    add_adapter(model, AdapterConfig(rank=4, targets=["q_proj", "lm_head"]), lines.append, base=None, seed=0)
     assert "lm_head in targets: trained in full instead" in lines[0]
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert "model.embed_tokens.modules_to_save.default.weight" in names
@@ -99,7 +102,7 @@ def test_the_seed_draws_the_adapter_and_torch_is_left_as_it_was() -> None:
     tensors = []
     for seed in (3, 3, 4):
         model = small()
-        add_adapter(model, AdapterConfig(rank=4), base=None, seed=seed)
+        add_adapter(model, AdapterConfig(rank=4), print, base=None, seed=seed)
         tensors.append(model.model.layers[0].self_attn.q_proj.lora_A["default"].weight)
     assert torch.equal(tensors[0], tensors[1])
     assert not torch.equal(tensors[0], tensors[2])
@@ -108,7 +111,7 @@ def test_the_seed_draws_the_adapter_and_torch_is_left_as_it_was() -> None:
 
 def test_what_is_trained_is_fp32_on_a_bf16_base() -> None:
     model = load_model(ModelConfig(config=LLAMA), dtype=torch.bfloat16)
-    add_adapter(model, AdapterConfig(rank=4, modules_to_save=["embed_tokens"]), base=None, seed=0)
+    add_adapter(model, AdapterConfig(rank=4, modules_to_save=["embed_tokens"]), print, base=None, seed=0)
     dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in model.parameters() if parameter.numel()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
 
@@ -118,7 +121,7 @@ def test_lora_plus_groups_are_those_of_peft() -> None:
     from peft.optimizers import create_loraplus_optimizer
 
     model = small(tied=False)
-    add_adapter(model, AdapterConfig(rank=4, lora_plus_ratio=16), base=None, seed=0)
+    add_adapter(model, AdapterConfig(rank=4, lora_plus_ratio=16), print, base=None, seed=0)
     groups = {g["name"]: g for g in build_param_groups(model, OptimizerConfig(learning_rate=1e-4, weight_decay=0.0))}
     theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16)
     rates = {id(p): group["lr"] for group in theirs.param_groups for p in group["params"]}
@@ -130,22 +133,22 @@ def test_lora_plus_groups_are_those_of_peft() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"targets": ["q_prj"]}, "q_prj is no linear layer.*down_proj"),
-        ({"modules_to_save": ["embeddings"]}, "embeddings is no module.*embed_tokens, lm_head"),
-        ({"targets": ["lm_head"]}, "no linear layer is named"),
+        ({"targets": ["q_prj"]}, "q_prj is not a linear layer.*down_proj"),
+        ({"modules_to_save": ["embeddings"]}, "embeddings is not a module.*embed_tokens, lm_head"),
+        ({"targets": ["lm_head"]}, "names no linear layer"),
     ],
 )
 def test_names_that_are_not_there_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        add_adapter(small(), AdapterConfig(**config), base=None, seed=0)
+        add_adapter(small(), AdapterConfig(**config), print, base=None, seed=0)
 
 
 def test_a_model_that_peft_cannot_adapt_is_refused() -> None:
     from steep.models.gpt2 import build_gpt2_model
 
     model = build_gpt2_model(vocab_size=64, n_positions=16, n_embd=16, n_layer=1, n_head=2)
-    with pytest.raises(ModelError, match="no transformers model"):
-        add_adapter(model, AdapterConfig(), base=None, seed=0)
+    with pytest.raises(ModelError, match="not a transformers model"):
+        add_adapter(model, AdapterConfig(), print, base=None, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +231,7 @@ def test_quantized_layers_answer_in_the_dtype_of_autocast(method: str) -> None:
     model, planned = (load_model(ModelConfig(config=WIDE), dtype=torch.bfloat16) for _ in range(2))
     config = AdapterConfig(rank=4, modules_to_save=BOTH)
     quantize(model, method, torch.bfloat16, "cpu")
-    add_adapter(model, config, base=None, seed=0)
+    add_adapter(model, config, print, base=None, seed=0)
     dtypes: list[torch.dtype] = []
     for _, module in model.named_modules():
         if hasattr(module, "lora_A"):
@@ -261,7 +264,7 @@ def test_the_plan_knows_what_is_trained_and_what_weights_take(
     if method is not None:
         quantize(real, method, torch.float32, "cpu")
         plan_quantized(planned, method)
-    add_adapter(real, config, base=None, seed=0)
+    add_adapter(real, config, print, base=None, seed=0)
     plan_adapter(planned, config)
 
     def size(model: Any) -> tuple[int, int]:
@@ -274,10 +277,10 @@ def test_the_plan_knows_what_is_trained_and_what_weights_take(
 
 
 def test_text_is_weighed_against_the_adapter() -> None:
-    assert capacity_line(4_884_480, 9_000_000).endswith("room enough")
+    assert capacity_line(4_884_480, 9_000_000).endswith("enough room")
     line = capacity_line(4_884_480, 10_000_000)
     assert "4.88M trained parameters hold about 9.77M bits, 10M tokens of new text teach at most about 10M" in line
-    assert line.endswith("a higher adapter.rank, or the whole model (leave adapter away)")
+    assert line.endswith("a higher adapter.rank, or the whole model (remove adapter)")
 
 
 def test_plan_and_run_say_whether_the_adapter_has_room(

@@ -46,6 +46,10 @@ GUESSED_BYTES_PER_WIDTH = 68
 arXiv:2205.05198)."""
 
 
+def silent(line: str) -> None:
+    """What a run says while its model is built, a plan does not."""
+
+
 @dataclass(frozen=True)
 class StructureFacts:
     """What is known about a model before it is loaded."""
@@ -118,13 +122,13 @@ def _model_of_run(config: RunConfig, precision: str, vocabulary_rows: int | None
     model = build_structure(config.model, torch.bfloat16 if frozen_in_bf16 else torch.float32, vocabulary_rows)
     check_sequence_length(model, config.data.sequence_length)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
-        freeze(model, config.model.freeze)
+        freeze(model, config.model.freeze, silent)
     if vocabulary_rows is not None and config.adapter is None:
         require_trained(model)
     if isinstance(config.model, ModelConfig) and config.model.quantize is not None:
         plan_quantized(model, config.model.quantize)
     if config.adapter is not None:
-        adapter = config.adapter if vocabulary_rows is None else with_embeddings(config.adapter, model)[0]
+        adapter = config.adapter if vocabulary_rows is None else with_embeddings(config.adapter, model, silent)
         plan_adapter(model, adapter)
     return model
 

@@ -1,10 +1,9 @@
-"""Adapters: low-rank matrices beside frozen weights, put in by peft. In: a model and `adapter`. Out: the same model, adapted.
+"""Adapters: low-rank matrices beside frozen weights, through peft. In: a model and `adapter`. Out: the same model, adapted.
 
-The model keeps its class and its own names: peft puts its layers into it, and everything that runs a model runs this one. Main
-choice: embeddings and output head never get low-rank matrices. They are trained in full (peft's `modules_to_save`) and, on a
-model that ties them, stay one tensor: an adapter on a tied head is lost or doubled when it is merged, and a loss that reads
-`lm_head.weight` does not see it at all. Weakness: trained embeddings cost their full size in the checkpoint, twice where they
-are tied (peft wants both names).
+The model keeps its class and its own parameter names: peft puts its layers inside it. Main choice: embeddings and output head
+never get low-rank matrices. They are trained in full (peft's `modules_to_save`) and stay one tensor on a model that ties them:
+an adapter on a tied head is lost or doubled when it is merged, and a loss that reads `lm_head.weight` does not see it at all.
+Weakness: trained embeddings take their full size in the checkpoint, twice where they are tied (peft wants both names).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steep.core.errors import ConfigError, ModelError
+from steep.core.say import Say
 from steep.core.units import format_count
 from steep.models.config import EMBEDDING_MODULES, AdapterConfig
 from steep.models.layers import count_trained, has_adapter, input_layer, is_tied, output_layer, plain_name
@@ -28,27 +28,21 @@ NAME_PARTS = (
     (".modules_to_save.default.", "."),
     (".default.", "."),
 )
-"""What peft takes out of the names of an adapter's tensors when it saves them, in this order."""
+"""What peft removes from the names of an adapter's tensors when it saves them, in this order."""
 NAME_PREFIX = "base_model.model."
-"""What peft puts before them."""
+"""What peft puts before these names."""
 
 
-def add_adapter(model: nn.Module, config: AdapterConfig, *, base: str | None, seed: int) -> list[str]:
-    """Freeze `model` and put an adapter into it, in place; lines that say what was done. As `adapt`."""
-    return adapt(model, config, base=base, seed=seed)[1]
+def add_adapter(model: nn.Module, config: AdapterConfig, say: Say, *, base: str | None, seed: int) -> Any:
+    """Freeze `model` and put an adapter into it, in place. Returns peft's wrapper around it.
 
-
-def adapt(model: nn.Module, config: AdapterConfig, *, base: str | None, seed: int) -> tuple[Any, list[str]]:
-    """Freeze `model` and put an adapter into it, in place; peft's wrapper around it, and lines that say what was done.
-
-    base: what to load the base from later, for adapter_config.json. seed: draws the A matrices; torch's generators are left as
-    they were. The adapter's tensors are fp32 (bf16 would lose small updates), the base keeps its dtype.
-    Raises ConfigError for modules that are not there, ModelError for a model that peft cannot adapt.
+    base: what to load the base from later, for adapter_config.json. seed: draws the A matrices; torch's generators keep their
+    state. The adapter's tensors are fp32 (bf16 would lose small updates); the base keeps its dtype.
+    Raises ConfigError for modules that do not exist, ModelError for a model that peft cannot adapt.
     """
     from peft import LoraConfig, get_peft_model
 
-    lines: list[str] = []
-    targets, saved = _split_targets(model, config, lines)
+    targets, saved = _split_targets(model, config, say)
     tied = bool(saved) and is_tied(model)
     settings = LoraConfig(
         r=config.rank,
@@ -63,7 +57,7 @@ def adapt(model: nn.Module, config: AdapterConfig, *, base: str | None, seed: in
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers under a name of before
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses an old name of transformers
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
     model.peft_config["default"].base_model_name_or_path = base  # type: ignore[index,operator,union-attr]
@@ -73,20 +67,20 @@ def adapt(model: nn.Module, config: AdapterConfig, *, base: str | None, seed: in
     _forget_replaced(model)
     scale = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
     kind = ("rs" if config.rslora else "") + {"lora": "LoRA", "dora": "DoRA"}[config.type]
-    lines.append(
+    say(
         f"adapter: {kind} of rank {config.rank}, scale {scale:.3g}, on {len(targets)} linear layers"
         + (f"; {', '.join(saved)} trained in full{' as one tensor' if tied else ''}" if saved else "")
         + f"; {count_trained(model):,} trained parameters"
     )
-    return wrapped, lines
+    return wrapped
 
 
-def _split_targets(model: nn.Module, config: AdapterConfig, lines: list[str]) -> tuple[list[str], list[str]]:
-    """Full names of the linear layers that get an adapter, and last names of the modules that are trained in full."""
+def _split_targets(model: nn.Module, config: AdapterConfig, say: Say) -> tuple[list[str], list[str]]:
+    """Full names of the linear layers that get an adapter; last parts of the names of the modules that are trained in full."""
     if not hasattr(model, "prepare_inputs_for_generation"):
         raise ModelError(
-            f"adapter: {type(model).__name__} is no transformers model, and peft adapts only those. Train it in full "
-            "(leave `adapter` away), with model.freeze where less is to be trained."
+            f"adapter: {type(model).__name__} is not a transformers model, and peft adapts only those. Train it in full "
+            "(remove `adapter`), or part of it with model.freeze."
         )
     saved = list(config.modules_to_save)
     head = _names_of(model, output_layer(model))
@@ -97,7 +91,7 @@ def _split_targets(model: nn.Module, config: AdapterConfig, lines: list[str]) ->
         whole = [name for name in config.targets if name.rpartition(".")[2] in EMBEDDING_MODULES]
         moved = [name for name in whole if name not in saved]
         if whole:
-            lines.append(
+            say(
                 f"adapter: {', '.join(whole)} in targets: trained in full instead (modules_to_save); a low-rank matrix on an "
                 "embedding or an output head is lost or doubled when it is merged"
             )
@@ -108,20 +102,18 @@ def _split_targets(model: nn.Module, config: AdapterConfig, lines: list[str]) ->
         if missing:
             known = sorted({name.rpartition(".")[2] for name in linear})
             raise ConfigError(
-                f"adapter.targets: {', '.join(missing)} is no linear layer of this model. There are: {', '.join(known)}"
+                f"adapter.targets: {', '.join(missing)} is not a linear layer of this model. It has: {', '.join(known)}"
             )
     names = [name for name, _ in model.named_modules()]
     absent = [name for name in saved if not any(_ends_with(known, name) for known in names)]
     if absent:
         ends = sorted({name.rpartition(".")[2] for name in _embedding_names(model)})
         raise ConfigError(
-            f"adapter.modules_to_save: {', '.join(absent)} is no module of this model. Its embedding and output head are: "
+            f"adapter.modules_to_save: {', '.join(absent)} is not a module of this model. Its embedding and output head are: "
             f"{', '.join(ends)}"
         )
     if not chosen:
-        raise ConfigError(
-            "adapter.targets: no linear layer is named; use all-linear, or names such as [q_proj, v_proj]"
-        )
+        raise ConfigError("adapter.targets names no linear layer; use all-linear, or names such as [q_proj, v_proj]")
     if is_tied(model) and set(saved) & {name.rpartition(".")[2] for name in _embedding_names(model)}:
         saved = [name for name in saved if name not in {n.rpartition(".")[2] for n in head}]
         inputs = {name.rpartition(".")[2] for name in _names_of(model, input_layer(model))}
@@ -146,14 +138,15 @@ def _embedding_names(model: nn.Module) -> set[str]:
 
 
 def _keep_trained_in_fp32(model: nn.Module) -> None:
-    """Master weights: whatever is trained, in fp32, tied tensors as one."""
+    """Master weights: everything that is trained, in fp32; tied tensors stay one."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
 
 
 def _forget_replaced(model: nn.Module) -> None:
-    """peft keeps the module beside its trained copy, to switch the adapter off. Nothing here does, and embeddings are large."""
+    """peft keeps the original module beside its trained copy, so that the adapter can be switched off. steep never does that,
+    and embeddings are large."""
     from peft.utils import ModulesToSaveWrapper
 
     for module in model.modules():
@@ -163,8 +156,8 @@ def _forget_replaced(model: nn.Module) -> None:
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors by the names under which peft saves them. Embeddings that the head is tied to come under both names:
-    peft does not load them otherwise."""
+    """The trained tensors by the names under which peft saves them. Tied embeddings come under both names: peft does not load them
+    otherwise."""
     named = model.named_parameters(remove_duplicate=False)
     return {adapter_name(plain_name(name)): parameter.detach() for name, parameter in named if parameter.requires_grad}
 
@@ -177,25 +170,25 @@ def adapter_name(name: str) -> str:
 
 
 BITS_PER_PARAMETER, BITS_PER_TOKEN = 2, 1
-"""What weights hold at most, Allen-Zhu and Li 2024, arXiv:2404.05405; what a token of text teaches at most, LoRA Without Regret,
-Thinking Machines 2025. Both are rough."""
+"""Bits: what a weight holds at most (Allen-Zhu and Li 2024, arXiv:2404.05405), and what a token of text teaches at most (LoRA
+Without Regret, Thinking Machines 2025). Both are rough."""
 
 
 def capacity_line(parameters: int, tokens: int) -> str:
-    """Whether so many trained parameters can hold what so many different tokens of new text teach, for people."""
+    """A line on whether that many trained parameters can hold what that many different tokens of new text teach."""
     room, needed = BITS_PER_PARAMETER * parameters, BITS_PER_TOKEN * tokens
     figures = (
         f"capacity: {format_count(parameters)} trained parameters hold about {format_count(room)} bits, {format_count(tokens)} "
         f"tokens of new text teach at most about {format_count(needed)} (arXiv:2404.05405)"
     )
     if needed <= room:
-        return f"{figures}: room enough"
-    return f"{figures}: too small to learn all of it; a higher adapter.rank, or the whole model (leave adapter away)"
+        return f"{figures}: enough room"
+    return f"{figures}: too small to learn all of it; a higher adapter.rank, or the whole model (remove adapter)"
 
 
 def adapter_files(model: nn.Module, files: dict[str, bytes]) -> dict[str, bytes]:
-    """The files beside adapter_model.safetensors, by name, from those that would stand beside whole weights: peft's settings are
-    added, and config.json gets another name."""
+    """The files beside adapter_model.safetensors, by name, made from those that go beside a whole model's weights: peft's settings
+    are added, and config.json gets another name."""
     files = {BASE_CONFIG if name == "config.json" else name: data for name, data in files.items()}
     with tempfile.TemporaryDirectory() as folder:
         model.peft_config["default"].save_pretrained(folder)  # type: ignore[index,operator,union-attr]
@@ -204,7 +197,7 @@ def adapter_files(model: nn.Module, files: dict[str, bytes]) -> dict[str, bytes]
 
 
 def load_adapter(model: nn.Module, folder: Path, *, merge: bool) -> nn.Module:
-    """`model` with the adapter of `folder` put in; with `merge`, added to the weights, so that nothing of peft remains.
+    """`model` with the adapter of `folder` in it; with `merge`, added to its weights, so that nothing of peft remains.
 
     Merging runs in the dtype of the weights: load them in fp32. Raises ModelError for an adapter of another model.
     """
@@ -224,12 +217,12 @@ def load_adapter(model: nn.Module, folder: Path, *, merge: bool) -> nn.Module:
     return merged
 
 
-# ---- plans: shapes without data ----
+# ---- for steep plan: shapes without data ----
 
 
 def plan_adapter(model: nn.Module, config: AdapterConfig) -> None:
-    """What `add_adapter` does, on a model of fake tensors, which peft's own layers cannot be made of. Raises as it does."""
-    targets, saved = _split_targets(model, config, [])
+    """What `add_adapter` does, on a model of fake tensors, from which peft's own layers cannot be made. Raises the same errors."""
+    targets, saved = _split_targets(model, config, lambda line: None)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     tied = is_tied(model)
@@ -248,7 +241,7 @@ def plan_adapter(model: nn.Module, config: AdapterConfig) -> None:
 
 
 class PlannedAdapter(nn.Module):
-    """A linear layer with its low-rank matrices, as far as a memory plan sees it."""
+    """A linear layer with its low-rank matrices, as a memory plan sees it."""
 
     def __init__(self, layer: Any, config: AdapterConfig):
         super().__init__()

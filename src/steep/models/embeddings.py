@@ -1,8 +1,8 @@
 """Embeddings in host memory: the token table stays on the CPU, and only the rows that a batch needs go to the device.
 
-In: a model on a GPU whose input embedding is frozen. Out: the same model, less one table of vocabulary x width numbers there.
-Weakness: each micro-batch waits for its rows to be looked up on the CPU and copied, and a table that is trained, or tied to the
-output head, cannot go.
+In: a model on a GPU whose input embedding is frozen. Out: the same model, without its V x D table on the GPU. Weakness: each
+micro-batch waits until its rows are looked up on the CPU and copied; a table that is trained or tied to the output head cannot
+be moved.
 """
 
 from __future__ import annotations
@@ -13,32 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from steep.core.errors import ConfigError
+from steep.core.say import Say
 from steep.models.layers import compute_device, input_layer, is_tied
 
 
 def frozen_embedding(model: Any) -> nn.Embedding:
-    """The input embedding. Raises ConfigError where it is trained, tied to the output head, or not to be found."""
+    """The input embedding. Raises ConfigError where it is trained, tied to the output head, or not found."""
     found = input_layer(model)
     if not isinstance(found, nn.Embedding):
-        raise ConfigError(f"model.offload_embeddings: {type(model).__name__} has no nn.Embedding that could be moved")
+        raise ConfigError(f"model.offload_embeddings: {type(model).__name__} has no nn.Embedding to move")
     if is_tied(model):
         raise ConfigError(
-            "model.offload_embeddings: this model's embedding is its output head too, which every token needs on the device; "
-            "leave it false"
+            "model.offload_embeddings: this model's embedding is also its output head, which every token needs on the device; "
+            "set it to false"
         )
     if found.weight.requires_grad:
         raise ConfigError(
             "model.offload_embeddings: the embedding is trained. Freeze it (model.freeze: embeddings, or an adapter without "
-            "embed_tokens in modules_to_save), or leave it false"
+            "embed_tokens in modules_to_save), or set it to false"
         )
     return found
 
 
-def offload_embeddings(model: nn.Module, device: torch.device) -> str:
-    """Hold the frozen input embedding in host memory, in place; a line that says so. Raises as `frozen_embedding`."""
+def offload_embeddings(model: nn.Module, device: torch.device, say: Say) -> None:
+    """Move the frozen input embedding to host memory, in place. Raises the errors of `frozen_embedding`."""
     embedding = frozen_embedding(model)
     if device.type == "cpu":
-        return "model.offload_embeddings means nothing on a CPU, whose memory is the host's; not done"
+        say("model.offload_embeddings has no effect on a CPU, whose memory is the host's")
+        return
     embedding.to("cpu")
     embedding.register_forward_pre_hook(lambda module, arguments: tuple(ids.to("cpu") for ids in arguments))
 
@@ -46,15 +48,14 @@ def offload_embeddings(model: nn.Module, device: torch.device) -> str:
         return rows.to(device, non_blocking=True)
 
     embedding.register_forward_hook(to_device)
-    _say_where_it_computes(model)
+    _report_compute_device(model)
     size = embedding.weight.numel() * embedding.weight.element_size()
-    return f"embeddings: the frozen table of {embedding.num_embeddings:,} tokens ({size / 1e6:,.0f} MB) lies in host memory"
+    say(f"embeddings: the frozen table of {embedding.num_embeddings:,} tokens ({size / 1e6:,.0f} MB) is in host memory")
 
 
-def _say_where_it_computes(model: nn.Module) -> None:
-    """Let `model.device`, where transformers' generate puts its tensors, be the GPU: it asks the first parameter, which is here
-    the table. This instance gets a class of its own, made from its class; the class itself stays as it is. A pickle of
-    it cannot be made."""
+def _report_compute_device(model: nn.Module) -> None:
+    """Make `model.device`, where transformers' generate puts its tensors, the GPU. It reads the first parameter, which is the table.
+    This instance gets a subclass of its own; its class is not changed. Such a model cannot be pickled."""
     kind = type(model)
     if hasattr(kind, "device"):
         named = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}

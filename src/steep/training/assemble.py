@@ -180,9 +180,7 @@ def load_trained(
         if weights is None or adapter is not None:  # a complete model that is resumed has them
             _add_tokens(model, texts.extension, config.vocabulary, say)
         if adapter is not None:
-            adapter, lines = with_embeddings(adapter, model)
-            for line in lines:
-                say(line)
+            adapter = with_embeddings(adapter, model, say)
     check_sequence_length(model, config.data.sequence_length)
     if rope := getattr(source, "rope", None):
         say(f"model.rope: {rope.type}, {max_positions(model):,} positions")
@@ -190,13 +188,12 @@ def load_trained(
     fresh = getattr(config.model, "pretrained", None) is None
     align_special_tokens(model, texts.tokenizer, fresh, say)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
-        say(str(freeze(model, config.model.freeze)))
+        freeze(model, config.model.freeze, say)
     if texts.extension is not None and adapter is None:
         require_trained(model)
     if adapter is not None and not given:
         base = lasting_reference(getattr(source, "pretrained", None))
-        for line in add_adapter(model, adapter, base=base, seed=config.run.seed):
-            say(line)
+        add_adapter(model, adapter, say, base=base, seed=config.run.seed)
     return model
 
 
@@ -213,8 +210,7 @@ def _source_of_weights(config: RunConfig, say: Say, weights: Path | None) -> Mod
 
 
 def _add_tokens(model: nn.Module, extension: Extension, vocabulary: VocabularyConfig, say: Say) -> None:
-    for line in extend_embeddings(model, extension.subtokens, extension.rows, vocabulary.initialise):
-        say(line)
+    extend_embeddings(model, extension.subtokens, extension.rows, vocabulary.initialise, say)
     say(
         "vocabulary: lines at step 0 are of the model with its untrained new tokens; the report at the end compares with "
         "the base and its own tokenizer"
@@ -225,7 +221,7 @@ def prepare_runner(config: RunConfig, texts: Texts, compute: Compute, model: nn.
     """How the model is run on batches: memory, attention, head and loss, checked on a few tokens. Raises a SteepError."""
     device, precision = compute.device, compute.precision
     if isinstance(config.model, ModelConfig) and config.model.offload_embeddings:
-        say(offload_embeddings(model, device))
+        offload_embeddings(model, device, say)
     if (checkpointing := config.train.activation_checkpointing) is not None:
         checkpoint_layers(model, say, **checkpointing.model_dump(), device_type=device.type)
     attention = "auto" if isinstance(config.model, Target) else config.model.attention

@@ -12,7 +12,7 @@ import torch
 
 from steep.checkpoint.load import verified_reference
 from steep.core.errors import ConfigError
-from steep.models.adapters import adapt
+from steep.models.adapters import add_adapter
 from steep.models.config import AdapterConfig, ModelConfig, RopeConfig
 from steep.models.hf_config import pretrained_config
 from steep.models.layers import max_positions
@@ -178,11 +178,9 @@ class FastLanguageModel:
         notebook.checkpointing = _checkpointing(given.get("use_gradient_checkpointing", "unsloth"))
         # of a run the folder that transformers loads, as training writes it: peft knows no run
         base = verified_reference(str(notebook.config.pretrained))
-        adapted, lines = adapt(
-            model, notebook.adapter, base=lasting_reference(base), seed=given.get("random_state", 3407)
+        adapted = add_adapter(
+            model, notebook.adapter, say, base=lasting_reference(base), seed=given.get("random_state", 3407)
         )
-        for line in lines:
-            say(line)
         for name, method in (("save_pretrained_merged", save_merged), ("save_pretrained_gguf", save_gguf)):
             setattr(adapted, name, MethodType(method, adapted))
         return adapted
