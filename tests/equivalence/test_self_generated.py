@@ -194,5 +194,5 @@ def test_what_cannot_be_written_is_refused_before_anything(
 
 def test_fresh_weights_have_nothing_to_say(mapping: dict[str, Any], tiny_tokenizer_directory: Path) -> None:
     mapping["model"], mapping["tokenizer"] = {"config": LLAMA}, {"pretrained": str(tiny_tokenizer_directory)}
-    with pytest.raises(ConfigError, match="fresh weights have nothing to say"):
+    with pytest.raises(ConfigError, match="fresh weights cannot write any"):
         load_run_config(mapping=mapping)

@@ -150,7 +150,7 @@ def test_overrides_with_mistakes_name_the_override() -> None:
     assert any(
         line.startswith("--model.pretrained.x=1: model.pretrained is 'some/model', which has no keys") for line in lines
     )
-    assert any(line.startswith("stray: belongs to no key") for line in lines)
+    assert any(line.startswith("stray: does not belong to a key") for line in lines)
     assert any(line.startswith("--train.tokens=: has no value") for line in lines)
 
 

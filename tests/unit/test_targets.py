@@ -146,7 +146,7 @@ def test_a_callable_that_takes_any_argument_and_one_without_a_signature() -> Non
         ("my-pkg.build", "'my-pkg.build' is not the name of a callable"),
         (
             "my_model.build",
-            "no package 'my_model' is installed, but it lies in the current directory: write ./my_model.py:name",
+            "no package 'my_model' is installed, but it is in the current directory: write ./my_model.py:name",
         ),
         ("fraction.Fraction", "no package 'fraction' is installed; did you mean 'fractions'?"),
         ("fractions.fraction", "fractions has no 'fraction'; did you mean 'Fraction'?"),
@@ -167,7 +167,7 @@ def test_names_that_lead_nowhere(name: str, words: str) -> None:
         ("x = 1\ndef f(:\n", "mine.py:2: SyntaxError"),
         ("x = 1\n\ny = undefined_name\n", "mine.py:3: NameError: name 'undefined_name' is not defined"),
         ("def g():\n    return 1 / 0\ng()\n", "mine.py:2: ZeroDivisionError"),
-        ("import beside\n", "beside lies beside it, but a file is imported alone: set PYTHONPATH="),
+        ("import beside\n", "beside is beside it, but a file is imported alone: set PYTHONPATH="),
     ],
 )
 def test_errors_in_the_users_file_show_file_and_line(source: str, words: str) -> None:

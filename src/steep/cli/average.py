@@ -21,7 +21,7 @@ def command(
     ),
     text: Optional[list[str]] = typer.Option(None, help="Text to score, as PATH or NAME=PATH.", show_default=False),
     out: Optional[str] = typer.Option(None, help="Default: <run>/average/last_<N>.", show_default=False),
-    no_score: bool = typer.Option(False, "--no-score", help="Do not score it beside the newest."),
+    no_score: bool = typer.Option(False, "--no-score", help="Do not score it."),
 ) -> None:
     """Average the last checkpoints of a run, or models of one architecture, and score the result beside the newest."""
     refuse_overrides(context)

@@ -1,4 +1,4 @@
-"""`steep blend`: between the base and the trained model."""
+"""`steep blend`: models between the base and the trained one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def command(
     cap: Optional[float] = typer.Option(
         None,
         min=0,
-        help="Largest loss of general bits per byte, as a share of the base's. Default: the run's, else 0.02.",
+        help="Largest increase of bits per byte on general text, as a share of the base's. Default: the run's, else 0.02.",
         show_default=False,
     ),
     tokens: Optional[str] = typer.Option(None, help="At most this many tokens of each text.", show_default=False),

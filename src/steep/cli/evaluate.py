@@ -80,8 +80,8 @@ def command(
 
 
 def _check_harness(harness: str | None, of_harness: dict[str, Any], of_texts: dict[str, Any]) -> None:
-    """Options of one kind of evaluation do nothing in the other. Raises ConfigError."""
+    """Refuse options of one kind of evaluation that the other ignores. Raises ConfigError."""
     useless = [name for name, value in (of_harness if harness is None else of_texts).items() if value]
     if useless:
-        what = "needs --harness TASKS" if harness is None else "is for texts and does nothing to lm-eval's tasks"
-        raise ConfigError(f"evaluate: {', '.join(useless)} {what}; leave it out, or run the command twice")
+        what = "needs --harness TASKS" if harness is None else "applies to texts, not to the tasks of lm-eval"
+        raise ConfigError(f"evaluate: {', '.join(useless)} {what}; remove it, or run the command twice")

@@ -16,8 +16,8 @@ def command(
     run: str = MODEL,
     to: str = typer.Option(
         "hf",
-        help="hf: a folder for transformers and vLLM. gguf: a file for llama.cpp. ollama: that and a Modelfile. "
-        "adapter: in peft's layout.",
+        help="hf: a folder for transformers and vLLM. gguf: a file for llama.cpp. ollama: the same and a Modelfile. "
+        "adapter: a folder for peft.",
     ),
     out: Optional[Path] = typer.Option(None, help="Default: <run>/export/<to>.", show_default=False),
     dtype: Optional[str] = typer.Option(
@@ -26,10 +26,14 @@ def command(
     quantize: Optional[str] = typer.Option(None, help="For hf: nf4, int8 or torchao_int8.", show_default=False),
     max_shard_size: str = typer.Option("5GB", help="Largest weight file."),
     tokenizer_pre: Optional[str] = typer.Option(
-        None, help="For gguf: llama.cpp's name of the rule that splits text, if it is not found.", show_default=False
+        None,
+        help="For gguf: llama.cpp's name of the rule that splits text, if it is not recognized.",
+        show_default=False,
     ),
     verify_with: Optional[str] = typer.Option(
-        None, help="For gguf: a Python that has llama-cpp-python; default $STEEP_LLAMA_CPP_PYTHON.", show_default=False
+        None,
+        help="For gguf: a Python interpreter with llama-cpp-python; default $STEEP_LLAMA_CPP_PYTHON.",
+        show_default=False,
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing export."),
     no_code: bool = NO_CODE,

@@ -16,14 +16,14 @@ def command(
     path: str = typer.Argument(help="A token store, run, checkpoint or model folder.", show_default=False),
     verify: bool = typer.Option(False, "--verify", help="Check every byte against the checksums."),
     sequence: Optional[int] = typer.Option(
-        None, min=0, help="Of a run: the documents and text of this sequence.", show_default=False
+        None, min=0, help="For a run: the documents and text of this sequence.", show_default=False
     ),
     tokenizer: Optional[str] = typer.Option(
-        None, help="Of a token store without one: hub id, folder, tokenizer.json, .gguf file.", show_default=False
+        None, help="For a token store without one: hub id, folder, tokenizer.json, .gguf file.", show_default=False
     ),
-    seed: int = typer.Option(0, help="Chooses the documents of a token store that are shown."),
+    seed: int = typer.Option(0, help="Seed for choosing the documents of a token store to show."),
     format: str = typer.Option(
-        "auto", help="Tool that wrote a token store: megatron, nanogpt, llm_c, automodel, datatrove."
+        "auto", help="The tool that wrote the token store: auto, megatron, nanogpt, llm_c, automodel, datatrove."
     ),
     json: bool = JSON,
 ) -> None:

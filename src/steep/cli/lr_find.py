@@ -1,4 +1,4 @@
-"""`steep lr-find`: which learning rate to take."""
+"""`steep lr-find`: which learning rate to use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def command(
     rates: Optional[str] = typer.Option(
         None, help="As in 1e-5,3e-5,1e-4. Default: a tenth to ten times the configured rate.", show_default=False
     ),
-    steps: int = typer.Option(20, min=5, help="Of each short run."),
+    steps: int = typer.Option(20, min=5, help="Steps of each short run."),
     no_code: bool = NO_CODE,
     json: bool = JSON,
 ) -> None:

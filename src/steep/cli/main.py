@@ -37,13 +37,13 @@ from steep.core.errors import SteepError
 
 
 def interrupted(error: KeyboardInterrupt) -> int:
-    """Say so, and return the exit code: a run knows by which signal it was stopped, all else is Ctrl-C."""
+    """Say so, and return the exit code: a run knows which signal stopped it, everything else is Ctrl-C."""
     print("interrupted", file=sys.stderr)
     return int(getattr(error, "exit_code", 130))
 
 
 def interruptible(command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """The command, ending with `interrupted` on Ctrl-C: typer itself would make of it an exit code without a word."""
+    """The command, ending with `interrupted` on Ctrl-C: typer itself would return an exit code and print nothing."""
 
     @functools.wraps(command)
     def wrapped(*arguments: Any, **options: Any) -> int | None:
@@ -61,7 +61,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: rich's takes longer to import than everything else together
+    rich_markup_mode=None,  # plain help: rich takes longer to import than everything else together
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
@@ -82,7 +82,7 @@ for command in (
 ):
     app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"))(interruptible(command.command))
 tokenizer_app = typer.Typer(
-    help="Ask whether a tokenizer fits a text, and continue it on the text.", no_args_is_help=True
+    help="Measure whether a tokenizer fits a text, and extend it on the text.", no_args_is_help=True
 )
 for part in (tokenizer.fertility, tokenizer.extend):
     tokenizer_app.command(name=part.__name__)(interruptible(part))
@@ -111,7 +111,7 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt as error:
         return interrupted(error)
-    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
+    except BrokenPipeError:  # the reader of a pipe (head, less) has ended
         sys.stderr.close()
         return 0
     except Exception as error:
@@ -124,20 +124,22 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def usage_message(error: Exception) -> str | None:
-    """What to print for a command line that typer could not read; None for any other exception."""
-    # typer carries its own click since 0.20 and uses the package before; the class is found the same way in both.
+    """What to print for a command line that typer could not parse; None for any other exception."""
+    # typer has its own copy of click since 0.20 and used the package before; this finds the class in both.
     click_exception = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
     if not isinstance(error, click_exception):
         return None
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "steep"
     message: str = error.format_message()  # type: ignore[attr-defined]
-    return f"{path}: {message}\nTry '{path} --help'." if message else ""  # no message: it has shown the help already
+    return f"{path}: {message}\nTry '{path} --help'." if message else ""  # no message: the help was shown
 
 
 def main() -> None:
     """Entry point of the console script."""
-    if not sys.stderr.isatty():  # other libraries' bars (tqdm's own switch): control codes would spoil a log
+    if (
+        not sys.stderr.isatty()
+    ):  # progress bars of other libraries (tqdm's own switch) would fill a log with control codes
         os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them takes a fifth of the start
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them takes a fifth of the start-up time
     sys.exit(run(sys.argv[1:]))

@@ -14,7 +14,7 @@ DEVICE = typer.Option("auto", help="auto, cpu, cuda or cuda:1.")
 
 
 def refuse_overrides(context: typer.Context) -> None:
-    """For commands without a configuration: an override would be lost in silence. Raises ConfigError."""
+    """For commands without a configuration, which would ignore an override silently. Raises ConfigError."""
     if context.obj:
         raise ConfigError(
             f"steep {context.info_name} takes no configuration overrides, but was given {' '.join(context.obj)}"

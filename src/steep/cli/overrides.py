@@ -1,4 +1,4 @@
-"""Which arguments of a command line are overrides: those that name a key of the configuration with a dot."""
+"""Which arguments of a command line are overrides: those that name a configuration key with a dot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split a command line into what typer reads and overrides: `--a.b value`, `--a.b=value`, `--a.b`.
+    """Split a command line into what typer parses and the overrides: `--a.b value`, `--a.b=value`, `--a.b`.
 
     An override takes the next argument as its value unless that begins with `--`.
     """

@@ -21,7 +21,7 @@ def command(
     config: Path = CONFIG,
     device: str = typer.Option("auto", help="Plan for: auto, cpu, cuda, or a GPU such as h100, a100, rtx4090."),
     fit: Optional[str] = typer.Option(
-        None, metavar="SIZE", help="List the settings with which the run fits into so much memory, such as 24GiB."
+        None, metavar="SIZE", help="List the settings with which the run fits into this much memory, such as 24GiB."
     ),
     no_code: bool = NO_CODE,
     json: bool = JSON,

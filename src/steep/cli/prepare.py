@@ -38,7 +38,7 @@ def command(
         None, help="Put the beginning-of-text token first. Default: as the tokenizer does.", show_default=False
     ),
     max_tokens: Optional[str] = typer.Option(
-        None, help="Stop at so many tokens in input order, such as 500M.", show_default=False
+        None, help="Stop at this many tokens, in input order, such as 500M.", show_default=False
     ),
     min_tokens: Optional[str] = typer.Option(None, help="Drop shorter documents.", show_default=False),
     max_tokens_per_document: Optional[str] = typer.Option(None, help="Drop longer documents.", show_default=False),
@@ -46,23 +46,25 @@ def command(
         None, help="exact or minhash: keep the first of equal, or nearly equal, documents.", show_default=False
     ),
     check_against: Optional[list[str]] = typer.Option(
-        None, help="Evaluation texts: list documents that share 13 words in a row with one.", show_default=False
+        None, help="Evaluation texts: list the documents that share 13 words in a row with one.", show_default=False
     ),
     drop_contaminated: bool = typer.Option(False, "--drop-contaminated", help="Drop what --check-against finds."),
     workers: Optional[int] = typer.Option(None, min=1, help="Processes. Default: one per core.", show_default=False),
     tokenizer_backend: str = typer.Option("auto", help="auto, huggingface or gigatoken; the ids are the same."),
     shard_tokens: Optional[str] = typer.Option(
-        None, help="Shards of at most so many tokens. Default: 256 MiB of input each.", show_default=False
+        None, help="Shards of at most this many tokens. Default: 256 MiB of input each.", show_default=False
     ),
     max_record_bytes: str = typer.Option("64MiB", help="Reject longer lines, documents and cells."),
-    max_expansion: int = typer.Option(200, min=1, help="Refuse a .gz or .zst file that grows more than so many times."),
+    max_expansion: int = typer.Option(
+        200, min=1, help="Refuse a .gz or .zst file that grows by more than this factor."
+    ),
     max_expanded_bytes: Optional[str] = typer.Option(
         None, help="Refuse a .gz or .zst file with more text.", show_default=False
     ),
     on_bad_record: str = typer.Option("skip", help="skip (noted in rejected.jsonl) or stop."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a store that was made from something else."),
 ) -> None:
-    """Turn text into a token store. Killed at any instant, the same command continues where it stopped."""
+    """Turn text into a token store. If it is killed, the same command continues where it stopped."""
     refuse_overrides(context)
     with progress_when_needed("preparing", "bytes") as show:
         result = steep.prepare(

@@ -14,7 +14,7 @@ def command(
     base: str = typer.Option(..., help="The base model of both.", show_default=False),
     instruct: str = typer.Option(..., help="The instruction-tuned model of that base.", show_default=False),
     out: str = typer.Option(..., help="The folder to write.", show_default=False),
-    scale: float = typer.Option(1.0, help="Factor of the difference."),
+    scale: float = typer.Option(1.0, help="Scale of the difference."),
 ) -> None:
     """Write trained + scale x (instruct - base), with the instruct model's tokenizer and chat template."""
     refuse_overrides(context)

@@ -1,4 +1,4 @@
-"""`steep tokenizer`: does a tokenizer fit a text, and what would more tokens give."""
+"""`steep tokenizer`: whether a tokenizer fits a text, and what more tokens would save."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fertility(
     general: Optional[str] = typer.Option(None, help="Text of another kind to compare with.", show_default=False),
     json: bool = JSON,
 ) -> None:
-    """Bytes per token, tokens per word, the words that cost most, and whether to extend."""
+    """Bytes per token, tokens per word, the most expensive words, and whether to extend."""
     refuse_overrides(context)
     report = steep.tokenizer_fertility(texts, tokenizer=tokenizer, general=general)
     if json:
@@ -35,7 +35,7 @@ def extend(
     context: typer.Context,
     texts: list[str] = TEXTS,
     tokenizer: str = TOKENIZER,
-    tokens: int = typer.Option(1000, min=1, help="New tokens."),
+    tokens: int = typer.Option(1000, min=1, help="Number of new tokens."),
     out: Path = typer.Option(..., help="Folder to write; it must not exist."),
 ) -> None:
     """Continue the tokenizer's own BPE on the texts, and write the tokenizer with the new tokens."""

@@ -17,13 +17,13 @@ def command(
     resume: Optional[bool] = typer.Option(
         None,
         "--resume/--no-resume",
-        help="--resume demands a checkpoint, --no-resume refuses one. Default: continue if the same run is there.",
+        help="--resume requires a checkpoint, --no-resume refuses one. Default: continue if the same run exists.",
         show_default=False,
     ),
     accept_data_change: bool = typer.Option(
         False,
         "--accept-data-change",
-        help="Continue although the training data is not what it was: from here on with the data as it is, from its beginning.",
+        help="Continue although the training data has changed: from here on with the new data, from its beginning.",
     ),
     no_code: bool = NO_CODE,
 ) -> int:

@@ -1,4 +1,4 @@
-"""Streamed text wrapped to the terminal's width, word by word; unchanged where the output is no terminal."""
+"""Streamed text wrapped to the terminal's width, word by word; unchanged where the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from steep.trackers.backends.console import clean_text, encodable, is_terminal
 
 
 class Wrapped:
-    """Writes text as it comes. A word is held back until it is whole, so that it can move to the next line.
+    """Writes text as it comes. A word is held back until it is complete, so that it can move to the next line.
 
-    first: written before the first piece, or at the end if there is none; not at all if the block raises before.
+    first: written before the first piece, or at the end if there is none; not written if the block raises before that.
     """
 
     def __init__(self, stream: TextIO, width: int | None = None, first: str = ""):
@@ -35,7 +35,7 @@ class Wrapped:
         self._stream.flush()
 
     def write(self, text: str) -> None:
-        """Write what is certain of `text`; control characters are made visible."""
+        """Write the complete words of `text`; control characters are made visible."""
         text = self._held + clean_text(self._first + text)
         self._first = ""
         self._held = ""

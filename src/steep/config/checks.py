@@ -1,4 +1,4 @@
-"""Checks that no section can make alone: between sections, and of files that the configuration names.
+"""Checks that no section can make alone: combinations of sections, and the files that the configuration names.
 
 Each check is a function from the configuration to problems; add one by writing it and naming it in CROSS_CHECKS or
 DISK_CHECKS. Checks must be cheap (a few file-system calls) and must not import torch.
@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from steep.config.errors import Problem, list_of, shown
+from steep.config.errors import Problem, shown
 from steep.config.keys import Location
 from steep.config.run import RunConfig
 from steep.core.plugins import plugin_names
@@ -50,7 +50,7 @@ def samples_have_prompts(config: RunConfig) -> Iterator[Problem]:
 
 
 def evaluation_has_text(config: RunConfig) -> Iterator[Problem]:
-    """Scoring every n steps needs a validation text."""
+    """Scoring every n steps needs a held-out text."""
     given = "every_steps" if config.evaluate.every_steps is not None else "every_ratio"
     if getattr(config.evaluate, given) is not None and not config.data.validation:
         yield Problem(
@@ -61,7 +61,7 @@ def evaluation_has_text(config: RunConfig) -> Iterator[Problem]:
 
 
 def epochs_are_a_length(config: RunConfig) -> Iterator[Problem]:
-    """Where the weights change during a run, or the size of a source is not known, one pass over the sources is no length."""
+    """An epoch is not a length where source weights change during the run or the size of a source is unknown."""
     if config.train.steps is not None or config.train.tokens is not None:
         return
     if config.data.phases:
@@ -85,22 +85,22 @@ def adapter_fits(config: RunConfig) -> Iterator[Problem]:
     if model.quantize is not None and config.adapter is None:
         yield Problem(
             ("model", "quantize"),
-            f"{model.quantize} weights cannot be trained; add an adapter, as in adapter: {{rank: 16}}, or leave quantize away",
+            f"{model.quantize} weights cannot be trained; add an adapter, as in adapter: {{rank: 16}}, or remove quantize",
         )
     if config.adapter is not None and config.adapter.type == "dora" and model.quantize in ("int8", "torchao_int8"):
         yield Problem(
             ("adapter", "type"),
-            f"dora needs the norms of the weights, which peft cannot take of {model.quantize} ones; use type lora, or nf4",
+            f"dora needs the norms of the weights, which peft cannot compute for {model.quantize} weights; use type lora, or nf4",
         )
     if config.adapter is not None and model.freeze is not None:
         yield Problem(
             ("model", "freeze"),
-            "an adapter freezes the whole model already; leave freeze away, and choose with adapter.targets what is adapted",
+            "an adapter freezes the whole model already; remove freeze, and choose what is adapted with adapter.targets",
         )
     if config.adapter is not None and model.pretrained is None:
         yield Problem(
             ("adapter",),
-            "an adapter on fresh weights learns nothing of use, since the weights under it are random; give model.pretrained",
+            "an adapter on fresh weights learns nothing useful, since the weights under it are random; give model.pretrained",
         )
 
 
@@ -117,26 +117,24 @@ def new_tokens_are_trained(config: RunConfig) -> Iterator[Problem]:
     elif model.freeze is not None and model.freeze.embeddings:
         yield Problem(
             ("model", "freeze"),
-            "freezes the embeddings, and those of new tokens must be trained; leave embeddings out of it",
+            "freezes the embeddings, but those of new tokens must be trained; do not freeze embeddings",
         )
     elif config.tokenizer.pretrained is not None:
         yield Problem(
             ("tokenizer", "pretrained"),
-            "new tokens are added to the model's own tokenizer; leave it away, or give a folder made from it as vocabulary.add",
+            "new tokens are added to the model's own tokenizer; remove this key, or give a folder made from it as vocabulary.add",
         )
 
 
 def steps_can_be_skipped(config: RunConfig) -> Iterator[Problem]:
-    """Schedule-free weights stand elsewhere between gradient and update, so an update cannot be left out."""
+    """Schedule-free optimizers change the weights between gradient and update, so an update cannot be skipped."""
     name = getattr(config.optimizer, "name", None)
     if config.train.on_spike == "skip" and name == "schedule_free_adamw":
-        yield Problem(
-            ("train", "on_spike"), "schedule_free_adamw cannot leave out an update; use rollback, or continue"
-        )
+        yield Problem(("train", "on_spike"), "schedule_free_adamw cannot skip an update; use rollback, or continue")
 
 
 def device_is_known(config: RunConfig) -> Iterator[Problem]:
-    """`gpu`, `cuda0` and the like are not torch's names of devices."""
+    """`gpu`, `cuda0` and the like are not names of torch devices."""
     device = config.train.device
     if not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d+)?", device):
         digits = re.search(r"\d+$", device)
@@ -146,7 +144,7 @@ def device_is_known(config: RunConfig) -> Iterator[Problem]:
 
 
 def self_generated_has_a_writer(config: RunConfig) -> Iterator[Problem]:
-    """Path `auto` is text of the pretrained model, written before the run, in steep's own order."""
+    """Path `auto` is text that the pretrained model writes before the run; it needs the native order."""
     train: list[tuple[Location, Any]] = [
         (("data", "train", place), source) for place, source in enumerate(config.data.train)
     ]
@@ -159,10 +157,10 @@ def self_generated_has_a_writer(config: RunConfig) -> Iterator[Problem]:
         if isinstance(config.model, Target) or config.model.pretrained is None:
             yield Problem(
                 (*location, "path"),
-                "auto is text that the base model writes, and fresh weights have nothing to say; name a text",
+                "auto is text that the base model writes, and fresh weights cannot write any; name a text",
             )
         if config.data.order == "megatron":
-            yield Problem((*location, "path"), "auto is for order native; Megatron's reads token files")
+            yield Problem((*location, "path"), "auto needs order: native; the megatron order reads token files")
         if location[1] == "train" and (source.role != "replay" or source.stream):
             yield Problem(
                 (*location, "path"),
@@ -196,7 +194,7 @@ def _known_plugin(package: str, location: Location, name: str) -> Iterator[Probl
     if name not in names:
         near = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        there = f"There are: {list_of(names)}. Any other can be named with _target_"
+        there = f"There are: {', '.join(names)}. Any other can be named with _target_"
         yield Problem(location, f"there is no {name!r}{hint} {there}")
 
 
@@ -244,7 +242,7 @@ def _leads_somewhere(path: str, location: Location) -> Iterator[Problem]:
     if _REMOTE.match(path):
         yield Problem(location, f"{shown(path)} is remote; steep reads local files: download it and give its path")
         return
-    if path.startswith("hub:"):  # a dataset; whether it is there is known when it is asked for
+    if path.startswith("hub:"):  # a dataset: whether it exists shows when it is read
         return
     expanded = os.path.expanduser(path)
     if os.path.exists(expanded) or os.path.exists(expanded + ".bin") or os.path.exists(expanded + ".idx"):
@@ -266,7 +264,7 @@ def _what_is_there(pattern: str) -> str:
     kinds = Counter(Path(name).suffix or "entries without a suffix" for name in names)
     if not kinds:
         return f": the folder {str(fixed)!r} is empty"
-    holds = list_of([f"{kind} ({count})" for kind, count in kinds.most_common(4)])
+    holds = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(4))
     return f"; {str(fixed)!r} holds {holds}, for example {min(names)!r}"
 
 

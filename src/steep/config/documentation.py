@@ -1,7 +1,7 @@
-"""The docstrings that stand under the fields of the sections, read from their sources.
+"""The docstrings under the fields of the sections, read from their source code.
 
-pydantic can do this for every class as it is defined (`use_attribute_docstrings`), which doubles the time until a wrong
-configuration is answered; only the schema and the reference page need them.
+pydantic can do this for every class as it is defined (`use_attribute_docstrings`), which doubles the time until a
+wrong configuration is reported; only the schema and the reference page need them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def document_sections(root: type[Section]) -> None:
 
 
 def sections_below(root: type[Section]) -> Iterator[type[Section]]:
-    """`root` and the sections of its fields, a section after those that it holds."""
+    """`root` and the sections of its fields; a section comes after those it holds."""
     for field in root.model_fields.values():
         inner: Any = section_of(field.annotation) or section_of(item_type(field.annotation))
         if inner is not None:

@@ -78,7 +78,7 @@ def shown(value: Any, key: str = "", limit: int = 60) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What sort of value this is, in words."""
+    """The kind of a value, in words."""
     if value is None:
         return "empty (null)"
     kinds: list[tuple[type, str]] = [(bool, "true or false"), (int, "a number"), (float, "a number"), (str, "text")]
@@ -86,16 +86,11 @@ def kind_of(value: Any) -> str:
     return next((word for kind, word in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
-def list_of(names: Sequence[str]) -> str:
-    """Names for a message, in their own order."""
-    return ", ".join(names)
-
-
 # --- unknown keys ---------------------------------------------------------------------------------------------------
 
 
 def unknown_key(location: Location, value: Any, written: str = "") -> Problem:
-    """The problem of a key that does not exist. written: its value as it stands in the file."""
+    """The problem of a key that does not exist. written: its value as written in the file."""
     key = str(location[-1])
     given = (
         f" (given {written or shown(value, key)})" if not isinstance(value, (dict, list)) and value is not None else ""
@@ -112,7 +107,7 @@ def _keys_here(parent: Location) -> str:
     if section is None:
         return ""
     place = f"keys of {dotted(parent)}" if parent else "sections"
-    return f"The {place} are: {list_of(list(section.model_fields))}."
+    return f"The {place} are: {', '.join(section.model_fields)}."
 
 
 # --- pydantic's errors in plain words -------------------------------------------------------------------------------
@@ -129,14 +124,14 @@ def problems_of(errors: Sequence[Mapping[str, Any]], data: Any, written: Mapping
     for location, error in cleaned:
         inner = any(len(other) > len(location) and other[: len(location)] == location for other in places)
         if inner and error["type"].endswith("_type"):
-            continue  # another alternative of the union came further: its errors say more
+            continue  # another alternative of the union got further: its errors say more
         if location not in found:
             found[location] = _translate(location, error, written.get(location, ""))
     return [problem for problem in found.values() if not _is_misspelt(problem, found)]
 
 
 def _is_misspelt(problem: Problem, found: Mapping[Location, Problem]) -> bool:
-    """Whether a missing key is there under a wrong name, which has a problem of its own."""
+    """Whether a missing key is present under a wrong name, which is reported by itself."""
     if not problem.message.startswith(_IS_NEEDED):
         return False
     unknown = [location for location in found if field_at(location) is None and location[:-1] == problem.location[:-1]]
@@ -183,7 +178,7 @@ def needed(location: Location) -> str:
 
 
 def wrong_type(location: Location, value: Any, written: str = "") -> Problem:
-    """The problem of a value that is of another type than the key's."""
+    """The problem of a value whose type is not the key's."""
     key = str(location[-1]) if location else ""
     if value is None:
         return Problem(location, f"is empty (null); {needed(location)} is needed, or leave the key out")
@@ -195,7 +190,7 @@ def wrong_type(location: Location, value: Any, written: str = "") -> Problem:
 
 
 def _conversion(location: Location, value: Any, written: str) -> str:
-    """A second half-sentence where the way to say it right is plain."""
+    """How to write the value correctly, as the end of the sentence, where that is clear."""
     takes = in_words(type_at(location))
     if isinstance(value, str) and value in ("None", "none", "nil") and allows_null(type_at(location)):
         return "; for no value write null"
@@ -224,7 +219,7 @@ def _wrapped(annotation: Any, value: Any) -> str:
 
 
 def _as_section(location: Location, value: Any) -> str:
-    """A section given as its first key's value alone: `model: some/model`, `schedule: cosine`."""
+    """The correction of a section given as the value of its first key: `model: some/model`, `schedule: cosine`."""
     section = section_of(type_at(location))
     if section is None or not isinstance(value, str):
         return ""
@@ -258,7 +253,7 @@ def _bad_choice(location: Location, value: Any) -> str:
     names = choices(type_at(location))
     near = get_close_matches(str(value).lower().replace("-", "_"), names, n=1, cutoff=0.55)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"{shown(value)} is not a choice{hint} It can be: {list_of(names)}"
+    return f"{shown(value)} is not a choice{hint} It can be: {', '.join(names)}"
 
 
 def _bad_pattern(location: Location, value: Any, pattern: str) -> str:
@@ -266,7 +261,7 @@ def _bad_pattern(location: Location, value: Any, pattern: str) -> str:
         fits = re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)).strip("-._") or "my-run"
         return (
             f"{shown(value)} cannot be the name of a folder here: use letters, digits, `.`, `_` and `-`, and begin "
-            f"with a letter or digit, as in {fits!r}. The place of the folder is run.directory"
+            f"with a letter or digit, as in {fits!r}. The folder is created in run.directory"
         )
     return f"{shown(value)} does not have the form {pattern}"
 

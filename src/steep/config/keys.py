@@ -1,7 +1,7 @@
 """What the configuration may hold, read off the section models: which keys exist where, and what each value may be.
 
 In: a location (a tuple of keys and list positions, as in `("data", "train", 0, "path")`). Out: the section, the type
-or the words for it. Everything here comes from the pydantic models, so that a new section needs no line in this file.
+or the words for it. Everything comes from the pydantic models, so a new section needs no change in this file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def dotted(location: Location) -> str:
 
 
 def members(annotation: Any) -> list[Any]:
-    """The alternatives of a union without None and without `Annotated`; a list of one for any other type."""
+    """The alternatives of a union, without None and `Annotated`; a list of one for any other type."""
     while typing.get_origin(annotation) is Annotated:
         annotation = typing.get_args(annotation)[0]
     if typing.get_origin(annotation) in (Union, types.UnionType):
@@ -50,7 +50,7 @@ def allows_null(annotation: Any) -> bool:
 
 
 def is_component(annotation: Any) -> bool:
-    """Whether a mapping with `_target_` may stand in the section's place."""
+    """Whether a mapping with `_target_` may replace the section."""
     return Target in members(annotation)
 
 
@@ -112,7 +112,7 @@ def _keys_of(section: type[Section], prefix: Location) -> Iterator[Location]:
 
 
 def strip_tags(location: Location) -> Location:
-    """A location of pydantic's without what it adds for unions: `section`/`target` and the names of alternatives."""
+    """A pydantic location without what pydantic adds for unions: `section`/`target` and the names of alternatives."""
     clean: list[Union[str, int]] = []
     annotation: Any = RunConfig
     rest = list(location)
@@ -138,7 +138,7 @@ def strip_tags(location: Location) -> Location:
 
 
 def constraints(field: Optional[FieldInfo]) -> list[Any]:
-    """Everything that limits a field's value: its own metadata and that of its type (`Count` and its like)."""
+    """Everything that limits a field's value: its own metadata and that of its type (`Count`, for example)."""
     if field is None:
         return []
     found = list(field.metadata)
@@ -156,7 +156,7 @@ def constraints(field: Optional[FieldInfo]) -> list[Any]:
 
 
 def bounds(field: Optional[FieldInfo]) -> str:
-    """The numbers a field takes, in words: ` above 0 and below 1`; empty where every number will do."""
+    """The limits of a field, in words: ` above 0 and below 1`; empty if there are none."""
     lower, upper = None, None
     for item in constraints(field):
         low = [(getattr(item, "ge", None), "of at least"), (getattr(item, "gt", None), "above")]

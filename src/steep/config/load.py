@@ -2,9 +2,9 @@
 
 Precedence: defaults < file < command line. Checked here, in under half a second and without torch: keys, types,
 limits, combinations inside and between sections, and files that the configuration names. Signatures of `_target_`
-callables are checked by `targets.check`, since that imports them.
-Main choice: mistakes are collected, not raised one by one; after the first validation the wrong keys are taken out
-(or put under the name they probably meant) and the rest is validated again, so that one typing error hides nothing.
+callables are checked by `targets.check`, which imports them.
+Main choice: mistakes are collected, not raised one by one. After the first validation the wrong keys are removed
+(or put under the name that was probably meant) and the rest is validated again, so that one typing error hides nothing.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def dump_yaml(value: Any) -> str:
 
 
 def _read_file(path: Path) -> YamlText:
-    """The file's YAML. Raises ConfigProblems for what makes every further check pointless."""
+    """The file's YAML. Raises ConfigProblems for what makes further checks pointless."""
     if path.is_dir():
         inside = sorted(file.name for pattern in ("*.yaml", "*.yml") for file in path.glob(pattern))
         hint = f"; it holds {', '.join(inside[:5])}" if inside else ""
@@ -127,7 +127,7 @@ def _read_limited(path: Path) -> bytes:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ConfigProblems(
-            [f"{path}: is larger than {MAX_BYTES // 10**6} MB, so it is no configuration; is it a data file?"]
+            [f"{path}: is larger than {MAX_BYTES // 10**6} MB, so it is not a configuration; is it a data file?"]
         )
     return content
 
@@ -144,7 +144,7 @@ def _decode(content: bytes, path: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Notebook values as the file would give them: sections and targets as mappings, paths as text, tuples as lists."""
+    """Notebook values as a file would give them: sections and targets as mappings, paths as text, tuples as lists."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
     if isinstance(value, Mapping):
@@ -161,7 +161,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass
 class _Draft:
-    """The configuration while it is put together: its data, where each key came from, and the problems so far."""
+    """The configuration while it is assembled: its data, where each key came from, and the problems so far."""
 
     text: YamlText
     file: str
@@ -191,7 +191,7 @@ class _Draft:
         return config
 
     def collect(self) -> Optional[RunConfig]:
-        """All problems, from every check that can still be made. Returns the configuration, mended where need be."""
+        """Find all problems, with every check that can still be made. Returns the configuration, mended where needed."""
         for check in DISK_CHECKS:
             self.add(check(self.data))
         coerced = list(_silently_coerced(self.data, ()))
@@ -225,7 +225,7 @@ class _Draft:
         return with_places([self.explain_bare(problem) for problem in self.problems], self.place_of) + lines
 
     def explain_bare(self, problem: Problem) -> Problem:
-        """`--optimizer.learning_rate` at the end of a line is true; what went wrong is that its value is missing."""
+        """`--optimizer.learning_rate` at the end of a line means true; the mistake is the missing value."""
         for override in self.applied:
             if override.bare and override.location == problem.location and field_at(problem.location) is not None:
                 return Problem(problem.location, f"has no value; without one it means true. {problem.message}")
@@ -255,7 +255,7 @@ def _short(text: str, limit: int = 80) -> str:
 
 
 def _is_consequence(problem: Problem, changed: set[Location]) -> bool:
-    """Whether a problem may only be there because a wrong key was taken out."""
+    """Whether a problem may only exist because a wrong key was removed."""
     if problem.location in changed:
         return True
     if problem.mentions:
@@ -266,7 +266,7 @@ def _is_consequence(problem: Problem, changed: set[Location]) -> bool:
 
 
 def _mend(data: Any, locations: list[Location]) -> set[Location]:
-    """Take wrong keys out of `data`; a misspelt key of the same section is put under its right name instead.
+    """Remove wrong keys from `data`; a misspelt key of the same section is put under its right name instead.
 
     Returns the locations whose absence may have consequences.
     """
@@ -285,7 +285,7 @@ def _mend(data: Any, locations: list[Location]) -> set[Location]:
 
 
 def _take_out(data: Any, location: Location) -> tuple[bool, Any]:
-    """Remove a key; a list's entry is kept as its place holder, since the others' positions must not move."""
+    """Remove a key; an entry of a list stays as a placeholder, so that the others keep their positions."""
     if not location:
         return False, None
     try:
@@ -308,7 +308,7 @@ def _put_in(data: Any, location: Location, value: Any) -> bool:
 
 
 def _without_empty_sections(data: dict[str, Any]) -> dict[str, Any]:
-    """`schedule:` with nothing under it (all of it commented out) is the section with its defaults."""
+    """`schedule:` with nothing under it (all commented out) is the section with its defaults."""
     filled = dict(data)
     for name, value in data.items():
         known = RunConfig.model_fields.get(name)
@@ -318,7 +318,7 @@ def _without_empty_sections(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _silently_coerced(value: Any, location: Location) -> Iterator[Problem]:
-    """What pydantic would take without a word: true as the number 1, and numbers that are not finite."""
+    """What pydantic would accept silently: true as the number 1, and numbers that are not finite."""
     annotation = type_at(location)
     if annotation is None or (isinstance(value, dict) and "_target_" in value and is_component(annotation)):
         return

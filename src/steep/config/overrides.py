@@ -1,6 +1,6 @@
 """Command-line overrides: `--a.b.c value`, `--a.b.c=value`, `--a.b.c` (true), applied over plain data.
 
-Values are read as in the file: `3e-4`, `true`, `null`, `[a, b]`, `{path: x}`; anything else is text as it stands, so
+Values are read as in the file: `3e-4`, `true`, `null`, `[a, b]`, `{path: x}`; anything else is plain text, so
 `*.jsonl` and `a: b` need no quotes beyond the shell's. A number in the key is a list position; the position after the
 last one appends.
 """
@@ -60,7 +60,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[Override], list[BadO
 def _stray(argument: str) -> str:
     if argument.startswith("-") and len(argument) > 2 and "." in argument and not argument[1].isdigit():
         return f"an override has two dashes: -{argument}"
-    return "belongs to no key; an override is written --section.key value, a list --section.key '[a, b]'"
+    return "does not belong to a key; an override is written --section.key value, a list --section.key '[a, b]'"
 
 
 def _parse_one(name: str, text: str, argument: str, bare: bool) -> Override | BadOverride:
@@ -82,7 +82,7 @@ def _parse_one(name: str, text: str, argument: str, bare: bool) -> Override | Ba
 
 
 def apply_override(data: dict[str, Any], override: Override) -> Problem | None:
-    """Write one override into `data`, making the mappings on its way. Returns the problem if there is no such place."""
+    """Write one override into `data`, creating the mappings on the way. Returns the problem if there is no such place."""
     *path, last = override.location
     here: Any = data
     for depth, part in enumerate(path):
@@ -109,7 +109,7 @@ def _wants_mapping(location: Location) -> bool:
 
 
 def _step_into(here: Any, part: str | int, fresh: Any) -> Any:
-    """The value under `part`, made if it is missing or empty."""
+    """The value under `part`, created if it is missing or empty."""
     if isinstance(here, list):
         index = int(part)
         if index == len(here):
@@ -123,7 +123,7 @@ def _step_into(here: Any, part: str | int, fresh: Any) -> Any:
 
 
 def _reachable(here: Any, part: str | int, location: Location) -> Problem | None:
-    """Why there is no `part` in `here`, if so."""
+    """Why `here` has no `part`; None if it has."""
     parent = dotted(location[:-1])
     if isinstance(here, dict):
         return None

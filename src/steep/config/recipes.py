@@ -1,8 +1,8 @@
-"""Recipes: defaults with their evidence. In: what the user wrote, with a recipe's name. Out: the same with its values filled in.
+"""Recipes: defaults with their evidence. In: what the user wrote, with a recipe's name. Out: the same with the values filled in.
 
 Precedence: built-in defaults < recipe < file < command line. The values are filled in before the configuration is checked, so
-that the resolved configuration holds them, and a run goes on as it began when a later version's recipe has others. Weakness: the
-rates are those of models between 100 million and 10 billion parameters; `steep plan` prints them so that they can be judged.
+that the resolved configuration holds them, and a run continues unchanged when a later version's recipe has other values. Weakness:
+the rates are for models between 100 million and 10 billion parameters; `steep plan` prints them so that they can be judged.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class RecipeDefault:
     why: str
     source: str
     instead_of: tuple[str, ...] = ()
-    """Keys that say the same another way: where the user gives one of them, the recipe keeps silent."""
+    """Keys that say the same in another way: if the user gives one of them, the recipe does not apply."""
     needs: tuple[str, Any] | None = None
-    """(key, value): only where that key has this value; a value of `...` means given at all, None not given."""
+    """(key, value): applies only where the key has this value; `...` means any value, None means not given."""
 
 
 ADAPTED, WHOLE = ("adapter", ...), ("adapter", None)
@@ -89,11 +89,11 @@ PRETRAINING = (
 RECIPES = {"continued_pretraining": CONTINUED_PRETRAINING, "pretraining": PRETRAINING}
 
 BUILT_IN = {"schedule.name": "cosine", "optimizer.name": "adamw"}
-"""Defaults that conditions ask for, where neither the user nor the recipe gives the key."""
+"""Defaults used in conditions, where neither the user nor the recipe gives the key."""
 
 
 def apply_recipe(data: dict[str, Any]) -> dict[str, Any]:
-    """The user's mapping with the values of its `recipe` where it has none; itself without a recipe that is known."""
+    """The user's mapping, its missing values filled in from its `recipe`; unchanged without a known recipe."""
     filled = _copy(data)
     for default in RECIPES.get(str(data.get("recipe")), ()):
         if _applies(default, data) and not _has(data, default.key) and _can_take(filled, default.key):
@@ -104,7 +104,7 @@ def apply_recipe(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipe_lines(data: dict[str, Any]) -> list[str]:
-    """What the recipe of a resolved configuration set, and what is the user's own; one line per key."""
+    """What the recipe of a resolved configuration set, and what the user set; one line per key."""
     name = str(data.get("recipe"))
     if name not in RECIPES:
         return []
@@ -138,7 +138,7 @@ def _replay_lines(data: dict[str, Any]) -> Iterator[str]:
 
 
 def _share_replay(data: dict[str, Any]) -> None:
-    """Weights for one source of new text and one of replay that have none: 5 % of the tokens are replay."""
+    """Give one source of new text and one of replay their weights, if they have none: 5 % of the tokens are replay."""
     sources = data.get("data", {}).get("train") if isinstance(data.get("data"), dict) else None
     if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
         return
@@ -162,7 +162,7 @@ def _applies(default: RecipeDefault, data: dict[str, Any]) -> bool:
 
 
 def _has(data: Any, key: str) -> bool:
-    """Whether the key is written, be it as null: that is the user's word too."""
+    """Whether the key is written; null counts, since the user wrote it."""
     section, name = key.split(".")
     return isinstance(data.get(section), dict) and name in data[section]
 
@@ -176,7 +176,7 @@ def _get(data: Any, key: str) -> Any:
 
 
 def _can_take(data: dict[str, Any], key: str) -> bool:
-    """Whether the key's section is a mapping of steep's own: a `_target_` has arguments of its own."""
+    """Whether the key's section is one of steep's; the keys of a `_target_` are its arguments."""
     section = data.get(key.split(".")[0])
     return section is None or (isinstance(section, dict) and "_target_" not in section)
 

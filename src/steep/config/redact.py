@@ -1,9 +1,9 @@
-"""Secrets out of a configuration before it is written or shown.
+"""Mask secrets in a configuration before it is written or shown.
 
-Masked are: values equal to or containing a secret of this process's environment (HF_TOKEN, WANDB_API_KEY, MLFLOW_*,
-AWS_* and every other variable whose name says so); values under keys that say so (api_key, password, token, but not
-tokenizer, tokens or eos_token); user and password in URLs; and texts of a well-known form (hf_…, sk-…, ghp_…, AKIA…).
-Weakness: a secret of unknown form under an innocent key that is not in the environment cannot be known to be one.
+Masked: values equal to or containing a secret of this process's environment (HF_TOKEN, WANDB_API_KEY, MLFLOW_*,
+AWS_* and every other variable with a secret's name); values under keys with such a name (api_key, password, token, but not
+tokenizer, tokens or eos_token); user and password in URLs; and texts of a known form (hf_…, sk-…, ghp_…, AKIA…).
+Weakness: a secret of unknown form, under an ordinary key and not in the environment, is not recognized.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 MASK = "***"
 MINIMUM_LENGTH = 6
-"""Environment values shorter than this are not masked: replacing them would garble ordinary text."""
+"""Environment values shorter than this are not masked: replacing them would damage ordinary text."""
 
 _SECRET_WORDS = {"password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "apikey", "pat"}
 _SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("secret", "key"), ("account", "key"),
@@ -46,7 +46,7 @@ def redact(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def redact_text(text: str) -> str:
-    """`text` with the environment's secrets, URL userinfo and texts of well-known form masked."""
+    """`text` with the environment's secrets, URL userinfo and texts of a known form masked."""
     return _redact_text(text, _environment_secrets(os.environ))
 
 
@@ -63,7 +63,7 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether a key's name says that its value is a secret."""
+    """Whether a key's name suggests that its value is a secret."""
     words = _words(key)
     if any(word in _SECRET_WORDS for word in words) or any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words)):
         return True
@@ -75,14 +75,10 @@ def _words(key: str) -> list[str]:
 
 
 def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
-    """Values of the variables that hold secrets, the longest first."""
+    """Values of the variables that hold secrets, longest first."""
     found = set()
     for name, value in environment.items():
-        by_prefix = (
-            name.startswith(("MLFLOW_", "AWS_"))
-            and name not in _HARMLESS
-            and not name.endswith(("_FILE", "_PATH", "_DIR"))
-        )
+        by_prefix = name.startswith(("MLFLOW_", "AWS_")) and name not in _HARMLESS and not name.endswith(_PLACES)
         named = by_prefix or (is_secret_key(name) and not name.endswith(_PLACES))
         is_plain = value.isdigit() or value.lower() in _SWITCHES
         if named and len(value) >= MINIMUM_LENGTH and not (by_prefix and is_plain and not is_secret_key(name)):
@@ -113,7 +109,7 @@ def _redact_text(text: str, secrets: list[str]) -> str:
 
 
 def _mask_all(value: Any) -> Any:
-    """Everything under a secret's key; switches and the absence of a value are no secrets."""
+    """Mask everything under a secret's key. Booleans and empty values are not secrets."""
     if isinstance(value, Mapping):
         return {key: _mask_all(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""RunConfig: every section of a run, assembled. The sections themselves live beside what they configure."""
+"""RunConfig: every section of a run. Each section is defined beside what it configures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from steep.training.config import TrainConfig
 
 
 class RunSection(Section):
-    """The run's name, place and seed."""
+    """The run's name, directory and seed."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Everything of the run goes to <directory>/<name>."""
+    """The run's files go to <directory>/<name>."""
     directory: str = "runs"
     """Where runs are kept."""
     seed: int = Field(default=1234, ge=0, lt=2**63)
@@ -30,11 +30,11 @@ class RunSection(Section):
 
 
 class RunConfig(Section):
-    """One run of steep, whole: what `steep train` and `steep plan` read."""
+    """The configuration of one run: what `steep train` and `steep plan` read."""
 
     run: RunSection = RunSection()
     recipe: Optional[Literal["continued_pretraining", "pretraining"]] = None
-    """Defaults with their evidence, for every key that the file and the command line leave out; printed with their sources."""
+    """Defaults with published evidence, for every key that file and command line leave out; printed with their sources."""
     model: component(ModelConfig)  # type: ignore[valid-type]
     tokenizer: TokenizerConfig = TokenizerConfig()
     vocabulary: Optional[VocabularyConfig] = None

@@ -1,7 +1,7 @@
 """The configuration for editors (JSON Schema) and for people (a reference page), both from the section models.
 
-The schema describes what a person may write, so a count is a number or a text such as "2B", a component may be a mapping with
-`_target_`, and `null` stands for an empty section. No torch.
+The schema describes what a person may write: a count is a number or a text such as "2B", a component may be a mapping with
+`_target_`, and `null` is an empty section. No torch.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 
 
 def _with_limits(schema: Any) -> Any:
-    """`schema` with the limits that pydantic leaves beside `anyOf` under its own names moved to the numbers in it."""
+    """`schema` with the limits that pydantic writes beside `anyOf`, under its own names, moved to the numbers in it."""
     if isinstance(schema, list):
         return [_with_limits(item) for item in schema]
     if not isinstance(schema, dict):
@@ -85,7 +85,7 @@ def _with_limits(schema: Any) -> Any:
 
 
 def _describe_section(found: dict[str, Any], field: FieldInfo) -> dict[str, Any]:
-    """A section's own words where the field has none, and null for a section left empty."""
+    """Add the section's docstring where the field has none, and null for a section left empty."""
     section = section_of(field.annotation)
     found = {"description": _paragraph(section.__doc__), **found} if section else found
     if field.is_required() or allows_null(field.annotation):
@@ -107,12 +107,12 @@ _HEAD = """\
 <!-- Written by `python -m steep.config.schema`, from the section models. Do not edit. -->
 
 A run is described by a YAML file with the sections below; only `model` and `data` are needed. Any key can be given on
-the command line as `--section.key value`, which goes before the file, which goes before the default. A number in a key
+the command line as `--section.key value`, which overrides the file, which overrides the default. A number in a key
 is a position in a list: `--data.train.0.path corpus/`. An unknown key is an error that names the nearest one.
 
 Numbers may be written as `1e-4` or `1_000`; counts as `500M` or `2B`, durations as `90s`, `30min` or `2h`, sizes as
-`500MB` or `8GiB`. Only `true` and `false` are booleans, `null` is no value. Relative paths are relative to the current
-directory. Where a section is marked *or `_target_`*, any callable can stand in its place:
+`500MB` or `8GiB`. Only `true` and `false` are booleans, `null` means no value. Relative paths are relative to the current
+directory. Where a section is marked *or `_target_`*, any callable can replace it:
 
 ```yaml
 model:
@@ -132,7 +132,7 @@ def reference_markdown() -> str:
 
 
 def _key_page(name: str, field: FieldInfo) -> Iterator[str]:
-    """A key that stands by itself beside the sections."""
+    """A key beside the sections."""
     yield f"## `{name}`\n"
     yield "| Key | Type | Default | Meaning |\n|---|---|---|---|"
     yield _row(name, field)

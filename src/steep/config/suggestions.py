@@ -1,4 +1,4 @@
-"""The key that was probably meant: the words that other tools use, then the nearest names of this configuration's own."""
+"""The key that was probably meant: the words that other tools use, then the nearest keys of this configuration."""
 
 from __future__ import annotations
 
@@ -152,8 +152,8 @@ class Suggestion:
 def suggest_key(location: Location) -> Optional[Suggestion]:
     """The known key nearest to the unknown one at `location`.
 
-    Tried in turn: the word other tools use; a key of this section that begins so; the same key in another section; a similar key
-    of this section (a typing error); a similar key elsewhere.
+    Tried in turn: the word other tools use; a key of this section that begins with it; the same key in another section; a
+    similar key of this section (a typing error); a similar key elsewhere.
     """
     parent, key = location[:-1], str(location[-1])
     plain = key.replace("-", "_").lower()

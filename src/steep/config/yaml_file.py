@@ -1,10 +1,10 @@
-"""YAML text -> plain data and the line of every key, with the readings that people expect.
+"""YAML text -> plain data and the line of every key, read as people expect it.
 
 Differences from PyYAML's `safe_load`, each because the other reading has cost someone a run:
 `1e-4` is a number; only true and false are booleans (`no`, `off`, `yes` and `on` stay text); `010` is ten, not eight;
-`1:30` and `2024-01-01` stay text; keys are always text, as in JSON; a key given twice is an error, not the last one's
-win; tags are refused; aliases that would expand to more than MAX_NODES values are refused.
-No torch. Raises nothing: what is wrong is in `YamlText.problems`.
+`1:30` and `2024-01-01` stay text; keys are always text, as in JSON; a key given twice is an error (PyYAML takes
+the last one); tags are refused; aliases that would expand to more than MAX_NODES values are refused.
+No torch. Raises nothing: problems are in `YamlText.problems`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PREFIX = "tag:yaml.org,2002:"
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's parser with this module's reading of plain scalars."""
+    """PyYAML's parser with this module's rules for plain scalars."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - PyYAML's own attribute
 

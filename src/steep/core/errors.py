@@ -3,14 +3,14 @@
     SteepError                 exit code 1
     ├── ConfigError            exit code 2: a key, value or combination in a configuration or on the command line
     │   └── CallError          arguments that a function of `import steep` does not take
-    ├── DataError              a source, token store or plan that cannot be used
+    ├── DataError              a source, token store or sample order that cannot be used
     ├── ModelError             a model, tokenizer or head that cannot be used
     ├── CheckpointError        a checkpoint or run directory that cannot be used
     ├── TrainingError          a run that had to stop (NaN, leak, no space left)
     └── MissingExtraError      an optional dependency that is not installed
 
 A message says what was given, what is needed and what would work. The command line prints it without a traceback;
-any other exception is a defect of steep and keeps its traceback.
+any other exception is a bug in steep and keeps its traceback.
 """
 
 
@@ -31,7 +31,7 @@ class CallError(ConfigError, TypeError):
 
 
 class DataError(SteepError):
-    """A source, token store or plan that cannot be used."""
+    """A source, token store or sample order that cannot be used."""
 
 
 class ModelError(SteepError):

@@ -1,8 +1,8 @@
 """Files that are either whole or absent: written under a temporary name, fsynced, renamed.
 
-A reader never sees half a file, and a process killed at any instant leaves the previous version in place. What a kill
-can leave behind are files whose name starts with `TEMPORARY_PREFIX`; `remove_leftovers` collects them.
-Weakness: on a file system without atomic rename (some FUSE mounts) the promise is only as good as that rename.
+A reader never sees half a file, and a process killed at any moment leaves the previous version in place. A kill can leave
+files behind whose names start with `TEMPORARY_PREFIX`; `remove_leftovers` deletes them.
+Weakness: on a file system without atomic rename (some FUSE mounts) none of this is guaranteed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def temporary_path(path: Path) -> Path:
 def atomic_writer(
     path: str | os.PathLike[str], mode: str = "wb", *, sync_folder: bool = True, **open_arguments: Any
 ) -> Iterator[IO[Any]]:
-    """Open a file that appears under `path`, whole and fsynced, only when the block ends without an exception.
+    """Open a file that appears at `path`, complete and fsynced, only when the block ends without an exception.
 
-    sync_folder: also make its name durable; False where another file is written to the same folder right after.
+    sync_folder: also make its name durable; False if another file is written to the same folder right after.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -63,7 +63,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError as error:
-        raise ValueError("it is nested too deep to be read") from error
+        raise ValueError("it is nested too deeply to be read") from error
 
 
 def sync_directory(directory: Path) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import IO, Optional
 
 CONFIG_FIELD = "steep.config"
-"""Where steep's own .gguf files hold transformers' configuration as JSON: llama.cpp passes over keys that it does not know, and
-transformers' reading of llama.cpp's keys leaves out some that matter (rope scaling, head sizes, attention scale)."""
+"""Where steep's own .gguf files hold transformers' configuration as JSON: llama.cpp ignores keys that it does not know, and
+transformers does not read some of llama.cpp's keys that matter (rope scaling, head sizes, attention scale)."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 
 
 def read_string_field(path: Path, key: str) -> Optional[str]:
-    """A string of a GGUF file's metadata; None if it is not there or the file is no GGUF of version 2 or 3.
+    """A string of a GGUF file's metadata; None if it is absent or the file is not GGUF version 2 or 3.
 
     Reads the metadata only, until the key is found.
     """

@@ -1,4 +1,4 @@
-"""Progress of one long operation: a live bar on a terminal, a line now and then elsewhere, both with rate and time left.
+"""Progress of one long operation: a live bar on a terminal, occasional lines elsewhere, both with rate and time left.
 
 Standard library only; rich is imported when a bar is drawn. Output goes to standard error, so that what a command
 prints for a program stays clean.
@@ -23,7 +23,7 @@ SHARE_BETWEEN_LINES = 0.1
 
 
 class Progress:
-    """What is done of `total` things (None: nobody knows how many). The base class is silent."""
+    """How much of `total` is done (None: the total is unknown). The base class is silent."""
 
     def __init__(self, description: str, total: int | None, unit: str, clock: Callable[[], float] = time.monotonic):
         self.description = description
@@ -34,16 +34,16 @@ class Progress:
         self._started = clock()
 
     def advance(self, count: int = 1) -> None:
-        """`count` more things are done."""
+        """`count` more are done."""
         self.update(self.completed + count)
 
     def update(self, completed: int) -> None:
-        """`completed` things are done in all."""
+        """`completed` are done in all."""
         self.completed = completed
         self._show()
 
     def _show(self) -> None:
-        """Nothing to see here; the other classes show more."""
+        """Shows nothing; the other classes do."""
 
     def finish(self) -> None:
         """Leave the last state on the screen."""

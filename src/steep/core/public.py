@@ -1,4 +1,4 @@
-"""The functions of `import steep` answer a wrong call as a configuration answers a wrong key: with what was probably meant."""
+"""A wrong call of a function of `import steep` is answered like a wrong key of a configuration: with what was probably meant."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _check_one(place: Location, target: Target, given: Collection[str], allow_co
 
 
 def _without_nested(value: Any) -> Any:
-    """The arguments without nested targets, which are checked for themselves."""
+    """The arguments without nested targets, which are checked separately."""
     if isinstance(value, dict):
         return {
             key: _without_nested(item)

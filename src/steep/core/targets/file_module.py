@@ -19,7 +19,7 @@ FILE_MODULE = "steep_target_"
 
 
 def import_file(file: str, name: str, written: str) -> ModuleType:
-    """Import a file under a name of its own; sys.path is not touched. An unchanged file is imported once."""
+    """Import a file under its own name; sys.path is not changed. An unchanged file is imported once."""
     path = absolute(file)
     if path.suffix != ".py" or not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{written!r} is not the name of a callable; write ./file.py:name, or package.module.name")
@@ -35,7 +35,7 @@ def import_file(file: str, name: str, written: str) -> ModuleType:
     assert spec is not None, "a .py file has a spec"
     assert spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickling look a class's module up there
+    sys.modules[module_name] = module  # dataclasses and pickling look up a class's module there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -54,7 +54,7 @@ def _unreadable(path: Path, file: str, error: OSError) -> str:
 
 
 def own_words(error: BaseException, path: Optional[Path] = None) -> str:
-    """An exception of foreign code in one line: where it was raised, what it says, and the way out if it is known."""
+    """An exception of foreign code in one line: where it was raised, what it says, and the remedy if it is known."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_relative(error.filename)}:{error.lineno}: SyntaxError: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -72,7 +72,7 @@ def _neighbour_hint(error: ModuleNotFoundError, folder: Path) -> str:
     top = str(error.name).partition(".")[0]
     if not (folder / f"{top}.py").exists() and not (folder / top).is_dir():
         return ""
-    return f". {top} lies beside it, but a file is imported alone: set PYTHONPATH={_relative(str(folder))}"
+    return f". {top} is beside it, but a file is imported alone: set PYTHONPATH={_relative(str(folder))}"
 
 
 def _relative(file: str) -> str:

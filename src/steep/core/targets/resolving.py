@@ -81,7 +81,7 @@ def _no_such_module(name: str) -> str:
     if Path(f"{top}.py").is_file() or Path(top).is_dir():
         place = f"./{top}.py:name" if Path(f"{top}.py").is_file() else f"./{top}/file.py:name"
         return (
-            f"no package {top!r} is installed, but it lies in the current directory: write {place}, or set PYTHONPATH=."
+            f"no package {top!r} is installed, but it is in the current directory: write {place}, or set PYTHONPATH=."
         )
     near = get_close_matches(top, {module.name for module in pkgutil.iter_modules()}, n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]!r}?" if near else "; install it, or name a file as in ./my_model.py:build"
