@@ -39,6 +39,7 @@ NO_TORCH = (
 HEAVY = {"torch", "transformers", "pyarrow", "matplotlib", "tokenizers", "safetensors", "numpy"}
 
 BROAD_HANDLERS = {
+    "checkpoint/save.py": "sent to all ranks, which raise it: one that raised alone would leave the others waiting",
     "cli/main.py": "usage errors of typer, whose class depends on its version; anything else is raised again",
     "loader.py": "handed to the thread that waits for it",
     "estimate/structure.py": "a model may do anything in its forward pass; the plan says that its figure is a guess, and why",
@@ -56,7 +57,7 @@ PLUGINS: dict[str, tuple[str, ...]] = {
     "trackers.backends": ("build",),
     "sources.formats": ("read",),
     "store.formats": ("sniff", "open"),
-    "exporters.formats": ("check_job", "write", "verify"),
+    "exporters.formats": ("check_task", "write", "verify"),
 }
 """Folders of plug-ins, and what every file in them must define; the contract tests say what that must do."""
 
@@ -192,10 +193,22 @@ def test_no_handler_is_silent() -> None:
     assert found == set(SILENT_HANDLERS)
 
 
+PROTOCOLS = {
+    node.name: {method.name for method in node.body if isinstance(method, ast.FunctionDef)}
+    for tree in HOUSE.trees.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases)
+}
+"""The methods of every protocol, which documents them for the classes that name it as their base."""
+
+
 def public_definitions(tree: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    bases = tree.bases if isinstance(tree, ast.ClassDef) else []
+    documented = {name for base in bases for name in PROTOCOLS.get(ast.unparse(base), ())}
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            yield prefix + node.name, node
+            if node.name not in documented:
+                yield prefix + node.name, node
             if isinstance(node, ast.ClassDef):
                 yield from public_definitions(node, f"{prefix}{node.name}.")
 

@@ -10,14 +10,13 @@ from importlib import metadata
 from typing import Any
 
 from steep import __version__
+from steep.runtime.device import available_cores, cpu_name, total_memory_bytes
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "peft", "pyarrow")
 
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
     """Versions and machine as JSON values, for environment.json and the report. command: without secrets."""
-    from steep.runtime.device import available_cores, cpu_name, total_memory_bytes
-
     return {
         "steep": __version__,
         "python": platform.python_version(),

@@ -23,6 +23,7 @@ from steep.core.section import Target
 from steep.data.open import RunData, open_run_data
 from steep.evaluation.end_of_text import data_warnings, source_ends
 from steep.evaluation.text_writer import open_writer
+from steep.loader import Loader
 from steep.models.adapters import adapter_files, add_adapter, capacity_line
 from steep.models.attention_choice import leak_test, prepare_lm_loss
 from steep.models.config import ModelConfig
@@ -246,6 +247,14 @@ def build_engine(config: RunConfig, texts: Texts, runner: ModelRunner, say: Say)
         run_tokens = texts.sizes.total_sequences * texts.sizes.sequence_length
         say(capacity_line(count_trained(runner.model), texts.data.new_text_tokens(run_tokens)))
     return TorchEngine(runner, optimizer, max_grad_norm=config.train.max_grad_norm, ema_decay=config.train.ema_decay)
+
+
+def open_loader(config: RunConfig, job: Job, start_step: int, ranks: Ranks) -> Loader:
+    """The batches of this rank from `start_step` on."""
+    return Loader(
+        job.data.order, job.data.stores, job.sizes, start_step=start_step, rank=ranks.rank,
+        document_mask=config.data.document_mask, pin_memory=job.engine.device.type == "cuda",
+    )  # fmt: skip
 
 
 def _hf_files(model: nn.Module, hf_tokenizer: Any, say: Say) -> dict[str, bytes]:

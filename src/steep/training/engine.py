@@ -122,7 +122,7 @@ class Engine(Protocol):
         """The most memory used so far: on the device, or by the process on a CPU."""
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """One process, torch's own optimizer."""
 
     def __init__(
@@ -146,27 +146,22 @@ class TorchEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
         return self._runner.device
 
     @property
     def precision(self) -> str:
-        """As in train.precision, `auto` resolved."""
         return self._runner.precision
 
     @property
     def learning_rate(self) -> float:
-        """Of the newest update, in the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
     def peak_rates(self) -> dict[str, float]:
-        """The learning rate of each parameter group, by its name, where the schedule is at its peak."""
         groups = zip(self.optimizer.param_groups, self._peak_rates, strict=True)
         return {group.get("name", str(number)): float(rate) for number, (group, rate) in enumerate(groups)}
 
     def train_step(self, step: StepBatches, multiplier: float, should_update: ShouldUpdate | None = None) -> StepResult:
-        """One update on the micro-batches of a step, every learning rate times `multiplier`; none if `should_update` says no."""
         num_label_tokens = max(1, step.counts.num_label_tokens)
         if len(step.batches) > 1:
             self._keep_gradients()
@@ -202,44 +197,34 @@ class TorchEngine:
                 parameter.grad = torch.zeros_like(parameter)
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Dropout off inside the block; the mode of before afterwards."""
         return self._runner.evaluating()
 
     def token_losses(self, batch: Batch) -> Tensor:
-        """(B, T) fp32: -log p of each label token, 0 where there is none; without gradients."""
         return self._runner.token_losses(batch)
 
     def logits_at(self, batch: Batch, positions_K: Tensor) -> Tensor:
-        """(K, V): logits at some of the batch's B*T positions, without gradients."""
         return self._runner.logits_at(batch, positions_K)
 
     def generate(self, tokenizer: TextCodec, prompt: str, max_new_tokens: int) -> str:
-        """The greedy continuation of a prompt. Draws no random number."""
         with autocast(self.device, self.precision):
             return generate_text(self._runner.model, tokenizer, prompt, max_new_tokens=max_new_tokens)
 
     def trainable_check(self, say: Say) -> TrainableCheck:
-        """Watches the first updates from here on: does everything train that should?"""
         return TrainableCheck(self._runner.model, self.optimizer, say)
 
     def pieces(self) -> Pieces:
-        """The state by name, global shape and offset; here every tensor is complete. The tensors are the live ones."""
         return take_pieces(self._runner.model, self.optimizer)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint's weights and optimizer state in place, bit for bit. Raises CheckpointError."""
         restore(self._runner.model, self.optimizer, checkpoint)
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
-        """The complete tensors of the model under their names in checkpoints, one at a time."""
         yield from model_tensors(self._runner.model).items()
 
     def trained_weights(self) -> list[Tensor]:
-        """Copies in host memory of what is trained."""
         return [parameter.detach().to("cpu", copy=True) for parameter in self._trained_parameters()]
 
     def restart(self, weights: list[Tensor], optimizer: OptimizerConfig) -> None:
-        """Begin anew from trained weights that `trained_weights` copied, with a new optimizer."""
         with torch.no_grad():
             for parameter, weight in zip(self._trained_parameters(), weights, strict=True):
                 parameter.copy_(weight)
@@ -251,5 +236,4 @@ class TorchEngine:
         return [parameter for parameter in self._runner.model.parameters() if parameter.requires_grad]
 
     def peak_memory_bytes(self) -> int:
-        """The most memory used so far: on the device, or by the process on a CPU."""
         return peak_memory_bytes(self.device)

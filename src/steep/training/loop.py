@@ -16,14 +16,14 @@ from steep.config.run import RunConfig
 from steep.core import targets
 from steep.core.lock import RunLock
 from steep.core.public import public
-from steep.loader import Loader
+from steep.core.say import Say
 from steep.optim.schedule import multiplier
 from steep.runtime.preemption import Interrupted, StopSignals
 from steep.runtime.ranks import Ranks, join_ranks
 from steep.runtime.run_directory import RunDirectory
 from steep.trackers.backends.jsonl import read_records
 from steep.trackers.run_trackers import Trackers
-from steep.training.assemble import assemble
+from steep.training.assemble import Job, assemble, open_loader
 from steep.training.failure import explained_errors
 from steep.training.finish import TrainResult, already_finished, describe_end, is_finished
 from steep.training.forecast import Forecaster
@@ -38,6 +38,7 @@ from steep.training.resume import (
 )
 from steep.training.spikes import RollBack, SpikeWatch
 from steep.training.start import describe_start
+from steep.training.state import TrainState
 from steep.training.validation import due, validate
 
 
@@ -115,60 +116,42 @@ def _run(
     stop: StopSignals,
     model: nn.Module | None,
 ) -> TrainResult:
-    job = assemble(
-        config,
-        trackers.line,
-        ranks=ranks,
-        weights=resume_point.weights,
-        tokenizer_folder=resume_point.tokenizer,
-        model=model,
-    )
+    weights, tokenizer = resume_point.weights, resume_point.tokenizer
+    job = assemble(config, trackers.line, ranks=ranks, weights=weights, tokenizer_folder=tokenizer, model=model)
     for note in notes:
         trackers.line(note)
     state, job = restore_state(resume_point, job, trackers.line)
-    sizes, engine = job.sizes, job.engine
     if is_finished(run, job, state):
         return already_finished(run, job, state, trackers)
     if ranks.is_first:
         describe_start(run, config, job)
     trackers.rewind(state.step if resume_point.checkpoint else -1)
-    trackers.expect_steps(sizes.steps, state.step)
+    trackers.expect_steps(job.sizes.steps, state.step)
     restore_job(resume_point, job, ranks)  # after all that draws random numbers; evaluation and samples draw none
     validate(config, job, state, trackers, run)
     stop.may_save()
-    check = engine.trainable_check(trackers.line)
+    _train_steps(config, run, ranks, job, state, trackers, stop)
+    return describe_end(run, config, job, state, trackers, stop.exit_code)
 
-    started, elapsed_before = time.monotonic(), state.elapsed_seconds
+
+def _train_steps(
+    config: RunConfig,
+    run: RunDirectory,
+    ranks: Ranks,
+    job: Job,
+    state: TrainState,
+    trackers: Trackers,
+    stop: StopSignals,
+) -> None:
+    """Every step from `state` to the end of the run, or to a signal or the time limit, with what happens between steps."""
+    sizes, engine, say = job.sizes, job.engine, trackers.line
+    started, elapsed_before, first_step = time.monotonic(), state.elapsed_seconds, state.step
     saved_step, saved_at = state.step, started
-    on_gpu = engine.device.type == "cuda"
-    meter = Meter(
-        sizes,
-        flops_per_token=job.flops_per_token,
-        peak_flops=job.peak_flops,
-        memory_bytes=engine.peak_memory_bytes,
-        source_names=job.data.names,
-        lag_steps=1 if on_gpu else 0,
-    )
-    loader = Loader(
-        job.data.order,
-        job.data.stores,
-        sizes,
-        start_step=state.step,
-        rank=ranks.rank,
-        document_mask=config.data.document_mask,
-        pin_memory=on_gpu,
-    )
-    writer = CheckpointWriter(
-        run.checkpoints,
-        config.checkpoint.copies_state,
-        ranks=ranks,
-        keep_last=config.checkpoint.keep_last,
-        keep_best=config.checkpoint.keep_best,
-        on_event=trackers.line,
-    )
+    check = engine.trainable_check(say)
+    meter, loader = Meter(job), open_loader(config, job, state.step, ranks)
     forecaster = Forecaster(sizes.steps, config.schedule, read_records(run.metrics))
-    watch = SpikeWatch(config.train, state, job.data.order, job.data.names, sizes, run, trackers.line, writer.wait)
-    with writer:
+    with _writer(config, run, ranks, say) as writer:
+        watch = SpikeWatch(config.train, state, job.data.order, job.data.names, sizes, run, say, writer.wait)
         for step in loader:
             meter.batch_arrived()
             factor = multiplier(state.step, sizes.steps, config.schedule)
@@ -179,7 +162,7 @@ def _run(
                 records = meter.finish_step(state, step.counts, result, engine.learning_rate)
                 trackers.log_all(forecaster.observe(watch.observe(records)))
             check.after_step(factor * updated, last=state.step == sizes.steps)
-            if state.step == saved_step + 1 and saved_step == resume_point.step:
+            if state.step == first_step + 1 and saved_step == first_step:
                 writer.reserve(checkpoint_state(config, job, state))  # the optimizer has its state now
 
             with suppress(Interrupted), stop.prompt():  # what is left out here is done when the run is resumed
@@ -193,14 +176,21 @@ def _run(
                 trackers.flush()
                 state.elapsed_seconds = elapsed_before + time.monotonic() - started
                 if stop.received is not None:
-                    trackers.line(f"{stop.received.name} received: saving, then leaving")
+                    say(f"{stop.received.name} received: saving, then leaving")
                 writer.save(name_checkpoint(job, state), checkpoint_state(config, job, state))
                 saved_step, saved_at = state.step, time.monotonic()
             if leaving:
-                break
+                return
             writer.raise_failure()
             meter.start_step()
-    return describe_end(run, config, job, state, trackers, stop.exit_code)
+
+
+def _writer(config: RunConfig, run: RunDirectory, ranks: Ranks, say: Say) -> CheckpointWriter:
+    settings = config.checkpoint
+    return CheckpointWriter(
+        run.checkpoints, settings.copies_state, ranks=ranks, keep_last=settings.keep_last, keep_best=settings.keep_best,
+        on_event=say,
+    )  # fmt: skip
 
 
 def _past(seconds: float | None, since: float) -> bool:

@@ -24,14 +24,13 @@ from steep.core.say import Say, tell
 from steep.core.section import Target
 from steep.core.table import text_table
 from steep.evaluation.forgetting import configured_roles
-from steep.loader import Loader
 from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.optim.schedule import multiplier
 from steep.reporting.palette import LIGHT, TEXT_STYLES
 from steep.reporting.plots import drawing, report_style
 from steep.runtime.ranks import Ranks, join_ranks
 from steep.runtime.seed import seed_everything
-from steep.training.assemble import Job, assemble
+from steep.training.assemble import Job, assemble, open_loader
 from steep.training.validation import score
 
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -195,13 +194,11 @@ class Sweep:
 
     def trial(self, optimizer: OptimizerConfig) -> Trial:
         """One short run from the beginning: a fifth of the steps warms up, then the rate stays."""
-        engine, data, sizes = self.job.engine, self.job.data, self.job.sizes
+        engine, sizes = self.job.engine, self.job.sizes
         engine.restart(self._beginning, optimizer)
         seed_everything(self.config.run.seed)
         losses: list[float] = []
-        loader = Loader(
-            data.order, data.stores, sizes, rank=self.ranks.rank, document_mask=self.config.data.document_mask
-        )
+        loader = open_loader(self.config, self.job, 0, self.ranks)
         for number, step in enumerate(loader):
             losses.append(engine.train_step(step, multiplier(number, sizes.steps, SCHEDULE)).numbers().loss)
             if not math.isfinite(losses[-1]) or losses[-1] > DIVERGED_RATIO * losses[0]:

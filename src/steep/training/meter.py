@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from steep.core.errors import TrainingError
-from steep.order.batches import Sizes, StepCounts
+from steep.order.batches import StepCounts
+from steep.training.assemble import Job
 from steep.training.engine import StepResult
 from steep.training.source_losses import losses_by_source
 from steep.training.state import TrainState
@@ -31,28 +32,11 @@ class _Pending:
 
 
 class Meter:
-    """Times steps and turns their results into records.
+    """Times the steps of a job and turns their results into records; with several sources, records hold the loss of each."""
 
-    flops_per_token, peak_flops: for the MFU; None where unknown. memory_bytes: called at every step. source_names: of the
-    training sources; with more than one, records say the loss of each.
-    """
-
-    def __init__(
-        self,
-        sizes: Sizes,
-        *,
-        flops_per_token: float | None,
-        peak_flops: float | None,
-        memory_bytes: Callable[[], int],
-        source_names: Sequence[str] = (),
-        lag_steps: int = 0,
-        clock: Callable[[], float] = time.perf_counter,
-    ):
-        self._sizes = sizes
-        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._memory_bytes = memory_bytes
-        self._source_names = source_names
-        self._lag_steps = lag_steps
+    def __init__(self, job: Job, clock: Callable[[], float] = time.perf_counter):
+        self._job, self._sizes = job, job.sizes
+        self._lag_steps = 1 if job.engine.device.type == "cuda" else 0
         self._clock = clock
         self._pending: deque[_Pending] = deque()
         self._step_seconds: deque[float] = deque(maxlen=ETA_WINDOW_STEPS)
@@ -89,7 +73,7 @@ class Meter:
             "tokens": state.tokens_seen,
             "sequences": state.sequences_seen,
             "mfu": self._mfu(rate),
-            "memory_bytes": self._memory_bytes(),
+            "memory_bytes": self._job.engine.peak_memory_bytes(),
             "data_wait_seconds": self._data_wait_seconds,
             "step_seconds": seconds,
             "eta_seconds": self._eta_seconds(step),
@@ -114,16 +98,16 @@ class Meter:
             if pending.result.applied and not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 raise TrainingError(not_finite_message(step, loss, grad_norm, pending.sequences))
             record = {"kind": "train", "step": step, "loss": loss, "grad_norm": grad_norm, **pending.record}
-            by_source = losses_by_source(self._source_names, pending.counts, numbers.sequence_losses)
-            if len(self._source_names) > 1 and by_source:
+            by_source = losses_by_source(self._job.data.names, pending.counts, numbers.sequence_losses)
+            if len(self._job.data.names) > 1 and by_source:
                 record["loss_by_source"] = by_source
             records.append(record)
         return records
 
     def _mfu(self, tokens_per_second: float) -> float | None:
-        if self._flops_per_token is None or self._peak_flops is None:
+        if self._job.flops_per_token is None or self._job.peak_flops is None:
             return None
-        return tokens_per_second * self._flops_per_token / self._peak_flops
+        return tokens_per_second * self._job.flops_per_token / self._job.peak_flops
 
     def _eta_seconds(self, step: int) -> float:
         mean = sum(self._step_seconds) / len(self._step_seconds)
