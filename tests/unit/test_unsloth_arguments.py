@@ -1,4 +1,4 @@
-"""The notebook door: every argument is translated, explained in a line, or refused."""
+"""Arguments of Unsloth's notebooks: every one is translated, explained in a line, or refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError
 from steep.unsloth import UnslothTrainingArguments
-from steep.unsloth.translate import check_keys, ignored_lines, refuse
+from steep.unsloth.translate import check_keys, refuse, say_ignored
 
 GUIDE: dict[str, Any] = {
     "per_device_train_batch_size": 2,
@@ -30,9 +30,9 @@ GUIDE: dict[str, Any] = {
 }
 
 
-def test_the_guides_arguments_become_a_configuration() -> None:
+def test_the_guides_arguments_become_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = UnslothTrainingArguments(**GUIDE)
-    assert arguments.lines == []
+    assert capsys.readouterr().err == ""
     sections = arguments.sections()
     assert sections["train"] == {
         "max_grad_norm": 1.0,
@@ -71,8 +71,9 @@ def test_a_typing_error_is_named_with_what_was_meant() -> None:
         UnslothTrainingArguments(learning_rat=1e-4)
 
 
-def test_what_means_nothing_is_said_once_and_what_is_switched_off_is_not() -> None:
-    lines = UnslothTrainingArguments(dataset_num_proc=8, group_by_length=False, push_to_hub=True).lines
+def test_what_means_nothing_is_said_once_and_what_is_switched_off_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    UnslothTrainingArguments(dataset_num_proc=8, group_by_length=False, push_to_hub=True)
+    lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert "dataset_num_proc=8 means nothing here: text is read by steep's own processes" in lines[0]
 
@@ -83,7 +84,7 @@ def test_what_means_nothing_is_said_once_and_what_is_switched_off_is_not() -> No
         ({"neftune_noise_alpha": 5}, "noise on embeddings"),
         ({"optim": "sgd"}, "no counterpart"),
         ({"lr_scheduler_type": "polynomial"}, "no counterpart"),
-        ({"report_to": "wandb"}, "report_to='wandb' is not there"),
+        ({"report_to": "wandb"}, "report_to='wandb' is not supported"),
     ],
 )
 def test_what_would_change_the_result_is_refused(given: dict[str, Any], problem: str) -> None:
@@ -91,11 +92,12 @@ def test_what_would_change_the_result_is_refused(given: dict[str, Any], problem:
         UnslothTrainingArguments(**given).sections()
 
 
-def test_refusing_and_ignoring_look_at_the_value() -> None:
+def test_refusing_and_ignoring_look_at_the_value(capsys: pytest.CaptureFixture[str]) -> None:
     refuse("f", {"loftq_config": None, "neft": 0}, {"loftq_config": "why", "neft": "why"})
     with pytest.raises(ConfigError, match="loftq_config=.* cannot be done here: why"):
         refuse("f", {"loftq_config": {"bits": 4}}, {"loftq_config": "why"})
-    assert ignored_lines("f", {"a": None, "b": 1}, {"a": "x", "b": "y"}) == ["f: b=1 means nothing here: y"]
+    say_ignored("f", {"a": None, "b": 1}, {"a": "x", "b": "y"})
+    assert capsys.readouterr().err == "steep: f: b=1 means nothing here: y\n"
     with pytest.raises(ConfigError, match="from_unsloth.md"):
         check_keys("f", ["zzzz"], ["rank"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steep.core.errors import ConfigError
-from steep.unsloth.translate import check_keys, ignored_lines, refuse
+from steep.unsloth.translate import check_keys, refuse, say_ignored
 
 CALL = "UnslothTrainingArguments"
 
@@ -73,9 +73,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 _LOADER = "batches are read ahead by steep's own loader"
-_PROCESS = "there is one process"
-_PACKED = "documents are packed, so that nothing is padded"
-_LOGGED = "every step is logged; logging_steps is what the screen shows"
+_PROCESS = "training runs in one process"
+_PACKED = "documents are packed, so nothing is padded"
+_LOGGED = "every step is logged; logging_steps decides what the screen shows"
 _NOT_SENT = "nothing is sent anywhere; steep export writes a folder that can be uploaded"
 _TRAINED_PRECISION = "scores are computed in the precision of training"
 
@@ -103,10 +103,10 @@ MEANS_NOTHING = {
     "local_rank": _PROCESS,
     "average_tokens_across_devices": _PROCESS,
     "save_strategy": "the end is always saved; save_steps saves in between",
-    "save_safetensors": "nothing else is written",
+    "save_safetensors": "only safetensors files are written",
     "save_only_model": "a checkpoint holds what a resume needs",
     "save_on_each_node": _PROCESS,
-    "overwrite_output_dir": "every run has a folder of its own",
+    "overwrite_output_dir": "every run has its own folder",
     "eval_strategy": "the start and the end are always scored; eval_steps scores in between",
     "fp16_full_eval": _TRAINED_PRECISION,
     "bf16_full_eval": _TRAINED_PRECISION,
@@ -121,7 +121,7 @@ MEANS_NOTHING = {
     "disable_tqdm": "",
     "gradient_checkpointing_kwargs": "layers are computed again without reentrant autograd",
     "torch_empty_cache_steps": "the allocator's cache is left alone",
-    "optim_target_modules": "adapters say what is trained",
+    "optim_target_modules": "the adapter decides what is trained",
     "tf32": "matrix products run in the precision that the device's kernels use",
     "use_liger_kernel": "the loss is computed in chunks anyway",
     "push_to_hub": _NOT_SENT,
@@ -129,16 +129,16 @@ MEANS_NOTHING = {
     "hub_token": _NOT_SENT,
     "hub_private_repo": _NOT_SENT,
     "hub_strategy": _NOT_SENT,
-    "data_seed": "the seed draws the order too",
+    "data_seed": "seed decides the order of the data too",
 }
 
 CANNOT = {
     "neftune_noise_alpha": "noise on embeddings is for instruction tuning",
-    "label_smoothing_factor": "the loss is the likelihood itself",
-    "completion_only_loss": "every token of a document is trained on",
-    "assistant_only_loss": "every token of a document is trained on",
-    "deepspeed": "one process trains",
-    "fsdp": "one process trains",
+    "label_smoothing_factor": "the loss is the negative log-likelihood itself",
+    "completion_only_loss": "the loss is over every token of a document",
+    "assistant_only_loss": "the loss is over every token of a document",
+    "deepspeed": _PROCESS,
+    "fsdp": _PROCESS,
     "use_cpu": "hide the GPU: CUDA_VISIBLE_DEVICES=",
     "auto_find_batch_size": "`steep plan --fit` lists what fits",
     "load_best_model_at_end": "the best checkpoint is kept in the run's folder, which from_pretrained opens",
@@ -150,15 +150,14 @@ CANNOT = {
 class UnslothTrainingArguments:
     """Settings of a training, under the names that transformers, TRL and Unsloth give them.
 
-    Every name is an attribute, with transformers' default where it is left out. Raises ConfigError for an unknown name, and for
-    what would change the result and cannot be done.
+    Every name is an attribute, with transformers' default where it is left out. Says which names mean nothing here. Raises
+    ConfigError for an unknown name, and for what would change the result and cannot be done.
     """
 
     def __init__(self, **given: Any):
         check_keys(CALL, given, [*DEFAULTS, *MEANS_NOTHING, *CANNOT])
         refuse(CALL, given, CANNOT)
-        self.lines = ignored_lines(CALL, given, MEANS_NOTHING)
-        """What to tell the user of keys that mean nothing here."""
+        say_ignored(CALL, given, MEANS_NOTHING)
         for key, default in DEFAULTS.items():
             setattr(self, key, given.get(key, default))
         if self.fp16 and self.bf16:
@@ -171,7 +170,7 @@ class UnslothTrainingArguments:
     def sections(self) -> dict[str, Any]:
         """`train`, `optimizer`, `schedule`, `checkpoint`, `evaluate`, `console`, `trackers` and `run` of a steep configuration.
 
-        Raises ConfigError for an optimizer, schedule or tracker that has no counterpart.
+        Raises ConfigError for an optimizer, schedule or tracker without a counterpart.
         """
         train: dict[str, Any] = {
             "max_grad_norm": self.max_grad_norm or None,
@@ -234,7 +233,7 @@ class UnslothTrainingArguments:
 def _counterpart(key: str, value: Any, table: dict[str, Any]) -> Any:
     name = str(getattr(value, "value", value))
     if name not in table:
-        raise ConfigError(f"{CALL}: {key}={name!r} has no counterpart here. There are: {', '.join(table)}")
+        raise ConfigError(f"{CALL}: {key}={name!r} has no counterpart here. Supported: {', '.join(table)}")
     return table[name]
 
 
@@ -244,6 +243,6 @@ def _trackers(report_to: Any) -> list[dict[str, Any]]:
     unknown = [name for name in wanted if name != "tensorboard"]
     if unknown:
         raise ConfigError(
-            f"{CALL}: report_to={unknown[0]!r} is not there; use 'tensorboard', or 'none' (metrics.jsonl has everything)"
+            f"{CALL}: report_to={unknown[0]!r} is not supported; use 'tensorboard', or 'none' (metrics.jsonl has everything)"
         )
     return [{"name": name} for name in wanted]

@@ -1,6 +1,6 @@
-"""What a notebook asks of the machine, answered on a machine without a GPU too.
+"""What a notebook asks of the machine, answered also on a machine without a GPU.
 
-Main choice: where CUDA is there, everything is torch's own. Where it is not, `torch_here` gives a view of torch (another object;
+Main choice: with CUDA, everything is torch's own. Without it, `torch_here` gives a view of torch (another object;
 torch itself stays as it is) whose `cuda` answers the memory questions of notebooks for this process on the CPU: the memory of
 the machine, the resident set of the process and its peak. Weakness: a resident set holds Python and its libraries too.
 """
@@ -21,7 +21,7 @@ from steep.unsloth.translate import say
 
 
 def resident_bytes() -> int:
-    """Memory that this process has in use now; its peak so far where the kernel does not say."""
+    """Memory that this process uses now; its peak so far where the kernel does not say."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return peak_resident_bytes()
@@ -29,8 +29,8 @@ def resident_bytes() -> int:
 
 
 def gpu_mem_used() -> str:
-    """Memory in use as text, such as "5.02 GB" (2**30 bytes): of the GPU by all processes, which is the figure of nvidia-smi;
-    without a GPU of this process."""
+    """Memory in use as text, such as "5.02 GB" (2**30 bytes): of the GPU by all processes, the figure of nvidia-smi; without a
+    GPU, of this process."""
     used = resident_bytes()
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -42,7 +42,7 @@ def gpu_mem_used() -> str:
 
 
 class View(ModuleType):
-    """A module as it is, but for some names."""
+    """A module as it is, except for some names."""
 
     def __init__(self, module: ModuleType, answers: dict[str, Any]):
         super().__init__(module.__name__, module.__doc__)
@@ -57,7 +57,7 @@ class View(ModuleType):
 
 
 def torch_here() -> Any:
-    """torch itself where CUDA is there, else a view of it that answers for the CPU, with a line that says so."""
+    """torch itself with CUDA, else a view of it that answers for the CPU, with a line that says so."""
     return torch if torch.cuda.is_available() else _view_of_torch()
 
 

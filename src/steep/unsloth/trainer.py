@@ -19,21 +19,22 @@ import torch
 from steep.config.load import load_run_config
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError, DataError
-from steep.core.files import atomic_writer
+from steep.core.files import atomic_writer, read_json
 from steep.optim.param_groups import embedding_tensors
 from steep.order.batches import DocumentBatches, batches_of_documents
 from steep.parallelize.activation_checkpoint import keep_activations
+from steep.runtime.tuning import tune_process
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import text_tokenizer
 from steep.trackers.backends.jsonl import read_records
 from steep.unsloth.arguments import UnslothTrainingArguments
 from steep.unsloth.model import NotebookState, inner, notebook_state
-from steep.unsloth.translate import check_keys, ignored_lines, refuse, say
+from steep.unsloth.translate import check_keys, refuse, say, say_ignored
 
 CALL = "UnslothTrainer"
 
 SAMPLE_DOCUMENTS = 2000
-"""So many documents, evenly spaced, are encoded to learn how long documents are."""
+"""Number of documents, evenly spaced, that are encoded to learn how long documents are."""
 
 MEANS_NOTHING = {
     "dataset_num_proc": "text is read by steep's own processes",
@@ -46,7 +47,7 @@ MEANS_NOTHING = {
 CANNOT = {
     "callbacks": "use metrics.jsonl, trackers and the report of the run",
     "optimizers": "name one with optim, or use optimizer: {_target_: ...} in a steep configuration",
-    "peft_config": "get_peft_model puts the adapter in",
+    "peft_config": "get_peft_model adds the adapter",
     "model_init": "the model is given",
 }
 KEYS = ("processing_class", "eval_dataset", "formatting_func", "dataset_text_field", "max_seq_length", "packing")
@@ -80,11 +81,10 @@ class UnslothTrainer:
             )
         if self.notebook.adapter is None and not self.notebook.full_finetuning:
             raise ConfigError(
-                "nothing is to be trained: put an adapter in (FastLanguageModel.get_peft_model), or load with "
+                "nothing is to be trained: add an adapter (FastLanguageModel.get_peft_model), or load with "
                 "full_finetuning=True"
             )
-        for line in [*self.args.lines, *ignored_lines(CALL, given, MEANS_NOTHING)]:
-            say(line)
+        say_ignored(CALL, given, MEANS_NOTHING)
         if train_dataset is None:
             raise ConfigError(f"{CALL}: train_dataset is missing")
         self._field = given.get("dataset_text_field") or self.args.dataset_text_field or "text"
@@ -136,7 +136,7 @@ class UnslothTrainer:
         per_pass, passes = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         asked = per_pass * passes
         if self._packing or not texts:
-            why = "packing=True" if self._packing else "of a path it is not known how many documents it holds"
+            why = "packing=True" if self._packing else "it is not known how many documents a path holds"
             say(f"batch sizes count sequences of {self._length:,} tokens ({why})")
             return DocumentBatches(self._length, asked, per_pass, float(asked * self._length))
         tokenizer = text_tokenizer(self.notebook.tokenizer, TokenizerConfig())
@@ -154,12 +154,11 @@ class UnslothTrainer:
     def train(self, resume_from_checkpoint: Any = None) -> Any:
         """Train; transformers' TrainOutput, whose `metrics` have train_runtime (seconds) and more.
 
-        Raises ConfigError where it is to resume: the run is one of steep's, and `steep train` resumes it.
+        Raises ConfigError if it is to resume: the run is a run of steep, and `steep train` resumes it.
         """
         from transformers.trainer_utils import TrainOutput
 
-        from steep.runtime.tuning import tune_process
-        from steep.training.loop import train
+        from steep.training.loop import train  # it imports every stage
 
         if resume_from_checkpoint:
             newest = self.run_directory or Path(self.args.output_dir) / "run-1"
@@ -173,8 +172,8 @@ class UnslothTrainer:
         model = inner(self.model)
         if self.notebook.adapter is not None and self.args.embedding_learning_rate is None and embedding_tensors(model):
             say(
-                "embedding_learning_rate is not given: embeddings and output head have a tenth of learning_rate here (in the "
-                "notebook's own tool the same)"
+                "embedding_learning_rate is not given: embeddings and output head train with a tenth of learning_rate here "
+                "(in Unsloth with learning_rate itself)"
             )
         try:
             result = train(config, resume=False, model=model)
@@ -196,12 +195,11 @@ class UnslothTrainer:
         return TrainOutput(result.step, mean, metrics)
 
     def memory_plot(self) -> Any:
-        """The stacked bar of what the newest run was planned to need, part by part, beside what it took (a matplotlib figure)."""
-        from steep.core.files import read_json
-        from steep.reporting.plots import memory_plot
+        """A matplotlib figure: the planned memory of the newest run, part by part, beside what it took."""
+        from steep.reporting.plots import memory_plot  # matplotlib is heavy
 
         if self.run_directory is None:
-            raise ConfigError("train() comes first")
+            raise ConfigError("call train() first")
         plan = read_json(self.run_directory / "plan.json")
         return memory_plot(plan["memory"], max(line["memory_bytes"] for line in self.state.log_history))
 
@@ -211,7 +209,7 @@ class UnslothTrainer:
         self.tokenizer.save_pretrained(output_dir)
 
     def _write(self, folder: Path, name: str) -> tuple[str, list[str]]:
-        """The dataset as JSONL, under a name of its content, and its texts; a path is taken as it is, without texts."""
+        """The path of the dataset as JSONL, named by its content, and its texts; a path is used as it is, without texts."""
         dataset = self._datasets[name]
         if isinstance(dataset, (str, Path)):
             return str(dataset), []
@@ -238,7 +236,7 @@ class UnslothTrainer:
             made = self._format(row) if self._format is not None else _field_of(row, self._field, number)
             for text in made if isinstance(made, list) else [made]:
                 if not isinstance(text, str):
-                    raise DataError(f"{CALL}: row {number} gives {type(text).__name__}, and text is needed")
+                    raise DataError(f"{CALL}: row {number} gives {type(text).__name__}, but text is needed")
                 yield text
 
 

@@ -1,6 +1,6 @@
-"""Arguments of other people's calls: what each becomes here, and the one line for what means nothing.
+"""Arguments of calls written for Unsloth: unknown ones are refused, and those that mean nothing here get one line.
 
-In: keyword arguments. Out: the ones that are known, and lines. An unknown key is an error with the nearest known one.
+In: keyword arguments. Out: lines for the person at the notebook, and errors. An unknown key names the nearest known one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NEUTRAL = (None, False, 0, "none", "no", "auto", "")
 
 
 def say(line: str) -> None:
-    """A line for the person at the notebook."""
+    """Print a line for the person at the notebook."""
     print(f"steep: {line}", file=sys.stderr, flush=True)
 
 
@@ -27,17 +27,15 @@ def check_keys(call: str, given: Iterable[str], known: Iterable[str]) -> None:
     for key in given:
         if key not in names:
             near = get_close_matches(key, names, n=1, cutoff=0.6)
-            hint = f"Did you mean {near[0]!r}?" if near else "See docs/how_to/from_unsloth.md for what there is."
+            hint = f"Did you mean {near[0]!r}?" if near else "docs/how_to/from_unsloth.md lists the known ones."
             raise ConfigError(f"{call}() has no argument {key!r}. {hint}")
 
 
-def ignored_lines(call: str, given: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
-    """One line for each given key that means nothing here and is not switched off."""
-    return [
-        f"{call}: {key}={value!r} means nothing here: {reasons[key]}"
-        for key, value in given.items()
-        if key in reasons and not _is_neutral(value)
-    ]
+def say_ignored(call: str, given: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    """Say one line for each given key that means nothing here and is not switched off."""
+    for key, value in given.items():
+        if key in reasons and not _is_neutral(value):
+            say(f"{call}: {key}={value!r} means nothing here: {reasons[key]}")
 
 
 def refuse(call: str, given: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
