@@ -43,20 +43,25 @@ def measure(name: str) -> list[list[str]]:
     from steep.models.config import AdapterConfig
     from steep.models.fresh import build_fresh
     from steep.models.load import cast_weights
-    from steep.models.quantize import extra_bytes, quantize
+    from steep.models.quantize import quantize
 
     model = cast_weights(build_fresh(SHAPES[name], None, seed=0), torch.bfloat16)
     sizes = {"bf16": held_bytes(model)}
     quantize(model, "nf4", torch.bfloat16, "cpu")
-    sizes["nf4, double quantization"] = held_bytes(model) + extra_bytes(model)
-    add_adapter(model, AdapterConfig(rank=16), print, base=None, seed=0)
-    sizes["the same with an adapter of rank 16"] = held_bytes(model) + extra_bytes(model)
+    sizes["nf4, double quantization"] = held_bytes(model)
+    add_adapter(model, AdapterConfig(rank=16), lambda line: None, base=None, seed=0)
+    sizes["the same with an adapter of rank 16"] = held_bytes(model)
     return [[name, what, f"{size / 1e6:,.0f}", f"{size / sizes['bf16']:.2f}"] for what, size in sizes.items()]
 
 
 def held_bytes(model: Any) -> int:
-    """Of all parameters and buffers, tied ones once."""
+    """Of all parameters and buffers, tied ones once, and of the scales and tables of 4-bit weights, which are neither."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        for part in (state, getattr(state, "state2", None)):
+            found = (getattr(part, name, None) for name in ("absmax", "code"))
+            tensors.update({id(tensor): tensor for tensor in found if tensor is not None})
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 

@@ -95,7 +95,7 @@ def test_a_target_is_seeded_and_must_give_a_module():
     }
     first, second = (load_model(Target.model_validate(target), seed=5) for _ in range(2))
     assert equal(first, second)
-    with pytest.raises(ConfigError, match=r"returned GPT2Config; needed is a torch\.nn\.Module"):
+    with pytest.raises(ConfigError, match=r"returned GPT2Config, not a torch\.nn\.Module"):
         load_model(Target.model_validate({"_target_": "steep.models.gpt2.GPT2Config", "vocab_size": 3}))
 
 

@@ -85,7 +85,7 @@ def test_what_cannot_be_extended_is_refused() -> None:
     with pytest.raises(ModelError, match="extends nothing"):
         build_fresh(LLAMA, None, 0, rope=RopeConfig(type="yarn", length=128))
     scaled = build_fresh(LLAMA, None, 0, rope=rope).config.to_dict()["rope_parameters"]
-    with pytest.raises(ModelError, match="scaled rotary positions already"):
+    with pytest.raises(ModelError, match="already has scaled rotary positions"):
         build_fresh({**LLAMA, "rope_parameters": scaled}, None, 0, rope=rope)
 
 

@@ -2,10 +2,9 @@
 
 In: sizes or a loaded model. Out: FLOPs per token by the convention of PaLM and nanoGPT: 6 per parameter that takes part
 in a matrix product (2 forward, 4 backward; a tied head counts once, embeddings that are only looked up not at all),
-plus 12 * layers * attention width * sequence length for full attention. Weakness: causal attention and short documents
-do about half or less of the second term, and a mixture of experts counts all its experts, so its MFU reads too high.
-A frozen matrix has no gradient of its own and counts 4; one that comes before everything that is trained has no backward pass
-and counts 2. Attention counts in full, below the first trained parameter too.
+plus 12 * layers * attention width * sequence length for full attention. A frozen matrix has no gradient of its own and counts
+4; one before everything that is trained has no backward pass and counts 2. Attention always counts in full. Weakness: causal
+attention and short documents do half of the second term or less; all experts of a mixture count, so its MFU is too high.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ PEAK_BF16_FLOPS = (
     ("rtx a6000", 154.8e12), ("rtx 6000 ada", 364e12), ("rtx 5090", 209.5e12), ("rtx 4090", 165.2e12),
     ("rtx 3090", 71e12), ("mi325x", 1307e12), ("mi300x", 1307e12), ("mi250x", 191.5e12),
 )  # fmt: skip
-"""Dense bf16 peak of GPUs by a part of the name that the driver reports, in FLOP/s, from the makers' data sheets. Longer
-names come before the ones they contain."""
+"""Dense bf16 peak of GPUs in FLOP/s, from the makers' data sheets, by a part of the name that the driver reports. Longer names
+come before the ones they contain."""
 
 
 def flops_per_token(matmul_parameters: int, num_layers: int, attention_width: int, sequence_length: int) -> int:
@@ -37,17 +36,18 @@ def flops_per_token(matmul_parameters: int, num_layers: int, attention_width: in
 
 
 def model_flops_per_token(model: nn.Module, sequence_length: int) -> int | None:
-    """FLOPs per token of a loaded model (on any device, meta included); None without a config that names its sizes."""
+    """FLOPs per token of a loaded model (on any device, meta included); None without a config that gives its sizes."""
     text = text_config(model)
     layers, width = getattr(text, "num_hidden_layers", None), attention_width(text)
     if layers is None or width is None:
         return None
-    unmade = flops_saved_by_freezing(model)
-    return flops_per_token(count_matmul_parameters(model), layers, width, sequence_length) - unmade
+    return flops_per_token(count_matmul_parameters(model), layers, width, sequence_length) - flops_saved_by_freezing(
+        model
+    )
 
 
 def attention_width(config: Any) -> int | None:
-    """heads * head size, from a configuration's attributes; None where it names neither."""
+    """N * H, heads times head size, from a configuration; None if it gives neither."""
     hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     head_size = getattr(config, "head_dim", None)
     if isinstance(heads, int) and isinstance(head_size, int):
@@ -56,17 +56,17 @@ def attention_width(config: Any) -> int | None:
 
 
 def count_matmul_parameters(model: nn.Module) -> int:
-    """Parameters that multiply activations: two or more dimensions, and not only looked up as an embedding."""
+    """Parameters that multiply activations: those of two or more dimensions, without embeddings that are only looked up."""
     return sum(parameter_numbers(parameter) for parameter in _matmul_parameters(model))
 
 
 def flops_saved_by_freezing(model: nn.Module) -> int:
-    """FLOPs per token that a training step leaves out because parameters are frozen; 0 where all are trained.
+    """FLOPs per token that a training step does not do because parameters are frozen.
 
-    Takes the parameters to be used in the order in which the model lists them, a tied head excepted.
+    Assumes that parameters are used in the order in which the model lists them, except a tied head.
     """
     order = [parameter for _, parameter in model.named_parameters()]
-    first = next((place for place, parameter in enumerate(order) if parameter.requires_grad), len(order))
+    first = next((number for number, parameter in enumerate(order) if parameter.requires_grad), len(order))
     before = {id(parameter) for parameter in order[:first]} - {id(getattr(output_layer(model), "weight", None))}
     frozen = [parameter for parameter in _matmul_parameters(model) if not parameter.requires_grad]
     return sum(parameter_numbers(parameter) * (4 if id(parameter) in before else 2) for parameter in frozen)
@@ -74,13 +74,13 @@ def flops_saved_by_freezing(model: nn.Module) -> int:
 
 def _matmul_parameters(model: nn.Module) -> list[Any]:
     looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    looked_up.discard(id(getattr(output_layer(model), "weight", None)))  # a tied head multiplies with the embedding
+    looked_up.discard(id(getattr(output_layer(model), "weight", None)))  # a tied head multiplies by the embedding
     return [
         parameter for _, parameter in model.named_parameters() if parameter.ndim >= 2 and id(parameter) not in looked_up
     ]
 
 
 def peak_flops(device_name: str) -> float | None:
-    """The dense bf16 peak of a GPU in FLOP/s by its name; None for a device that is not in the table, every CPU included."""
-    name = f" {' '.join(device_name.lower().replace('-', ' ').split())} "  # whole words: an A1000 is no A100
+    """The dense bf16 peak of a GPU in FLOP/s by its name; None for any other device, such as a CPU."""
+    name = f" {' '.join(device_name.lower().replace('-', ' ').split())} "  # whole words: an A1000 is not an A100
     return next((peak for part, peak in PEAK_BF16_FLOPS if f" {part} " in name), None)

@@ -20,7 +20,7 @@ from steep.models.reference import resolve_reference
 from steep.models.rope import extend_rope
 
 REQUIRED_SIZES = ("model_type", "vocab_size")
-"""Keys that a configuration mapping must give: a default vocabulary would fit no tokenizer of the user's."""
+"""Keys that a configuration mapping must give: no default vocabulary size fits the user's tokenizer."""
 
 
 def build_fresh(
@@ -44,20 +44,20 @@ def build_fresh(
 
 
 def _config_source(description: str) -> str:
-    """A config.json as it is; folders, runs and checkpoints resolved; hub ids unchanged."""
+    """A config.json or hub id unchanged; folders, runs and checkpoints resolved."""
     if Path(description).expanduser().is_file() and not description.endswith(".gguf"):
         return description
     path = resolve_reference(description)
     if path is not None and path.suffix == ".gguf":
-        raise ModelError(f"model.config={description}: a .gguf file holds weights; use model.pretrained")
+        raise ModelError(f"model.config={description}: a .gguf file contains weights; use model.pretrained")
     return description if path is None else str(path)
 
 
 def _config_from_mapping(mapping: dict[str, Any]) -> Any:
-    """A configuration from the user's mapping: required sizes, no unknown keys, no end-of-text id out of range."""
+    """A configuration from the user's mapping: required sizes, no unknown keys, no special token beyond the vocabulary."""
     missing = [key for key in REQUIRED_SIZES if key not in mapping]
     if missing:
-        raise ModelError(f"model.config needs {' and '.join(missing)}; given are: {', '.join(mapping) or 'no keys'}")
+        raise ModelError(f"model.config needs {' and '.join(missing)}; given: {', '.join(mapping) or 'no keys'}")
     config = make_config(mapping, "model.config")
     _refuse_unknown_keys(mapping, config)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -68,7 +68,7 @@ def _config_from_mapping(mapping: dict[str, Any]) -> Any:
 
 
 OLD_ROPE_KEYS = {"rope_theta", "rope_scaling"}
-"""What most config.json files say instead of `rope_parameters`; transformers reads them into it."""
+"""What most config.json files give instead of `rope_parameters`; transformers converts them."""
 
 
 def _refuse_unknown_keys(mapping: dict[str, Any], config: Any) -> None:
@@ -85,17 +85,17 @@ def _refuse_unknown_keys(mapping: dict[str, Any], config: Any) -> None:
 
 
 def build_target(target: Target, seed: int) -> nn.Module:
-    """What a `_target_` returns, its fresh weights drawn from `seed`. Raises ConfigError if that is no module."""
+    """What a `_target_` returns, its fresh weights drawn from `seed`. Raises ConfigError if that is not a module."""
     with _seeded(seed):
         model = build(target, location="model")
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: {target.target} returned {type(model).__name__}; needed is a torch.nn.Module")
+        raise ConfigError(f"model: {target.target} returned {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """torch's CPU generator starts at `seed` inside and is put back after."""
+    """torch's CPU generator starts at `seed` inside and is restored after."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

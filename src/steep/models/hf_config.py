@@ -1,4 +1,4 @@
-"""transformers' configuration of a model, read without running any of its code. In: a reference. Out: a configuration, checked.
+"""transformers' configuration of a model, read without running code that it names. In: a reference. Out: a configuration, checked.
 
 Main choice: a downloaded model is data, not code. A config.json that names code to run or kernels to download is refused by name.
 """
@@ -20,7 +20,7 @@ from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field
 from steep.models.reference import resolve_reference
 
 HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_sliding_window_pattern")
-"""Underscore keys that transformers itself writes or wrote into config.json; they are dropped (layer_types says the last)."""
+"""Underscore keys that versions of transformers write into config.json. They are dropped; layer_types says what the last one did."""
 
 
 def pretrained_config(reference: str, revision: str | None = None) -> Any:
@@ -37,15 +37,14 @@ def read_config(source: str, revision: str | None = None) -> Any:
 
 
 def make_config(content: dict[str, Any], source: str) -> Any:
-    """A transformers configuration from the content of a config.json, refusing what would run code or cannot train."""
+    """A transformers configuration from the content of a config.json. Raises ModelError for one that would run code or cannot train."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if content.get("quantization_config"):
         method = content["quantization_config"].get("quant_method", "unknown")
         raise ModelError(
-            f"{source} is quantized ({method}); training needs its unquantized weights, which "
-            "model.quantize then quantizes itself"
+            f"{source} is quantized ({method}); training needs the unquantized weights, which model.quantize then quantizes"
         )
     _refuse_code(content, source)
     model_type = content.get("model_type")
@@ -76,7 +75,7 @@ def _read_config_dict(source: str, revision: str | None) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{file} holds no mapping")
+        raise ModelError(f"{file} does not contain a mapping")
     return content
 
 
@@ -88,7 +87,7 @@ def _download_config(source: str, revision: str | None) -> dict[str, Any]:
         with quiet_transformers():
             content, _ = PretrainedConfig.get_config_dict(source, revision=revision)
     except (OSError, HFValidationError) as error:
-        offline = " The hub is switched off here (HF_HUB_OFFLINE)." if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        offline = " The hub is disabled here (HF_HUB_OFFLINE)." if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise ModelError(
             f"model {source!r} is neither a local folder nor found on the hub or in its cache.{offline} "
             f"Give a local folder, a .gguf file, or a hub id that is reachable or cached. ({first_line(error)})"
@@ -101,14 +100,16 @@ def _download_config(source: str, revision: str | None) -> dict[str, Any]:
 def _refuse_code(content: dict[str, Any], source: str) -> None:
     if "auto_map" in content:
         known = content.get("model_type") in _known_types()
-        what = "transformers has this family itself: remove auto_map from a local copy of config.json" if known else (
+        what = "transformers includes this family: remove auto_map from a local copy of config.json" if known else (
             "choose a model whose family is part of transformers"
         )  # fmt: skip
-        raise ModelError(f"{source}: its config.json names code to run (auto_map), which steep never does; {what}")
+        raise ModelError(
+            f"{source}: its config.json names code to run (auto_map), and steep never runs such code; {what}"
+        )
     hidden = sorted(key for key in _all_keys(content) if key.startswith("_") and key not in HARMLESS_KEYS)
     if hidden:
         raise ModelError(
-            f"{source}: its configuration sets {', '.join(hidden)}; keys with an underscore steer transformers' "
+            f"{source}: its configuration sets {', '.join(hidden)}; keys with an underscore control transformers' "
             "internals (they can name kernels to download) and are refused. Remove them from a local copy."
         )
 
@@ -137,19 +138,19 @@ def _require_causal(config: Any, source: str) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     kind = type(config)
-    needed = "needed is a causal language model such as Llama, Qwen, Gemma, SmolLM or GPT-2"
+    needed = "use a causal language model such as Llama, Qwen, Gemma, SmolLM or GPT-2"
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source} is an encoder-decoder ({config.model_type}); {needed}")
     if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise ModelError(
-            f"{source} is an encoder ({config.model_type}), trained to fill gaps, not to continue; {needed}"
+            f"{source} is an encoder ({config.model_type}), trained to fill gaps, not to continue text; {needed}"
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{source}: {config.model_type} is not a causal language model in transformers; {needed}")
 
 
 def read_gguf_config(path: Path) -> Any:
-    """transformers' configuration of a .gguf file. Read once per process: its header takes some six seconds."""
+    """transformers' configuration of a .gguf file. Read once per process: reading its header takes about six seconds."""
     found = path.stat()
     return copy.deepcopy(_read_gguf_config(path, found.st_mtime_ns, found.st_size))
 
@@ -166,7 +167,7 @@ def _read_gguf_config(path: Path, mtime_ns: int, size: int) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """transformers' own switches for progress bars and warnings, put back after: errors still show."""
+    """transformers' progress bars and warnings are off inside and restored after; errors still show."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

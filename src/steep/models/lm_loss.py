@@ -98,7 +98,7 @@ class LMLoss(nn.Module):
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.ndim != 3:
             raise ModelError(
-                f"{type(self.model).__name__} returned {type(output).__name__}; needed is a tensor of logits (B, T, V), "
+                f"{type(self.model).__name__} returned {type(output).__name__}; it must return a tensor of logits (B, T, V), "
                 "a tuple that starts with one, or an object with .logits"
             )
         return logits.flatten(0, 1)

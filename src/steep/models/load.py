@@ -1,8 +1,7 @@
 """Loads a model to train: pretrained weights, or an architecture with fresh ones.
 
-In: the model section of a configuration (or a `_target_`). Out: a causal language model in the asked dtype on the asked
-device. Main choice: a downloaded model is data, not code: no remote code, safetensors only, and a config.json that asks
-for either is refused by name.
+In: the model section of a configuration (or a `_target_`). Out: a causal language model in the given dtype on the given
+device. Main choice: a downloaded model is data, not code: no remote code, and no weights but safetensors and .gguf.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def load_model(
 ) -> nn.Module:
     """The model that the configuration names, in training mode, floating-point weights in `dtype`, on `device`.
 
-    seed: fresh weights are a function of it alone, drawn in fp32 on the CPU; torch's generators are left as they were.
+    seed: fresh weights are a function of it alone, drawn in fp32 on the CPU; torch's generators keep their state.
     Raises ModelError for a model that cannot be found, loaded or trained, MissingExtraError for .gguf without gguf.
     """
     if isinstance(config, Target):
@@ -56,7 +55,7 @@ def load_model(
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Floating-point parameters and saved buffers in `dtype`, in place. Buffers that are not saved keep theirs: rotary
-    frequencies rounded to bf16 give other logits than the model that transformers loads."""
+    frequencies rounded to bf16 would give other logits than the model that transformers loads."""
     saved = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for tensor in {id(tensor): tensor for tensor in saved.values()}.values():
@@ -66,7 +65,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 Adjust = Callable[[Any, str], None]
-"""Changes a transformers configuration, in place, before the model is built; told where it comes from."""
+"""Changes a transformers configuration in place before the model is built; the text says where it comes from."""
 
 
 def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, adjust: Adjust) -> nn.Module:
@@ -85,13 +84,12 @@ def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, a
 
 
 def _load_merged(folder: Path, adjust: Adjust) -> nn.Module:
-    """The model under an adapter with the adapter added to its weights, in fp32."""
+    """The base of an adapter with the adapter added to its weights, in fp32."""
     return load_adapter(load_adapter_base(folder, torch.float32, adjust), folder, merge=True)
 
 
 def load_adapter_base(folder: Path, dtype: torch.dtype, adjust: Adjust = lambda config, source: None) -> nn.Module:
-    """The model that the adapter in `folder` belongs on: its base, as large and with the positions that the adapter was trained
-    with."""
+    """The base of the adapter in `folder`, with the vocabulary size and the positions that the adapter was trained with."""
     trained = base_config_of(folder)
 
     def as_trained(config: Any, source: str) -> None:
@@ -118,8 +116,8 @@ def _load_gguf(path: Path, dtype: torch.dtype, adjust: Adjust) -> nn.Module:
 
 
 def _forget_gguf(model: Any) -> nn.Module:
-    """The weights are dequantized by now, but transformers would refuse to save them and call a copy quantized; and what the file
-    calls the model would stand in config.json under a key that `make_config` refuses."""
+    """Remove what transformers remembers of the file. The weights are dequantized by now, but it would refuse to save them, call a copy
+    quantized, and write the model's name into config.json under a key that `make_config` refuses."""
     model.hf_quantizer = None
     for name in ("quantization_config", "_model_name_or_path"):
         if hasattr(model.config, name):
@@ -128,7 +126,7 @@ def _forget_gguf(model: Any) -> nn.Module:
 
 
 def _from_pretrained(source: str, **arguments: Any) -> nn.Module:
-    """transformers' loading, without remote code, refusing to make up weights that the files do not hold."""
+    """transformers' loading, without remote code. Raises ModelError for weights that the files do not hold."""
     from transformers import AutoModelForCausalLM
 
     with quiet_transformers():
@@ -152,7 +150,7 @@ def _no_weights(source: str, path: Path | None, error: OSError) -> str:
     pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
     if pickles:
         return (
-            f"{source} holds its weights as a pickle ({pickles[0].name}), which can run code when it is read; "
-            "steep reads *.safetensors only. Convert it once where you trust it: load it with transformers, save_pretrained."
+            f"{source} holds its weights as a pickle ({pickles[0].name}), which can run code when read; "
+            "steep reads *.safetensors only. If you trust it, convert it once: load it with transformers, then save_pretrained."
         )
     return f"{source} holds no *.safetensors that transformers can load ({first_line(error)})"

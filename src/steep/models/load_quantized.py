@@ -1,6 +1,6 @@
-"""A folder whose weights are quantized (bitsandbytes, torchao), for use: scored, asked to write.
+"""Loads a folder whose weights are quantized (bitsandbytes, torchao), to be scored or to generate.
 
-Training wants unquantized weights, which `model.quantize` then quantizes itself.
+Training needs unquantized weights, which `model.quantize` then quantizes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ METHODS = ("bitsandbytes", "torchao")
 
 
 def quantization_of(folder: str | Path) -> dict[str, Any] | None:
-    """The quantization_config of a model folder; None if it has none, or is no folder."""
+    """The quantization_config of a model folder; None if it has none or is not a folder."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         return None
@@ -32,10 +32,9 @@ def quantization_of(folder: str | Path) -> dict[str, Any] | None:
 
 
 def load_quantized(folder: str | Path, device: torch.device | str) -> nn.Module:
-    """The model of a quantized folder as transformers loads it, for use only, on `device`.
+    """The model of a quantized folder as transformers loads it, in evaluation mode, on `device`.
 
-    Raises ModelError for a method that is not known here or weights that are no safetensors, MissingExtraError without its
-    package.
+    Raises ModelError for an unknown method or weights that are not safetensors, MissingExtraError without the package.
     """
     from transformers import AutoModelForCausalLM
 
@@ -43,7 +42,7 @@ def load_quantized(folder: str | Path, device: torch.device | str) -> nn.Module:
     quantization = content.pop("quantization_config")
     method = quantization.get("quant_method", "unknown")
     if method not in METHODS:
-        raise ModelError(f"{folder} is quantized by {method}; what can be used here is {' and '.join(METHODS)}")
+        raise ModelError(f"{folder} is quantized by {method}; steep can use {' and '.join(METHODS)}")
     if importlib.util.find_spec(method) is None:
         raise MissingExtraError(method, "quant", f"using {folder}")
     calm_bitsandbytes()
@@ -65,5 +64,5 @@ def load_quantized(folder: str | Path, device: torch.device | str) -> nn.Module:
 
 
 def calm_bitsandbytes() -> None:
-    """Its 8-bit product says with every call of every layer that it rounds its input to fp16; that is in the pages instead."""
+    """Silence its 8-bit product, which warns at every call of every layer that it rounds its input to fp16. The documentation says so."""
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

@@ -2,7 +2,7 @@
 
 In: a model in its own dtype on the CPU. Out: the same model with its linear layers replaced, on the device. Main choice: layers
 are converted one at a time, whatever the model was loaded from (a folder, a hub id, a dequantized .gguf), so that a GPU never
-holds the unquantized model. The output head stays as it is, as in transformers. Weakness: host memory does hold it.
+holds the unquantized model; host memory does. The output head is not quantized, as in transformers.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from steep.models.autocast import to_autocast_dtype
 from steep.models.layers import output_layer
 
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
-"""Numbers per scale, and scales per scale of scales (double quantization): Dettmers et al. 2023, arXiv:2305.14314."""
+"""Weights per scale, and scales per second-level scale (double quantization): Dettmers et al. 2023, arXiv:2305.14314."""
 
 NF4_TABLE_BYTES = (16 + 256) * 4
-"""The values of the 16 codes and of the 256 codes of scales, which every layer holds."""
+"""fp32 tables that every layer holds: the values of the 16 codes of weights and of the 256 codes of scales."""
 
 
-def quantize(model: nn.Module, method: str, compute_dtype: torch.dtype, device: torch.device | str) -> int:
-    """Replace the linear layers by ones of `method`, in place, and move the model to `device`; how many.
+def quantize(model: nn.Module, method: str, compute_dtype: torch.dtype, device: torch.device | str) -> None:
+    """Replace the linear layers by ones of `method`, in place, and move the model to `device`.
 
-    method: `nf4`, `int8` or `torchao_int8`. compute_dtype: of their products. Raises MissingExtraError without bitsandbytes.
+    method: `nf4`, `int8` or `torchao_int8`. compute_dtype: of their products. Raises MissingExtraError without the package.
     """
     package = "torchao" if method == "torchao_int8" else "bitsandbytes"
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, "quant", f"model.quantize: {method}")
     convert = {"nf4": _nf4, "int8": _int8, "torchao_int8": _torchao_int8}[method]
-    places = linear_layers(model)
-    for parent, name, layer in places:
+    for parent, name, layer in linear_layers(model):
         made = convert(layer, compute_dtype).to(device).train(layer.training)
         made.register_forward_pre_hook(_in_autocast_dtype)
         setattr(parent, name, made)
@@ -45,17 +44,16 @@ def quantize(model: nn.Module, method: str, compute_dtype: torch.dtype, device: 
     flag = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}.get(method)
     if flag is not None:
         setattr(model, flag, True)  # transformers' own mark, by which peft chooses its layers
-    return len(places)
 
 
 def _in_autocast_dtype(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """As autocast does for nn.Linear. bitsandbytes' layers give back what they get: after an fp32 embedding every activation
-    would be fp32, of twice the memory."""
+    """What autocast does for nn.Linear. bitsandbytes' layers return the dtype they get: after an fp32 embedding every activation
+    would be fp32 and take twice the memory."""
     return (to_autocast_dtype(arguments[0]), *arguments[1:])
 
 
 def linear_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, name, layer) of every linear layer but the output head."""
+    """(parent, name, layer) of every linear layer except the output head."""
     head = output_layer(model)
     found = ((parent, name, child) for parent in model.modules() for name, child in parent.named_children())
     return [(p, name, child) for p, name, child in found if type(child) is nn.Linear and child is not head]
@@ -72,7 +70,7 @@ def _nf4(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
         layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=made
     )
     made.bias = layer.bias
-    # On CPUs with AVX512-BF16 the first forward pass in evaluation repacks the weights for good, and training after it fails.
+    # On CPUs with AVX512-BF16 the first forward pass in evaluation repacks the weights for good; training after that fails.
     made.support_avx512bf16_for_cpu = False
     return made
 
@@ -101,18 +99,18 @@ def _torchao_int8(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     return layer
 
 
-# ---- plans: shapes without data ----
+# ---- for steep plan: shapes without data ----
 
 
 def plan_quantized(model: nn.Module, method: str) -> None:
-    """Replace the linear layers of a model on fake tensors by stand-ins of the quantized size, in place."""
+    """Replace the linear layers of a model of fake tensors by stand-ins of the quantized size, in place."""
     for parent, name, layer in linear_layers(model):
         setattr(parent, name, PlannedLinear(layer, method))
 
 
 class PlannedLinear(nn.Linear):
-    """A quantized linear layer as far as a memory plan sees it: its packed weight, its scales, and what it saves for the backward
-    pass: with nf4 nothing, with int8 its input, with torchao the dequantized weight."""
+    """A quantized linear layer as a memory plan sees it: its packed weight, its scales, and what it saves for the backward pass
+    (nf4: nothing; int8: its input; torchao: the dequantized weight)."""
 
     def __init__(self, layer: nn.Linear, method: str):
         nn.Module.__init__(self)
@@ -131,7 +129,7 @@ class PlannedLinear(nn.Linear):
 
 
 class _Dequantized(torch.autograd.Function):
-    """Shapes of a product with a weight that is dequantized for it, in the forward and again in the backward pass."""
+    """Shapes of a product with a weight that is dequantized in the forward and again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, out_features: int, method: str) -> Tensor:
@@ -151,16 +149,3 @@ def _scale_bytes(method: str, layer: nn.Linear) -> int:
         return layer.out_features * 4
     blocks = math.ceil(layer.in_features * layer.out_features / NF4_BLOCK)
     return blocks + math.ceil(blocks / NF4_NESTED_BLOCK) * 4 + NF4_TABLE_BYTES
-
-
-def extra_bytes(model: nn.Module) -> int:
-    """Scales and tables of quantized layers, which are neither parameters nor buffers of bitsandbytes' modules."""
-    total = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        for part in (state, getattr(state, "state2", None)):
-            tensors = (getattr(part, "absmax", None), getattr(part, "code", None))
-            total += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
-        scales = getattr(parameter, "SCB", None)
-        total += scales.numel() * scales.element_size() if isinstance(scales, Tensor) else 0
-    return total

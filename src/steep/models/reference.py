@@ -1,4 +1,4 @@
-"""What a reference to a model means. In: what the user names. Out: a folder or file, or that it is a hub id."""
+"""What a reference to a model means. In: what the user names. Out: a folder or file, or None for a hub id."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steep.core.errors import ModelError
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_CONFIG = "base_config.json"
-"""transformers' configuration of the adapted model. Not `config.json`: transformers would look for whole weights beside it."""
+"""transformers' configuration of the adapted model. Not `config.json`: transformers would look for a whole model's weights beside it."""
 
 
 def resolve_reference(reference: str) -> Path | None:
@@ -25,16 +25,14 @@ def resolve_reference(reference: str) -> Path | None:
     if path.suffix == ".gguf" and path.is_file():
         return path
     if path.is_file():
-        raise ModelError(
-            f"{reference} is a file; needed is a folder with config.json and *.safetensors, or a .gguf file"
-        )
+        raise ModelError(f"{reference} is a file; give a folder with config.json and *.safetensors, or a .gguf file")
     if path.suffix == ".gguf" or reference.startswith((".", "/", "~")) or reference.count("/") > 1:
         raise ModelError(f"{reference} does not exist")
     return None
 
 
 def _model_folder(folder: Path) -> Path:
-    """`folder` if it holds a model or an adapter; the consolidated one of a checkpoint; or that of a run's last checkpoint."""
+    """`folder` if it holds a model or an adapter; of a checkpoint its consolidated model; of a run that of its last checkpoint."""
     if _holds_model(folder):
         return folder
     if _holds_model(folder / "model" / "consolidated"):
@@ -50,8 +48,8 @@ def _model_folder(folder: Path) -> Path:
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) == 1:
         return ggufs[0]
-    found = f"; it holds {len(ggufs)} .gguf files, name one of them" if ggufs else ""
-    raise ModelError(f"{folder} holds no config.json, no checkpoint and no run of steep{found}")
+    found = f"; it holds {len(ggufs)} .gguf files: name one of them" if ggufs else ""
+    raise ModelError(f"{folder} holds no config.json, checkpoint or run of steep{found}")
 
 
 def _holds_model(folder: Path) -> bool:
@@ -59,7 +57,7 @@ def _holds_model(folder: Path) -> bool:
 
 
 def lasting_reference(reference: str | None) -> str | None:
-    """A local path as an absolute one, so that it is found from elsewhere; a hub id as it is."""
+    """A local path made absolute, so that it is found from other folders; a hub id unchanged."""
     if reference is None:
         return None
     path = Path(reference).expanduser()
@@ -67,7 +65,7 @@ def lasting_reference(reference: str | None) -> str | None:
 
 
 def base_reference(folder: Path) -> str:
-    """What the adapter in `folder` was trained on. Raises ModelError where its settings do not say."""
+    """What the adapter in `folder` was trained on. Raises ModelError if its settings do not say."""
     try:
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         base = settings["base_model_name_or_path"]
@@ -79,6 +77,6 @@ def base_reference(folder: Path) -> str:
 
 
 def base_config_of(folder: Path) -> dict[str, Any] | None:
-    """transformers' configuration of the adapted model, where steep wrote it beside the adapter."""
+    """transformers' configuration of the adapted model, which steep writes beside an adapter; None without one."""
     path = folder / BASE_CONFIG
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

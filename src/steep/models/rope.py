@@ -1,8 +1,8 @@
 """Context extension: rotary positions rescaled so that a model reads longer sequences than it was trained on.
 
 In: a transformers configuration, before the model is built, and the `model.rope` section. Out: the same configuration with
-`rope_parameters` and `max_position_embeddings` set, so that config.json carries both. Weakness: one set of frequencies per
-model; families with one per layer type (gemma3) are refused.
+`rope_parameters` and `max_position_embeddings` set, so that config.json has both. Weakness: one set of frequencies per model;
+families with one per layer type (gemma3) are refused.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from steep.models.config import RopeConfig
 
 
 def extend_rope(config: Any, rope: RopeConfig | None, source: str) -> None:
-    """Rescale the rotary positions of a transformers configuration, in place; nothing without `rope`.
+    """Rescale the rotary positions of a transformers configuration in place; without `rope` do nothing.
 
-    Raises ModelError for a model without rotary positions, one that is scaled already, and a length that extends nothing.
+    Raises ModelError for a model without rotary positions, one that is already scaled, and a length that extends nothing.
     """
     if rope is None:
         return
@@ -31,19 +31,19 @@ def extend_rope(config: Any, rope: RopeConfig | None, source: str) -> None:
         )
     if known["rope_type"] != "default":
         raise ModelError(
-            f"{source} has scaled rotary positions already ({known['rope_type']}, {positions:,} positions); "
+            f"{source} already has scaled rotary positions ({known['rope_type']}, {positions:,} positions); "
             "remove model.rope to train with those"
         )
     factor = rope.factor or (rope.length or 0) / positions
     if factor <= 1:
         raise ModelError(f"{source} has {positions:,} positions; model.rope.length={rope.length:,} extends nothing")
     text.rope_parameters = {**known, **_parameters(rope.type, factor, positions)}
-    if rope.type != "dynamic":  # which counts from the positions of before, and `max_positions` multiplies them
+    if rope.type != "dynamic":  # it counts from the old positions, which `max_positions` multiplies
         text.max_position_embeddings = rope.length or round(positions * factor)
 
 
 def take_rope(config: Any, trained: dict[str, Any] | None) -> None:
-    """Give a base's configuration the positions that an adapter on it was trained with, in place.
+    """Give a base's configuration the positions that its adapter was trained with, in place.
 
     trained: content of a config.json.
     """
@@ -53,7 +53,7 @@ def take_rope(config: Any, trained: dict[str, Any] | None) -> None:
 
 
 def _parameters(kind: str, factor: float, positions: int) -> dict[str, Any]:
-    """What transformers needs beside rope_theta; low and high frequency factors are those of Llama 3.1."""
+    """What transformers needs beside rope_theta. The low and high frequency factors are those of Llama 3.1's config.json."""
     parameters: dict[str, Any] = {"rope_type": kind, "factor": float(factor)}
     if kind in ("yarn", "llama3"):
         parameters["original_max_position_embeddings"] = positions
