@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import steep
 from steep.models.fresh import build_fresh
-from steep.optim.config import OPTIONS
+from steep.optim.config import options_of_optimizers
 from support import LLAMA, losses, run_mapping
 
 pytestmark = [
@@ -82,7 +82,7 @@ def test_losses_are_those_of_the_cpu(mapping: dict[str, Any], case: str) -> None
         assert norm == pytest.approx(expected_norm, rel=5e-3)
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
+@pytest.mark.parametrize("name", sorted(options_of_optimizers()))
 def test_every_optimizer_learns_and_resumes_bitwise(mapping: dict[str, Any], name: str) -> None:
     if name.startswith("adamw_8bit"):
         pytest.importorskip(

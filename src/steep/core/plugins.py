@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import pkgutil
 from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from steep.core.errors import ConfigError
 
@@ -18,6 +22,18 @@ def plugin_names(package: str) -> list[str]:
     assert spec.submodule_search_locations is not None, f"{package} is not a package"
     found = (module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
     return sorted(name for name in found if not name.startswith("_"))
+
+
+@lru_cache
+def plugin_constant(package: str, name: str, constant: str) -> Any:
+    """What the file of a plug-in assigns to a name at its top, a literal; None where it does not. The file is not imported."""
+    spec = importlib.util.find_spec(f"{package}.{name}")
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    assigned = (node for node in tree.body if isinstance(node, ast.Assign))
+    values = (node.value for node in assigned if ast.unparse(node.targets[0]) == constant)
+    return next(map(ast.literal_eval, values), None)
 
 
 def load_plugin(package: str, name: str, functions: tuple[str, ...] = ()) -> ModuleType:

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from steep.core import targets
 from steep.core.plugins import load_plugin
 from steep.core.section import Target
-from steep.optim.config import OptimizerConfig
+from steep.optim.config import PACKAGE, OptimizerConfig
 from steep.optim.param_groups import build_param_groups, embedding_tensors
-
-PACKAGE = "steep.optim.optimizers"
 
 
 class OptimizerPlugin(Protocol):
@@ -21,6 +19,7 @@ class OptimizerPlugin(Protocol):
 
     groups: as `build_param_groups` makes them: `params` are (name, tensor) pairs, and each group has its own `lr` and
     `weight_decay`. A file with `NEEDS_INNER = True` gets them from `split_inner`, with the key `inner`.
+    `OPTIONS`: the keys of the configuration that it reads besides the rates and the decay; others are refused.
 
     The optimizer keeps all of its state in `state`, as tensors and numbers by name, or a run cannot resume exactly. One that
     takes gradients elsewhere than at the weights has `prepare_step()`, which is called before the forward pass of a step;

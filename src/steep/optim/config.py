@@ -6,20 +6,10 @@ from typing import Any, Literal, Optional
 
 from pydantic import Field, model_validator
 
+from steep.core.plugins import plugin_constant, plugin_names
 from steep.core.section import Section
 
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "adamw": ("betas", "eps"),
-    "adamw_8bit": ("betas", "eps"),
-    "adamw_8bit_torchao": ("betas", "eps"),
-    "muon": ("momentum", "newton_schulz_steps", "betas", "eps"),
-    "adafactor": ("beta2_decay", "clip_threshold"),
-    "lion": ("betas",),
-    "schedule_free_adamw": ("betas", "eps"),
-    "galore": ("rank", "projection_interval_steps", "projection_scale", "betas", "eps"),
-}
-"""What each optimizer reads besides the learning rates and weight decay; one that is not listed may read all of them."""
-
+PACKAGE = "steep.optim.optimizers"
 LION_BETAS = (0.9, 0.99)
 
 
@@ -63,18 +53,24 @@ class OptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _options_are_known(self) -> OptimizerConfig:
-        known = OPTIONS.get(self.name)
-        every = {option for options in OPTIONS.values() for option in options}
+        options = options_of_optimizers()
+        known = options.get(self.name)
+        every = {option for of_one in options.values() for option in of_one or ()}
         fields = type(self).model_fields
         for option in sorted(every - set(known if known is not None else every)):
-            if (
-                getattr(self, option) != fields[option].default
-            ):  # a saved configuration names all of them, at their defaults
+            # a saved configuration names all of them, at their defaults
+            if getattr(self, option) != fields[option].default:
                 raise ValueError(
                     f"{self.name} has no option {option!r}. It has: learning_rate, "
                     f"embedding_learning_rate, weight_decay, {', '.join(known or ())}"
                 )
         return self
+
+
+def options_of_optimizers() -> dict[str, Optional[tuple[str, ...]]]:
+    """What each optimizer reads besides the learning rates and weight decay, as its file says in `OPTIONS`; None if it does not
+    say, and then it may read all of them."""
+    return {name: plugin_constant(PACKAGE, name, "OPTIONS") for name in plugin_names(PACKAGE)}
 
 
 class ScheduleConfig(Section):

@@ -14,6 +14,8 @@ import torch
 
 from steep.optim.config import OptimizerConfig
 
+OPTIONS = ("beta2_decay", "clip_threshold")
+
 
 def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Adafactor:
     """Adafactor over groups as `build_param_groups` makes them."""

@@ -12,6 +12,8 @@ import torch
 
 from steep.optim.config import OptimizerConfig
 
+OPTIONS = ("betas", "eps")
+
 FUSED_DEVICES = ("cpu", "cuda")
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from steep.core.errors import MissingExtraError
 from steep.optim.config import OptimizerConfig
 
+OPTIONS = ("betas", "eps")
+
 SMALLEST_8BIT, BLOCK = 4096, 256
 """torchao's own: the smallest tensor that it quantizes, and its default block size."""
 MOMENTS = {"exp_avg": True, "exp_avg_sq": False}

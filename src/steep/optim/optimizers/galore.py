@@ -16,6 +16,8 @@ from torch import Tensor
 
 from steep.optim.config import OptimizerConfig
 
+OPTIONS = ("rank", "projection_interval_steps", "projection_scale", "betas", "eps")
+
 NEEDS_INNER = True
 """Groups have the key `inner`: whether their tensors are matrices between embedding and head."""
 

@@ -13,6 +13,8 @@ import torch
 
 from steep.optim.config import OptimizerConfig
 
+OPTIONS = ("betas",)
+
 
 class Lion(torch.optim.Optimizer):
     """State per parameter: `exp_avg`, of its shape and dtype."""

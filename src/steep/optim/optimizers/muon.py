@@ -16,6 +16,8 @@ import torch
 from steep.optim.config import OptimizerConfig
 from steep.optim.optimizers import adamw
 
+OPTIONS = ("momentum", "newton_schulz_steps", "betas", "eps")
+
 NEEDS_INNER = True
 """Groups have the key `inner`: whether their tensors are matrices between embedding and head."""
 

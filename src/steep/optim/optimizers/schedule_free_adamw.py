@@ -16,6 +16,8 @@ from torch import Tensor
 
 from steep.optim.config import OptimizerConfig
 
+OPTIONS = ("betas", "eps")
+
 
 class ScheduleFreeAdamW(torch.optim.Optimizer):
     """State per parameter: `z`, `exp_avg_sq` of its shape and dtype; numbers `step`, `weight_sum`, `lr_max`."""
