@@ -238,7 +238,7 @@ FILES: dict[str, tuple[str, Callable[[Path], bytes], list[str], str]] = {
     ),
     "garbage after gzip": ("a.jsonl.gz", lambda p: _gz(GOOD) + b"garbage", [], "Not a gzipped file"),
     "text named .gz": ("a.jsonl.gz", lambda p: GOOD, [], "Not a gzipped file"),
-    "an empty .gz": ("a.jsonl.gz", lambda p: b"", [], "not one document"),
+    "an empty .gz": ("a.jsonl.gz", lambda p: b"", [], "the input holds no documents"),
     "a Zstandard file cut off": ("a.jsonl.zst", lambda p: _zst(many())[:-1000], [], "cannot be read"),
     "text named .zst": ("a.jsonl.zst", lambda p: GOOD, [], "cannot be read"),
     "garbage after Zstandard": ("a.jsonl.zst", lambda p: _zst(GOOD) + b"garbage", [], "cannot be read"),
@@ -249,9 +249,9 @@ FILES: dict[str, tuple[str, Callable[[Path], bytes], list[str], str]] = {
     "more text than allowed": (
         "a.jsonl.gz", lambda p: _gz(many()), ["--max-expanded-bytes", "1MB"], "more than 1,000,000 bytes.*max_expanded_bytes",
     ),
-    "an empty Parquet file": ("a.parquet", lambda p: b"", [], "no whole Parquet file"),
-    "text named .parquet": ("a.parquet", lambda p: GOOD * 10, [], "no whole Parquet file"),
-    "a Parquet file cut off": ("a.parquet", lambda p: _parquet(p, text=["x"] * 1000)[:-10], [], "no whole Parquet file"),
+    "an empty Parquet file": ("a.parquet", lambda p: b"", [], "not a complete Parquet file"),
+    "text named .parquet": ("a.parquet", lambda p: GOOD * 10, [], "not a complete Parquet file"),
+    "a Parquet file cut off": ("a.parquet", lambda p: _parquet(p, text=["x"] * 1000)[:-10], [], "not a complete Parquet file"),
     "a Parquet file with a damaged page": (
         "a.parquet", lambda p: (c := _parquet(p, text=[f"{n} text" for n in range(1000)]))[:4] + b"\xff" * 60 + c[64:], [],
         "Parquet|cannot be read",
@@ -260,13 +260,13 @@ FILES: dict[str, tuple[str, Callable[[Path], bytes], list[str], str]] = {
     "Parquet with a number column": ("a.parquet", lambda p: _parquet(p, text=[1, 2]), [], "a.parquet:1: wrong type"),
     "Parquet with a list column": ("a.parquet", lambda p: _parquet(p, text=[["x"]]), [], "a.parquet:1: wrong type"),
     "Parquet without rows": (
-        "a.parquet", lambda p: _parquet(p, text=pyarrow.array([], pyarrow.string())), [], "not one document",
+        "a.parquet", lambda p: _parquet(p, text=pyarrow.array([], pyarrow.string())), [], "the input holds no documents",
     ),
     "Parquet of nulls": (
         "a.parquet", lambda p: _parquet(p, text=pyarrow.array([None, None], pyarrow.string())), [], "wrong type.*null",
     ),
-    "an empty file": ("a.jsonl", lambda p: b"", [], "not one document in the input: every file is empty"),
-    "only line ends": ("a.jsonl", lambda p: b"\n\r\n\n", [], "not one document"),
+    "an empty file": ("a.jsonl", lambda p: b"", [], "the input holds no documents: every file is empty"),
+    "only line ends": ("a.jsonl", lambda p: b"\n\r\n\n", [], "the input holds no documents"),
     "a binary file": ("a.jsonl", lambda p: _noise(4096), [], "a.jsonl:1: not UTF-8"),
     "a file whose ending tells nothing": ("a.exe", lambda p: GOOD, [], "--input-format|format to one of"),
     "a .txt without a separator, longer than a record may be": (
@@ -287,7 +287,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(
     outcome = steep_prepare(path, *options)
     assert outcome.code == 1
     said(outcome.errors, message)
-    if "not one document" not in message:
+    if "the input holds no documents" not in message:
         assert name in outcome.errors
     assert not (outcome.out / "manifest.json").exists()
     # nothing stands in the way of another try with a good file
@@ -318,8 +318,8 @@ def _broken(path: Path) -> None:
     path.symlink_to("nowhere")
 
 
-SPECIAL = {"a FIFO": (_fifo, "named pipe"), "a socket": (_socket, "socket"), "a link to itself": (_loop, "leads nowhere"),
-           "a broken link": (_broken, "leads nowhere")}  # fmt: skip
+SPECIAL = {"a FIFO": (_fifo, "named pipe"), "a socket": (_socket, "socket"), "a link to itself": (_loop, "a broken link"),
+           "a broken link": (_broken, "a broken link")}  # fmt: skip
 
 
 @pytest.mark.parametrize("given", ["file", "folder", "glob"])

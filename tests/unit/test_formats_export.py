@@ -145,13 +145,13 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(store: TokenStore,
         write_format(store, out, "llm_c", shard_tokens=0)
     with pytest.raises(ConfigError, match="2,147,483,647"):
         write_format(store, out, "llm_c", shard_tokens=2**31)
-    with pytest.raises(DataError, match="no end-of-text token is noted"):
+    with pytest.raises(DataError, match="no end-of-text token is known"):
         write_format(store, out, "nanogpt")
     with pytest.raises(DataError, match=r"16-bit ids, and this tokenizer has 70,001.*llm_c or automodel"):
         write_format(make_store(tmp_path / "a", [[70_000]]), out, "nanogpt", eos_id=EOT)
     inside = make_store(tmp_path / "b", [[5, 2], [6, 2, 7, 2]])
     for form in ("nanogpt", "llm_c"):
-        with pytest.raises(DataError, match="document 1 holds the token 2 inside"):
+        with pytest.raises(DataError, match="document 1 contains the token 2"):
             write_format(inside, out, form, eos_id=2)
     assert contents(open_store(write_format(inside, tmp_path / "kept", "megatron"))) == [[5, 2], [6, 2, 7, 2]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "kept", "source"]

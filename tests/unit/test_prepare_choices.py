@@ -353,7 +353,7 @@ def test_lengths_are_limited_in_tokens_as_stored(tokenizer: TextTokenizer, tmp_p
     assert result.ledger["dropped_tokens"] == {"over max_tokens_per_document": max(lengths), "under min_tokens": 2}
     rejected = [json.loads(line) for line in (result.path / "rejected.jsonl").read_text().splitlines()]
     assert rejected[0]["detail"] == f"2 tokens; min_tokens is {low}"
-    with pytest.raises(DataError, match="not one document is left: of 3 records 3 were dropped as 'under min_tokens'"):
+    with pytest.raises(DataError, match="no document is left: of 3 records 3 were dropped as 'under min_tokens'"):
         run(tmp_path / "a.jsonl", tokenizer, tmp_path / "none", min_tokens=1000)
 
 

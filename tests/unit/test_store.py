@@ -134,7 +134,7 @@ def test_manifests_that_are_none_are_refused(copy: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"manifest\.json: cannot be read"):
         open_store(copy)
     (copy / "manifest.json").write_text('{"name": "a web app"}')
-    with pytest.raises(DataError, match="no manifest of a steep token store"):
+    with pytest.raises(DataError, match="not a manifest of a steep token store"):
         open_store(copy)
     (copy / "manifest.json").write_text(json.dumps({"format": "steep token store", "version": 99}))
     with pytest.raises(DataError, match="newer"):

@@ -126,7 +126,7 @@ def test_large_files_are_cut_and_the_seed_and_epoch_order_the_parts(
 def test_what_has_gone_by_and_what_is_empty_is_said(tmp_path: Path, corpus: Path, tokenizer: TextTokenizer) -> None:
     source = opened(corpus, tokenizer)
     source.begin_at(source.cursors(20), 20)
-    with pytest.raises(DataError, match="sequence 3 of a stream was asked for after it had gone by"):
+    with pytest.raises(DataError, match="sequence 3 of a stream was asked for after it had passed"):
         source.ranges(3)
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match="holds no document"):

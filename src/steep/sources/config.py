@@ -39,7 +39,7 @@ class SourceConfig(Section):
     max_record_bytes: Bytes = 64 * 2**20
     """A longer record (JSONL line, plain-text document, Parquet cell) is rejected as `too long`, so that memory is bounded."""
     max_expansion: int = Field(default=200, ge=1)
-    """A .gz or .zst file that grows more than so many times while it is read is refused as a decompression bomb. Text
+    """A .gz or .zst file that grows more than this many times while it is read is refused as a decompression bomb. Text
     grows 3 to 10 times; the first 8 MiB are always read."""
     max_expanded_bytes: Optional[Bytes] = None
     """A .gz or .zst file with more text than this is refused. Default: no limit but `max_expansion`."""

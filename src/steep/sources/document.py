@@ -1,4 +1,4 @@
-"""What every source yields: documents, and records that are none. Imports nothing."""
+"""What every source yields: documents, and records that are not documents. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ NO_TOKENS = "no tokens"
 TOO_LONG = "too long"
 
 LinesBefore = Callable[[], int]
-"""How many lines of a file stand before the part that is read; counted when it is first called, because that takes
-reading the file up to there."""
+"""The number of lines before the part of the file that is read. Counted at the first call, since the file must be read up to
+there."""
 
 
 class Document(NamedTuple):
@@ -26,7 +26,7 @@ class Document(NamedTuple):
     """The text, exactly as stored (line endings kept, a byte order mark at the start of a file removed)."""
     file: str
     row: int
-    """1-based line (JSONL, plain text that is split) or row (Parquet) of the part that is read; 0: the file is the document."""
+    """1-based line (JSONL, plain text that is split) or row (Parquet) in the part that is read; 0: the file is the document."""
     position: int
     """How far the file had been read when this was yielded, in bytes on disk; for progress only, approximate."""
     lines_before: Optional[LinesBefore] = None
@@ -39,13 +39,13 @@ class Document(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Where it stands: `file:line`, or `file` if the file is the document."""
+        """`file:line`, or `file` if the file is the document."""
         return f"{self.file}:{self.line}" if self.row else self.file
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """One record that is no document. The ledger counts it under `reason`."""
+    """A record that is not a document. The ledger counts it under `reason`."""
 
     file: str
     line: int
@@ -53,7 +53,7 @@ class Rejected:
     reason: str
     """One of the constants of this module."""
     detail: str = ""
-    """What was found, for the person who mends the file."""
+    """What was found, for the person who fixes the file."""
     position: int = 0
     """As `Document.position`."""
 
@@ -64,7 +64,7 @@ class Rejected:
 Record = Union[Document, Rejected]
 
 Span = tuple[int, int]
-"""A part [start, stop) of a file that is read by itself: bytes of a text file, row groups of a Parquet file, files of a
+"""A part [start, stop) of a file that can be read by itself: bytes of a text file, row groups of a Parquet file, files of a
 hub dataset."""
 
 
@@ -78,13 +78,13 @@ class Location(NamedTuple):
     lines_before: Optional[LinesBefore] = None
 
     def reject(self, reason: str, detail: str = "") -> Rejected:
-        """The record at this location, rejected."""
+        """The record that starts here, rejected."""
         before = self.lines_before() if self.lines_before is not None else 0
         return Rejected(self.file, max(1, self.row) + before, reason, detail, self.position)
 
 
 def check_text(value: object, location: Location) -> Record:
-    """A Document if `value` is text with something in it, else why not. White space alone counts as empty."""
+    """A Document if `value` is text that is not empty, else why not. White space alone counts as empty."""
     if not isinstance(value, str):
         return location.reject(
             WRONG_TYPE, f"the text is {'null' if value is None else type(value).__name__}, not a string"
@@ -95,7 +95,7 @@ def check_text(value: object, location: Location) -> Record:
 
 
 def decode_text(raw: bytes, location: Location) -> Record:
-    """The same for bytes that should be UTF-8."""
+    """As `check_text`, for bytes that should be UTF-8."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
 """Opening source files: compressed or not, with every failure named by file.
 
-Out: a buffered binary stream and how far the file on disk has been read. gzip goes through the standard library, Zstandard
+Out: a buffered binary stream, and how far the file on disk has been read. gzip goes through the standard library, Zstandard
 through pyarrow (both read concatenated streams, both notice a truncated one). Memory: buffers of about a megabyte; a file
 that expands beyond its limits is refused while it is read.
 """
@@ -25,7 +25,7 @@ BLOCK_BYTES = 1 << 20
 COMPRESSIONS = (".gz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ALWAYS_EXPANDED_BYTES = 8 * 2**20
-"""So much text is read from a compressed file whatever its size: a small file of repeated lines is no attack."""
+"""This much text is read from a compressed file of any size: a small file of repeated lines is not an attack."""
 
 
 def compression_of(path: Path) -> str:
@@ -52,10 +52,10 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_binary(path: Path, limits: Optional[SourceConfig] = None) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
-    """Open `path`, decompressing by its ending; also give a function that tells the bytes read from disk so far.
+    """Open `path`, decompressing by its ending; also give a function that returns the bytes read from disk so far.
 
     limits: holds `max_expansion` and `max_expanded_bytes`; None: no limits.
-    Raises DataError for a file that cannot be opened, is damaged, or expands beyond its limits, at the point where it is met.
+    Raises DataError for a file that cannot be opened, is damaged, or expands beyond its limits, when reading gets there.
     """
     with reading(path), contextlib.ExitStack() as stack:
         raw: Any = stack.enter_context(open(path, "rb", buffering=BLOCK_BYTES))
@@ -96,18 +96,18 @@ class _Expanding(io.RawIOBase):
         if most is not None and self._expanded > most:
             raise DataError(
                 f"{self._path}: holds more than {most:,} bytes of text, which is max_expanded_bytes. "
-                "Raise it if the file is meant to, or remove the file."
+                "Raise it if the file is meant to hold that much, or remove the file."
             )
         if self._expanded > max(ALWAYS_EXPANDED_BYTES, limits.max_expansion * self._raw.tell()):
             raise DataError(
                 f"{self._path}: {self._raw.tell():,} bytes of it became {self._expanded:,}, more than max_expansion "
                 f"({limits.max_expansion}) times as many: a decompression bomb? Text grows 3 to 10 times. Remove the file, "
-                "or raise max_expansion if it is meant so."
+                "or raise max_expansion if the file is genuine."
             )
 
 
 def bounded_lines(stream: IO[bytes], limit_bytes: int) -> Iterator[Union[bytes, int]]:
-    """The lines of `stream` with their ends; of one that has more than `limit_bytes` only how many, end included."""
+    """The lines of `stream` with their ends; of a line of more than `limit_bytes` only the number of bytes, end included."""
     for line in iter(partial(stream.readline, limit_bytes + 1), b""):
         if len(line) <= limit_bytes or line.endswith(b"\n"):
             yield line
@@ -116,7 +116,7 @@ def bounded_lines(stream: IO[bytes], limit_bytes: int) -> Iterator[Union[bytes, 
 
 
 def skip_line(stream: IO[bytes]) -> int:
-    """Read to the end of the line that `stream` stands in; returns the bytes passed."""
+    """Read to the end of the current line; return the number of bytes read."""
     passed = 0
     for piece in iter(partial(stream.readline, BLOCK_BYTES), b""):
         passed += len(piece)
@@ -126,7 +126,7 @@ def skip_line(stream: IO[bytes]) -> int:
 
 
 class LinesBeforeOffset:
-    """The lines of an uncompressed file before byte `offset`, counted once, when first asked for."""
+    """The number of lines of an uncompressed file before byte `offset`, counted at the first call."""
 
     def __init__(self, path: Path, offset: int):
         self._path, self.offset = path, offset

@@ -1,7 +1,7 @@
 """From what the user named (files, folders, globs, hub datasets) to a sorted list of files, each with its format.
 
-Folders are searched recursively; hidden files and folders are ignored; files reached twice are taken once. What is no
-regular file (a pipe, a device, a link that leads nowhere) is an error, never skipped: reading it could block for ever.
+Folders are searched recursively; hidden files and folders are ignored; files reached twice are taken once. Anything
+that is not a regular file (a pipe, a device, a broken link) is an error, never skipped: reading it could block for ever.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def known_endings() -> dict[str, str]:
 def expand_inputs(config: SourceConfig) -> list[InputFile]:
     """The files of a source, in the order of its paths and sorted within each.
 
-    Raises DataError for a path that is not there, a folder or glob without files, and endings that tell no format.
+    Raises DataError for a path that does not exist, a folder or glob without files, and endings that no format has.
     """
     files = _unique([file for path in paths_of(config) for file in _expand(path)])
     for file in files:
@@ -69,7 +69,7 @@ def is_hub(path: Union[str, Path]) -> bool:
 
 
 def paths_of(config: SourceConfig) -> list[str]:
-    """The paths as the user wrote them, `~` expanded. Raises DataError if there is none."""
+    """The paths as the user wrote them, `~` expanded. Raises DataError if there are none."""
     path: Union[str, list[str], None] = config.path
     paths = [path] if isinstance(path, str) else list(path or [])
     if not paths:
@@ -90,22 +90,22 @@ def expand_path(path: str) -> list[Path]:
         raise DataError("- is standard input, which only `steep prepare -` reads. Prepare it to a token store first.")
     if os.path.lexists(path):
         raise DataError(
-            f"{path}: is neither a file nor a folder but {_kind(Path(path))}. Give a regular file; what a pipe holds can be "
-            "read with: steep prepare - < PIPE"
+            f"{path}: is neither a file nor a folder but {_kind(Path(path))}. Give a regular file; to read a "
+            "pipe: steep prepare - < PIPE"
         )
     if glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True), key=lambda match: Path(match).parts)
         files = [file for match in matches for file in _matched(match)]
         if not files:
             raise DataError(
-                f"{path}: the pattern matches no file. Quote it so that the shell leaves it alone, and check the folder."
+                f"{path}: the pattern matches no file. Quote it so that the shell does not expand it, and check the folder."
             )
         return files
     raise DataError(f"{path}: there is no such file or folder{_nearest_existing(path)}.")
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """All files below `folder`, sorted by path, links followed once: a loop of links ends."""
+    """All files below `folder`, sorted by path. Links are followed once, so that a loop of links ends."""
     found: list[Path] = []
     seen: set[str] = set()
     for directory, names, files in os.walk(folder, followlinks=True):
@@ -135,7 +135,7 @@ def _regular(path: Path) -> Path:
     """The path, if it is a regular file. Raises DataError."""
     if not os.path.isfile(path):
         raise DataError(
-            f"{path}: is {_kind(path)}, not a regular file. Remove it, or give a pattern that leaves it out."
+            f"{path}: is {_kind(path)}, not a regular file. Remove it, or give a pattern that does not match it."
         )
     return path
 
@@ -145,7 +145,7 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-    stat.S_IFLNK: "a link that leads nowhere",
+    stat.S_IFLNK: "a broken link",
 }
 
 
@@ -181,9 +181,9 @@ def _nearest_existing(path: str) -> str:
 def _unknown_endings(unknown: list[Path], endings: dict[str, str]) -> str:
     names = sorted({content_suffix(file) or "(none)" for file in unknown})
     return (
-        f"{len(unknown)} file(s) have endings that tell no format: {', '.join(names)}, for example {unknown[0]}.\n"
+        f"{len(unknown)} file(s) have endings that no format has: {', '.join(names)}, for example {unknown[0]}.\n"
         f"  Known endings: {', '.join(sorted(endings))}, each also with .gz or .zst (not .parquet).\n"
-        f"  Give a pattern that takes only the right files, or set format to one of: {', '.join(TEXT_FORMATS)}."
+        f"  Give a pattern that matches only the right files, or set format to one of: {', '.join(TEXT_FORMATS)}."
     )
 
 

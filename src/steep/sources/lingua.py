@@ -1,6 +1,6 @@
-"""lingua's folders as they lie on disk: `<root>/<source>/*.chunk.*.jsonl` to train on, `*.val.jsonl` held out.
+"""lingua's folders on disk: `<root>/<source>/*.chunk.*.jsonl` to train on, `*.val.jsonl` held out.
 
-In: files found in folders, or paths. Out: which of them are for training, which for scoring. All chunks are read, in sorted
+In: files found in folders, or paths. Out: which of them to train on, which to score. All chunks are read, in sorted
 order, whatever the number of processes. Source: facebookresearch/lingua `setup/download_prepare_hf_data.py`.
 """
 
@@ -16,7 +16,7 @@ _HELD_OUT = re.compile(r"\.val\.jsonl(\.gz|\.zst)?$")
 
 
 def without_held_out(files: Sequence[Path]) -> list[Path]:
-    """The files to train on: without those that lie beside chunks as lingua's validation text."""
+    """The files to train on: all but lingua's validation files."""
     held_out = set(held_out_files(files))
     return [file for file in files if file not in held_out]
 
@@ -29,7 +29,7 @@ def held_out_files(files: Iterable[Path]) -> list[Path]:
 
 
 def validation_paths(paths: Sequence[str]) -> list[str]:
-    """The same paths for scoring: a folder of chunks stands for the validation files in it or below it, if there are any."""
+    """The same paths for scoring: a folder of chunks is replaced by the validation files in it or below it, if there are any."""
     found: list[str] = []
     for path in paths:
         files = [str(file) for file in held_out_files(_files_below(path))]
@@ -38,7 +38,7 @@ def validation_paths(paths: Sequence[str]) -> list[str]:
 
 
 def held_out_below(paths: Sequence[str]) -> list[Path]:
-    """lingua's validation files in the folders among `paths`, which training leaves out."""
+    """lingua's validation files in the folders among `paths`, which are not trained on."""
     return [file for path in paths for file in held_out_files(_files_below(path))]
 
 

@@ -1,7 +1,7 @@
-"""Documents in a file that has no index: found by the token that stands before or after each, once, and remembered.
+"""Documents in a file that has no index: found once by the token before or after each, and remembered.
 
-In: ids and what is known of the tokenizer. Out: the token at which each document begins. Nothing is left out: what stands
-before the first boundary token, or after the last, is a document of its own.
+In: ids and what is known of the tokenizer. Out: the token at which each document begins. Nothing is dropped: what comes
+before the first boundary token, or after the last, is a document too.
 Memory: 8 bytes per document; time: one pass over the file, in blocks.
 """
 
@@ -20,14 +20,14 @@ from steep.core.fingerprint import fingerprint
 from steep.store.token_file import TokenFile
 
 REMEMBERED_BYTES = 1 << 26
-"""The positions in a larger file are kept in the cache directory; a smaller one takes no time."""
+"""Positions in larger files are kept in the cache directory. Scanning a smaller one takes no time."""
 GPT2_END_OF_TEXT = 50256
 LLAMA3_BEGIN_OF_TEXT = 128000
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """Which token stands at every document's edge, and on which side."""
+    """The token at every document's edge, and on which side it is."""
 
     token: int
     first: bool
@@ -45,8 +45,8 @@ def default_cache_directory() -> Path:
 def choose_boundary(
     file: TokenFile, tokens: np.ndarray, eos_id: Optional[int], bos_id: Optional[int]
 ) -> Optional[Boundary]:
-    """The boundary token of a file: told by its first token, else its last, else by what its format's writers do,
-    which also decides when the same token stands at both ends. None when neither token occurs.
+    """The boundary token of a file: found by its first token, else its last, else by what its format's writers do,
+    which also decides when the same token is at both ends. None when neither token occurs.
     """
     if not len(tokens):
         return None
@@ -64,7 +64,7 @@ def choose_boundary(
 
 
 def assumed_token(file: TokenFile, tokens: np.ndarray) -> Optional[int]:
-    """What the boundary token probably is when nobody says which tokenizer made the file."""
+    """The probable boundary token of a file whose tokenizer is not known."""
     if file.begins_with_boundary:
         return int(tokens[0]) if len(tokens) else None
     return GPT2_END_OF_TEXT if file.dtype.itemsize == 2 else LLAMA3_BEGIN_OF_TEXT
@@ -94,19 +94,19 @@ def starts_from(positions: np.ndarray, num_tokens: int, boundary: Boundary) -> n
 
 
 def positions_of(file: TokenFile, token: int) -> np.ndarray:
-    """(occurrences,) int64, ascending: where `token` stands."""
+    """(occurrences,) int64, ascending: the positions of `token`."""
     blocks = file.blocks(with_holes=token == 0)
     found = [np.flatnonzero(block == token) + begin for begin, block in blocks]
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
 def occurs(file: TokenFile, token: int) -> bool:
-    """Whether `token` stands anywhere."""
+    """Whether `token` occurs in the file."""
     return any(bool((block == token).any()) for _, block in file.blocks(with_holes=token == 0))
 
 
 def largest_id(file: TokenFile, cache_directory: Optional[Path] = None) -> int:
-    """The largest id, -1 without any. Read once; remembered for large files. Raises DataError for a negative one."""
+    """The largest id, -1 without any. The result is remembered for large files. Raises DataError for a negative id."""
     memory = _memory_path(file, "largest", cache_directory or default_cache_directory())
     large = file.num_bytes >= REMEMBERED_BYTES
     remembered = _load(memory) if large else None
@@ -126,14 +126,14 @@ def largest_id(file: TokenFile, cache_directory: Optional[Path] = None) -> int:
 
 
 def _memory_path(file: TokenFile, what: str, directory: Path) -> Path:
-    """Named after the file as it is now: a file that is changed, moved or touched is scanned again."""
+    """Named after the file's present state: a file that is changed, moved or touched is scanned again."""
     status = file.path.stat()
     facts = [os.path.realpath(file.path), status.st_size, status.st_mtime_ns, str(file.dtype), file.header_bytes, what]
     return directory / "scanned" / f"{fingerprint(facts)}.npy"
 
 
 def _recall(memory: Path, num_tokens: int) -> Optional[np.ndarray]:
-    """The starts that were remembered, if they are there and can be right."""
+    """The remembered starts, if there are any and they are plausible."""
     starts = _load(memory)
     if starts is None or starts.dtype != np.int64 or starts.ndim != 1 or not len(starts):
         return None
@@ -149,7 +149,7 @@ def _load(memory: Path) -> Optional[np.ndarray]:
 
 
 def remember(memory: Path, array: np.ndarray) -> bool:
-    """Keep an array for the next time. False where that cannot be: then the file is scanned every time."""
+    """Keep an array for the next time. False where it cannot be written; the file is then scanned every time."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(memory) as stream:

@@ -1,7 +1,7 @@
 """Text given straight to `train` is prepared once and kept, under a name made from its content.
 
 The key covers the content of every file (SHA-256), the tokenizer and the settings; paths, times and the number of workers
-do not matter. An interrupted entry is continued; of two processes that want the same entry one prepares, the other waits.
+do not matter. An interrupted entry is continued. If two processes want the same entry, one prepares it and the other waits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def cached_store(
     cache_directory: Union[str, Path, None] = None,
     progress: Optional[Progress] = None,
 ) -> Path:
-    """The token store of a text source, prepared now if it is not in the cache. Raises DataError as `prepare` does."""
+    """The token store of a text source, prepared now unless it is in the cache. Raises DataError as `prepare` does."""
     source = SourceConfig.model_validate(source.model_dump(include=set(SourceConfig.model_fields)))
     directory = default_cache_directory() if cache_directory is None else Path(cache_directory).expanduser()
     inputs = gather_inputs([source], directory / HASH_MEMORY)
@@ -49,13 +49,13 @@ def cached_store(
 
 
 def store_paths(source: SourceConfig) -> list[Path]:
-    """The token stores that a source names; empty for text. Raises DataError when it names both, or no store where one
-    is asked for."""
+    """The token stores that a source names; empty for text. Raises DataError when it names both, or when its format asks for a
+    store and there is none."""
     if source.format not in ("auto", "store", *formats()):
         return []
     candidates = [path for given in paths_of(source) for path in _store_candidates(given)]
     if source.format in formats():
-        return _each_once(candidates)  # opening them says what is wrong
+        return _each_once(candidates)  # what is wrong with them is found when they are opened
     stores = [path for path in candidates if is_store(path)]
     if source.format == "store" and len(stores) < len(candidates):
         wrong = next(path for path in candidates if path not in stores)
@@ -69,7 +69,7 @@ def store_paths(source: SourceConfig) -> list[Path]:
 
 
 def _each_once(paths: list[Path]) -> list[Path]:
-    """Folders, and the files with the tokens for whatever of a store was given; each once, in order."""
+    """Folders as they are, and for any file of a store the file with its tokens; each once, in order."""
     found = [None if path.is_dir() else token_file(path) for path in paths]
     return list(dict.fromkeys(path if entry is None else entry[0] for path, entry in zip(paths, found, strict=True)))
 
@@ -105,7 +105,7 @@ def check_tokenizer(store: TokenStore, tokenizer: TextTokenizer) -> None:
         )
     if store.max_token_id >= tokenizer.vocab_size:
         raise DataError(
-            f"{store.path}: holds token id {store.max_token_id:,}, but the tokenizer has only {tokenizer.vocab_size:,} ids."
+            f"{store.path}: contains token id {store.max_token_id:,}, but the tokenizer has only {tokenizer.vocab_size:,} ids."
         )
 
 
@@ -136,7 +136,7 @@ def _open_source(
 
 
 def _store_candidates(given: str) -> list[Path]:
-    """A path that may be a store: itself, or what its glob stands for."""
+    """The paths that may be stores: the path itself, or what it matches as a glob."""
     if os.path.exists(given) or is_store(given):
         return [Path(given)]
     import glob

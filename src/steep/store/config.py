@@ -13,25 +13,25 @@ class PrepareConfig(Section):
     """How text becomes a token store."""
 
     workers: Optional[int] = Field(default=None, ge=1)
-    """Processes that read, encode and write. Default: one per core this process may use. Never changes what is written."""
+    """Processes that read, encode and write. Default: one per core this process may use. Does not change what is written."""
     tokenizer_backend: str = "auto"
-    """`auto`: gigatoken (extra `fast`) for sources of 20 MB or more whose first documents it gives the ids of the reference,
-    else huggingface, the reference; or one of the two. The ids are the same; a fast one that differs is not used."""
+    """`auto`: gigatoken (extra `fast`) for sources of 20 MB or more if it gives the reference's ids for their first
+    documents, else huggingface, the reference; or one of the two. The ids are the same: a fast backend that differs is not used."""
     shard_bytes: Bytes = 256 * 2**20
     """Input is cut and grouped into parts of about this size on disk (of a 64th of all input, at least 1 MiB, if that
     is less); each part is prepared by one process and, unless `shard_tokens` is given, becomes one shard."""
     shard_tokens: Optional[Count] = Field(default=None, ge=1)
-    """Shards of at most so many tokens, in whole documents; a longer document is a shard of its own."""
+    """Shards of at most this many tokens, in whole documents. A longer document gets its own shard."""
     on_bad_record: Literal["skip", "stop"] = "skip"
-    """A record that is no document (not UTF-8, not JSON, wrong type, empty): note it in rejected.jsonl, or stop."""
+    """What to do with a record that is not a document (not UTF-8, not JSON, wrong type, empty): note it in rejected.jsonl, or stop."""
     max_tokens: Optional[Count] = Field(default=None, ge=1)
-    """Stop with the document, in input order, that brings the store to so many tokens. Given to `train`: of each source."""
+    """Stop after the document, in input order, that brings the store to this many tokens. In a run: for each source."""
     min_tokens: Optional[Count] = Field(default=None, ge=1)
-    """Drop documents of fewer tokens, those at their ends (EOS, BOS) included."""
+    """Drop documents of fewer tokens, EOS and BOS included."""
     max_tokens_per_document: Optional[Count] = Field(default=None, ge=1)
-    """Drop documents of more tokens; none is ever cut."""
+    """Drop documents of more tokens. Documents are never cut."""
     dedup: Optional[Literal["exact", "minhash"]] = None
-    """Keep the first of documents that are equal (`exact`) or nearly (`minhash`: MinHash over runs of 5 words, at 0.8).
+    """Keep the first of documents that are equal (`exact`) or nearly equal (`minhash`: MinHash over runs of 5 words, at 0.8).
     Default: equal ones are only counted."""
     check_against: Optional[list[str]] = None
     """Evaluation texts (files, folders, globs): training documents that share a run of 13 words with one are listed in
@@ -48,6 +48,6 @@ class PrepareConfig(Section):
 
     @property
     def chooses(self) -> bool:
-        """Whether documents are chosen, or shards made, after all have been read."""
+        """Whether documents are chosen, or shards formed, after all have been read."""
         limits = (self.max_tokens, self.min_tokens, self.max_tokens_per_document, self.dedup, self.shard_tokens)
         return any(limit is not None for limit in limits) or (self.drop_contaminated and bool(self.check_against))

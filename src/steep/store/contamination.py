@@ -1,9 +1,9 @@
-"""Which training documents share a run of 13 words with an evaluation text.
+"""Find the training documents that share a run of 13 words with an evaluation text.
 
 In: evaluation texts, read like any source. Out: a sorted table of the hashes of all their runs of 13 words, in a file that
-every worker maps; and for each training document how many of its runs are in the table. Source of the measure: Brown et al.
+every worker maps; and for each training document the number of its runs that are in the table. Source of the measure: Brown et al.
 2020, arXiv:2005.14165, appendix C. Memory: 10 bytes per word of the evaluation texts.
-Weakness: an evaluation document of fewer than 13 words cannot be found (they are counted), nor a paraphrase.
+Weakness: evaluation documents of fewer than 13 words (they are counted) and paraphrases cannot be found.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MOST_TEXTS = 2**16 - 1
 TABLE_FILE = "evaluation_runs.npy"
 DESCRIPTION_FILE = "evaluation_texts.json"
 EVALUATION_DTYPE = np.dtype([("runs", "<u4"), ("text", "<u2")])
-"""Of a training document: how many of its runs of 13 words stand in evaluation texts, and the number of the text that holds
+"""Of a training document: how many of its runs of 13 words occur in evaluation texts, and the number of the text that holds
 the first of them."""
 TABLE_DTYPE = np.dtype([("run", "<u8"), ("text", "<u2")])
 
 
 def evaluation_inputs(paths: list[str]) -> list[HashedInput]:
-    """The files of the evaluation texts with what identifies them. Raises DataError."""
+    """The files of the evaluation texts, hashed. Raises DataError."""
     return gather_inputs([SourceConfig(path=path) for path in paths])
 
 
@@ -40,7 +40,7 @@ def write_table(folder: Path, paths: list[str], inputs: list[HashedInput]) -> No
     """Hash the runs of all evaluation texts into `folder`. Raises DataError if there is nothing to compare with."""
     sources = [SourceConfig(path=path) for path in paths]
     if len(paths) > MOST_TEXTS:
-        raise DataError(f"{len(paths):,} evaluation texts were given; at most {MOST_TEXTS:,} can be told apart.")
+        raise DataError(f"{len(paths):,} evaluation texts were given; at most {MOST_TEXTS:,} are possible.")
     runs: list[list[np.ndarray]] = [[] for _ in paths]
     described: list[dict[str, Any]] = [{"text": path, "documents": 0, "too_short": 0, "rejected": 0} for path in paths]
     for file in inputs:
@@ -56,7 +56,7 @@ def write_table(folder: Path, paths: list[str], inputs: list[HashedInput]) -> No
     unusable = [entry["text"] for entry in described if entry["documents"] == entry["too_short"]]
     if unusable:
         raise DataError(
-            f"{', '.join(unusable)}: holds no document of at least {RUN_WORDS} words to check against. Needed are texts, "
+            f"{', '.join(unusable)}: holds no document of at least {RUN_WORDS} words to check against. Give texts, "
             "or JSONL or Parquet with a field `text` or `content`."
         )
     table = _table([np.concatenate(hashes) for hashes in runs])
@@ -72,18 +72,18 @@ def read_descriptions(folder: Path) -> list[dict[str, Any]]:
 
 
 class EvaluationRuns:
-    """The table of `write_table`, for looking up."""
+    """Looks up runs in the table that `write_table` wrote."""
 
     def __init__(self, folder: Path):
         table = np.load(folder / TABLE_FILE, allow_pickle=False)
         self._runs, self._texts = np.ascontiguousarray(table["run"]), table["text"]
         bits = min(26, max(16, (16 * len(table)).bit_length()))
         self._shift = np.uint64(64 - bits)
-        self._may_hold = np.zeros(1 << bits, dtype=bool)  # most runs are told apart by their first bits
+        self._may_hold = np.zeros(1 << bits, dtype=bool)  # the first bits rule out most runs
         self._may_hold[self._runs >> self._shift] = True
 
     def find(self, words: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """(texts,) EVALUATION_DTYPE: what of each text stands in the evaluation texts. words, counts: from
+        """(texts,) EVALUATION_DTYPE: what each text shares with the evaluation texts. words, counts: from
         `word_hashes_of`."""
         found = np.zeros(len(counts), dtype=EVALUATION_DTYPE)
         positions = runs_within(counts, RUN_WORDS)
@@ -103,7 +103,7 @@ class EvaluationRuns:
 
 
 def _table(runs: list[np.ndarray]) -> np.ndarray:
-    """Each run once, with the first text that holds it, sorted."""
+    """Each run once, sorted, with the first text that holds it."""
     hashes = np.concatenate(runs)
     texts = np.repeat(np.arange(len(runs), dtype=np.uint16), [len(part) for part in runs])
     unique, first = np.unique(hashes, return_index=True)

@@ -1,4 +1,4 @@
-"""Which files are tokens, and of which format: told by names and first bytes alone.
+"""Which files hold tokens, and in which format, judged by names and first bytes alone.
 
 In: a path that the user gave. Out: the files of a store with their formats, or None.
 """
@@ -19,7 +19,7 @@ _BESIDE_TOKENS = {"args.json", "meta.pkl", "prepare.py", "readme.md", "readme.tx
 
 
 def token_file(path: Path) -> Optional[tuple[Path, str]]:
-    """The file of tokens that a path is or stands beside, and its format; None if no format knows it.
+    """The file of tokens that a path names or belongs to, and its format; None if no format knows it.
 
     path: a file of tokens, one that belongs to it (.idx, .bos.idx, .ds.index), or a Megatron prefix.
     """
@@ -32,9 +32,9 @@ def token_file(path: Path) -> Optional[tuple[Path, str]]:
 
 
 def token_files(folder: Path, asked_for: Optional[str] = None) -> list[tuple[Path, str]]:
-    """The token files of a folder, sorted by name, with their formats; empty unless all that lies there belongs to them.
+    """The token files of a folder, sorted by name, with their formats; empty if there are other files.
 
-    asked_for: a format; then other files are no obstacle, and each .bin is taken for that format.
+    asked_for: a format. Then other files are allowed, and each file with the format's ending is taken to be of it.
     Raises DataError for a folder that holds both training and held-out files: joined, the model would train on both.
     """
     with os.scandir(folder) as entries:
@@ -45,7 +45,7 @@ def token_files(folder: Path, asked_for: Optional[str] = None) -> list[tuple[Pat
     found = {folder / name: token_file(folder / name) for name in names}
     known = dict.fromkeys(entry for entry in found.values() if entry is not None)
     strangers = [path for path, entry in found.items() if entry is None and path.name.lower() not in _BESIDE_TOKENS]
-    if asked_for is not None:  # whatever the files look like; opening them says what is wrong
+    if asked_for is not None:  # what is wrong with a file is found when it is opened
         ending = formats()[asked_for].ENDINGS[0]
         known = dict.fromkeys((path, asked_for) for path in found if path.suffix == ending)
     elif strangers:

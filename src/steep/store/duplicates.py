@@ -1,11 +1,11 @@
 """Documents that are the same text, or nearly: found from 8 bytes, or a MinHash signature of 512 bytes, per document.
 
 Exact: equal 64-bit content hashes. Near: MinHash over runs of 5 words, 128 values in 16 bands of 8 (Broder 1997; Leskovec,
-Rajaraman, Ullman, Mining of Massive Datasets, 3.4); documents that share a band and agree in at least 0.8 of their values, an
-estimate of the share of runs they have in common, are one group. The first of each group in input order is the original.
+Rajaraman, Ullman, Mining of Massive Datasets, 3.4); documents that share a band and agree in at least 0.8 of their values (an
+estimate of the share of runs they have in common) form one group. The first of each group in input order is the original.
 Memory: 8 bytes per document, and as much again for each of sorting and grouping; signatures stay on disk.
 Cost: 10 MB of text per second and process, hashing of words included (datasketch 2.0: 1.2).
-Weakness: of documents alike at 0.8 about 95 % are found, at 0.9 all; near duplicates of near duplicates are one group.
+Weakness: of documents that are 0.8 alike about 95 % are found, at 0.9 all. Near duplicates of near duplicates join one group.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _BLOCK_PAIRS = 1 << 16
 
 
 def repeated(hashes: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """(documents,) int64: of each document the first with the same hash before it, -1 if it is the first itself.
+    """(documents,) int64: for each document the first one with the same hash, -1 if that is the document itself.
 
-    hashes: (documents,) uint64. alive: (documents,) bool; the others are no duplicates and no originals.
+    hashes: (documents,) uint64. alive: (documents,) bool; the others are neither duplicates nor originals.
     """
     originals = np.full(len(hashes), -1, dtype=np.int64)
     for firsts, members in _groups(hashes, np.flatnonzero(alive)):
@@ -38,7 +38,7 @@ def repeated(hashes: np.ndarray, alive: np.ndarray) -> np.ndarray:
 def signatures_of(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(texts, 128) uint32: the signatures of many texts. words, counts: from `word_hashes_of`.
 
-    A text of fewer than 5 words is one run of as many; one without words has the largest value everywhere.
+    A text of fewer than 5 words is a single run; one without words has the largest value everywhere.
     """
     lowest = np.full((len(counts), VALUES), 2**32 - 1, dtype=np.uint32)
     text_of_word = np.repeat(np.arange(len(counts)), counts)
@@ -52,7 +52,7 @@ def signatures_of(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _lower(lowest: np.ndarray, shingles: np.ndarray, texts: np.ndarray) -> None:
-    """Bring the signatures down to the values of more shingles. texts: (shingles,) rising, whose each is."""
+    """Bring the signatures down to the values of more shingles. texts: (shingles,) ascending, the text of each."""
     multipliers, offsets = _permutations()
     for start in range(0, len(shingles), _BLOCK_SHINGLES):
         block, owners = shingles[start : start + _BLOCK_SHINGLES], texts[start : start + _BLOCK_SHINGLES]
@@ -65,10 +65,10 @@ def _lower(lowest: np.ndarray, shingles: np.ndarray, texts: np.ndarray) -> None:
 
 
 def alike(signatures: list[np.ndarray], hashes: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """(documents,) int64: of each document the first of its group of near duplicates, -1 if it is that itself.
+    """(documents,) int64: for each document the first of its group of near duplicates, -1 if that is the document itself.
 
     signatures: (documents of a part, 128) uint32 arrays, memory maps as a rule, in order. hashes: as for `repeated`;
-    documents without any word are compared by them. alive: as for `repeated`.
+    documents without words are compared by these. alive: as for `repeated`.
     """
     first_of = np.arange(len(hashes), dtype=np.int64)
     starts = np.cumsum([0, *(len(part) for part in signatures)])
@@ -90,7 +90,7 @@ def alike(signatures: list[np.ndarray], hashes: np.ndarray, alive: np.ndarray) -
 
 
 def _groups(keys: np.ndarray, living: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """[(firsts, members)]: every living document but the first of those with its key, and that first; in blocks."""
+    """[(firsts, members)] in blocks: every living document that is not the first with its key, and that first."""
     order = living[np.argsort(keys[living], kind="stable")]
     repeats = np.flatnonzero(keys[order[1:]] == keys[order[:-1]]) + 1
     if not len(repeats):

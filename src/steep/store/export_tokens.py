@@ -1,7 +1,7 @@
 """Write the tokens of a store as another tool's files, in a format of `formats` that has `write`.
 
-In: an open store. Out: a folder of shards, whole or absent: written under a temporary name, fsynced, read back with our own
-reader and compared, renamed. Documents stay whole, in order. Memory: a few blocks of tokens, whatever the store.
+In: an open store. Out: a folder of shards, complete or absent: written under a temporary name, fsynced, read back with our
+own reader, compared and renamed. Documents stay whole and in order. Memory: a few blocks of tokens.
 
 In a format without an index every document ends with a token (nanoGPT) or begins with one (llm.c, Automodel): it is added
 where it is missing, and moved from the end to the front where the tokenizer has one token for both.
@@ -51,15 +51,15 @@ def write_format(
     """Write `store` into the folder `out` and return the .bin files: `<name>.bin`, or `<name>_000000.bin` and so on.
 
     shard_tokens: a shard is closed before it would hold more, but never within a document. eos_id, bos_id: default those of
-    the store's tokenizer. name: what the files are called before the number. overwrite: replace an earlier export in `out`.
-    Raises ConfigError for a format or number that cannot be, DataError when ids do not fit, documents cannot be told apart in
-    the format, `out` holds something else, or the disk is full; then nothing is left behind.
+    the store's tokenizer. name: the files' name before the number. overwrite: replace an earlier export in `out`.
+    Raises ConfigError for an impossible format or number, DataError when ids do not fit, the format cannot keep the documents
+    apart, `out` holds something else, or the disk is full; then nothing is left behind.
     """
     writable = writable_formats().get(format)
     if writable is None:
         raise ConfigError(f"format {format!r}: steep writes {', '.join(writable_formats())}.")
     if not 1 <= shard_tokens <= LARGEST_COUNT:
-        raise ConfigError(f"shard_tokens={shard_tokens:,}: needed is a number from 1 to 2,147,483,647.")
+        raise ConfigError(f"shard_tokens={shard_tokens:,}: give a number from 1 to 2,147,483,647.")
     out = Path(out)
     _check_out(out, name, overwrite)
     _remove_abandoned(out)
@@ -81,13 +81,13 @@ def write_format(
 
 @dataclass(frozen=True)
 class _Layout:
-    """How documents stand in the format."""
+    """How documents are laid out in the format."""
 
     dtype: np.dtype
     boundary: Optional[int]
     """The token at each document's edge; None: the format has an index."""
     first: bool
-    """Whether it stands before the document; one that stands on the other side is moved."""
+    """Whether it comes before the document; one on the other side is moved."""
 
 
 def _make_layout(
@@ -102,7 +102,7 @@ def _make_layout(
         boundary = usual[0] if usual[0] is not None else usual[1]
         if boundary is None:
             raise DataError(
-                f"{store.path}: no end-of-text token is noted, and {format} files mark documents with nothing else. Name the "
+                f"{store.path}: no end-of-text token is known, and {format} files mark documents with nothing else. Name the "
                 "tokenizer, prepare the text again with --append-eos, or write megatron files, which have an index."
             )
     ids = max(store.max_token_id, -1 if boundary is None else boundary) + 1
@@ -204,15 +204,15 @@ def _arrange(lengths: np.ndarray, tokens: np.ndarray, layout: _Layout, first_doc
     wrong = np.flatnonzero(count != there)
     if len(wrong):
         raise DataError(
-            f"document {first_document + int(wrong[0])} holds the token {boundary} inside, which in this format would cut it "
-            "in two. Write megatron files, which have an index of documents."
+            f"document {first_document + int(wrong[0])} contains the token {boundary}, which would cut it in two in "
+            "this format. Write megatron files, which have an index of documents."
         )
     positions = (starts if layout.first else ends)[~there]
     return lengths + ~there, np.insert(tokens, positions, boundary)
 
 
 def _document_blocks(store: TokenStore, progress: Optional[Progress]) -> Iterator[Documents]:
-    """Runs of whole documents of about two million tokens, (lengths, tokens), both int64; a longer document alone."""
+    """Runs of whole documents of about two million tokens; a longer document by itself."""
     done = 0
     for shard in store.shards:
         lengths = np.asarray(shard.lengths, dtype=np.int64)
@@ -258,11 +258,11 @@ def _check_out(out: Path, name: str, overwrite: bool) -> None:
     foreign = [other for other in others if not written.fullmatch(other)]
     if foreign or (others and not overwrite):
         remedy = "Give another folder." if foreign else "Give another folder, or overwrite it."
-        raise DataError(f"{out}: holds {len(others)} file(s) already, for example {(foreign or others)[0]}. {remedy}")
+        raise DataError(f"{out}: already holds {len(others)} file(s), for example {(foreign or others)[0]}. {remedy}")
 
 
 def _remove_abandoned(out: Path) -> None:
-    """Delete what killed processes left of earlier attempts at `out`."""
+    """Delete what killed processes left behind of earlier attempts at `out`."""
     for path in out.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(out.name)}"):
         owner = path.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]
         if path.is_dir() and owner.isdigit() and not _is_running(int(owner)):

@@ -1,8 +1,8 @@
-"""SHA-256 of input files, remembered, so that a run that starts again does not read its whole corpus first.
+"""SHA-256 of input files, remembered, so that a restarted run does not first read its whole corpus.
 
-A remembered hash is used only while path, inode, size and modification time are the same, and only if the file was not
-modified within two seconds before it was hashed (file systems with coarse times could hide a later change).
-Weakness: a file rewritten in place with its size and modification time restored on purpose is not noticed.
+A remembered hash is used only while path, inode, size and modification time are the same, and only if the file had not been
+modified in the two seconds before it was hashed (file systems with coarse times could hide a later change).
+Weakness: a file rewritten in place with its size and modification time restored deliberately is not noticed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class HashedFile(NamedTuple):
 def hash_files(paths: list[Path], memory: Optional[Path] = None) -> list[HashedFile]:
     """SHA-256 of each file, on all cores. memory: a JSON file of hashes to use and to extend.
 
-    Raises DataError naming a file that cannot be read, or changes meanwhile.
+    Raises DataError naming a file that cannot be read, or that changes meanwhile.
     """
     known = _read_memory(memory)
     with ThreadPoolExecutor() as pool:
@@ -47,7 +47,7 @@ def hash_files(paths: list[Path], memory: Optional[Path] = None) -> list[HashedF
 
 
 def check_unchanged(path: Path, size: int, modified: int) -> None:
-    """Raise DataError if a file is no longer what it was when it was hashed: a log that grows, a copy that goes on."""
+    """Raise DataError if a file has changed since it was hashed: a growing log, a copy in progress."""
     with reading(path):
         state = os.stat(path)
     if (state.st_size, state.st_mtime_ns) != (size, modified):

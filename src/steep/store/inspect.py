@@ -1,4 +1,4 @@
-"""What is in a token store, as plain values: for `steep inspect`."""
+"""What a token store holds, as plain values: for `steep inspect`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def inspect_store(
 ) -> dict[str, Any]:
     """Counts, tokenizer, ledger, lengths, fertility, most frequent and never used ids, and five random documents.
 
-    tokenizer: of a store that has none beside it; text is shown, and documents are found, by it. seed: chooses the documents.
+    tokenizer: for a store without one; it shows the text and finds the documents. seed: chooses the documents.
     format: as for `open_store`. verify: read every byte, compare with the checksums, and the tokenizer with its fingerprint.
-    Values are plain JSON. Raises DataError when `path` is no whole store or, with `verify`, is damaged; ModelError when the
-    tokenizer beside it is.
+    Values are plain JSON. Raises DataError when `path` is not a complete store or, with `verify`, is damaged; ModelError when
+    the store's tokenizer is damaged.
     """
     eos_id, bos_id = (None, None) if tokenizer is None else (tokenizer.eos_id, tokenizer.bos_id)
     messages: list[str] = []
@@ -69,10 +69,10 @@ def inspect_store(
 
 
 def verify_store(store: TokenStore) -> str:
-    """Read every byte; what was compared. Raises DataError naming the damaged file."""
+    """Read every byte and say what was compared. Raises DataError naming the damaged file."""
     store.verify()
     if not store.manifest:
-        return "sizes and indices agree, no id is negative; without a manifest there are no checksums"
+        return "sizes and indices agree and no id is negative; without a manifest there are no checksums"
     folder = store.tokenizer_directory
     if folder is not None and (folder / POLICY_FILE).is_file():
         own = TextTokenizer.load(folder).fingerprint
@@ -119,7 +119,7 @@ def _describe_ids(found: IdCounts, tokenizer: Optional[TextTokenizer]) -> dict[s
 
 
 def _length_quantiles(lengths: np.ndarray) -> dict[str, int]:
-    """Document lengths in tokens; each value is the length of a document that is there."""
+    """Document lengths in tokens; each value is the length of a document in the store."""
     if not len(lengths):
         return {}
     values = np.quantile(lengths, list(QUANTILES.values()), method="lower")

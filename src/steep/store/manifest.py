@@ -1,4 +1,4 @@
-"""manifest.json: what a token store holds, written last, so that a folder without it is no store.
+"""manifest.json: what a token store holds. It is written last: a folder without it is not a store.
 
 The ledger accounts for every record read: kept, or dropped with the reason.
 """
@@ -23,7 +23,7 @@ SIDECAR_SUFFIX = ".documents.npy"
 
 
 COUNTED_BY_NAME = ("dropped_tokens", "exact_duplicates")
-"""Parts of a ledger that not every store has: numbers by reason, or by what is counted."""
+"""Parts of a ledger that not every store has: counts by name."""
 
 
 def empty_ledger() -> dict[str, Any]:
@@ -49,7 +49,7 @@ def make_manifest(
     *, shards: list[dict[str, Any]], dtype: str, tokenizer: dict[str, Any], sources: list[dict[str, Any]],
     settings: dict[str, Any], ledger: dict[str, Any], max_token_id: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of manifest.json; `fingerprint` names the store's content: counts, checksums and tokenizer."""
+    """The content of manifest.json. Its `fingerprint` identifies the store by counts, checksums and tokenizer."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -67,7 +67,7 @@ def make_manifest(
 
 
 def store_fingerprint(shards: list[dict[str, Any]], tokenizer_fingerprint: str) -> str:
-    """32 hex digits of what the store holds: equal for equal tokens in equal documents from the same tokenizer."""
+    """32 hex digits that are equal for equal tokens in equal documents from the same tokenizer."""
     content = [[shard["documents"], shard["tokens"], shard["sha256_bin"], shard["sha256_idx"]] for shard in shards]
     return fingerprint([content, tokenizer_fingerprint])
 
@@ -85,7 +85,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path}: is no manifest of a steep token store.")
+        raise DataError(f"{path}: is not a manifest of a steep token store.")
     if manifest["version"] > VERSION:
         raise DataError(
             f"{path}: version {manifest['version']} is newer than this steep reads ({VERSION}). Update steep."

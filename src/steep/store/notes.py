@@ -1,6 +1,6 @@
-"""What is noted of each document while its text is at hand, for the choice that is made when all have been read.
+"""What is noted of each document while its text is in memory, for the choice made after all have been read.
 
-Written by the worker beside its shard, a fixed number of bytes per document, in reading order: where the document stands
+Written by the worker beside its shard, a fixed number of bytes per document, in reading order: its location
 (`places`), its MinHash signature (`signatures`), what it shares with evaluation texts (`evaluation`).
 """
 
@@ -31,7 +31,7 @@ def notes_path(folder: Path, shard: str, kind: str) -> Path:
 
 
 class Notes:
-    """Collects the notes of one shard; `open_notes` makes it."""
+    """Collects the notes of one shard. Made by `open_notes`."""
 
     def __init__(self, files: dict[str, IO[bytes]], runs: EvaluationRuns | None):
         self._files, self._runs = files, runs
@@ -61,7 +61,7 @@ class Notes:
 
 @contextlib.contextmanager
 def open_notes(folder: Path, shard: str, kinds: Sequence[str], runs: EvaluationRuns | None) -> Iterator[Notes]:
-    """The notes of a shard, whole in `folder` when the block ends; none after an exception."""
+    """The notes of a shard, complete in `folder` when the block ends; none after an exception."""
     with contextlib.ExitStack() as stack:
         yield Notes({kind: stack.enter_context(atomic_writer(notes_path(folder, shard, kind))) for kind in kinds}, runs)
 
@@ -75,7 +75,7 @@ def read_notes(folder: Path, shard: str, kind: str) -> np.ndarray:
 
 
 class Locations:
-    """Says where documents stand. Lines are counted once per file, as long as it is asked in reading order."""
+    """Finds documents in their files. Lines are counted once per file, as long as documents are asked for in reading order."""
 
     def __init__(self) -> None:
         self._file, self._offset, self._lines = "", 0, 0

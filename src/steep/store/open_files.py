@@ -1,4 +1,4 @@
-"""How many files a process may hold open: every memory-mapped shard counts as one."""
+"""The number of files a process may hold open: every memory-mapped shard counts as one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ SPARE_FILES = 512
 
 
 def allow_open_files(num_files: int) -> None:
-    """Raise this process's own limit so that `num_files` more can be open; the usual 1,024 is less than a large store has.
+    """Raise this process's limit so that `num_files` more can be open; the usual 1,024 is too few for a large store.
 
-    Goes no further than the system lets a process go by itself; opening fails with the system's message beyond that.
+    Goes no further than the hard limit; beyond that, opening fails with the system's message.
     """
     if sys.platform == "win32":
         return
@@ -26,7 +26,7 @@ def allow_open_files(num_files: int) -> None:
 
 
 def _open_now() -> int:
-    """The number of the next file: about as many are open."""
+    """The number of the next file descriptor: about that many files are open."""
     descriptor = os.open(os.devnull, os.O_RDONLY)
     os.close(descriptor)
     return descriptor

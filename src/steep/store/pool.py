@@ -1,6 +1,6 @@
-"""Run work items on worker processes; one dead worker ends the whole with its reason, never a hang.
+"""Run work items on worker processes. If one dies, all end with its reason; nothing hangs.
 
-Workers are in their own session: Ctrl-C reaches only the parent, which kills them and leaves a folder that can be continued.
+Workers have their own session: Ctrl-C reaches only the parent, which kills them and leaves a folder that can be continued.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run_items(preparation: Preparation, items: list[WorkItem], workers: int, on_
     running: list[_Worker] = []
     try:
         for _ in range(min(workers, len(items))):
-            running.append(_Worker(preparation, events))  # one by one, so that the `finally` knows those that started
+            running.append(_Worker(preparation, events))  # one by one, so that `finally` knows those that have started
             running[-1].give(waiting.pop())
         left = len(items)
         while left:
@@ -83,7 +83,7 @@ class _Worker:
         return f"a worker process was {how} while it prepared {name}.{hint} Run the same command again to continue."
 
     def kill(self) -> None:
-        """End the process now; what it was writing stays under a temporary name."""
+        """End the process now. What it was writing stays under a temporary name."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -96,7 +96,7 @@ class _Worker:
             self._process.stdin.write(json.dumps(value) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            return  # it has ended; the reading thread reports why
+            return  # it has ended, and the reading thread reports why
 
     def _forward(self, events: queue.Queue[_Event]) -> None:
         assert self._process.stdout is not None

@@ -60,7 +60,7 @@ def prepare_sources(
 ) -> PrepareResult:
     """Prepare `sources` into the token store `out`.
 
-    overwrite: replace a store or an unfinished one that was made from something else (never other files).
+    overwrite: replace a finished or unfinished store that was made from something else (never other files).
     wait: if another process is preparing `out`, wait for it instead of raising.
     Raises DataError for inputs, records (`on_bad_record: stop`), space, or an `out` that holds something else.
     """
@@ -90,7 +90,7 @@ def prepare_inputs(
     overwrite: bool = False,
     wait: bool = False,
 ) -> PrepareResult:
-    """`prepare` for files that have been found and hashed already."""
+    """As `prepare_sources`, for files that have already been found and hashed."""
     started = time.monotonic()
     out = Path(out)
     check_folder(out)
@@ -139,7 +139,7 @@ def store_identity(
 
 
 def _choice_settings(config: PrepareConfig) -> dict[str, Any]:
-    """The settings that were given and choose documents or make shards."""
+    """The settings given that choose documents or form shards."""
     settings: dict[str, Any] = {
         key: getattr(config, key) for key in CHOICE_SETTINGS if getattr(config, key) is not None
     }
@@ -174,11 +174,11 @@ def _run(
 def _waves(
     preparation: Preparation, items: list[WorkItem], unfinished: list[WorkItem], workers: int, config: PrepareConfig
 ) -> Iterator[list[WorkItem]]:
-    """The unfinished items: all at once, or with `max_tokens` as many as it seems to take, until there are enough.
+    """The unfinished items: all at once, or with `max_tokens` as many as seem to be needed, until there are enough.
 
-    Which items are read beyond those that are needed depends on `workers`; what becomes of the store does not.
+    The items that are read beyond those needed depend on `workers`; the store does not.
     """
-    if config.max_tokens is None or config.dedup is not None:  # what a duplicate is, is known only when all is read
+    if config.max_tokens is None or config.dedup is not None:  # duplicates are known only when everything has been read
         yield unfinished
         return
     waiting = {item.number for item in unfinished}
@@ -200,7 +200,7 @@ def _waves(
 
 
 def _found(out: Path, identity: dict[str, Any], started: float) -> PrepareResult:
-    """A finished store: good if it was made from the same."""
+    """The result for a finished store. Raises DataError if it was made from something else."""
     manifest = read_manifest(out)
     files = [[source["number"], source["size"], source["sha256"]] for source in manifest["sources"]]
     same = {
@@ -220,7 +220,7 @@ def _found(out: Path, identity: dict[str, Any], started: float) -> PrepareResult
 def _continue_or_start(
     preparation: Preparation, identity: dict[str, Any], items: list[WorkItem], tokenizer: TextTokenizer
 ) -> list[WorkItem]:
-    """Make the folder ready and return the items that still have to be done."""
+    """Make the folder ready and return the items that are not finished."""
     out = preparation.out
     identity_path = out / PREPARE_FOLDER / IDENTITY_FILE
     for folder in (out, identity_path.parent, out / TOKENIZER_FOLDER):
@@ -228,7 +228,7 @@ def _continue_or_start(
     if identity_path.is_file() and list(identity_path.parent.glob("shard_*.json")):
         refuse_other(out, read_json(identity_path), identity, "holds an unfinished token store")
     else:
-        remove_store(out)  # nothing is lost: no shard was finished
+        remove_store(out)  # nothing is lost: no shard is finished
     write_json(identity_path, identity)
     tokenizer.save(out / TOKENIZER_FOLDER)
     return [item for item in items if not is_finished(preparation, item)]

@@ -34,7 +34,7 @@ def finish_store(
 ) -> dict[str, Any]:  # fmt: skip
     """Choose among the documents that were read, write the manifest, and return its content.
 
-    settings: those that decide the bytes of the store. Raises DataError if not one document is left.
+    settings: those that decide the bytes of the store. Raises DataError if no document is left.
     """
     out = preparation.out
     choice = choose_documents(preparation, [item for item in items if is_finished(preparation, item)], config)
@@ -93,7 +93,7 @@ def _write_lists(preparation: Preparation, choice: Choice, config: PrepareConfig
 
 
 def _final_shards(preparation: Preparation, choice: Choice, config: PrepareConfig) -> list[dict[str, Any]]:
-    """The store's shards: those of the items, or new ones of the documents that were chosen."""
+    """The store's shards: those of the items, or new ones of the chosen documents."""
     if preparation.chooses:
         return write_shards(preparation, choice, config.shard_tokens)
     entries = [documents.entry for documents in choice.items]
@@ -123,16 +123,16 @@ def _describe_sources(inputs: list[HashedInput], sources: list[SourceConfig], sp
 def _nothing_kept(ledger: dict[str, Any], choice: Choice) -> str:
     dropped = {**ledger["dropped"], **choice.dropped}
     if not dropped:
-        return "there is not one document in the input: every file is empty."
+        return "the input holds no documents: every file is empty."
     reason, count = max(dropped.items(), key=lambda pair: pair[1])
     if reason in choice.dropped:
         return (
-            f"not one document is left: of {ledger['records_read']:,} records {count:,} were dropped as {reason!r}. "
+            f"no document is left: of {ledger['records_read']:,} records {count:,} were dropped as {reason!r}. "
             "Change that setting."
         )
     found = (documents.entry["first_rejected"] for documents in choice.items)
     example = next(first[reason] for first in found if reason in first)
     return (
-        f"there is not one document in the input: all {ledger['records_read']:,} records were rejected, {count:,} as "
+        f"the input holds no documents: all {ledger['records_read']:,} records were rejected, {count:,} as "
         f"{reason!r}. The first of those: {example}"
     )

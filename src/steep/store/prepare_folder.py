@@ -1,4 +1,4 @@
-"""The folder that `prepare` writes: what lies in it while it is unfinished, who may write to it, and what is left alone."""
+"""The folder that `prepare` writes: its content while it is unfinished, its lock, and what may not be overwritten."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_folder(out: Path) -> None:
 
 
 def remove_store(out: Path) -> None:
-    """Delete what `prepare` writes, the manifest first so that half a store never looks whole. The lock stays."""
+    """Delete what `prepare` writes, the manifest first, so that half a store never looks complete. The lock stays."""
     (out / MANIFEST_FILE).unlink(missing_ok=True)
     for name in (REJECTED_FILE, CONTAMINATED_FILE):
         (out / name).unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def remove_shard(out: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def exclusive(out: Path, wait: bool) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when this process dies, however it dies."""
+    """Hold the folder's lock, which the system releases however this process ends."""
     lock = FileLock(out / PREPARE_FOLDER / LOCK_FILE)
     try:
         lock.acquire(wait)
@@ -83,7 +83,7 @@ def exclusive(out: Path, wait: bool) -> Iterator[None]:
         if error.errno in NO_SPACE:
             raise
         reason = error.strerror or str(error)
-        raise DataError(f"{out}: cannot be made or written: {reason}. Choose another folder.") from error
+        raise DataError(f"{out}: cannot be created or written: {reason}. Choose another folder.") from error
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
         stack.callback(_remove_empty_prepare_folder, out)
@@ -91,7 +91,7 @@ def exclusive(out: Path, wait: bool) -> Iterator[None]:
 
 
 def _remove_empty_prepare_folder(out: Path) -> None:
-    """Take the lock's folder away where nothing else is in it, so that a refused call leaves no trace."""
+    """Remove the lock's folder if nothing else is in it, so that a refused call leaves no trace."""
     folder = out / PREPARE_FOLDER
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK_FILE}:
         shutil.rmtree(folder)
@@ -102,7 +102,7 @@ def refuse_other(out: Path, there: dict[str, Any], wanted: dict[str, Any], what:
     differences = identity_differences(there, wanted)
     if differences:
         raise DataError(
-            f"{out} {what} that was made from something else:\n"
+            f"{out} {what} made from something else:\n"
             + "".join(f"  {difference}\n" for difference in differences)
             + "  Choose another folder, or overwrite it (--overwrite)."
         )

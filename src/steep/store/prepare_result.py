@@ -1,4 +1,4 @@
-"""What `prepare` made or found, and what there is to say of it."""
+"""What `prepare` made or found, and how it is reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PrepareResult:
     """records_read, documents_kept, dropped {reason: count}, text_bytes, tokens."""
     seconds: float
     already_there: bool = False
-    """The store was finished before; nothing was written."""
+    """The store was already complete; nothing was written."""
     shards_continued: int = 0
     """Shards that an earlier, interrupted call had finished."""
     files: tuple[Path, ...] = ()

@@ -1,7 +1,7 @@
 """Read a token store through memory maps: any range of any document, without loading the rest.
 
 In: a folder with manifest.json, or files of the other tools in `formats`. Out: TokenStore.
-Memory: 8 bytes per document, 16 more where documents had to be found, and what the operating system keeps of the files.
+Memory: 8 bytes per document, 16 more where documents had to be found, and what the operating system caches of the files.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class TokenStore:
         self.path = path
         self.shards = shards
         self.manifest = manifest
-        """manifest.json; an empty mapping for stores that other tools wrote."""
+        """manifest.json; empty for stores that other tools wrote."""
         self.cache_directory: Optional[Path] = None
-        """Where what takes a pass over large foreign files is kept; None: the usual one."""
+        """Where results of passes over large foreign files are kept; None: the usual folder."""
         self.document_lengths = _concatenate([shard.lengths for shard in shards], np.int64)
         """(num_documents,) int64, tokens of each document, EOS and BOS included."""
         self.num_documents = len(self.document_lengths)
@@ -61,7 +61,7 @@ class TokenStore:
     def read(self, document: int, start: int, count: int, out: np.ndarray) -> None:
         """Copy tokens [start, start + count) of one document into `out`, (count,) of an integer dtype.
 
-        Raises IndexError for a document or range that the store does not have.
+        Raises IndexError for a document or range outside the store.
         """
         if not 0 <= document < self.num_documents:
             raise IndexError(f"document {document} of {self.num_documents} in {self.path}")
@@ -82,19 +82,19 @@ class TokenStore:
 
     @property
     def tokenizer_fingerprint(self) -> Optional[str]:
-        """The tokenizer that made the store; None if nobody noted it."""
+        """The tokenizer that made the store; None if it is not known."""
         return self._tokenizer.get("fingerprint")
 
     @property
     def eos_id(self) -> Optional[int]:
-        """The token after each document; None if there is none or nobody noted it."""
+        """The token after each document; None if there is none or it is not known."""
         if self.manifest:
             return self._tokenizer.get("eos_id") if self._tokenizer.get("append_eos") else None
         return self._boundary_token(first=False)
 
     @property
     def bos_id(self) -> Optional[int]:
-        """The token before each document; None if there is none or nobody noted it."""
+        """The token before each document; None if there is none or it is not known."""
         if self.manifest:
             return self._tokenizer.get("bos_id") if self._tokenizer.get("prepend_bos") else None
         return self._boundary_token(first=True)
@@ -112,9 +112,9 @@ class TokenStore:
     def fingerprint(self) -> str:
         """32 hex digits of the content.
 
-        With a manifest: counts, checksums and tokenizer as noted there (`verify` compares them with the files).
-        Without: for each file in order its size, its first and last megabyte, and where its documents begin, so a change in
-        the middle of a large foreign file that keeps every length is not noticed. Paths and times do not matter.
+        With a manifest: of the counts, checksums and tokenizer noted there (`verify` compares them with the files).
+        Without one: of each file's size, first and last megabyte, and where its documents begin, so a change in the middle
+        of a large foreign file that keeps every length is not noticed. Paths and times do not matter.
         """
         if self.manifest:
             return self.manifest["fingerprint"]
@@ -122,7 +122,7 @@ class TokenStore:
 
     @cached_property
     def file_fingerprints(self) -> dict[str, str]:
-        """Path of each file of tokens -> what names its content, in order: to say which file changed."""
+        """Path of each file of tokens -> what identifies its content, in order: to say which file changed."""
         noted = {entry["name"]: entry["sha256_bin"] for entry in self.manifest.get("shards", [])}
         return {str(shard.path): noted.get(shard.prefix.name) or fingerprint(shard.content()) for shard in self.shards}
 
@@ -141,7 +141,7 @@ class TokenStore:
 
     @cached_property
     def content_hashes(self) -> np.ndarray:
-        """(num_documents,) uint64: of each document's text; for foreign stores of its ids as little-endian int64."""
+        """(num_documents,) uint64: a hash of each document's text; for foreign stores, of its ids as little-endian int64."""
         sidecar = self._sidecar
         if sidecar is not None:
             return sidecar["content_hash"].astype(np.uint64)
@@ -166,7 +166,7 @@ class TokenStore:
     def verify(self) -> None:
         """Read every byte and compare with the manifest's checksums. Raises DataError naming the damaged file.
 
-        Without a manifest there are none: sizes and indices were checked when the store was opened; here every id is read.
+        Without a manifest there are none. Sizes and indices were checked when the store was opened; here every id is read.
         """
         if self.manifest:
             _verify_checksums(self)
@@ -184,13 +184,13 @@ def open_store(
     cache_directory: Optional[Path] = None,
     say: Say = tell,
 ) -> TokenStore:
-    """Open a finished token store in place: a folder with manifest.json, or what other tools wrote: Megatron .bin/.idx (either
-    of them or their prefix), a .bin of nanoGPT, llm.c or Automodel, a .ds of datatrove, or a folder of such files.
+    """Open a finished token store in place: a folder with manifest.json, or what another tool wrote: a token file of a format
+    in `formats`, a file that belongs to one, a Megatron prefix, or a folder of such files.
 
     path: several are joined, in order. unit: `sequences` counts every sequence of an .idx as a document, as Megatron does.
-    format: one of `formats()` if the files are not to be told by their first bytes. eos_id, bos_id: of the tokenizer that made
-    them, by which documents are found in files without an index; where they are is kept in `cache_directory`.
-    say: told what was assumed. Raises DataError when it is not there, not whole, or damaged in size.
+    format: one of `formats()`, instead of judging the files by their first bytes. eos_id, bos_id: of the tokenizer that made
+    them, by which documents are found in files without an index. Their positions are kept in `cache_directory`.
+    say: told what was assumed. Raises DataError for a store that does not exist, is not complete, or has the wrong size.
     """
     paths = [path] if isinstance(path, (str, Path)) else list(path)
     opener = ShardOpener(unit, eos_id, bos_id, cache_directory, format if format in formats() else None)
@@ -246,7 +246,7 @@ def _open_folder(folder: Path, opener: ShardOpener) -> TokenStore:
         )
     files = token_files(folder, opener.asked_for)
     if not files:
-        raise DataError(f"{folder}: is not a token store: no {MANIFEST_FILE}, and not only files of tokens.")
+        raise DataError(f"{folder}: is not a token store: no {MANIFEST_FILE}, and other files than token files.")
     allow_open_files(len(files))
     if opener.asked_for is not None:
         files = [as_asked(path, opener.asked_for) for path, _ in files]
@@ -255,7 +255,7 @@ def _open_folder(folder: Path, opener: ShardOpener) -> TokenStore:
 
 
 def _missing_half(path: Path) -> str:
-    """What to say of half a Megatron pair."""
+    """A remark on half a Megatron pair."""
     if path.suffix == ".idx" and path.is_file():
         return f"; {path.with_suffix('.bin').name} is missing beside it"
     return ""
@@ -318,7 +318,7 @@ def _verify_checksums(store: TokenStore) -> None:
     if totals != [manifest["documents"], manifest["tokens"]]:
         raise DataError(
             f"{store.path / MANIFEST_FILE}: says {manifest['documents']:,} documents and {manifest['tokens']:,} tokens, but its "
-            f"shards have {totals[0]:,} and {totals[1]:,}; it was changed. Prepare or copy the store again."
+            f"shards have {totals[0]:,} and {totals[1]:,}; it was edited. Prepare or copy the store again."
         )
 
 

@@ -1,8 +1,8 @@
-"""Which of the documents that were read become the store: limits, duplicates, contamination; and the shards of those.
+"""Choose among the documents that were read (limits, duplicates, contamination), and write the shards of those chosen.
 
-In: the shards and notes of all work items, in input order. Out: the store's shards, what of each reason was dropped, and one
-line per dropped document. Nothing depends on how many processes read, or in what order they finished.
-Memory: about 40 bytes per document; tokens are copied in blocks. While it runs the tokens are on disk twice.
+In: the shards and notes of all work items, in input order. Out: the store's shards, the number dropped for each reason, and
+one line per dropped document. Nothing depends on how many processes read, or in what order they finished.
+Memory: about 40 bytes per document; tokens are copied in blocks. Meanwhile the tokens are on disk twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REASONS = {
 
 
 def kinds_of_notes(config: PrepareConfig) -> tuple[str, ...]:
-    """What has to be noted of each document for the settings."""
+    """What must be noted of each document for these settings."""
     kinds = []
     if config.chooses or config.check_against:
         kinds.append(LOCATIONS)
@@ -78,7 +78,7 @@ def read_item(preparation: Preparation, item: WorkItem) -> ItemDocuments:
 
 
 def reasons_by_itself(preparation: Preparation, documents: ItemDocuments, config: PrepareConfig) -> np.ndarray:
-    """(documents,) uint8: why a document is dropped whatever the others are; KEPT where it is not."""
+    """(documents,) uint8: why a document is dropped regardless of the others; KEPT where it is not."""
     lengths = documents.lengths
     reasons = np.zeros(len(lengths), dtype=np.uint8)
     if config.drop_contaminated and config.check_against:
@@ -95,11 +95,11 @@ class Choice:
     """What becomes of every document that was read."""
 
     items: list[ItemDocuments]
-    """Up to the one in which `max_tokens` was reached."""
+    """Up to the item in which `max_tokens` was reached."""
     reasons: np.ndarray
     """(documents,) uint8, over all items."""
     originals: Optional[np.ndarray] = None
-    """(documents,) int64: of a duplicate the document that is kept for it."""
+    """(documents,) int64: for a duplicate, the document that is kept instead."""
     dropped: dict[str, int] = field(default_factory=dict)
     dropped_tokens: dict[str, int] = field(default_factory=dict)
 
@@ -148,7 +148,7 @@ def choose_documents(preparation: Preparation, items: list[WorkItem], config: Pr
 
 
 def count_duplicates(documents: list[ItemDocuments], kept: np.ndarray) -> dict[str, int]:
-    """How many kept documents, with how many tokens, repeat an earlier one of the store word for word.
+    """The number of kept documents, and of their tokens, that repeat an earlier one word for word.
 
     kept: (documents,) bool over all items.
     """
@@ -161,7 +161,7 @@ def count_duplicates(documents: list[ItemDocuments], kept: np.ndarray) -> dict[s
 def write_shards(preparation: Preparation, choice: Choice, shard_tokens: Optional[int]) -> list[dict[str, Any]]:
     """Write the kept documents as the store's shards and return their entries, each with its `max_token_id`.
 
-    shard_tokens: as in the configuration; None makes one shard of each item of which a document is kept.
+    shard_tokens: as in the configuration; None makes one shard of each item with a kept document.
     """
     entries: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
@@ -197,7 +197,7 @@ def write_shards(preparation: Preparation, choice: Choice, shard_tokens: Optiona
 
 
 def write_rejected(preparation: Preparation, choice: Choice, config: PrepareConfig, file: IO[bytes]) -> None:
-    """Write rejected.jsonl: of each item its rejected records, then its dropped documents."""
+    """Write rejected.jsonl: for each item its rejected records, then its dropped documents."""
     locations = Locations()
     kept_number = np.cumsum(choice.reasons == KEPT) - 1
     for documents, start, reasons in choice.parts():
@@ -222,7 +222,7 @@ def write_rejected(preparation: Preparation, choice: Choice, config: PrepareConf
 
 
 def report_contamination(preparation: Preparation, documents: list[ItemDocuments], file: IO[bytes]) -> dict[str, Any]:
-    """List every contaminated document in `file`; returns the sums for the ledger."""
+    """List every contaminated document in `file` and return the sums for the ledger."""
     described = read_descriptions(preparation.out / PREPARE_FOLDER)
     found = {"documents": 0, "tokens": 0}
     by_text = [0] * len(described)
@@ -258,7 +258,7 @@ def _items_up_to(documents: list[ItemDocuments], stop: int) -> tuple[list[ItemDo
 
 
 def _last_that_fits(offsets: np.ndarray, begin: int, end: int, filled: int, shard_tokens: Optional[int]) -> int:
-    """How far documents from `begin` go into a shard of `filled` tokens; at least one into an empty shard."""
+    """The end of the documents from `begin` that fit a shard with `filled` tokens; an empty shard takes at least one."""
     if shard_tokens is None:
         return end
     room = offsets[begin] + shard_tokens - filled
@@ -292,7 +292,7 @@ def _detail(
     if reason == OVER_MAX:
         return f"{tokens:,} tokens; max_tokens_per_document is {config.max_tokens_per_document:,}"
     if reason == BEYOND:
-        return f"the store has its {config.max_tokens:,} tokens"
+        return f"the store already has {config.max_tokens:,} tokens"
     notes = _evaluation_notes(preparation, documents.item)[document]
     text = read_descriptions(preparation.out / PREPARE_FOLDER)[int(notes["text"])]["text"]
     return f"shares {int(notes['runs']):,} runs of 13 words with {text}"

@@ -1,7 +1,7 @@
 """One file of tokens with its documents, whatever wrote it: what a store is made of.
 
 A format gives a Shard. `ShardOpener` is what the files of one store share: it decides once, by the first file that shows
-it, where the boundary token stands, and says what a person should know.
+it, where the boundary token is, and says what a person should know.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Shard:
     boundary: Optional[Boundary] = None
     """The token by which the documents were found."""
     index_path: Optional[Path] = None
-    """The index that says where documents begin, and stands for that in `content`; None: `starts` does."""
+    """The index that says where documents begin, and represents that in `content`; None: `starts` does."""
 
     @property
     def path(self) -> Path:
@@ -49,7 +49,7 @@ class Shard:
 
     @property
     def format(self) -> str:
-        """What wrote it."""
+        """Its format."""
         return self.file.format
 
     @property
@@ -63,7 +63,7 @@ class Shard:
         return self.path.with_suffix("")
 
     def content(self) -> list[Any]:
-        """What names the content: size, first and last megabyte, and where documents begin.
+        """What identifies the content: size, first and last megabyte, and where documents begin.
 
         A change in the middle of a large file that keeps every document's length is not noticed.
         """
@@ -131,7 +131,7 @@ class ShardOpener:
                 self._note(file, f"holds no end-of-text token ({ids}), so it is one document")
             return None
         self._boundaries[file.format] = boundary
-        guess = "" if known else " (assumed: nobody says which tokenizer made it)"
+        guess = "" if known else " (assumed: the tokenizer that made it is not known)"
         self._note(file, f"documents: {boundary}{guess}")
         return boundary
 

@@ -1,7 +1,7 @@
 """Turn one work item into one shard: read, encode, write, account for every record.
 
 Runs inside a worker process, or in the calling process when there is one worker. Memory: one batch of documents
-(1,000 or a million characters, at least one document) and its encodings, and 20 bytes per document of the shard.
+(1,000 documents or a million characters, at least one document) and its encodings, and 20 bytes per document of the shard.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Preparation:
     dtype: np.dtype
     stop_on_bad_record: bool
     backends: dict[int, str] = field(default_factory=dict)
-    """Source number -> the tokenizer backend that was found to give the reference's ids for it; absent: the reference.
-    Decides how fast, never what is written."""
+    """Source number -> the tokenizer backend that gives the reference's ids for it; absent: the reference. It decides the
+    speed, never what is written."""
     notes: tuple[str, ...] = ()
-    """What is noted of each document for the choice after all have been read; kinds of `notes`."""
+    """What is noted of each document for the choice after all have been read; kinds from `notes`."""
     chooses: bool = False
-    """Shards are not yet the store's: they stand in the folder of the unfinished until documents have been chosen."""
+    """Shards are not yet the store's: they stay in the unfinished folder until documents have been chosen."""
 
     @property
     def shard_folder(self) -> Path:
@@ -62,7 +62,7 @@ class Preparation:
 
     @cached_property
     def evaluation_runs(self) -> Optional[EvaluationRuns]:
-        """What documents are compared with, if they are."""
+        """What documents are compared with, if anything."""
         return EvaluationRuns(self.out / PREPARE_FOLDER) if EVALUATION in self.notes else None
 
     def backend(self, source: int) -> str:
@@ -125,7 +125,7 @@ def process_item(preparation: Preparation, item: WorkItem, tokenizer: TextTokeni
 
 
 class _Sink:
-    """Where the records of one shard go: tokens, or the list of the rejected; each is counted once."""
+    """Takes the records of one shard: each becomes tokens or is listed as rejected, and is counted once."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class _Sink:
         record = replace(record, file=shown_name(record.file, self._folder))
         if self._stop:
             raise DataError(
-                f"{record}\n  on_bad_record is `stop`; `skip` notes such records in rejected.jsonl and goes on."
+                f"{record}\n  on_bad_record is `stop`; `skip` notes such records in rejected.jsonl and continues."
             )
         self.dropped[record.reason] += 1
         self.first_rejected.setdefault(record.reason, str(record))
@@ -177,7 +177,7 @@ class _Sink:
 
 
 def _rejected(batch: list[Record], documents: list[Document], encoded: EncodedTexts) -> Iterator[Rejected]:
-    """The records of a batch that are no documents, and those of which the tokenizer leaves nothing, in order."""
+    """The records of a batch that are not documents, and those of which the tokenizer leaves nothing, in order."""
     if len(documents) == len(batch) and encoded.lengths.all():
         return
     lengths = iter(encoded.lengths.tolist())
@@ -192,7 +192,7 @@ def _records_by_backend(preparation: Preparation, item: WorkItem) -> Iterator[tu
     """Every record of an item, with the bytes of the item read so far, in runs that one tokenizer backend encodes.
     Each run must be read to its end before the next."""
     starts = accumulate((part.bytes for part in item.parts), initial=0)
-    parts = zip(item.parts, starts, strict=False)  # there is one start more: the end
+    parts = zip(item.parts, starts, strict=False)  # there is one more start: the end
     for backend, run in groupby(parts, key=lambda pair: preparation.backend(pair[0].source)):
         yield backend, chain.from_iterable(_records(preparation, part, start) for part, start in run)
 

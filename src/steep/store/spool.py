@@ -1,7 +1,7 @@
-"""Standard input as a file: it can be neither split nor read again, so it is written to disk before it is prepared.
+"""Standard input as a file: it can be neither split nor read twice, so it is written to disk before it is prepared.
 
-Memory: a megabyte. The copy stands in the store's folder of the unfinished and is removed at the end. A `prepare` that was
-killed continues when the same text is piped in again.
+Memory: a megabyte. The copy lies in the store's unfinished folder and is removed at the end. A killed `prepare` continues
+when the same text is piped in again.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _BLOCK_BYTES = 1 << 20
 
 
 def shown_name(file: str, folder: Path) -> str:
-    """How a source file is called in messages: its path, or what the copy in `folder` is a copy of."""
+    """A source file's name in messages: its path, or `standard input` for the copy in `folder`."""
     return SHOWN_NAME if file == str(folder / SPOOL_FILE) else file
 
 
 def spool_standard_input(source: SourceConfig, folder: Path) -> SourceConfig:
-    """Copy standard input to `folder` if the source names it (`-`), and give the source that names the copy.
+    """Copy standard input to `folder` if the source names it (`-`), and return the source with the copy's path.
 
-    Raises DataError if `-` stands beside other paths, without a format, or if nobody writes to standard input.
+    Raises DataError if `-` is given with other paths or without a format, or if nothing is piped in.
     """
     paths = paths_of(source)
     if STANDARD_INPUT not in paths:
         return source
     if len(paths) > 1:
-        raise DataError("- is standard input and stands beside other paths; prepare it alone.")
+        raise DataError("- is standard input and was given with other paths; prepare it by itself.")
     if source.format == "auto":
         raise DataError(
-            "- is standard input, which has no ending that tells its format: add --input-format jsonl or plain_text."
+            "- is standard input, whose format cannot be read from a file name: add --input-format jsonl or plain_text."
         )
     if sys.stdin is None or sys.stdin.isatty():
         raise DataError(

@@ -1,7 +1,7 @@
-"""Figures about the tokens of a store: how often each id, how long documents are, how many tokens a word takes.
+"""Figures about the tokens of a store: how often each id occurs, how long documents are, how many tokens a word takes.
 
 In: an open store, and its tokenizer where there is one. Out: plain values. Large stores are sampled at fixed positions, and the
-figures say of how many tokens they are. Memory: 8 bytes per id and per document.
+figures say how many tokens they cover. Memory: 8 bytes per id and per document.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from steep.store.token_file import read_in_order
 from steep.tokenizer.encode import TextTokenizer
 
 COUNTED_TOKENS = 1 << 27
-"""Of a larger store so many tokens are counted, in pieces spread evenly over it."""
+"""This many tokens of a larger store are counted, in pieces spread evenly over it."""
 PIECE_TOKENS = 1 << 16
 DECODED_TOKENS = 200_000
 DECODED_TOKENS_OF_ONE = 20_000
@@ -26,7 +26,7 @@ FREQUENT_IDS = 10
 
 @dataclass(frozen=True)
 class IdCounts:
-    """How often each id stands in what was looked at."""
+    """How often each id occurs in what was looked at."""
 
     counts: np.ndarray
     """(ids,) int64."""
@@ -37,7 +37,7 @@ class IdCounts:
 
 
 def count_ids(store: TokenStore, vocab_size: int = 0) -> IdCounts:
-    """Count the ids of a store, or of pieces spread evenly over it. vocab_size: the least number of ids to have counts for."""
+    """Count the ids of a store, or of pieces spread evenly over it. vocab_size: the least number of counts to return."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     every = max(1, -(-store.num_tokens // COUNTED_TOKENS))
     looked_at = 0
@@ -70,7 +70,7 @@ def frequent_ids(found: IdCounts, tokenizer: Optional[TextTokenizer]) -> list[di
 
 
 def unknown_id(tokenizer: TextTokenizer) -> Optional[int]:
-    """The id of what the vocabulary cannot express; None for tokenizers without one, such as byte-level BPE."""
+    """The id for text outside the vocabulary; None for tokenizers without one, such as byte-level BPE."""
     model = json.loads(tokenizer.backend.to_str())["model"]
     if model.get("unk_id") is not None:
         return int(model["unk_id"])
@@ -79,7 +79,7 @@ def unknown_id(tokenizer: TextTokenizer) -> Optional[int]:
 
 
 def length_histogram(lengths: np.ndarray) -> list[dict[str, int]]:
-    """Documents and tokens by length: 0, 1, 2-3, 4-7 and so on, from the shortest to the longest that is there."""
+    """Documents and tokens by length: 0, 1, 2-3, 4-7 and so on, from the shortest to the longest in the store."""
     if not len(lengths):
         return []
     bins = np.frexp(lengths.astype(np.float64))[1]  # 2^(k-1) <= length < 2^k

@@ -1,11 +1,11 @@
-"""Text that is tokenized while it is trained on, for corpora that are not to be prepared first.
+"""Text that is tokenized while it is trained on, for corpora that should not be prepared first.
 
 In: a source with `stream: true` and a tokenizer. Out: what the order and the loader ask of any source: the ranges of its j-th
-sequence, and a store to read them from. A fixed number of virtual readers each takes every so-many-th part of the input, parts in
-an order of the seed and the epoch, and lays documents end to end; sequence j is the next one of reader j mod readers.
-So the order depends on the input and the seed alone, not on batches, ranks or restarts. The state is one cursor per reader.
-Weakness: documents of a part stay in file order; a part that was begun is read again up to its cursor at a resume; nothing
-but the plan's start is known of the size, so a run needs its length in steps or tokens.
+sequence, and a store to read them from. Of R virtual readers, reader r takes the parts r, r + R, r + 2R, ... of the input in an
+order of the seed and the epoch, and lays documents end to end. Sequence j is the next one of reader j mod R.
+So the order depends only on the input and the seed, not on batches, ranks or restarts. The state is one cursor per reader.
+Weakness: documents of a part stay in file order; at a resume, a part is read again up to its cursor; the size is not known, so a
+run needs its length in steps or tokens.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ READERS = 64
 PART_BYTES = 64 * 2**20
 """Files that can be cut are cut into parts of about this size. Part of the order."""
 ENDLESS = 2**60
-"""Sequences of one epoch, for a source whose size nobody knows."""
+"""Sequences of one epoch, for a source of unknown size."""
 KEPT_SEQUENCES = 1 << 14
 """Sequences whose tokens and cursors are kept, unless the run says how many its loader reads ahead."""
 READ_AS = ("format", "text_key", "document_separator", "max_record_bytes")
-"""Settings of a source that make other documents of the same files."""
+"""Settings of a source that change the documents read from the same files."""
 ENCODED_CHARACTERS = 200_000
 MOST_EMPTY_EPOCHS = 64
-"""A part may hold no record (one that is longer than the part); a reader that meets only such parts so often gives up."""
+"""A part may hold no record (where one is longer than the part). A reader that finds nothing for more epochs than this gives up."""
 
 
 Piece = tuple[int, NDArray[np.int64]]
-"""A document's ids in one sequence, and the one after them if it goes on: where they begin in it, and the ids."""
+"""Where a document's ids in one sequence begin in it, and the ids, with the next one if the document continues."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,20 @@ class StreamPart:
 
 @dataclass
 class Cursor:
-    """Where a reader stands before a sequence: `tokens` of the record before `record` are still to come."""
+    """The position of a reader before a sequence: `tokens` of the record before `record` are still to come."""
 
     epoch: int = 0
     part: int = 0
-    """How many of the epoch's parts of this reader are behind it."""
+    """Parts of this reader in the epoch that it has finished."""
     record: int = 0
-    """Records of the part that are behind it, the one being cut included."""
+    """Records of the part that it has read, including one that it is still cutting."""
     tokens: int = 0
     documents: int = 0
     """Documents of all epochs that were begun."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Records that were no documents, by reason."""
+    """Records that were not documents, by reason."""
     checksum: int = 0
-    """CRC-32 of the ids of the document that `tokens` are of, so that another text is noticed; 0 without one."""
+    """CRC-32 of the ids of the document that `tokens` belong to, so that a changed text is noticed; 0 without one."""
 
 
 def parts_of(source: SourceConfig) -> list[StreamPart]:
@@ -87,7 +87,7 @@ def parts_of(source: SourceConfig) -> list[StreamPart]:
 
 
 class Reader:
-    """One virtual reader: sequences without end, each with the cursor before it."""
+    """One virtual reader: an endless series of sequences, each with the cursor before it."""
 
     def __init__(
         self, parts: list[StreamPart], source: SourceConfig, tokenizer: TextTokenizer, sequence_length: int,
@@ -121,7 +121,7 @@ class Reader:
         return replace(self._cursor, dropped=dict(self._cursor.dropped))
 
     def _documents(self) -> Iterator[NDArray[np.int64]]:
-        """The ids of every document from the cursor on; a document that the cursor stands in comes whole."""
+        """The ids of every document from the cursor on; a document that the cursor is inside comes whole."""
         cursor = self._cursor
         skip = cursor.record - (1 if cursor.tokens else 0)
         empty_epochs = 0
@@ -133,7 +133,7 @@ class Reader:
                     continued = bool(cursor.tokens) and cursor.record == records
                     if cursor.tokens and not (continued and _is_the_rest(cursor, ids)):
                         raise DataError(
-                            f"{mine[cursor.part].path}: record {cursor.record:,} is not the one that the checkpoint stands in: "
+                            f"{mine[cursor.part].path}: record {cursor.record:,} is not the one that the checkpoint was inside: "
                             "the file has changed. Restore it to continue exactly, or start another run with --run.name."
                         )
                     if not continued:
@@ -172,7 +172,7 @@ class Reader:
 
 
 def _is_the_rest(cursor: Cursor, ids: NDArray[np.int64] | None) -> bool:
-    """Whether `ids` are of the document that the cursor stands in."""
+    """Whether `ids` are of the document that the cursor is inside."""
     return ids is not None and cursor.tokens <= len(ids) and cursor.checksum in (0, zlib.crc32(ids.tobytes()))
 
 
@@ -196,7 +196,7 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 
 class _Lengths:
-    """Document lengths as far as the loader asks for them: whether one more token follows what was read."""
+    """Document lengths as the loader needs them: whether one more token follows what was read."""
 
     def __init__(self, pieces: Mapping[int, Piece]):
         self._pieces = pieces
@@ -207,7 +207,7 @@ class _Lengths:
 
 
 class StreamSource:
-    """A streamed source as an order and as a store. A piece of a document is its own document here, numbered as it comes."""
+    """A streamed source as an order and as a store. Each piece of a document counts as a document here, numbered in order."""
 
     num_sequences = ENDLESS
     num_documents = 0
@@ -236,7 +236,7 @@ class StreamSource:
         self.begin_at([])
 
     def begin_at(self, cursors: list[dict[str, Any]], sequences: int = 0) -> None:
-        """Continue where `cursors` of this source, taken at `sequences`, stand; from the start without any."""
+        """Continue at `cursors` of this source, taken at `sequences`; from the start without any."""
         found = [Cursor(**cursor) for cursor in cursors] or [Cursor() for _ in range(self.num_readers)]
         self._iterators = [
             Reader(
@@ -249,13 +249,13 @@ class StreamSource:
         self._pieces.clear()
 
     def cursors(self, sequences: int) -> list[dict[str, Any]]:
-        """Where each reader stands once the first `sequences` of this source were taken, as JSON."""
+        """The position of each reader after the first `sequences` of this source, as JSON."""
         numbers = (_first(reader, sequences, self.num_readers) for reader in range(self.num_readers))
         with self._lock:
             return [vars(self._sequence(number)[0]) for number in numbers]
 
     def ledger(self, sequences: int) -> dict[str, Any]:
-        """What became of the records up to there: documents that were begun, records that were none, by reason."""
+        """What became of the records up to there: documents begun, and records that were not documents, by reason."""
         cursors = [Cursor(**cursor) for cursor in self.cursors(sequences)]
         dropped = Counter[str]()
         for cursor in cursors:
@@ -265,11 +265,11 @@ class StreamSource:
         return {"records_read": read, "documents_kept": documents, "dropped": dict(sorted(dropped.items()))}
 
     def files(self) -> dict[str, str]:
-        """Its files and what is known of their content without reading them."""
+        """Its files, and what is known of their content without reading them."""
         return {part.path: str(_identity(part)[1]) for part in self._parts}
 
     def ranges(self, number: int) -> list[TokenRange]:
-        """As of any order; sequences are asked for in order, but for the latest `kept_sequences`. Raises DataError otherwise."""
+        """The ranges of a sequence. Sequences must be asked for in order, except the latest `kept_sequences`. Raises DataError."""
         with self._lock:
             return self._sequence(number)[1]
 
@@ -284,8 +284,8 @@ class StreamSource:
             self._make(reader)
         if number not in self._made:
             raise DataError(
-                f"{self.path}: sequence {number:,} of a stream was asked for after it had gone by. A stream is read once, from "
-                "its start; prepare the text to a token store to see any sequence at any time."
+                f"{self.path}: sequence {number:,} of a stream was asked for after it had passed. A stream is read once, from "
+                "its start; prepare the text to a token store to read any sequence at any time."
             )
         return self._made[number]
 
@@ -310,7 +310,7 @@ class StreamSource:
 
 
 def _counts(pieces: list[Piece], sequence_length: int) -> list[int]:
-    """Tokens of each piece in the sequence: all that were read, but for the one that shows what follows the last."""
+    """Tokens of each piece in the sequence: all that were read, except the one that follows the last piece."""
     counts = [len(ids) for _, ids in pieces]
     counts[-1] -= sum(counts) - sequence_length
     return counts
@@ -322,7 +322,7 @@ def _first(reader: int, sequences: int, readers: int) -> int:
 
 
 def _identity(part: StreamPart) -> list[Any]:
-    """What names a part's content without reading it: name, size and span. Weakness: a rewritten file of the same size."""
+    """What identifies a part's content without reading it: name, size and span. Weakness: a rewritten file of the same size."""
     path = Path(part.path)
     size = path.stat().st_size if path.is_file() else 0
     return [path.name, size, part.span]

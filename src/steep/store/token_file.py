@@ -39,7 +39,7 @@ class TokenFile:
     header_bytes: int
     num_tokens: int
     boundary_first: bool
-    """Whether the programs that write this format put the boundary token before each document (else after it)."""
+    """Whether programs that write this format put the boundary token before each document (else after it)."""
     note: str = ""
     """What was assumed of the file, if anything."""
     begins_with_boundary: bool = False
@@ -51,8 +51,8 @@ class TokenFile:
         return self.num_tokens * self.dtype.itemsize
 
     def map_tokens(self) -> np.ndarray:
-        """(num_tokens,) view of the file, without reading ahead: documents are read in random order, and what the system would
-        read ahead (megabytes, on some disks) is mostly for nothing. `read_in_order` turns it on."""
+        """(num_tokens,) view of the file, without read-ahead: documents are read in random order, and most of what the system
+        would read ahead (megabytes, on some disks) would be wasted. `read_in_order` turns it on."""
         if not self.num_tokens:
             return np.empty(0, self.dtype)  # an empty file cannot be mapped
         with open(self.path, "rb") as file:
@@ -63,9 +63,9 @@ class TokenFile:
     def blocks(self, *, with_holes: bool = True) -> Iterator[tuple[int, np.ndarray]]:
         """All ids in order: (position of the first, ids), a view that holds until the next.
 
-        with_holes: False passes over the holes of a sparse file, which are zeros.
+        with_holes: False skips the holes of a sparse file, which are zeros.
 
-        Read, not mapped: pages of a map that is read through would count as this process's memory.
+        Read, not mapped: pages of a map that is read in full would count as this process's memory.
         """
         buffer = np.empty(min(self.num_tokens, BLOCK_TOKENS), dtype=self.dtype)
         itemsize = self.dtype.itemsize
@@ -86,7 +86,7 @@ class TokenFile:
 
 @contextlib.contextmanager
 def read_in_order(tokens: np.ndarray) -> Iterator[None]:
-    """While the block runs, reading ahead is on for what `map_tokens` gave."""
+    """While the block runs, read-ahead is on for what `map_tokens` returned."""
     content = tokens.base
     if isinstance(content, memoryview):
         content = content.obj  # type: ignore[assignment]
@@ -124,14 +124,14 @@ def read_magic(path: Path) -> int:
 
 
 def count_tokens(path: Path, itemsize: int, count: int) -> int:
-    """Tokens behind a header, if its count agrees with the size of the file. Raises DataError if not.
+    """The number of tokens after a header. Raises DataError if its count does not agree with the size of the file.
 
-    count: as in the header, a signed 32-bit number; one that wrapped around is taken if it is right modulo 2^32.
+    count: as in the header, a signed 32-bit number; one that wrapped around is accepted if it is right modulo 2^32.
     """
     size = path.stat().st_size
     num_tokens, rest = divmod(size - HEADER_BYTES, itemsize)
     if rest or num_tokens < 0 or (num_tokens - count) % 2**32:
-        unfinished = " Its writer puts the count in last: it may have been stopped." if count == 0 else ""
+        unfinished = " The count is written last: the writer may have been stopped." if count == 0 else ""
         raise DataError(
             f"{path}: has {size:,} bytes, but its header says {count:,} tokens of {itemsize} bytes = "
             f"{HEADER_BYTES + count * itemsize:,} with the header. It was cut short or is damaged; write or copy it again."
@@ -172,13 +172,13 @@ def write_tokens(
 
 
 def _skip_hole(file: IO[bytes], at: int) -> int:
-    """The next byte from `at` on that was written; the size of the file if none was. `at` itself where nobody can tell."""
+    """The next byte from `at` on that was written; the size of the file if none was. `at` itself where that is not known."""
     if not hasattr(os, "SEEK_DATA"):
         return at
     try:
         return os.lseek(file.fileno(), at, os.SEEK_DATA)
     except OSError:
-        status = os.fstat(file.fileno())  # no data from here on, or a file system that does not know holes
+        status = os.fstat(file.fileno())  # no data from here on, or a file system without holes
         return status.st_size if status.st_blocks * 512 < status.st_size else at
 
 
@@ -188,5 +188,5 @@ def _fill(file: IO[bytes], out: np.ndarray, path: Path) -> None:
     while done < len(view):
         count = file.readinto(view[done:].data)  # type: ignore[attr-defined]
         if not count:
-            raise DataError(f"{path}: ends while it is read; something is changing it.")
+            raise DataError(f"{path}: ends early while it is read; something is changing it.")
         done += count

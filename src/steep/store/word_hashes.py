@@ -1,8 +1,8 @@
-"""Words of a text as 64-bit hashes, and hashes of runs of words, vectorised: what near duplicates and contamination compare.
+"""Words of a text as 64-bit hashes, and hashes of runs of words, vectorized: what near duplicates and contamination compare.
 
 A word is a run of ASCII letters and digits or of characters beyond ASCII, in lower case; typographic punctuation
-(U+2000 to U+203F) and everything else in ASCII only separates. Source of the hashing: polynomials over Z/2^64 with random
-values for the bytes, mixed as in SplitMix64; two different runs of words agree with a chance of about 2^-60.
+(U+2000 to U+203F) and all other ASCII separate words. Source of the hashing: polynomials over Z/2^64 with random
+values for the bytes, mixed as in SplitMix64; two different runs of words agree with a probability of about 2^-60.
 Weakness: text without spaces between words (Chinese, Japanese, Thai) is cut at its punctuation only.
 """
 
@@ -19,12 +19,12 @@ _RUN_BASE = np.uint64(0xD1342543DE82EF95)
 
 
 def word_hashes(text: str) -> np.ndarray:
-    """(words,) uint64: a hash of each word of `text`, in order. Memory: about 60 MB besides the result, whatever the text."""
+    """(words,) uint64: a hash of each word of `text`, in order. Memory: about 60 MB besides the result, for any text."""
     return word_hashes_of([text])[0]
 
 
 def word_hashes_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The words of many short texts at once: (words,) uint64 hashes, and (texts,) int64 how many are whose."""
+    """The words of many short texts at once: (words,) uint64 hashes, and (texts,) int64 words of each text."""
     encoded = [text.lower().encode("utf-8") for text in texts]
     raw = np.frombuffer(b"\n".join(encoded), dtype=np.uint8)
     ends = np.cumsum([len(part) + 1 for part in encoded])
@@ -50,8 +50,8 @@ def run_hashes(words: np.ndarray, length: int) -> np.ndarray:
 
 
 def runs_within(counts: np.ndarray, length: int) -> np.ndarray:
-    """(runs,) int64: the first words of the runs that lie within one text. counts: (texts,) words of each text, which stand
-    one after the other."""
+    """(runs,) int64: the first words of the runs that lie within one text. counts: (texts,) words of each text, the
+    texts one after the other."""
     ends = np.repeat(np.cumsum(counts), counts)
     positions = np.arange(len(ends))
     return positions[positions + length <= ends]
@@ -65,7 +65,7 @@ def mixed(values: np.ndarray) -> np.ndarray:
 
 
 def _chunks(raw: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Parts of about a megabyte that end where a word does, if one ends in them."""
+    """Parts of about a megabyte that end at the end of a word, if there is one."""
     start = 0
     while start < len(raw):
         stop = min(len(raw), start + CHUNK_BYTES)

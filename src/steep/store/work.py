@@ -32,7 +32,7 @@ class Part:
     """Size on disk, for progress."""
     span: Optional[Span] = None
     state: Optional[tuple[int, int]] = None
-    """(size in bytes, modification time in nanoseconds) of the file when it was hashed; None for what is no file."""
+    """(size in bytes, modification time in nanoseconds) of the file when it was hashed; None for anything that is not a file."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ def divide_into_items(inputs: list[HashedInput], sources: list[SourceConfig], sh
 
 
 def source_name(source: SourceConfig) -> str:
-    """How a source is called: its name, else the last part of its first path."""
+    """A source's name: its own, else the last part of its first path."""
     return source.name or Path(paths_of(source)[0].rstrip("/")).name
 
 
 def source_settings(source: SourceConfig) -> dict[str, Any]:
-    """What of a source's configuration decides its documents."""
+    """The part of a source's configuration that decides its documents."""
     settings = {key: getattr(source, key) for key in SOURCE_SETTINGS}
     if source.max_record_bytes != SourceConfig.model_fields["max_record_bytes"].default:
         settings["max_record_bytes"] = source.max_record_bytes

@@ -1,6 +1,6 @@
 """A worker process of `prepare`: work items in on standard input, progress out on standard output, both JSON lines.
 
-Started as a program of its own rather than with multiprocessing, so that the caller's main module is not imported again:
+Started as a separate program rather than with multiprocessing, so that the caller's main module is not imported again:
 `prepare` works from a notebook or a script without a main guard, and a worker never imports torch or transformers.
 """
 
@@ -23,9 +23,9 @@ from steep.tokenizer.encode import TextTokenizer
 
 
 def main() -> None:
-    """Work until standard input ends. Ends at once, whatever it is doing, when the parent closes it or dies."""
+    """Work until standard input ends. Ends at once when the parent closes it or dies."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what a library prints must not mix with the messages
+    os.dup2(2, 1)  # what libraries print must not mix with the messages
 
     def send(**message: Any) -> None:
         channel.write(json.dumps(message) + "\n")
@@ -46,7 +46,7 @@ def main() -> None:
         send(error=type(error).__name__, message=str(error))
     except BaseException:  # noqa: BLE001  (sent to the parent, which raises it)
         send(error="defect", message=traceback.format_exc())
-        os._exit(1)  # the parent raises it; printed here too it would stand twice on the terminal
+        os._exit(1)  # the parent raises it; printed here too, it would appear twice
 
 
 def _read_lines(lines: queue.Queue[str]) -> None:

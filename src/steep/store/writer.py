@@ -1,6 +1,6 @@
-"""Write one shard: .bin, .idx and the sidecar of documents, each whole or absent.
+"""Write one shard: .bin, .idx and the sidecar of documents, each complete or absent.
 
-In: ids and text, document by document. Out: three files and their counts and checksums. Tokens go to disk as they come;
+In: ids and text, document by document. Out: three files and their counts and checksums. Tokens go to disk at once;
 memory is 20 bytes per document.
 """
 
@@ -29,12 +29,12 @@ NO_SPACE = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk
 
 
 def content_hash(text: bytes) -> int:
-    """The 64-bit name of a document: BLAKE2b-8 of its UTF-8 bytes, little-endian."""
+    """The 64-bit identity of a document: BLAKE2b-8 of its UTF-8 bytes, little-endian."""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 class ShardWriter:
-    """Collects documents into the open .bin of one shard; `open_shard` makes it."""
+    """Collects documents into the open .bin of one shard. Made by `open_shard`."""
 
     def __init__(self, bin_file: IO[bytes], dtype: np.dtype):
         self._file = bin_file
@@ -130,5 +130,5 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise
         raise DataError(
             f"{folder}: {NO_SPACE[error.errno]} while writing tokens. Free some space (the tokens take about half the "
-            "size of the text) and run the same command again: it continues with what is finished."
+            "size of the text) and run the same command again: it continues from what is finished."
         ) from error

@@ -1,9 +1,9 @@
 """Datasets of the Hugging Face hub, or in local folders laid out like them, streamed with the `datasets` library.
 
-In: `hub:NAME:CONFIG:SPLIT`, where NAME is a dataset's id or a local folder; CONFIG and SPLIT may be empty or left out
+In: `hub:NAME:CONFIG:SPLIT`, where NAME is a dataset's id or a local folder; CONFIG and SPLIT may be empty or absent
 (the default configuration, the split `train`). Out: Documents and Rejected, in the order of the dataset's files.
 A part is some of those files; one file is read by one process. Rows are counted within each file.
-Weakness: what names the content is the dataset's revision and list of files, not their bytes.
+Weakness: the content is identified by the dataset's revision and list of files, not by their bytes.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _datasets() -> Any:
 
 @contextlib.contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """Turn what the library raises for a dataset that cannot be had or read into a DataError that names it."""
+    """Turn what the library raises for a dataset that cannot be opened or read into a DataError that names it."""
     try:
         yield
     except (OSError, ValueError, _datasets().exceptions.DatasetsError) as error:

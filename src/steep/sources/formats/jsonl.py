@@ -1,8 +1,8 @@
 """JSONL: one JSON object per line, its text in a field. Plain, gzip or Zstandard.
 
 In: a file, or a byte range of an uncompressed one (a line belongs to the range that holds its first byte).
-Out: Documents and Rejected. Memory: the longest line, at most `max_record_bytes`; a longer one is passed over and rejected.
-Lines of only white space hold no record and are not counted. Of a key that stands twice in an object the last counts.
+Out: Documents and Rejected. Memory: the longest line, at most `max_record_bytes`; a longer one is skipped and rejected.
+Lines of only white space are not records and are not counted. Of a key that occurs twice in an object, the last counts.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def parse_line(line: bytes, keys: tuple[str, ...], location: Location) -> Record
 
 
 def _usual_text(line: bytes, keys: tuple[str, ...]) -> Optional[str]:
-    """The text of a record in order; None for every other, which `parse_line` looks at again."""
+    """The text of a valid record; None for any other, which `parse_line` then examines."""
     try:
         value = orjson.loads(line)
         for key in keys:
@@ -105,7 +105,7 @@ def _usual_text(line: bytes, keys: tuple[str, ...]) -> Optional[str]:
 
 
 def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) -> list[Span]:
-    """Byte ranges of about `part_bytes` that can be read by themselves; none for a compressed file."""
+    """Byte ranges of about `part_bytes`; none for a compressed file."""
     if compression_of(path):
         return []
     with reading(path):

@@ -22,7 +22,7 @@ BATCH_ROWS = 1024
 
 
 def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
-    """Yield the rows of `path`, or of its row groups `span`. Raises DataError for a file or column that is not there."""
+    """Yield the rows of `path`, or of its row groups `span`. Raises DataError for a file or column that does not exist."""
     with _open(path) as file:
         column = _text_column(file, path, config.text_key)
         first, last = span or (0, file.metadata.num_row_groups)
@@ -54,8 +54,8 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         with reading(path), pyarrow.parquet.ParquetFile(path) as file:
             yield file
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # the latter: damaged names of columns
-        raise DataError(f"{path}: is no whole Parquet file: {error}. Replace or remove the file.") from error
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # the latter: damaged column names
+        raise DataError(f"{path}: is not a complete Parquet file: {error}. Replace or remove the file.") from error
 
 
 def _text_column(file: Any, path: Path, text_key: Optional[str]) -> str:

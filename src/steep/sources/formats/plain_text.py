@@ -1,7 +1,7 @@
 """Plain UTF-8 text: one document per file, or split at a separator or at blank lines. Plain, gzip or Zstandard.
 
 In: a file, or a byte range of an uncompressed one that is split into documents (a document belongs to the range that holds
-its first byte). Out: Documents and Rejected; text is kept as it stands, CRLF included, separators removed.
+its first byte). Out: Documents and Rejected; text is kept as it is, CRLF included; separators are removed.
 Memory: one document, at most `max_record_bytes`, several times over while it is encoded.
 """
 
@@ -31,13 +31,13 @@ _WHOLE_FILE_REMEDY = (
 )
 
 Piece = tuple[Union[bytes, int], int, int]
-"""(bytes, or how many if they are too many, 1-based line of the part, byte of the file) of a document."""
+"""(bytes, or only their number if there are too many; 1-based line within the part; byte of the file) of a document."""
 
 
 def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
     """Yield the documents of `path`, or of its bytes `span`.
 
-    A last piece of only white space (after a final separator) is no record; any other empty piece is rejected.
+    A last piece of only white space (after a final separator) is not a record; any other empty piece is rejected.
     Raises DataError when the file itself cannot be read.
     """
     separator, name, limit_bytes = config.document_separator, str(path), config.max_record_bytes
@@ -66,8 +66,8 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
 
 
 def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) -> list[Span]:
-    """Byte ranges of about `part_bytes`; none where a document cannot be found from the middle: a file that is one
-    document, a compressed one, or a separator that can overlap itself (its matches depend on where the search began)."""
+    """Byte ranges of about `part_bytes`; none where documents cannot be found from the middle: a file that is one
+    document, a compressed file, or a separator that can overlap itself (its matches depend on where the search began)."""
     separator = None if config is None else config.document_separator
     if separator is None or compression_of(path) or (separator != BLANK_LINES and overlaps_itself(separator)):
         return []
@@ -86,7 +86,7 @@ def _whole_file(stream: IO[bytes], path: Path, limit_bytes: int) -> Record:
     raw = stream.read(limit_bytes + 1)
     if len(raw) > limit_bytes:
         num_bytes = len(raw)
-        while block := stream.read(BLOCK_BYTES):  # to its end, so that a damaged file is named as one
+        while block := stream.read(BLOCK_BYTES):  # to the end, so that damage is noticed
             num_bytes += len(block)
         return too_long(num_bytes, limit_bytes, Location(str(path), 0, num_bytes), _WHOLE_FILE_REMEDY)
     return decode_text(raw.removeprefix(BYTE_ORDER_MARK), Location(str(path), 0, len(raw)))
@@ -113,8 +113,8 @@ def _seek_separator(stream: IO[bytes], path: Path, start: int, separator: bytes)
 
 
 def _follows_text(path: Path, offset: int, limit_bytes: int) -> bool:
-    """Whether the line before the one that starts at byte `offset` belongs to a document. One over the limit does, whatever is in
-    it: whoever comes to it from the start sees only how long it is."""
+    """Whether the line before the one that starts at byte `offset` belongs to a document. A line over the limit does,
+    whatever it holds: a reader that comes from the start of the file sees only its length."""
     with reading(path), open(path, "rb") as file:
         stop = offset
         while stop:
@@ -126,7 +126,9 @@ def _follows_text(path: Path, offset: int, limit_bytes: int) -> bool:
             content = line[cut + 1 :]
             if begin == 0 and cut < 0:
                 content = content.removeprefix(BYTE_ORDER_MARK)
-            over_limit = offset - (begin + cut + 1) > limit_bytes + 1  # as `bounded_lines` counts, with the line's end
+            over_limit = (
+                offset - (begin + cut + 1) > limit_bytes + 1
+            )  # counted as in `bounded_lines`, with the line's end
             if over_limit or (content and not content.isspace()):
                 return True
             if cut >= 0:
@@ -136,7 +138,7 @@ def _follows_text(path: Path, offset: int, limit_bytes: int) -> bool:
 
 
 def _pieces(stream: IO[bytes], separator: bytes, limit_bytes: int = 2**62, offset: int = 0) -> Iterator[Piece]:
-    """Split a stream at `separator`. offset: the byte of the file at which the stream stands."""
+    """Split a stream at `separator`. offset: the stream's position in the file, in bytes."""
     pending = bytearray()
     block = b"" if offset else stream.read(len(BYTE_ORDER_MARK))
     line, begin_at, searched, skipped, skipped_lines = 1, offset, 0, 0, 0
@@ -174,7 +176,7 @@ def _pieces(stream: IO[bytes], separator: bytes, limit_bytes: int = 2**62, offse
 def _paragraphs(stream: IO[bytes], limit_bytes: int, offset: int, *, follows_text: bool) -> Iterator[Piece]:
     """Runs of lines that are not blank, with their line endings.
 
-    offset: the byte of the file at which the stream stands, at the start of a line. follows_text: the line before it is
+    offset: the stream's position in the file, in bytes, at the start of a line. follows_text: the line before it is
     not blank, so that the first lines belong to a document that began earlier.
     """
     lines: list[bytes] = []

@@ -51,7 +51,7 @@ class StoreFormat(Protocol):
     """Whether its files are named after their split (train.bin, val.bin). A folder with both splits is then refused."""
 
     def sniff(self, path: Path) -> Optional[Sniffed]:
-        """The token file that `path` is or stands beside, if it may be of this format. Looks at names and first bytes only.
+        """The token file that `path` names or belongs to, if it may be of this format. Looks at names and first bytes only.
 
         Raises DataError for a file that cannot be read.
         """
@@ -68,7 +68,7 @@ class WritableFormat(StoreFormat, Protocol):
     """What a format has that steep also writes."""
 
     BOUNDARY_FIRST: Optional[bool]
-    """Whether the boundary token stands before each document (True) or after it (False). None: the format has an index of
+    """Whether the boundary token comes before each document (True) or after it (False). None: the format has an index of
     documents and needs no boundary token."""
 
     def token_dtype(self, num_ids: int) -> np.dtype:

@@ -1,7 +1,7 @@
 """NeMo Automodel's nanoGPT files: 1,024 bytes of header, then ids, and a `.bos.idx` beside them.
 
 Header: 256 × int32: magic 278895051, version 1, tokens, bytes per token (2 or 4). Older versions wrote llm.c's header
-(20240520, u16). The BOS token stands before each document.
+(20240520, u16). The BOS token comes before each document.
 Source: Automodel 0.7.0 `nanogpt_dataset.py`, `nanogpt_data_processor.py`.
 """
 

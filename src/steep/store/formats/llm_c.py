@@ -1,7 +1,7 @@
 """llm.c's token files, which modded-nanogpt and older versions of Automodel share: 1,024 bytes of header, then ids.
 
 Header: 256 × int32: magic 20240520, version 1, tokens (ids are u16), or magic 20240801, version 7, tokens (ids are u32).
-The end-of-text token stands before each document. Source: llm.c `dev/data/data_common.py`, `llmc/dataloader.h`.
+The end-of-text token comes before each document. Source: llm.c `dev/data/data_common.py`, `llmc/dataloader.h`.
 Weakness: no document index, no checksum, at most 2^31 - 1 tokens by the header; a count that wrapped around is accepted.
 """
 

@@ -37,14 +37,14 @@ _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 LARGEST_U16_VOCABULARY = 65_500
 LONGEST_SEQUENCE = 2**31 - 1
 _BLOCK = 1 << 18
-"""Entries of the index that are checked at once."""
+"""Entries of the index that are checked at a time."""
 _MAPPED_BYTES = 1 << 24
-"""A larger .idx is memory-mapped; a smaller one is read, which saves an open file per shard."""
+"""A larger .idx is memory-mapped. A smaller one is read, which saves an open file per shard."""
 
 
 @dataclass(frozen=True)
 class MegatronIndex:
-    """What an .idx file says. With one sequence per document the arrays are views of the file, not copies."""
+    """What an .idx file says. With one sequence per document, the arrays are views of the file."""
 
     dtype: np.dtype
     lengths: np.ndarray
@@ -118,11 +118,11 @@ def open_pair(prefix: Path, unit: Unit) -> Shard:
 
 
 def read_index(path: Path, unit: Unit = "documents") -> MegatronIndex:
-    """Read and check an .idx file, of any number of sequences per document.
+    """Read and check an .idx file with any number of sequences per document.
 
-    unit: what counts as a document; `sequences` takes each sequence as one, as Megatron's own splits and orders do.
+    unit: what counts as a document. `sequences` takes each sequence as one, as Megatron's own splits and orders do.
     Raises DataError naming what is wrong. Time and memory: one pass in blocks of a few megabytes, 20 M documents in a second;
-    the arrays are views of a memory map, of which only what is used later takes memory.
+    the arrays are views of a memory map, of which only the parts used later take memory.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -141,15 +141,13 @@ def read_index(path: Path, unit: Unit = "documents") -> MegatronIndex:
         return MegatronIndex(dtype, lengths, pointers, num_tokens)
     boundaries: np.ndarray = np.ndarray(num_boundaries, "<i8", content, _HEADER.size + 12 * num_sequences)
     starts = np.full(num_boundaries, num_tokens * dtype.itemsize, dtype=np.int64)
-    with_sequences = int(
-        np.searchsorted(boundaries, num_sequences)
-    )  # those after it begin where the last sequence ends
+    with_sequences = int(np.searchsorted(boundaries, num_sequences))  # the others begin where the last sequence ends
     starts[:with_sequences] = pointers[boundaries[:with_sequences]]
     return MegatronIndex(dtype, np.diff(starts) // dtype.itemsize, starts[:-1], num_tokens)
 
 
 def _check_sequences(file: IO[bytes], num_sequences: int, itemsize: int, path: Path) -> int:
-    """Tokens in all, if the sequences follow each other without a gap."""
+    """The number of tokens. Raises DataError unless the sequences follow each other without a gap."""
     total = 0
     for begin in range(0, num_sequences, _BLOCK):
         count = min(_BLOCK, num_sequences - begin)
@@ -158,14 +156,14 @@ def _check_sequences(file: IO[bytes], num_sequences: int, itemsize: int, path: P
         ends = np.cumsum(lengths, dtype=np.int64)
         if lengths.min() < 0 or not np.array_equal(pointers, (ends - lengths + total) * itemsize):
             raise DataError(
-                f"{path}: its sequences do not follow each other in the .bin file; steep reads only such files."
+                f"{path}: its sequences do not follow each other in the .bin file; steep reads only files in which they do."
             )
         total += int(ends[-1])
     return total
 
 
 def _check_boundaries(file: IO[bytes], num_sequences: int, num_boundaries: int, path: Path) -> bool:
-    """Whether each document is one sequence; boundaries must run from 0 to `num_sequences`."""
+    """Whether each document is one sequence. Raises DataError unless boundaries run from 0 to `num_sequences`."""
     one_sequence_each = num_boundaries == num_sequences + 1
     before, ordered = 0, True
     for begin in range(0, num_boundaries, _BLOCK):
@@ -184,22 +182,22 @@ def _read_array(file: IO[bytes], dtype: str, offset: int, count: int, path: Path
     file.seek(offset)
     array: np.ndarray = np.fromfile(file, dtype, count)
     if len(array) < count:
-        raise DataError(f"{path}: ends while it is read; something is changing it.")
+        raise DataError(f"{path}: ends early while it is read; something is changing it.")
     return array
 
 
 def _check_header(header: bytes, size: int, path: Path) -> tuple[int, int, np.dtype]:
     if len(header) < _HEADER.size or header[:9] != MAGIC:
-        raise DataError(f"{path}: is no Megatron index (it does not start with MMIDIDX).")
+        raise DataError(f"{path}: is not a Megatron index (it does not start with MMIDIDX).")
     _, version, code, num_sequences, num_boundaries = _HEADER.unpack(header)
     dtype = np.dtype(_DTYPES.get(code, np.float64)).newbyteorder("<")
     if version != VERSION or dtype.kind not in "iu":
-        raise DataError(f"{path}: version {version}, dtype code {code}; needed are version 1 and an integer dtype.")
+        raise DataError(f"{path}: version {version}, dtype code {code}; steep reads version 1 with an integer dtype.")
     expected = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
     if num_boundaries >= 1 and num_sequences and size == expected + num_sequences:
         raise DataError(
             f"{path}: is multimodal data (it holds a mode for each of its {num_sequences:,} sequences); steep trains on "
-            "text alone and would read the modes' tokens as text. Write the text sequences without modes, and give those."
+            "text only and would read the modes' tokens as text. Write the text sequences without modes and give those."
         )
     if size != expected or num_boundaries < 1:
         raise DataError(

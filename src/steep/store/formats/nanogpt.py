@@ -1,7 +1,7 @@
-"""nanoGPT's train.bin and val.bin: u16 ids and nothing else. The end-of-text token stands after each document.
+"""nanoGPT's train.bin and val.bin: u16 ids and nothing else. The end-of-text token comes after each document.
 
 Source: nanoGPT `data/openwebtext/prepare.py`. Weakness: nothing in such a file says what it is. Without `format: nanogpt` a
-lone .bin is taken as one only if it does not look like anything else.
+lone .bin is read as one only if it does not look like anything else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ U16_IDS = 1 << 16
 _OTHERS = {b"PK\x03\x04": "a zip archive or a PyTorch file", b"\x80\x02\x8a\x0a": "an old PyTorch file",
            b"\x1f\x8b\x08\x00": "gzip", b"\x1f\x8b\x08\x08": "gzip", b"(\xb5/\xfd": "Zstandard", b"GGUF": "a GGUF model",
            b"MMIDIDX": "a Megatron index", b"\x93NUMPY": "a NumPy array", b"\x7fELF": "a program"}  # fmt: skip
-"""By at least four bytes: any two are an id."""
+"""At least four bytes each: any two are an id."""
 _PARTS_OF_MEGATRON = ("_document", "_sentence")
 _LOOKED_AT = 1 << 20
 
@@ -93,6 +93,6 @@ def _looks_wrong(path: Path) -> Optional[str]:
     if len(high) >= 64 and (high < 32).mean() > 0.99 and (low < 32).mean() < 0.5:
         return (
             "has no header, and looks like 32-bit ids, which nanoGPT does not write. If it is a Megatron .bin, its .idx is "
-            "missing beside it; if it is nanoGPT's, say `format: nanogpt`"
+            "missing; if it is nanoGPT's, set `format: nanogpt`"
         )
     return None
