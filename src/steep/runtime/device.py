@@ -29,7 +29,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"train.device={name!r} is no device; use auto, cpu, cuda or cuda:0") from None
+        raise ConfigError(f"train.device={name!r} is not a device; use auto, cpu, cuda or cuda:0") from None
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         count = torch.cuda.device_count()
@@ -109,7 +109,7 @@ def parameter_dtype(precision: str) -> torch.dtype:
 
 
 def frozen_dtype(precision: str) -> torch.dtype:
-    """The dtype of weights that are not trained: that of the products, since no update can be lost in its rounding."""
+    """The dtype of weights that are not trained: that of the matrix products, since no update can be lost in rounding."""
     import torch
 
     return torch.float32 if precision == "fp32" else torch.bfloat16

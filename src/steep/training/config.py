@@ -16,13 +16,13 @@ class TrainConfig(Section):
     global_batch_size: int = Field(default=8, ge=1)
     """Sequences per optimizer step, over all ranks and accumulation steps."""
     micro_batch_size: Optional[int] = Field(default=None, ge=1)
-    """Sequences per forward pass; must divide global_batch_size. Default: the whole global batch."""
+    """Sequences per forward pass; must divide global_batch_size. Default: the global batch."""
     epochs: Optional[float] = Field(default=None, gt=0)
     """Passes over the training sequences. Give one of epochs, steps, tokens; default: 1 epoch."""
     steps: Optional[Count] = Field(default=None, ge=1)
     """Optimizer steps."""
     tokens: Optional[Count] = Field(default=None, ge=1)
-    """Training tokens, rounded up to a whole step; places that a source's last, short sequence leaves free count as tokens."""
+    """Training tokens, rounded up to complete steps; padding in the last, short sequence of a source counts as tokens."""
     max_seconds: Optional[Seconds] = None
     """Save and leave after this much time, counted from the start of the process's training loop."""
     max_grad_norm: Optional[float] = Field(default=1.0, gt=0)
@@ -47,7 +47,7 @@ class TrainConfig(Section):
     logged with its documents; a loss that is not finite stops the run. `skip`: the step makes no update. `rollback`: the run goes
     on from its newest checkpoint, and the steps up to the spike make no update."""
     spike_window_steps: int = Field(default=8, ge=1)
-    """`rollback`: so many steps up to and with the spike make no update, as far as they come after the checkpoint."""
+    """`rollback`: how many steps, up to and including the spike, make no update; steps before the checkpoint are not affected."""
     loss_chunk_bytes: Bytes = 64 * 2**20
     """Largest piece of logits that exists at a time."""
     deterministic: bool = False
@@ -62,7 +62,7 @@ class TrainConfig(Section):
         if self.compile and checkpointing is not None and checkpointing.mode == "selective":
             raise ValueError(
                 "activation_checkpointing selective chooses among single operations, which compile fuses; use full or every_nth, "
-                "or leave compile away"
+                "or remove compile"
             )
         micro = self.micro_batch_size
         if micro is not None and self.global_batch_size % micro:

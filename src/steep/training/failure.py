@@ -43,7 +43,7 @@ def explain(run: RunDirectory, error: OSError) -> SteepError:
         return removed(run)
     reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     return TrainingError(
-        f"a file could not be read or written: {reason}. The run stops here; the checkpoints in {run.checkpoints} are whole. "
+        f"a file could not be read or written: {reason}. The run stops here; the checkpoints in {run.checkpoints} are complete. "
         "Free some space or restore access, then run the same command again to continue."
     )
 
@@ -53,13 +53,13 @@ def out_of_memory(message: str) -> SteepError:
     first_line = message.splitlines()[0] if message else "out of memory"
     return TrainingError(
         f"the device has not enough memory: {first_line}\n  What helps: a smaller train.micro_batch_size or "
-        "train.activation_checkpointing (the result stays the same), a smaller train.loss_chunk_bytes; steep plan shows what "
-        "takes how much, and steep plan --fit what fits."
+        "train.activation_checkpointing (the result stays the same), a smaller train.loss_chunk_bytes; steep plan shows "
+        "what uses the memory, and steep plan --fit what fits."
     )
 
 
 def removed(run: RunDirectory) -> SteepError:
-    """The error for a run whose folder has gone."""
+    """The error for a run whose folder is gone."""
     return CheckpointError(
         f"the run directory {run.path} was removed or renamed while the run was writing to it, and its checkpoints with it. "
         "Put it back and run the same command again, or start anew."

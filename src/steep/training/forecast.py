@@ -1,12 +1,13 @@
-"""How the run will end: the training loss of its last steps, expected from 15 % of the run on, with a band for 90 %.
+"""How the run will end: the training loss of its last steps, forecast from 15 % of the run on, with a band that holds 90 %.
 
-In: the losses so far and the whole schedule. Out: an expected mean loss over the last 20th of the steps and the band around it.
-Model: over the logarithm of the area under the schedule so far, the loss is a level with a slope. The slope decays at some rate
-(a power law is a constant rate) and wanders (loss curves are no power laws); to it comes B * (rate now over its peak), what falls
-away when the rate is annealed, after Tissue et al. 2024 (arXiv:2408.11029). A Kalman filter gives the posterior for each pair of
-decay and wandering of a grid; the pairs are weighted by their evidence and sampled with a seed of their own, so that a forecast
-depends on the losses alone. Weakness: B is hardly seen before the rate falls, so an assumption about it (some 2 % of the loss)
-carries early forecasts; nothing is known of a mixture that changes. benchmarks/forecast.py measures how often the band holds.
+In: the losses so far and the complete schedule. Out: the expected mean loss of the last 5 % of the steps and a band around it.
+Model: over x = log(area under the schedule so far), the loss is a level with a slope, plus B * (rate now / peak rate). The slope
+decays at a constant rate (0: a straight line; a constant: a power law) and has random changes, since loss curves are not exact
+power laws. The last term falls away when the rate is annealed (Tissue et al. 2024, arXiv:2408.11029). A Kalman filter gives the
+posterior for each pair of a grid of decay and random change; the pairs are weighted by their evidence and sampled with a fixed
+seed, so a forecast depends on the losses alone. Weakness: the losses say little about B before the rate falls, so early forecasts
+rest on an assumption about it (about 2 % of the loss); the model does not know of changes in the mixture.
+benchmarks/forecast.py measures how often the band holds.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ WIDENING = 1.25
 
 SAMPLES = 4000
 REFRESH_STEPS_RATIO = 0.005
-"""A forecast is made again after so much of the run."""
+"""The share of the run after which a forecast is made again."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""`steep lr-find`: which learning rate to take, from short runs that all start at the base and see the same sequences.
+"""`steep lr-find`: which learning rate to use, from short runs that all start at the base and see the same sequences.
 
-In: a RunConfig. Out: the held-out loss after a few steps at each rate, a proposal, a plot. Source: sweeps of short runs as in
-Smith 2017 (arXiv:1506.01186), but each rate starts anew from the base: in a single run of rising rates what one rate did is
-charged to the next. Main choice: of all rates that gain nearly as much as the best one the smallest is proposed, since short
-runs favour high rates, and high rates forget more. Weakness: a proposal for a run that is many times longer is a little high.
+In: a RunConfig. Out: the held-out loss after a few steps at each rate, a proposal and a plot. Source: sweeps of short runs as in
+Smith 2017 (arXiv:1506.01186), but each rate starts again from the base: in a single run with rising rates, the effect of one rate
+is attributed to the next. Main choice: the proposal is the smallest of the rates whose gain is close to the best, because short
+runs favour high rates and high rates forget more. Weakness: for a run that is many times longer the proposal is a little high.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ EMBEDDING_RATIOS = (0.03, 0.1, 0.3, 1.0)
 """Rates of the embeddings tried, over the main one that was found."""
 
 NEARLY_ALL = 0.9
-"""So much of the best gain is enough."""
+"""The share of the best gain that is enough."""
 
 SCHEDULE = ScheduleConfig(name="constant", warmup_ratio=0.2)
 """Of each trial."""
 
 DIVERGED_RATIO = 1.5
-"""A training loss so many times that of the first step ends a trial."""
+"""A trial ends when its training loss is this many times that of its first step."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def explain(base: dict[str, float], trials: Sequence[Trial], best: Trial, domain
     reason = (
         f"{best.learning_rate:.2g} is the smallest rate with at least {NEARLY_ALL:.0%} of the best gain ({share:.0%}"
     )
-    reason += f" of that of {top.learning_rate:.2g})"
+    reason += f" of the gain at {top.learning_rate:.2g})"
     if best is ordered[-1]:
         reason += "; it is the highest that was tried: try higher ones too"
     elif best is ordered[0]:

@@ -20,7 +20,7 @@ from steep.training.source_losses import losses_by_source
 from steep.training.state import TrainState
 
 ETA_WINDOW_STEPS = 20
-"""The time left is judged by so many of the newest steps."""
+"""The time left is estimated from this many of the newest steps."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Meter:
         self._data_wait_seconds = 0.0
 
     def start_step(self) -> None:
-        """The loop asks for the next batch. Also called after an evaluation or save, whose time is no step's."""
+        """The loop asks for the next batch. Also called after an evaluation or a save, whose time belongs to no step."""
         self._started = self._clock()
 
     def batch_arrived(self) -> None:
@@ -82,7 +82,7 @@ class Meter:
         }
         self._pending.append(_Pending(record, result, self._sizes.sequences_of_step(step), counts))
         self.start_step()
-        # The first step's line does not wait: whoever started the run is looking.
+        # The line of the first step does not wait: the person is looking at the terminal.
         return older + self._read(until=0 if step == 0 else self._lag_steps)
 
     def flush(self) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ class ResumePoint:
 
     @property
     def tokenizer(self) -> Path | None:
-        """A folder with the run's tokenizer, read in half a second where that of a .gguf takes ten."""
+        """A folder with the run's tokenizer; reading it takes half a second, reading one from a .gguf ten."""
         folder = self.weights
         return folder if self.same_tokenizer and folder and (folder / "tokenizer.json").is_file() else None
 
@@ -147,10 +147,10 @@ def _other_order(
     if not resume_point.accept_data_change:
         raise CheckpointError(
             f"the data has changed since {resume_point.checkpoint.path.name} was saved:\n{lines}"
-            "Restore it to continue exactly, start another run with --run.name, or give --accept-data-change to go on with the "
-            "data as it is now, from its beginning."
+            "Restore it to continue exactly, start another run with --run.name, or give --accept-data-change to continue with "
+            "the present data from its beginning."
         )
-    say(f"the data has changed, and is taken as it is now from sequence {state.sequences_seen:,} on:\n{lines.rstrip()}")
+    say(f"the data has changed; from sequence {state.sequences_seen:,} on the present data is used:\n{lines.rstrip()}")
     state.streams = []
     state.data_changes.append({
         "step": state.step, "first_sequence": state.sequences_seen, "changed": changed,

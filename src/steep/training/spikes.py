@@ -1,10 +1,10 @@
-"""Loss spikes: seen against the losses before them, named with their documents, and passed over if the user wishes.
+"""Loss spikes: detected against earlier losses, reported with their documents, and skipped if the user wishes.
 
 In: the loss of each step. Out: lines, entries of the ledger, and which steps make no update. Main choice: a step keeps its number
-and its sequences whether it updates the weights or not, so that the order stays a function of plan and sequence number, and the
-learning rate one of the step. A rollback is a resume: the run goes on from its newest checkpoint, with the steps to pass over
-written to rollbacks.json first, so that a kill at any instant changes nothing. Weakness: a threshold from 16 to 64 losses takes a
-slow divergence for the new normal; and tokens that are passed over are not trained.
+and its sequences whether or not it updates the weights, so the order stays a function of the sequence number, and the
+learning rate a function of the step. A rollback is a resume: the run continues from its newest checkpoint. The steps to skip are
+first written to rollbacks.json, so a kill at any instant changes nothing. Weakness: a threshold from 16 to 64 losses does not
+detect a slow divergence, and skipped tokens are not trained on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEVIATIONS = 6.0
 
 MAD_TO_SIGMA = 1.4826
 SMALLEST_RISE_RATIO = 0.1
-"""A rise of less than a tenth of the median is no spike, however quiet the losses were."""
+"""A rise of less than a tenth of the median is never a spike, even after very stable losses."""
 
 MOST_ROLLBACKS, MOST_SKIPPED_IN_A_ROW, DOCUMENTS_NAMED = 3, 10, 20
 
@@ -37,7 +37,7 @@ ROLLBACKS_FILE = "rollbacks.json"
 
 
 class RollBack(Exception):
-    """The run is to go on from its newest checkpoint; what is passed over then stands in rollbacks.json."""
+    """The run continues from its newest checkpoint; rollbacks.json holds the steps that it then skips."""
 
 
 def spike_threshold(recent: Sequence[float]) -> float | None:
@@ -71,9 +71,9 @@ class SpikeWatch:
             self._skipped |= set(range(rollback["first_step"], rollback["last_step"] + 1))
 
     def is_skipped(self, step: int) -> bool:
-        """Whether an earlier rollback has decided that this step makes no update."""
+        """Whether an earlier rollback decided that this step makes no update."""
         if step in self._skipped:
-            self.say(f"step {step} is passed over, as the rollback decided: sequences {self._sequences(step)}")
+            self.say(f"step {step} is skipped, as the rollback decided: sequences {self._sequences(step)}")
         return step in self._skipped
 
     @property
@@ -93,7 +93,7 @@ class SpikeWatch:
             self._roll_back(spike)
         if self._in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise TrainingError(
-                f"{self._in_a_row} steps in a row were skipped for their loss (the last: {loss:.3f}). That is no spike: the "
+                f"{self._in_a_row} steps in a row were skipped for their loss (the last: {loss:.3f}). This is not a spike: the "
                 "model has diverged, or the data has changed. Look at the sequences above; lower optimizer.learning_rate, or set "
                 "train.on_spike to continue."
             )
@@ -128,7 +128,7 @@ class SpikeWatch:
         return spike
 
     def _roll_back(self, spike: dict[str, Any]) -> None:
-        """Write down what is passed over, and leave the state of now behind. Raises RollBack; TrainingError after too many."""
+        """Write down which steps are skipped and give up the current state. Raises RollBack; TrainingError after too many."""
         done = self.run.read(ROLLBACKS_FILE) or []
         if len(done) >= MOST_ROLLBACKS:
             raise TrainingError(

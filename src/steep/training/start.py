@@ -19,7 +19,7 @@ from steep.training.assemble import Job
 def describe_start(run: RunDirectory, config: RunConfig, job: Job) -> None:
     """Write config.yaml, environment.json and, where it is missing or of another length, plan.json.
 
-    What an earlier process said of its end goes.
+    Remove what an earlier process wrote at its end.
     """
     run.remove("summary.json")
     write_config(config, run.config)
@@ -33,7 +33,7 @@ def describe_start(run: RunDirectory, config: RunConfig, job: Job) -> None:
 
 
 def _plan_is_current(known: dict[str, Any], config: RunConfig, job: Job) -> bool:
-    """Whether a plan.json says what the report of this run, as it is now configured, will read from it."""
+    """Whether plan.json holds what the report of this run, as now configured, reads from it."""
     roles = configured_roles(config.data.validation)
     return (
         known.get("steps") == job.sizes.steps

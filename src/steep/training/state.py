@@ -36,7 +36,7 @@ class TrainState:
     skipped_tokens: dict[str, int] = field(default_factory=dict)
     """Tokens of steps that made no update, by source."""
     recent_losses: list[float] = field(default_factory=list)
-    """The newest losses that were no spikes."""
+    """The newest losses that were not spikes."""
     spikes: list[dict[str, Any]] = field(default_factory=list)
     """Every loss spike so far, with its sequences and documents."""
     order_fingerprint: str = ""

@@ -1,10 +1,10 @@
-"""Is what should be trained trained, and nothing else? Checked before the first step and after the first updates.
+"""Does everything train that should, and nothing else? Checked before the first step and after the first updates.
 
-In: a model and its optimizer. Out: lines for the person, or an error that names the tensors. A training loss falls nicely when
-half of the model stands still, so this looks at the weights: each trainable tensor must have had a gradient and have changed,
-and no frozen one may have. Main choice: not a copy of the weights but sums over their bits, some 32 to 64 KiB per tensor;
-nothing is drawn at random and nothing written to the model. Weakness: frozen quantized weights are not
-compared, and changes inside one block of a large tensor that cancel to the bit would go unseen.
+In: a model and its optimizer. Out: lines for the person, or an error that names the tensors. The training loss falls even when
+half of the model does not change, so this looks at the weights: each trainable tensor must have had a gradient and must have
+changed, and no frozen tensor may have changed. Main choice: sums over the bits of a tensor (32 to 64 KiB per tensor) in place of
+a copy; nothing is drawn at random and nothing is written to the model. Weakness: frozen quantized weights are not compared, and
+changes inside one block of a large tensor that cancel to the bit are not seen.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def evaluation_interval(config: EvaluateConfig, steps: int) -> int | None:
 
 
 def due(every_steps: int | None, step: int) -> bool:
-    """Whether something that happens every so many steps happens after `step` updates."""
+    """Whether something that happens every `every_steps` steps happens after `step` updates."""
     return every_steps is not None and step % every_steps == 0
 
 
