@@ -60,7 +60,7 @@ def test_loss_of_labels_is_the_mean_at_the_same_position():
     ("settings", "message"),
     [
         ({"n_embd": 10, "n_head": 3}, "n_embd=10 is not a multiple of n_head=3; these fit: 1, 2, 5"),
-        ({"n_layer": 0}, "n_layer=0: needs to be at least 1"),
+        ({"n_layer": 0}, "n_layer=0 must be at least 1"),
         ({"dropout": 1.0}, "dropout=1.0"),
     ],
 )

@@ -156,8 +156,8 @@ def _forget_replaced(model: nn.Module) -> None:
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors by the names under which peft saves them. Tied embeddings come under both names: peft does not load them
-    otherwise."""
+    """The trained tensors by the names under which peft saves them. Tied embeddings come under both names: peft does not load
+    them otherwise."""
     named = model.named_parameters(remove_duplicate=False)
     return {adapter_name(plain_name(name)): parameter.detach() for name, parameter in named if parameter.requires_grad}
 
@@ -187,8 +187,8 @@ def capacity_line(parameters: int, tokens: int) -> str:
 
 
 def adapter_files(model: nn.Module, files: dict[str, bytes]) -> dict[str, bytes]:
-    """The files beside adapter_model.safetensors, by name, made from those that go beside a whole model's weights: peft's settings
-    are added, and config.json gets another name."""
+    """The files beside adapter_model.safetensors, by name, from those that go beside a whole model's weights: peft's settings are
+    added, and config.json gets another name."""
     files = {BASE_CONFIG if name == "config.json" else name: data for name, data in files.items()}
     with tempfile.TemporaryDirectory() as folder:
         model.peft_config["default"].save_pretrained(folder)  # type: ignore[index,operator,union-attr]
@@ -221,7 +221,7 @@ def load_adapter(model: nn.Module, folder: Path, *, merge: bool) -> nn.Module:
 
 
 def plan_adapter(model: nn.Module, config: AdapterConfig) -> None:
-    """What `add_adapter` does, on a model of fake tensors, from which peft's own layers cannot be made. Raises the same errors."""
+    """What `add_adapter` does, on a model of fake tensors, of which peft cannot make its layers. Raises the same errors."""
     targets, saved = _split_targets(model, config, lambda line: None)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -1,8 +1,7 @@
 """How a model is run on batches, chosen and checked before training: its attention, and whether its head can be separated.
 
-In: a model. Out: an `LMLoss`. Main choice: nothing trusts a family's name. Document attention is compared with the same documents
-run one by one, head(hidden states) with the model's own logits; where either does not hold, the model's own way is used and
-the message says so.
+In: a model. Out: an `LMLoss`. Main choice: no family's name is trusted. Document attention is compared with the same documents
+run one by one, and head(hidden states) with the model's own logits; where they differ, the model's own way is used and said.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from steep.models.document_attention import enable_document_attention
 from steep.models.lm_loss import LMLoss, read_head
 
 CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest difference of two computations of the same logits, relative to the largest logit. A wrong head or a leaking
-document differs by a good part of 1; kernels that sum in another order differ by far less than this."""
+"""Largest difference of two computations of the same logits, relative to the largest logit. Kernels that sum in another order
+differ by far less; a wrong head or a leaking document differs by a large part of 1."""
 
 CHECK_LENGTHS = (7, 9, 16)
-"""Tokens of the documents that checks run on: two in the first row of 16, one in the second."""
+"""Tokens of the documents that the checks use: two in the first row of 16, one in the second."""
 
 
 def prepare_lm_loss(
@@ -37,10 +36,10 @@ def prepare_lm_loss(
     vocab_size: int | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
 ) -> LMLoss:
-    """Choose how `model` is run, checked on a few tokens; `say` is told what was chosen against the wish, and why.
+    """Choose how `model` is run, checked on a few tokens. `say` is told where that differs from the wish, and why.
 
-    attention: `auto`, `document`, `sdpa` or `eager`. vocab_size: ids that may be used for the check; default the model's.
-    Call it before compiling layers. Raises ModelError if the asked attention is impossible.
+    attention: `auto`, `document`, `sdpa` or `eager`. vocab_size: ids that the check may use; default the model's. Call it before
+    compiling layers. Raises ModelError if the attention asked for is impossible.
     """
     chosen = _choose_attention(model, attention, vocab_size, say)
     if getattr(layers.text_config(model), "output_router_logits", False):
@@ -52,9 +51,9 @@ def prepare_lm_loss(
 
 
 def leak_test(lm_loss: LMLoss, vocab_size: int | None = None) -> None:
-    """Change document A and see that nothing changes in the others. Raises TrainingError if something does.
+    """Change one document and check that nothing changes in the others. Raises TrainingError if something does.
 
-    Two rows of 16 tokens: A and B in the first, C in the second. Costs two forward passes over 32 tokens.
+    Costs two forward passes over 32 tokens.
     """
     model = lm_loss.model
     batch = _check_batch(model, vocab_size)
@@ -68,14 +67,14 @@ def leak_test(lm_loss: LMLoss, vocab_size: int | None = None) -> None:
     difference = _difference(after[first:], before[first:])
     if difference > _tolerance(before):
         raise TrainingError(
-            f"the leak test failed: changing one document moved another one's outputs by {difference:.1e} of their size. "
+            f"the leak test failed: changing one document moved the outputs of another by {difference:.1e} of their size. "
             f"{type(model).__name__} with attention {lm_loss.attention!r} sees across documents. "
             "Set data.document_mask to false to train that way, or choose another model.attention."
         )
 
 
 def check_decomposition(lm_loss: LMLoss, vocab_size: int | None = None) -> str | None:
-    """None if head(hidden states) equals the model's own logits on a few tokens; else what differs, for a message."""
+    """None if head(hidden states) equals the model's own logits on a few tokens; otherwise what differs, for a message."""
     model = lm_loss.model
     name = type(model).__name__
     try:
@@ -104,7 +103,7 @@ def _choose_attention(model: nn.Module, wished: str, vocab_size: int | None, say
         if problem is None:
             return "document"
         if wished == "document":
-            raise ModelError(f"model.attention=document: {problem}. What works: model.attention: auto")
+            raise ModelError(f"model.attention=document: {problem}. Use model.attention: auto")
         fallback = _set_attention(model, "sdpa")
         say(f"attention: {fallback} with restarting position_ids, not document by document: {problem}")
         return fallback
@@ -115,19 +114,19 @@ def _choose_attention(model: nn.Module, wished: str, vocab_size: int | None, say
 
 
 def _set_attention(model: nn.Module, name: str) -> str:
-    """Set transformers' implementation; the name in effect after it, `own` for a model that has none."""
+    """Set transformers' implementation. Returns the one now in effect, `own` for a model that has none."""
     config = getattr(model, "config", None)
     if not hasattr(model, "set_attn_implementation") or not hasattr(config, "_attn_implementation"):
         return "own"
     try:
         model.set_attn_implementation(name)  # type: ignore[operator]
-    except ValueError:  # transformers' way to say that the family has no sdpa
+    except ValueError:  # the family has no sdpa
         model.set_attn_implementation("eager")  # type: ignore[operator]
     return str(config._attn_implementation)  # type: ignore[union-attr]
 
 
 def _document_problem(model: nn.Module, vocab_size: int | None) -> str | None:
-    """Enable document attention and compare it with documents run one by one. None, or why it cannot be used."""
+    """Enable document attention and compare it with documents run one by one. Returns None, or why it cannot be used."""
     reason = enable_document_attention(model)
     if reason is not None:
         return reason
@@ -159,7 +158,7 @@ def _check_batch(model: nn.Module, vocab_size: int | None) -> Batch:
     """Two rows of 16 tokens in three documents. Draws no random numbers. Raises ModelError without a vocabulary size."""
     vocab_size = vocab_size or layers.vocab_size(model)
     if vocab_size is None:
-        raise ModelError(f"{type(model).__name__} has no config.vocab_size; pass vocab_size")
+        raise ModelError(f"{type(model).__name__} has neither config.vocab_size nor an embedding; pass vocab_size")
     ids = (torch.arange(sum(CHECK_LENGTHS), device=layers.compute_device(model)) * 7919 + 13) % vocab_size  # any ids do
     return _batch(ids.view(2, 16), CHECK_LENGTHS)
 

@@ -10,8 +10,8 @@ from steep.core.section import Section
 
 
 class FreezeConfig(Section):
-    """Which parts of the model are not trained. The keys add up. The short forms `freeze: embeddings` and `freeze: [pattern, ...]` stand
-    for `{embeddings: true}` and `{patterns: [...]}`."""
+    """Which parts of the model are not trained. The keys add up. The short forms `freeze: embeddings` and `freeze:
+    [pattern, ...]` stand for `{embeddings: true}` and `{patterns: [...]}`."""
 
     embeddings: bool = False
     """The token and position embeddings, and the output head if it is tied to them."""
@@ -20,7 +20,7 @@ class FreezeConfig(Section):
     last_layers: int = Field(default=0, ge=0)
     """Number of layers, counted from the output head."""
     patterns: list[str] = Field(default_factory=list)
-    """Patterns of parameter names with the wildcards `*` and `?`: `*.mlp.*`, `lm_head.weight`. A pattern without a match is an error."""
+    """Parameter names, with wildcards `*` and `?`: `*.mlp.*`, `lm_head.weight`. A pattern without a match is an error."""
 
     @model_validator(mode="after")
     def _something(self) -> FreezeConfig:
@@ -88,7 +88,7 @@ class AdapterConfig(Section):
     modules_to_save: list[str] = Field(default_factory=list)
     """Modules trained in full beside the adapters and saved with them, usually [embed_tokens, lm_head]."""
     lora_plus_ratio: Optional[float] = Field(default=None, ge=1)
-    """LoRA+, arXiv:2402.12354: learning rate of the B matrices divided by that of the A matrices; the paper uses 16. Default: equal."""
+    """LoRA+, arXiv:2402.12354: learning rate of the B matrices over that of the A matrices; the paper uses 16. Default: equal."""
 
 
 class ModelConfig(Section):
@@ -110,8 +110,8 @@ class ModelConfig(Section):
     """Keep the linear layers of the frozen base in 4 bits (`nf4`, double quantization) or 8 bits (`int8`) through bitsandbytes,
     or in 8 bits through torchao, weights only (extra `quant`). Needs an `adapter`: quantized weights cannot be trained."""
     offload_embeddings: bool = False
-    """On a GPU, keep the frozen input embedding in host memory and copy the rows that a batch needs. Not possible if it is trained or
-    tied to the output head."""
+    """On a GPU, keep the frozen input embedding in host memory and copy the rows that a batch needs. Not possible if it is
+    trained or tied to the output head."""
     freeze: Freeze = None
     """What is not trained: `embeddings`, a list of name patterns, or a mapping with both and with layers from either end."""
 

@@ -1,9 +1,10 @@
 """Attention inside documents that are packed into one sequence, through transformers' AttentionInterface.
 
-In: queries, keys and values of all tokens of a batch, flattened, and the documents' boundaries. Out: each token's
-attention over its own document. On CUDA one varlen kernel (torch's, else flash-attn's); elsewhere the tokens are split
-into documents and each goes through scaled_dot_product_attention, which is also less work than a masked S x S.
-Nothing here changes when imported: `register_document_attention` adds the name to transformers' registry when called.
+In: queries, keys and values of all tokens of a batch, flattened, and the documents' boundaries. Out: each token's attention over
+its own document. On CUDA one varlen kernel (torch's, else flash-attn's); elsewhere the tokens are split into documents and each
+goes through scaled_dot_product_attention, which is also less work than a masked L x L. Importing this changes nothing:
+`register_document_attention` adds the name to transformers' registry. Suffixes: L tokens of the batch, T tokens of a document,
+B documents, N query heads, K key heads, H head size.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from steep.models.layers import text_config
 ATTENTION_NAME = "steep_document"
 
 CUDA_VARLEN_MAX_HEAD = 256
-"""Largest head size of the varlen kernels."""
+"""Largest head size of the varlen kernels (flash-attn's limit)."""
 
 
 def attend_documents(
@@ -39,10 +40,10 @@ def attend_documents(
     sliding_window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Causal attention of each token over its own document. Returns (L, N, H).
+    """(L, N, H): causal attention of each token over its own document, softmax(scale * q @ k.T) @ v.
 
     query_LNH: (L, N, H); key_LKH, value_LKH: (L, K, H), N a multiple of K. cu_seqlens: (documents + 1,) int32, from 0
-    to L. max_seqlen: no document is longer; used on CUDA only, where an upper bound does. scale: default H ** -0.5.
+    to L. max_seqlen: no document is longer; only CUDA uses it, and an upper bound is enough. scale: default H ** -0.5.
     sliding_window: a token sees itself and the sliding_window - 1 before it. softcap: scores become
     softcap * tanh(score / softcap), computed explicitly (Gemma 2).
     """
@@ -67,12 +68,11 @@ def _split_attention(
     sliding_window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Runs of documents of equal length go as one batch; the others one by one.
+    """Consecutive documents of equal length go as one batch; the others one by one.
 
-    torch.split's backward is one concatenation; indexing each document would write a whole zero tensor per document.
+    The backward pass of torch.split is one concatenation; indexing would write a full tensor of zeros for each document.
     """
-    bounds = cu_seqlens.tolist()
-    lengths = [stop - start for start, stop in itertools.pairwise(bounds) if stop > start]
+    lengths = [stop - start for start, stop in itertools.pairwise(cu_seqlens.tolist()) if stop > start]
     rounds = query.dtype == torch.bfloat16 and query.device.type == "cpu"
     rounded = [_rounded(length) for length in lengths] if rounds else lengths
     moves = None if rounded == lengths else _moves(lengths, rounded)
@@ -84,7 +84,7 @@ def _split_attention(
     parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), runs, strict=True)
     outputs = []
     for q, k, v, (length, count) in parts:
-        shaped = [x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
+        shaped = [x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # (B*T, N, H) -> (B, N, T, H)
         out_BNTH = _attend_equal(shaped[0], shaped[1], shaped[2], scale, dropout, sliding_window, softcap)
         outputs.append(out_BNTH.transpose(1, 2).reshape(count * length, *out_BNTH.shape[1:2], out_BNTH.shape[3]))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -97,10 +97,10 @@ def _split_attention(
 # ---- documents of rounded lengths (bf16 on a CPU) ----
 
 SMALLEST_STEP, STEPS_PER_DOUBLING = 16, 8
-"""oneDNN's bf16 kernels keep some 5 MB for every length that a backward pass has seen, for good (torch 2.13; fp32 keeps none):
-a run of SmolLM2-135M on documents of natural lengths grew by 60 MB a step. Rounded up to eight lengths per doubling a window of
-1,024 tokens has 32 of them. Documents of 200 tokens take 5 % more memory and 9 % more work in attention, those of 20 tokens 35 %
-and 80 %. What is added stands behind a document, where causal attention does not look."""
+"""oneDNN's bf16 kernels keep about 5 MB for every length that a backward pass has seen, and never free it (torch 2.13; fp32 keeps
+none): a run of SmolLM2-135M on documents of natural lengths grew by 60 MB a step. With lengths rounded up to eight per doubling,
+a window of 1,024 tokens has 32 of them. Documents of 200 tokens take 5 % more memory and 9 % more work in attention, those of
+20 tokens 35 % and 80 %. Padding comes after a document, where causal attention does not look."""
 
 
 def _rounded(length: int) -> int:
@@ -109,15 +109,15 @@ def _rounded(length: int) -> int:
 
 
 def _moves(lengths: list[int], rounded: list[int]) -> list[tuple[int, int, int]]:
-    """(from row, to row, rows) of each document, those of equal rounded length side by side."""
+    """(from row, to row, rows) of each document, sorted so that those of equal rounded length are side by side."""
     starts = list(itertools.accumulate(lengths, initial=0))
     order = sorted(range(len(lengths)), key=rounded.__getitem__)
-    places = itertools.accumulate((rounded[number] for number in order), initial=0)
-    return [(starts[number], place, lengths[number]) for number, place in zip(order, places, strict=False)]
+    targets = itertools.accumulate((rounded[number] for number in order), initial=0)
+    return [(starts[number], target, lengths[number]) for number, target in zip(order, targets, strict=False)]
 
 
 class _Moved(torch.autograd.Function):
-    """Blocks of rows copied to other places, zeros between them."""
+    """Blocks of rows moved, with zeros between them."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, moves: list[tuple[int, int, int]], rows: int) -> Tensor:
@@ -167,14 +167,14 @@ def _band(length: int, window: int | None, device: torch.device) -> Tensor:
 def _softcapped(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, dropout: float, softcap: float
 ) -> Tensor:
-    """Attention with soft-capped scores, as transformers' eager Gemma 2: cap, mask, softmax in fp32. T*T memory."""
+    """softmax(softcap * tanh(scale * q @ k.T / softcap)) @ v, as transformers' eager Gemma 2; softmax in fp32, T * T memory."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = torch.matmul(query, key.transpose(2, 3)) * factor
-    scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~mask, float("-inf"))
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    scores_BNTT = torch.matmul(query, key.transpose(2, 3)) * factor
+    scores_BNTT = torch.tanh(scores_BNTT / softcap) * softcap
+    scores_BNTT = scores_BNTT.masked_fill(~mask, float("-inf"))
+    weights = F.softmax(scores_BNTT, dim=-1, dtype=torch.float32).to(query.dtype)
     return torch.matmul(F.dropout(weights, p=dropout), value)
 
 
@@ -188,7 +188,7 @@ def _find_varlen_kernel() -> str | None:
 
 
 VARLEN_KERNEL = _find_varlen_kernel()
-"""Which varlen kernel this installation has: "torch", "flash_attn" or None. A constant, so that torch.compile sees one."""
+"""The varlen kernel of this installation: "torch", "flash_attn" or None. A constant, so that torch.compile can fold it."""
 
 
 def _gqa_argument() -> dict[str, bool]:
@@ -200,7 +200,7 @@ def _gqa_argument() -> dict[str, bool]:
 
 
 VARLEN_GQA = _gqa_argument()
-"""How torch's kernel is told that there are fewer keys than queries; older versions see it by themselves."""
+"""How torch's kernel is told that there are fewer key heads than query heads; older versions detect it."""
 
 
 def _varlen_fits(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> bool:
@@ -214,7 +214,7 @@ def _varlen_fits(query: Tensor, value: Tensor, dropout: float, softcap: float | 
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scale: float | None, window: int | None
 ) -> Tensor:
-    """The whole batch in one launch. Both kernels count a window as the tokens BEFORE the query, hence window - 1."""
+    """The whole batch in one launch. Both kernels count a window as the tokens BEFORE the query: window - 1."""
     left = -1 if window is None else window - 1
     if VARLEN_KERNEL == "torch":
         from torch.nn.attention.varlen import varlen_attn
@@ -238,7 +238,7 @@ def _varlen(
 
 
 def register_document_attention() -> None:
-    """Add `steep_document` to transformers' attention functions and its mask functions. Calling it again changes nothing."""
+    """Add `steep_document` to transformers' attention functions and its mask functions. Repeated calls change nothing."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -263,7 +263,7 @@ def document_attention_forward(
 ) -> tuple[Tensor, None]:
     """An attention function of transformers: (1, N, L, H), (1, K, L, H) -> (1, L, N, H).
 
-    With `cu_seqlens` the batch is one flattened row of documents and `attention_mask` is not read; without it
+    With `cu_seqlens` the batch is one flattened row of documents and `attention_mask` is not read. Without it
     (generation, scoring a plain batch) this is transformers' own sdpa. Raises ModelError for what it cannot compute.
     """
     if cu_seqlens is None:
@@ -289,7 +289,7 @@ def _plain_attention(
     softcap: float | None,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa under the mask that transformers made for it; soft-capped scores, which it lacks, explicitly."""
+    """transformers' sdpa under the mask that transformers made; soft-capped scores, which it lacks, are computed explicitly."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if softcap is None:
@@ -297,7 +297,7 @@ def _plain_attention(
             module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
         )[0]
         return output, None
-    if mask is None:  # causal; a single query after cached keys sees them all
+    if mask is None:  # causal: a single query after cached keys sees all of them
         offset = key.shape[2] - query.shape[2]
         mask = _band(key.shape[2], None, key.device)[offset:]
     return _softcapped(query, key, value, mask, scaling, dropout, softcap).transpose(1, 2), None
@@ -312,24 +312,24 @@ def _check_computable(module: nn.Module, query: Tensor, window: int | str | None
     config = getattr(module, "config", None)
     has_window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if window == "not given" and has_window:
-        raise ModelError("document attention is not told this model's sliding window, which is only in its mask")
+        raise ModelError("this model gives its sliding window in its mask only, which document attention does not read")
     if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         raise ModelError("document attention is causal, this layer is not")
 
 
 def placeholder_mask(device: torch.device) -> Tensor:
-    """What to pass as attention_mask together with cu_seqlens: nothing reads it.
+    """The attention_mask to pass together with cu_seqlens; nothing reads it.
 
-    transformers takes a 4D mask as it is, so it neither builds an S x S mask over all tokens of the batch nor waits for
-    the device to look for padding and packed positions.
+    transformers passes a 4D mask on unchanged. It then neither builds an L x L mask over all tokens of the batch nor waits for
+    the device to find padding and packed positions.
     """
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def enable_document_attention(model: nn.Module) -> str | None:
-    """Make `model` take cu_seqlens; None, or why it cannot: pass restarting position_ids instead.
+    """Make `model` take cu_seqlens. Returns None, or the reason why it cannot: then pass restarting position_ids instead.
 
-    A None is a claim about the interface only; `steep.models.attention_choice.prepare_lm_loss` compares numbers.
+    None is a claim about the interface only; `steep.models.attention_choice.prepare_lm_loss` compares numbers.
     """
     reason = _obstacle(model)
     config: Any = getattr(model, "config", None)
@@ -341,7 +341,7 @@ def enable_document_attention(model: nn.Module) -> str | None:
 
 
 def _obstacle(model: nn.Module) -> str | None:
-    """Why a model cannot take document attention, or None."""
+    """The reason why a model cannot take document attention, or None."""
     if not getattr(model, "_supports_attention_backend", False) or not hasattr(model, "set_attn_implementation"):
         return f"{type(model).__name__} does not use transformers' AttentionInterface"
     text = text_config(model)
@@ -352,5 +352,5 @@ def _obstacle(model: nn.Module) -> str | None:
     layer_types = set(getattr(text, "layer_types", None) or [])
     foreign = sorted(layer_types - {"full_attention", "sliding_attention"})
     if foreign:
-        return f"it has layers of type {', '.join(foreign)}, which carry state across documents"
+        return f"its layers of type {', '.join(foreign)} carry state across documents"
     return None

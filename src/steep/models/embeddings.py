@@ -54,7 +54,7 @@ def offload_embeddings(model: nn.Module, device: torch.device, say: Say) -> None
 
 
 def _report_compute_device(model: nn.Module) -> None:
-    """Make `model.device`, where transformers' generate puts its tensors, the GPU. It reads the first parameter, which is the table.
+    """Make `model.device`, where transformers' generate puts its tensors, the GPU. It reads the first parameter, the table.
     This instance gets a subclass of its own; its class is not changed. Such a model cannot be pickled."""
     kind = type(model)
     if hasattr(kind, "device"):

@@ -1,4 +1,4 @@
-"""Models with fresh weights. In: an architecture, or a `_target_`. Out: a model whose weights are a function of the seed alone."""
+"""Models with fresh weights. In: an architecture, or a `_target_`. Out: weights that are a function of the seed alone."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """GPT-2 in plain PyTorch under the parameter names and shapes of transformers' GPT-2.
 
-In: sizes. Out: a module whose state dict loads into transformers' GPT2LMHeadModel with equal logits, and back. Main
-choice: linear layers keep GPT-2's transposed `Conv1D` layout, weight (in, out), so that no name or shape is ever
-translated between training and export. Source: Radford et al. 2019; initialisation as in the released code.
+In: sizes. Out: a module whose state dict loads into transformers' GPT2LMHeadModel with equal logits, and back. Main choice:
+linear layers keep GPT-2's transposed `Conv1D` layout, weight (in, out), so that no name or shape is translated between training
+and export. Source: Radford et al. 2019; initialisation as in the released code. Suffixes: B sequences, T tokens, D width, N
+heads, H head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from steep.core.files import write_json
 from steep.models.document_attention import ATTENTION_NAME, attend_documents
 
 INIT_STD = 0.02
+"""Standard deviation of fresh weights: openai/gpt-2, src/model.py."""
 
 
 @dataclass
 class GPT2Config:
-    """The sizes of a GPT-2, under transformers' names. Dropout defaults to 0; see build_gpt2_model."""
+    """The sizes of a GPT-2, under transformers' names. Dropout defaults to 0: see build_gpt2_model."""
 
     vocab_size: int
     n_positions: int = 1024
@@ -55,10 +57,10 @@ class GPT2Config:
         """Write config.json into `directory`, which must exist."""
         write_json(Path(directory) / "config.json", self.to_dict())
 
-    # The names that transformers' code and ours ask any configuration for.
+    # The names under which transformers' code and steep's ask any configuration.
     @property
     def _attn_implementation(self) -> str:
-        """Document attention is the only one here."""
+        """The only attention of this model."""
         return ATTENTION_NAME
 
     @property
@@ -99,11 +101,11 @@ def build_gpt2_model(
 ) -> GPT2LMHeadModel:
     """A GPT-2 with fresh fp32 weights; the defaults are GPT-2 small (124M parameters at vocab_size 50,257).
 
-    n_positions: longest sequence in tokens. n_inner: feed-forward width, default 4 * n_embd. seed: makes the weights a
+    n_positions: longest sequence in tokens. n_inner: feed-forward width, default 4 * n_embd. seed: the weights are a
     function of it alone; None draws from torch's global generator.
     dropout: of embeddings, attention and residuals. 0 by default, unlike transformers' 0.1: in pretraining each token is
-    seen about once, so there is no overfitting for dropout to prevent, and it costs time and quality.
-    Raises ModelError for sizes that do not fit.
+    seen about once, so there is no overfitting to prevent, and dropout costs time and quality.
+    Raises ModelError for invalid sizes.
     """
     _check_sizes(vocab_size, n_positions, n_embd, n_layer, n_head, dropout)
     config = GPT2Config(
@@ -129,7 +131,7 @@ def _check_sizes(vocab_size: int, n_positions: int, n_embd: int, n_layer: int, n
     }
     for name, size in sizes.items():
         if size < 1:
-            raise ModelError(f"{name}={size}: needs to be at least 1")
+            raise ModelError(f"{name}={size} must be at least 1")
     if n_embd % n_head:
         fits = [heads for heads in range(1, n_embd + 1) if n_embd % heads == 0]
         nearest = sorted(sorted(fits, key=lambda heads: abs(heads - n_head))[:3])
@@ -137,7 +139,7 @@ def _check_sizes(vocab_size: int, n_positions: int, n_embd: int, n_layer: int, n
             f"n_embd={n_embd} is not a multiple of n_head={n_head}; these fit: {', '.join(map(str, nearest))}"
         )
     if not 0 <= dropout < 1:
-        raise ModelError(f"dropout={dropout}: needs to be at least 0 and below 1")
+        raise ModelError(f"dropout={dropout} must be at least 0 and below 1")
 
 
 class Conv1D(nn.Module):
@@ -150,12 +152,12 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        flat = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        flat = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)  # bias + x @ weight
         return flat.view(*x.shape[:-1], flat.shape[-1])
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention of each token to itself and earlier ones of the same document."""
+    """Multi-head attention of each token to itself and the tokens before it in the same document."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -234,7 +236,7 @@ class GPT2Model(nn.Module):
     ) -> Tensor:
         """(B, T) token ids -> (B, T, D) hidden states after the final norm. See GPT2LMHeadModel.forward."""
         if attention_mask is not None and cu_seqlens is None:
-            raise ModelError("this GPT-2 reads no attention_mask; cu_seqlens says where documents end")
+            raise ModelError("steep's GPT-2 does not read attention_mask; pass cu_seqlens to separate documents")
         length = input_ids.shape[1]
         if position_ids is None:
             if length > self.n_positions:
@@ -249,10 +251,10 @@ class GPT2Model(nn.Module):
 class GPT2LMHeadModel(nn.Module):
     """GPT-2 with its output head, tied to the token embedding unless the configuration says otherwise.
 
-    It is called as a model of transformers with document attention is: with one flattened row of documents.
+    It is called like a transformers model with document attention: with one flattened row of documents.
     """
 
-    _supports_attention_backend = True  # how a model of transformers says that attention can be chosen
+    _supports_attention_backend = True  # transformers' mark of a model whose attention can be set
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -274,11 +276,11 @@ class GPT2LMHeadModel(nn.Module):
 
     @property
     def base_model(self) -> GPT2Model:
-        """What gives the hidden states that the output head reads."""
+        """The model without its output head."""
         return self.transformer
 
     def set_attn_implementation(self, name: str) -> None:
-        """Raises ModelError for any attention but that of documents."""
+        """Raises ModelError for any attention except document attention."""
         if name != ATTENTION_NAME:
             raise ModelError(f"model.attention={name}: steep's GPT-2 computes document attention only; use auto")
 
@@ -296,8 +298,8 @@ class GPT2LMHeadModel(nn.Module):
 
         input_ids: (B, T) int64. position_ids: (B, T), default 0..T-1 in each row. cu_seqlens: (documents + 1,) int32
         boundaries over the B*T flattened tokens: attention stays inside a document. max_seqlen: no document is longer.
-        attention_mask, use_cache: part of transformers' call, not read.
-        labels: (B, T) already shifted: labels[b, t] is the target AT position t, -100 where there is none.
+        attention_mask, use_cache: part of the call of transformers' models; not read.
+        labels: (B, T), already shifted: labels[b, t] is the target AT position t, -100 where there is none.
         """
         hidden_BTD = self.transformer(input_ids, position_ids, cu_seqlens, max_seqlen, attention_mask)
         logits_BTV = self.lm_head(hidden_BTD)

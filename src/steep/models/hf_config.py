@@ -1,4 +1,4 @@
-"""transformers' configuration of a model, read without running code that it names. In: a reference. Out: a configuration, checked.
+"""transformers' configuration of a model, read without running its code. In: a reference. Out: a configuration, checked.
 
 Main choice: a downloaded model is data, not code. A config.json that names code to run or kernels to download is refused by name.
 """
@@ -20,7 +20,7 @@ from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field
 from steep.models.reference import resolve_reference
 
 HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_sliding_window_pattern")
-"""Underscore keys that versions of transformers write into config.json. They are dropped; layer_types says what the last one did."""
+"""Underscore keys that versions of transformers write into config.json. They are dropped; layer_types replaces the last one."""
 
 
 def pretrained_config(reference: str, revision: str | None = None) -> Any:
@@ -37,7 +37,7 @@ def read_config(source: str, revision: str | None = None) -> Any:
 
 
 def make_config(content: dict[str, Any], source: str) -> Any:
-    """A transformers configuration from the content of a config.json. Raises ModelError for one that would run code or cannot train."""
+    """A configuration from the content of a config.json. Raises ModelError for one that would run code or cannot train."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 

@@ -1,6 +1,6 @@
 """Facts about a model that the rest of steep asks for: its layers, ends, sizes and device. In: a model, of transformers or not.
 
-Everything goes by what a model offers and by the identity of its tensors, never by a family's name.
+Answers come from what a model offers and from the identity of its tensors, never from a family's name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 def text_config(model_or_config: Any) -> Any:
-    """The configuration of the text model: of a model that also sees or hears, the part that reads tokens. None without one."""
+    """The configuration of the part that reads tokens, for a model that also sees or hears. None if the model has none."""
     config: Any = (
         getattr(model_or_config, "config", None) if isinstance(model_or_config, nn.Module) else model_or_config
     )
@@ -87,7 +87,7 @@ def _embeddings(model: nn.Module) -> list[nn.Embedding]:
 
 
 def vocab_size(model: nn.Module) -> int | None:
-    """V of the model's configuration; without one the rows of its first embedding, as far as anyone can tell; else None."""
+    """V by the model's configuration, else the rows of its first embedding; None without either."""
     size = getattr(text_config(model), "vocab_size", None)
     return size or next((table.num_embeddings for table in _embeddings(model)), None)
 
@@ -113,7 +113,7 @@ def check_sequence_length(model_or_config: Any, sequence_length: int) -> None:
 
 
 def parameter_numbers(parameter: Any) -> int:
-    """Weights that a parameter stands for: packed 4-bit ones are more than its elements."""
+    """Weights in a parameter: packed 4-bit ones are more than its elements."""
     shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
     return int(math.prod(shape) if shape is not None else parameter.numel())
 

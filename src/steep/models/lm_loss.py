@@ -1,9 +1,8 @@
 """From a batch to its loss, for any model: hidden states, then the output head and the loss in chunks.
 
-In: a model and batches. Out: summed losses. Main choice: a causal language model of transformers is its base model followed
-by a linear head (scaled or soft-capped in some families). Where that holds, which `prepare_lm_loss` checks, logits never
-exist as a whole; elsewhere the model's own forward is used. Suffixes: B sequences, T tokens each, N = B * T, D width, V vocabulary,
-K chosen positions.
+In: a model and batches. Out: summed losses. Main choice: a causal language model of transformers is its base model followed by a
+linear head (scaled or soft-capped in some families). If `prepare_lm_loss` finds that true, logits never exist as a whole;
+otherwise the model's own forward is used. Suffixes: B sequences, T tokens each, N = B * T, D width, V vocabulary, K positions.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from steep.models.layers import head_weight, output_layer, text_config
 class LMLoss(nn.Module):
     """A language model and the cross-entropy of its predictions. Made by `prepare_lm_loss`.
 
-    A module, so that hooks on its forward (sharding) see every use of the weights. Names of parameters are those of `model`:
-    the ones of this module have a prefix.
+    A module, so that hooks on its forward (sharding) cover every use of the weights. Ask `model` for parameter names: those of
+    this module have a prefix.
     """
 
     def __init__(self, model: nn.Module, attention: str, has_head: bool, chunk_bytes: int = DEFAULT_CHUNK_BYTES):
-        """attention: `document` (flattened row with cu_seqlens), or `sdpa`, `eager`, `own` (B x T with restarting position_ids).
+        """attention: `document` (a flattened row with cu_seqlens), or `sdpa`, `eager`, `own` (B x T, restarting position_ids).
 
         has_head: whether hidden states and output head give the model's logits; else its own whole logits are used.
         chunk_bytes: logits that exist at a time in training.
@@ -43,7 +42,7 @@ class LMLoss(nn.Module):
         self.chunk_bytes = chunk_bytes
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """() fp32 with gradients, the SUM of the cross-entropy over all label tokens; (B,) fp32 without, that of each sequence."""
+        """The SUM of the cross-entropy of all label tokens, () fp32 with gradients; that of each sequence, (B,) fp32 without."""
         labels_N = batch.labels.flatten()
         if self.has_head:
             head = read_head(self.model)
@@ -74,7 +73,7 @@ class LMLoss(nn.Module):
 
     @torch.no_grad()
     def logits_at(self, batch: Batch, positions_K: Tensor) -> Tensor:
-        """(K, V) without gradients: logits at some of the N flattened positions, no others where that is possible.
+        """(K, V) without gradients: logits at some of the N flattened positions; others are computed only without a head.
 
         positions_K: (K,) int64.
         """
@@ -91,7 +90,7 @@ class LMLoss(nn.Module):
         return hidden.flatten(0, 1)
 
     def own_logits(self, batch: Batch) -> Tensor:
-        """(N, V): the model's own logits, whole. Raises ModelError where it returns none."""
+        """(N, V): the model's own logits. Raises ModelError if it returns none."""
         output = self.model(**self._arguments(self.model, batch))
         if isinstance(output, (tuple, list)):
             output = output[0]
@@ -108,7 +107,7 @@ class LMLoss(nn.Module):
         return F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORE_INDEX, reduction="none")
 
     def _arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """What a forward is called with; a foreign module gets only what its signature names."""
+        """The arguments of a forward; a module that is not of transformers gets only those in its signature."""
         ids = batch.input_ids
         if self.attention == "document":
             return {
@@ -123,7 +122,7 @@ class LMLoss(nn.Module):
         if takes_any and self.attention != "own":
             return offered
         taken = {name: value for name, value in offered.items() if name in known}
-        if "input_ids" not in taken:  # a foreign module may call its first argument anything
+        if "input_ids" not in taken:  # whose first argument may have any name
             taken = {**taken, next(iter(known), "input_ids"): ids}
         return taken
 
@@ -138,7 +137,7 @@ class OutputHead:
     multiplier: float = 1.0
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V), whole: for checks and generation, not for training."""
+        """(..., D) -> (..., V), all at once: for checks and scores, not for training."""
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         logits = F.linear(hidden, self.weight.to(hidden.dtype), bias) * self.multiplier
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
@@ -159,7 +158,7 @@ def read_head(model: nn.Module) -> OutputHead:
 
 
 def _multiplier(config: Any) -> float:
-    """What a family multiplies its logits by, under the name that it gives the factor."""
+    """The factor of a family's logits, under the name that the family gives it."""
     for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1
         factor = getattr(config, name, None)
         if isinstance(factor, (int, float)):

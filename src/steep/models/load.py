@@ -116,8 +116,8 @@ def _load_gguf(path: Path, dtype: torch.dtype, adjust: Adjust) -> nn.Module:
 
 
 def _forget_gguf(model: Any) -> nn.Module:
-    """Remove what transformers remembers of the file. The weights are dequantized by now, but it would refuse to save them, call a copy
-    quantized, and write the model's name into config.json under a key that `make_config` refuses."""
+    """Remove what transformers remembers of the file. The weights are dequantized by now, but it would refuse to save them, call
+    a copy quantized, and write the model's name into config.json under a key that `make_config` refuses."""
     model.hf_quantizer = None
     for name in ("quantization_config", "_model_name_or_path"):
         if hasattr(model.config, name):

@@ -64,5 +64,5 @@ def load_quantized(folder: str | Path, device: torch.device | str) -> nn.Module:
 
 
 def calm_bitsandbytes() -> None:
-    """Silence its 8-bit product, which warns at every call of every layer that it rounds its input to fp16. The documentation says so."""
+    """Silence its 8-bit product, which warns at every call of every layer that its input is rounded to fp16."""
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ from steep.core.errors import ModelError
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_CONFIG = "base_config.json"
-"""transformers' configuration of the adapted model. Not `config.json`: transformers would look for a whole model's weights beside it."""
+"""transformers' configuration of the adapted model. Not `config.json`: transformers would expect all weights beside it."""
 
 
 def resolve_reference(reference: str) -> Path | None:
@@ -32,7 +32,7 @@ def resolve_reference(reference: str) -> Path | None:
 
 
 def _model_folder(folder: Path) -> Path:
-    """`folder` if it holds a model or an adapter; of a checkpoint its consolidated model; of a run that of its last checkpoint."""
+    """`folder` if it holds a model or an adapter; the consolidated model of a checkpoint or of a run's last checkpoint."""
     if _holds_model(folder):
         return folder
     if _holds_model(folder / "model" / "consolidated"):

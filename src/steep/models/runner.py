@@ -1,4 +1,4 @@
-"""A model that is run to be looked at: scored, asked for logits. In: batches on any device. Out: tensors without gradients."""
+"""A model at work in evaluation: losses and logits. In: batches on any device. Out: tensors without gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steep.runtime.device import autocast
 
 @dataclass(frozen=True)
 class ModelRunner:
-    """A language model, where it runs and how precisely."""
+    """A language model with its loss, device and precision."""
 
     lm_loss: LMLoss
     device: torch.device

@@ -22,7 +22,7 @@ from steep.models.layers import input_layer, output_layer
 def extend_embeddings(model: Any, subtokens: Mapping[int, Sequence[int]], rows: int, initialise: str, say: Say) -> None:
     """Give each new id its row in embedding and output head, in place.
 
-    rows: the number that the tokenizer needs. initialise: `mean_of_subtokens`, or `mean` of all old tokens. Means are taken in fp32.
+    rows: those that the tokenizer needs. initialise: `mean_of_subtokens`, or `mean` of all old tokens. Means are taken in fp32.
     Raises ModelError for a model whose embeddings cannot be resized.
     """
     if not hasattr(model, "resize_token_embeddings"):
