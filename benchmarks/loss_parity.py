@@ -86,12 +86,13 @@ def reference_losses(mapping: dict[str, Any]) -> Iterator[float]:
     from transformers import AutoModelForCausalLM
 
     from steep.config.load import load_run_config
+    from steep.core.say import tell
     from steep.data.open import open_run_data
     from steep.optim.schedule import multiplier
     from steep.tokenizer.open import load_tokenizer
 
     config = load_run_config(mapping=mapping)
-    data = open_run_data(config, load_tokenizer(config.tokenizer, config.model))
+    data = open_run_data(config, load_tokenizer(config.tokenizer, config.model), tell)
     steps = mapping["train"]["steps"]
     model = AutoModelForCausalLM.from_pretrained(mapping["model"]["pretrained"], dtype=torch.float32).train()
     matrices = [p for p in model.parameters() if p.ndim >= 2]

@@ -175,6 +175,7 @@ def steep_samples(configuration: dict[str, Any]) -> dict[str, Any]:
         split: Blend(**blend) for split, blend in zip(("train", "valid"), given, strict=True)
     }  # fmt: skip
     shared = configuration["cache"] != "none"
+    said: list[str] = []
     try:
         data = build_megatron_orders(
             blends,
@@ -189,23 +190,24 @@ def steep_samples(configuration: dict[str, Any]) -> dict[str, Any]:
             add_extra_token=configuration["add_extra_token"],
             drop_last_partial_validation=configuration["drop_last_partial_validation"],
             surplus=configuration["surplus"],
+            say=said.append,
         )
     except SteepError as error:
         return {"refused": str(error)}
-    found: dict[str, Any] = {"messages": data.messages}
-    for name, plan, stores in (("train", data.train, data.stores), ("valid", data.valid, data.valid_stores)):
-        if plan is None:
+    found: dict[str, Any] = {"messages": said}
+    for name, order, stores in (("train", data.train, data.stores), ("valid", data.valid, data.valid_stores)):
+        if order is None:
             continue
-        found[f"{name}.length"] = np.array(plan.num_sequences)
-        for k, index in enumerate(plan._indices):
+        found[f"{name}.length"] = np.array(order.num_sequences)
+        for k, index in enumerate(order._indices):
             for array in ("document_index", "sample_index", "shuffle_index"):
                 found[f"{name}.{k}.{array}"] = getattr(index, array)
-        if plan._blend is not None:
-            found[f"{name}.dataset_index"], found[f"{name}.dataset_sample_index"] = plan._blend
-        count = min(plan.num_sequences, MOST_SAMPLES)
+        if order._blend is not None:
+            found[f"{name}.dataset_index"], found[f"{name}.dataset_sample_index"] = order._blend
+        count = min(order.num_sequences, MOST_SAMPLES)
         if count:
-            planned = [plan.sequence(i) for i in range(count)]
-            batch = make_batch(planned, stores, plan.sequence_length, document_mask=False)
+            taken = [order.sequence(i) for i in range(count)]
+            batch = make_batch(taken, stores, order.sequence_length, document_mask=False)
             found[f"{name}.tokens"] = batch.input_ids.numpy()
             found[f"{name}.labels"] = batch.labels.numpy()
     return found

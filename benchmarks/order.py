@@ -88,7 +88,7 @@ def write_lengths(prefix: Path, documents: int, sparse: bool) -> None:
 # ---- steep ----
 
 
-def steep_plan(store: Any, packing: str) -> Any:
+def native_order(store: Any, packing: str) -> Any:
     """The native order of one store."""
     from steep.order.data_order import NativeOrder, OrderedSource
 
@@ -96,7 +96,7 @@ def steep_plan(store: Any, packing: str) -> Any:
     return NativeOrder([source], SEQUENCE_LENGTH, SEED, packing=packing)
 
 
-def steep_parity_plan(prefix: str, cache: Path | None) -> tuple[Any, Any]:
+def parity_order(prefix: str, cache: Path | None) -> tuple[Any, Any]:
     """Megatron's order of one store, one epoch of it, and the store."""
     from functools import partial
 
@@ -125,8 +125,8 @@ def steep_order(prefix: str, packing: str) -> dict[str, float]:
     import_memory = peak_bytes()
     start = time.perf_counter()
     store = open_store(prefix)
-    plan = steep_plan(store, packing)
-    make_batch([plan.sequence(i) for i in range(BATCH_SIZE)], [store], SEQUENCE_LENGTH)
+    order = native_order(store, packing)
+    make_batch([order.sequence(i) for i in range(BATCH_SIZE)], [store], SEQUENCE_LENGTH)
     return {"seconds": time.perf_counter() - start, "bytes": peak_bytes() - import_memory, "written": 0}
 
 
@@ -137,9 +137,9 @@ def steep_first_batch(prefix: str, step: int) -> dict[str, float]:
 
     start = time.perf_counter()
     store = open_store(prefix)
-    plan = steep_plan(store, "best_fit")
+    order = native_order(store, "best_fit")
     first = step * BATCH_SIZE
-    make_batch([plan.sequence(first + i) for i in range(BATCH_SIZE)], [store], SEQUENCE_LENGTH)
+    make_batch([order.sequence(first + i) for i in range(BATCH_SIZE)], [store], SEQUENCE_LENGTH)
     return {"seconds": time.perf_counter() - start}
 
 
@@ -150,11 +150,11 @@ def steep_padding(prefix: str, packing: str) -> dict[str, float]:
     from steep.store.reader import open_store
 
     store = open_store(prefix)
-    plan = steep_plan(store, packing)
+    order = native_order(store, packing)
     pieces = np.zeros(store.num_documents, dtype=np.int64)
     tokens = 0
-    for index in range(plan.sequences_per_epoch):
-        for document, _, count in plan.sequence(index).ranges:
+    for index in range(order.sequences_per_epoch):
+        for document, _, count in order.sequence(index).ranges:
             pieces[document] += 1
             tokens += count
     lengths = store.document_lengths
@@ -162,7 +162,7 @@ def steep_padding(prefix: str, packing: str) -> dict[str, float]:
     return {
         "tokens": int(lengths.sum()),
         "dropped": int(lengths.sum()) - tokens,
-        "padding": 1 - tokens / (plan.sequences_per_epoch * SEQUENCE_LENGTH),
+        "padding": 1 - tokens / (order.sequences_per_epoch * SEQUENCE_LENGTH),
         "cut": float((pieces[fits] > 1).mean()),
     }
 
@@ -175,8 +175,8 @@ def steep_parity(prefix: str, cache: Path | None) -> dict[str, float]:
     import_memory = peak_bytes()
     before = size_of(cache)
     start = time.perf_counter()
-    plan, store = steep_parity_plan(prefix, cache)
-    make_batch([plan.sequence(i) for i in range(BATCH_SIZE)], [store], SEQUENCE_LENGTH, document_mask=False)
+    order, store = parity_order(prefix, cache)
+    make_batch([order.sequence(i) for i in range(BATCH_SIZE)], [store], SEQUENCE_LENGTH, document_mask=False)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "bytes": peak_bytes() - import_memory, "written": size_of(cache) - before}
 
@@ -192,11 +192,11 @@ def steep_batches(prefix: str, batches: int, packing: str) -> dict[str, float]:
     torch.set_num_threads(1)
     store = open_store(prefix)
     if packing == "megatron":
-        plan, store = steep_parity_plan(prefix, None)
+        order, store = parity_order(prefix, None)
     else:
-        plan = steep_plan(store, packing)
+        order = native_order(store, packing)
     sizes = Sizes(SEQUENCE_LENGTH, BATCH_SIZE, BATCH_SIZE, (batches + 20) * BATCH_SIZE)
-    loader = Loader(plan, [store], sizes, document_mask=packing != "megatron")
+    loader = Loader(order, [store], sizes, document_mask=packing != "megatron")
     for step in range(20):
         loader.step_batches(step)
     start = time.perf_counter()

@@ -151,8 +151,8 @@ class Loader:
     def _batch(self, sequences: range) -> Batch:
         if not sequences:
             return empty_batch(self._order.sequence_length)
-        planned = [self._order.sequence(index) for index in sequences]
-        batch = make_batch(planned, self._stores, self._order.sequence_length, document_mask=self._document_mask)
+        taken = [self._order.sequence(index) for index in sequences]
+        batch = make_batch(taken, self._stores, self._order.sequence_length, document_mask=self._document_mask)
         return _pinned(batch) if self._pin_memory else batch
 
     def __iter__(self) -> Iterator[StepBatches]:

@@ -43,13 +43,13 @@ def write(folder: Path, name: str, documents: list[list[int]]) -> str:
     return str(folder / name)
 
 
-def plans(given: Any, split: str, train: int | None, valid: int | None = None) -> MegatronData[TokenStore]:
+def orders(given: Any, split: str, train: int | None, valid: int | None = None) -> MegatronData[TokenStore]:
     return build_megatron_orders(given, split, 4, 1234, train, valid, partial(open_store, unit="sequences"))
 
 
-def tokens(plan: MegatronOrder, stores: list[TokenStore], index: int) -> list[int]:
+def tokens(order: MegatronOrder, stores: list[TokenStore], index: int) -> list[int]:
     """The tokens of a sequence and the one that follows it, as Megatron cuts them."""
-    sequence = plan.sequence(index)
+    sequence = order.sequence(index)
     found: list[int] = []
     last = sequence.ranges[-1]
     follows = last.start + last.count
@@ -95,7 +95,7 @@ def test_indices_of_five_documents(num_samples: int | None, epochs: Epochs, docu
 
 
 def test_the_first_sample_of_five_documents(tmp_path: Path) -> None:
-    data = plans(write(tmp_path, "a", A), "1,0,0", None)
+    data = orders(write(tmp_path, "a", A), "1,0,0", None)
     assert data.train.num_sequences == 6
     assert tokens(data.train, data.stores, 0) == [0, 130, 131, 132, 0]
 
@@ -167,7 +167,7 @@ def test_blends_of_everything(sizes: list[int], datasets: str, samples: str) -> 
 
 def test_two_datasets_split_and_blended(tmp_path: Path) -> None:
     given = [0.7, write(tmp_path, "a", A), "0.3", write(tmp_path, "b", B)]
-    data = plans(given, "80,20", 20, 4)
+    data = orders(given, "80,20", 20, 4)
     train, valid = data.train, data.valid
     assert valid is not None
     assert [source.num_samples for source in train._megatron_sources] == [15, 7]
@@ -183,7 +183,7 @@ def test_two_datasets_split_and_blended(tmp_path: Path) -> None:
 
 
 def test_two_datasets_without_weights(tmp_path: Path) -> None:
-    data = plans([write(tmp_path, "a", A), write(tmp_path, "b", B)], "1,0,0", None)
+    data = orders([write(tmp_path, "a", A), write(tmp_path, "b", B)], "1,0,0", None)
     assert [data.train.sequence(i).source for i in range(data.train.num_sequences)] == [0, 1, 0, 0, 1, 0, 0, 1, 0]
 
 

@@ -37,7 +37,7 @@ def write(folder: Path, name: str, lengths: list[int], first: int = 1) -> str:
     return str(folder / name)
 
 
-def plans(
+def orders(
     given: Any, train: int | None, valid: int | None = 0, split: str | None = "100,0,0", **options: Any
 ) -> MegatronData[TokenStore]:
     return build_megatron_orders(given, split, options.pop("length", 8), 7, train, valid, open_sequences, **options)
@@ -114,14 +114,14 @@ def test_any_blend_is_that_of_the_loop(weights: list[float], size: int) -> None:
     assert blend_by_weights(shares, size)[0].tolist() == greedy(shares, size)[0]
 
 
-# ---- the plan ----
+# ---- the order ----
 
 
 def test_one_epoch_holds_every_token_and_consecutive_cuts_share_one(tmp_path: Path) -> None:
-    data = plans(write(tmp_path, "a", [5, 0, 9, 1, 26]), None)
-    plan = data.train
-    assert (plan.num_sequences, plan.sequences_per_epoch) == (5, 5)
-    batch = make_batch([plan.sequence(i) for i in range(5)], data.stores, 8, document_mask=False)
+    data = orders(write(tmp_path, "a", [5, 0, 9, 1, 26]), None)
+    order = data.train
+    assert (order.num_sequences, order.sequences_per_epoch) == (5, 5)
+    batch = make_batch([order.sequence(i) for i in range(5)], data.stores, 8, document_mask=False)
     cuts = {int(row[0]) for row in batch.input_ids}
     assert len(set(batch.input_ids.flatten().tolist())) == 40  # the last token is a label alone
     assert int((batch.labels != IGNORE_INDEX).sum()) == 40
@@ -130,7 +130,7 @@ def test_one_epoch_holds_every_token_and_consecutive_cuts_share_one(tmp_path: Pa
 
 
 def test_labels_of_masked_documents_stay_inside_them(tmp_path: Path) -> None:
-    data = plans(write(tmp_path, "a", [8] * 6), None)
+    data = orders(write(tmp_path, "a", [8] * 6), None)
     sequence = next(s for s in map(data.train.sequence, range(5)) if s.following is not None)
     masked = make_batch([sequence], data.stores, 8, document_mask=True)
     open_ = make_batch([sequence], data.stores, 8, document_mask=False)
@@ -140,45 +140,45 @@ def test_labels_of_masked_documents_stay_inside_them(tmp_path: Path) -> None:
 
 def test_the_last_validation_sample_can_be_kept_and_is_padded(tmp_path: Path) -> None:
     path = write(tmp_path, "a", [10] * 10)
-    data = plans(path, 1, 5, "50,50,0", drop_last_partial_validation=False)
+    data = orders(path, 1, 5, "50,50,0", drop_last_partial_validation=False)
     assert data.valid is not None
     sequences = [data.valid.sequence(i) for i in range(data.valid.num_sequences)]
     assert sorted(sequence.num_tokens for sequence in sequences) == [2, 8, 8, 8, 8, 8, 8]
-    assert plans(path, 1, 5, "50,50,0").valid.num_sequences == 6  # type: ignore[union-attr]
+    assert orders(path, 1, 5, "50,50,0").valid.num_sequences == 6  # type: ignore[union-attr]
 
 
 def test_counts_follow_the_weights(tmp_path: Path) -> None:
     given = [3, write(tmp_path, "a", [50] * 9), 1, write(tmp_path, "b", [50] * 9)]
-    plan = plans(given, 100).train
-    assert plan.counts(100) == [75, 25]
-    assert plan.counts(4) == [sum(plan.sequence(i).source == k for i in range(4)) for k in range(2)]
+    order = orders(given, 100).train
+    assert order.counts(100) == [75, 25]
+    assert order.counts(4) == [sum(order.sequence(i).source == k for i in range(4)) for k in range(2)]
     with pytest.raises(IndexError, match="made for a fixed number"):
-        plan.sequence(plan.num_sequences)
+        order.sequence(order.num_sequences)
 
 
 def test_datasets_without_weights_give_one_epoch_and_say_so(tmp_path: Path) -> None:
     given = [write(tmp_path, "a", [20, 21]), write(tmp_path, "b", [17]), write(tmp_path, "c", [33])]
     said: list[str] = []
-    data = plans(given, 50, say=said.append)
+    data = orders(given, 50, say=said.append)
     assert data.train.num_sequences == 5 + 2 + 4
     assert "11 of the 50 sequences" in said[0]
     with pytest.raises(ConfigError, match="give weights, or train on fewer"):
         data.train.check_length(50)
     data.train.check_length(11)
-    one_epoch = plans(write(tmp_path, "d", [33]), None).train
+    one_epoch = orders(write(tmp_path, "d", [33]), None).train
     with pytest.raises(ConfigError, match="holds 4 sequences, and the run needs 8. It was made for one epoch"):
         one_epoch.check_length(8)
 
 
 def test_every_split_can_have_its_own_datasets(tmp_path: Path) -> None:
     given = {"train": write(tmp_path, "a", [50]), "validation": [write(tmp_path, "b", [30, 30])]}
-    data = plans(given, 5, 3, split=None)
+    data = orders(given, 5, 3, split=None)
     assert [store.path.name for store in (*data.stores, *data.valid_stores)] == ["a", "b"]
     assert [documents.tolist() for _, documents in data.held_out] == [[0, 1]]
 
 
 def test_held_out_documents_are_those_that_training_does_not_have(tmp_path: Path) -> None:
-    data = plans(write(tmp_path, "a", [10] * 10), 100, 0, "80,20,0")
+    data = orders(write(tmp_path, "a", [10] * 10), 100, 0, "80,20,0")
     trained = {r.document for i in range(data.train.num_sequences) for r in data.train.sequence(i).ranges}
     assert data.valid is None
     assert trained == set(range(8))
@@ -188,15 +188,15 @@ def test_held_out_documents_are_those_that_training_does_not_have(tmp_path: Path
 def test_a_folder_named_like_the_prefix_does_not_hide_the_dataset(tmp_path: Path) -> None:
     prefix = write(tmp_path, "a", [30])
     (tmp_path / "a" / "cache").mkdir(parents=True)  # where Megatron keeps its indices unless told otherwise
-    assert plans(prefix, None).train.num_sequences == 3
+    assert orders(prefix, None).train.num_sequences == 3
 
 
 # ---- the length of the run ----
 
 
 def order_of(path: str, samples: int) -> tuple[list[Any], str]:
-    plan = plans(path, samples).train
-    return [plan.sequence(i) for i in range(samples)], plan.fingerprint
+    order = orders(path, samples).train
+    return [order.sequence(i) for i in range(samples)], order.fingerprint
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 5), (5, 6), (5, 9), (6, 8), (8, 10), (9, 10), (10, 11), (3, 20)])
@@ -211,7 +211,7 @@ def test_the_fingerprint_changes_exactly_where_the_past_does(tmp_path: Path, bef
 
 
 def cached(tmp_path: Path, given: Any, **options: Any) -> MegatronData[TokenStore]:
-    return plans(given, 40, cache_directory=tmp_path / "cache", tokenizer_identifiers={"class": "Tok"}, **options)
+    return orders(given, 40, cache_directory=tmp_path / "cache", tokenizer_identifiers={"class": "Tok"}, **options)
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -252,7 +252,7 @@ def test_changed_documents_make_the_cache_void(tmp_path: Path, lengths: list[int
     data = cached(tmp_path, path, say=said.append)
     assert len(said) == 1
     assert "built anew" in said[0]
-    assert sequences_of(data) == sequences_of(plans(path, 40))
+    assert sequences_of(data) == sequences_of(orders(path, 40))
     cached(tmp_path, path, say=said.append)
     assert len(said) == 1
 
@@ -292,7 +292,7 @@ def test_the_extra_token_is_not_in_the_name_but_is_noticed(tmp_path: Path) -> No
     said: list[str] = []
     data = cached(tmp_path, path, add_extra_token=False, say=said.append)
     assert len(said) == 1
-    assert sequences_of(data) == sequences_of(plans(path, 40, add_extra_token=False))
+    assert sequences_of(data) == sequences_of(orders(path, 40, add_extra_token=False))
 
 
 def tokenizers_named(folder: Path) -> list[Any]:
@@ -306,9 +306,9 @@ def test_what_another_program_calls_the_tokenizer_is_taken_over(tmp_path: Path) 
     (folder / "0-GPTDataset-train-description.txt").write_text("no JSON")
     written = contents(folder)
     options: dict[str, Any] = {"cache_directory": folder, "tokenizer_identifiers": "another"}
-    plans(path, 40, say=pytest.fail, **options)
+    orders(path, 40, say=pytest.fail, **options)
     assert contents(folder) == written
-    plans(path, 90, **options)  # another size: a new index, under the same name of the tokenizer
+    orders(path, 90, **options)  # another size: a new index, under the same name of the tokenizer
     assert tokenizers_named(folder) == [{"class": "Tok"}] * 2
     build_megatron_orders(
         path, "100,0,0", 8, 8, 40, 0, open_sequences, **options
@@ -368,21 +368,21 @@ def test_what_cannot_be_laid_out_is_refused(tmp_path: Path) -> None:
     short, long = write(tmp_path, "short", [3]), write(tmp_path, "long", [50] * 4)
     empty = write(tmp_path, "empty", [0, 0])
     with pytest.raises(DataError, match="train split has no tokens"):
-        plans(empty, 10)
+        orders(empty, 10)
     with pytest.raises(DataError, match="shorter than one sequence"):
-        plans([short, long, long], 10)
+        orders([short, long, long], 10)
     with pytest.raises(ConfigError, match="need to know how many sequences"):
-        plans([1, long], None)
+        orders([1, long], None)
     with pytest.raises(ConfigError, match="leaves nothing to train on"):
-        plans(long, 10, 0, "0,100")
+        orders(long, 10, 0, "0,100")
     with pytest.raises(ConfigError, match="a validation split that is empty"):
-        plans(long, 10, 5, "100,0")
+        orders(long, 10, 5, "100,0")
     with pytest.raises(ConfigError, match="nothing to split"):
-        plans({"train": long}, 10)
+        orders({"train": long}, 10)
     with pytest.raises(ConfigError, match="needs one"):
-        plans(long, 10, 0, None)
+        orders(long, 10, 0, None)
     with pytest.raises(DataError, match="is not a token store"):
-        plans(str(tmp_path / "absent"), 10)
+        orders(str(tmp_path / "absent"), 10)
 
 
 def test_an_index_is_the_same_from_32_and_64_bit_lengths() -> None:

@@ -1,4 +1,4 @@
-"""A run in Megatron's order, from its configuration: the samples of the plan are the batches that are trained on."""
+"""A run in Megatron's order, from its configuration: the samples of the order are the batches that are trained on."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_the_batches_are_megatrons_samples(mapping: dict[str, Any], prefixes: li
     )
     seen = [
         (batch.input_ids[row].tolist(), batch.labels[row].tolist())
-        for batches in Loader(data.order, data.stores, sizes, document_mask=False)
-        for batch in batches
+        for step in Loader(data.order, data.stores, sizes, document_mask=False)
+        for batch in step.batches
         for row in range(len(batch.input_ids))
     ]
     assert len(seen) == 24

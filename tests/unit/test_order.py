@@ -1,4 +1,4 @@
-"""The order of a run: permutation, packing, plan."""
+"""The order of a run: permutation, packing, mixture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from steep.order.permutation import Permutation
 from steep.order.windows import Windows
 
 
-def plan_of(
+def order_of(
     lengths_of_sources: list[list[int]], sequence_length: int = 8, seed: int = 1, **options: Any
 ) -> NativeOrder:
     sources = [
@@ -121,14 +121,14 @@ def test_every_epoch_holds_every_token_once(
 ) -> None:
     if not sum(map(sum, lengths)):
         with pytest.raises(DataError, match="nothing to train on"):
-            plan_of(lengths, sequence_length, seed, packing=packing)
+            order_of(lengths, sequence_length, seed, packing=packing)
         return
-    plan = plan_of(lengths, sequence_length, seed, packing=packing)
+    order = order_of(lengths, sequence_length, seed, packing=packing)
     for epoch in range(2):
         seen = [np.zeros((len(source), max(source)), dtype=int) for source in lengths]
-        start = epoch * plan.sequences_per_epoch
-        for index in range(start, start + plan.sequences_per_epoch):
-            sequence = plan.sequence(index)
+        start = epoch * order.sequences_per_epoch
+        for index in range(start, start + order.sequences_per_epoch):
+            sequence = order.sequence(index)
             assert 1 <= sum(r.count for r in sequence.ranges) <= sequence_length
             for r in sequence.ranges:
                 seen[sequence.source][r.document, r.start : r.start + r.count] += 1
@@ -138,18 +138,18 @@ def test_every_epoch_holds_every_token_once(
 
 
 def test_sequence_is_a_pure_function_of_its_index() -> None:
-    forward, backward = plan_of([[30] * 20, [7] * 9]), plan_of([[30] * 20, [7] * 9])
+    forward, backward = order_of([[30] * 20, [7] * 9]), order_of([[30] * 20, [7] * 9])
     indices = range(3 * forward.sequences_per_epoch)
     expected = [forward.sequence(i) for i in indices]
     assert [backward.sequence(i) for i in reversed(indices)] == expected[::-1]
     assert forward.fingerprint == backward.fingerprint
-    assert plan_of([[30] * 20, [7] * 9], seed=2).fingerprint != forward.fingerprint
+    assert order_of([[30] * 20, [7] * 9], seed=2).fingerprint != forward.fingerprint
 
 
 def test_epochs_have_different_orders() -> None:
-    plan = plan_of([[8] * 50])
-    first = [plan.sequence(i).ranges[0].document for i in range(50)]
-    second = [plan.sequence(50 + i).ranges[0].document for i in range(50)]
+    order = order_of([[8] * 50])
+    first = [order.sequence(i).ranges[0].document for i in range(50)]
+    second = [order.sequence(50 + i).ranges[0].document for i in range(50)]
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second
 
@@ -159,16 +159,16 @@ def test_a_corpus_of_many_windows_holds_every_token_once(packing: str, monkeypat
     monkeypatch.setattr(source_order, "GROUP_WINDOWS", 2)  # several groups without ten million documents
     monkeypatch.setattr(source_order, "GROUP_SEQUENCES", 1000)
     lengths = np.random.default_rng(0).integers(0, 60, size=130_000)
-    plan = NativeOrder([OrderedSource("s", None, lengths, "f")], 256, 3, packing=packing)
+    order = NativeOrder([OrderedSource("s", None, lengths, "f")], 256, 3, packing=packing)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     for epoch in range(2):
         seen = np.zeros(offsets[-1], dtype=np.int8)
-        first = epoch * plan.sequences_per_epoch
-        for index in range(first, first + plan.sequences_per_epoch):
-            for document, start, count in plan.sequence(index).ranges:
+        first = epoch * order.sequences_per_epoch
+        for index in range(first, first + order.sequences_per_epoch):
+            for document, start, count in order.sequence(index).ranges:
                 seen[offsets[document] + start : offsets[document] + start + count] += 1
         assert (seen == 1).all()
-    padding = plan.sequences_per_epoch * 256 - int(offsets[-1])
+    padding = order.sequences_per_epoch * 256 - int(offsets[-1])
     assert padding < (256 if packing == "concat" else 2 * 7 * 256)
 
 
@@ -186,10 +186,10 @@ def test_best_fit_keeps_documents_whole_where_concat_cuts_them() -> None:
     lengths = np.random.default_rng(2).lognormal(6.3, 1.1, size=30_000).astype(np.int64) + 1
 
     def cut(packing: str) -> float:
-        plan = NativeOrder([OrderedSource("s", None, lengths, "f")], 2048, 1, packing=packing)
+        order = NativeOrder([OrderedSource("s", None, lengths, "f")], 2048, 1, packing=packing)
         pieces = np.zeros(len(lengths), dtype=np.int64)
-        for index in range(plan.sequences_per_epoch):
-            for token_range in plan.sequence(index).ranges:
+        for index in range(order.sequences_per_epoch):
+            for token_range in order.sequence(index).ranges:
                 pieces[token_range.document] += 1
         return float((pieces[lengths <= 2048] > 1).mean())
 
@@ -199,8 +199,8 @@ def test_best_fit_keeps_documents_whole_where_concat_cuts_them() -> None:
 
 @pytest.mark.parametrize("length", [1, 4, 8, 16])
 def test_no_sequence_is_empty_where_everything_fits_exactly(length: int) -> None:
-    plan = NativeOrder([OrderedSource("s", None, np.full(20_000 * 8 // min(length, 8), length), "f")], 8, 1)
-    assert min(plan.sequence(index).num_tokens for index in range(plan.sequences_per_epoch)) > 0
+    order = NativeOrder([OrderedSource("s", None, np.full(20_000 * 8 // min(length, 8), length), "f")], 8, 1)
+    assert min(order.sequence(index).num_tokens for index in range(order.sequences_per_epoch)) > 0
 
 
 def test_best_fit_by_hand() -> None:
@@ -213,11 +213,11 @@ def test_best_fit_by_hand() -> None:
 def test_align_to_bos_starts_every_sequence_at_a_document_and_counts_what_it_leaves_out() -> None:
     lengths = np.random.default_rng(3).integers(1, 40, size=500)
     said: list[str] = []
-    plan = NativeOrder([OrderedSource("s", None, lengths, "f")], 16, 1, align_to_bos=True, say=said.append)
-    sequences = [plan.sequence(index) for index in range(plan.sequences_per_epoch)]
+    order = NativeOrder([OrderedSource("s", None, lengths, "f")], 16, 1, align_to_bos=True, say=said.append)
+    sequences = [order.sequence(index) for index in range(order.sequences_per_epoch)]
     assert all(sequence.ranges[0].start == 0 for sequence in sequences)
     kept = sum(sequence.num_tokens for sequence in sequences)
-    [[dropped]] = [list(of_source.values()) for of_source in plan.dropped_tokens]
+    [[dropped]] = [list(of_source.values()) for of_source in order.dropped_tokens]
     assert dropped == int(lengths.sum()) - kept == int(np.maximum(lengths - 16, 0).sum())
     assert f"leaves out {dropped:,} of" in said[0]
 
@@ -269,17 +269,17 @@ def test_weights_are_taken_as_they_are_written() -> None:
 
 
 def test_without_weights_an_epoch_holds_each_source_in_proportion_to_its_size() -> None:
-    plan = plan_of([[8] * 90, [8] * 10])
-    sources = [plan.sequence(index).source for index in range(plan.sequences_per_epoch)]
-    assert plan.sequences_per_epoch == 100
+    order = order_of([[8] * 90, [8] * 10])
+    sources = [order.sequence(index).source for index in range(order.sequences_per_epoch)]
+    assert order.sequences_per_epoch == 100
     assert all(sources[first : first + 10].count(1) == 1 for first in range(0, 100, 10))
 
 
 def test_weights_are_shares_of_tokens_whatever_the_sizes() -> None:
-    plan = weighted([8] * 50, 0.95, 0.05)
-    sources = [plan.sequence(index).source for index in range(1000)]
+    order = weighted([8] * 50, 0.95, 0.05)
+    sources = [order.sequence(index).source for index in range(1000)]
     assert sources.count(1) == 50
-    assert plan.counts(1000) == [950, 50]
+    assert order.counts(1000) == [950, 50]
 
 
 def test_an_epoch_waits_for_every_source_but_replay() -> None:
@@ -307,29 +307,29 @@ def test_a_phase_that_is_still_to_come_may_change(seen: int) -> None:
 
 
 def test_what_changed_in_the_past_is_named() -> None:
-    saved = plan_of([[8] * 50, [8] * 20]).describe()
-    assert same_past(saved, plan_of([[8] * 50, [8] * 20]).describe(), 10) == []
-    grown = plan_of([[8] * 50, [8] * 21]).describe()
+    saved = order_of([[8] * 50, [8] * 20]).describe()
+    assert same_past(saved, order_of([[8] * 50, [8] * 20]).describe(), 10) == []
+    grown = order_of([[8] * 50, [8] * 21]).describe()
     assert "source 2: documents 20 then, 21 now" in same_past(saved, grown, 10)[0]
-    assert same_past(saved, plan_of([[8] * 50]).describe(), 10)[0] == "source 2 is gone"
+    assert same_past(saved, order_of([[8] * 50]).describe(), 10)[0] == "source 2 is gone"
     reordered = {**saved, "sources": saved["sources"][::-1]}
     assert "it is source 2 now" in same_past(saved, reordered, 10)[0]
-    assert same_past(saved, plan_of([[8] * 50, [8] * 20], 16).describe(), 10)[0] == "sequence_length: 8 then, 16 now"
+    assert same_past(saved, order_of([[8] * 50, [8] * 20], 16).describe(), 10)[0] == "sequence_length: 8 then, 16 now"
 
 
 def test_max_epochs_counts_as_it_is_written() -> None:
-    plan = weighted([8] * 100, 1, s0={"max_epochs": 0.29})
-    assert plan.sequences_of_source == [100]
-    plan.check_length(29)  # 0.29 * 100 is a little less than 29
+    order = weighted([8] * 100, 1, s0={"max_epochs": 0.29})
+    assert order.sequences_of_source == [100]
+    order.check_length(29)  # 0.29 * 100 is a little less than 29
     with pytest.raises(ConfigError, match="may be repeated 0.29 times"):
-        plan.check_length(30)
+        order.check_length(30)
 
 
 def test_max_epochs_is_refused_before_the_run_with_where_the_source_ends() -> None:
-    plan = weighted([8] * 50, 1, 1, s1={"max_epochs": 2})
-    plan.check_length(200)
+    order = weighted([8] * 50, 1, 1, s1={"max_epochs": 2})
+    order.check_length(200)
     with pytest.raises(ConfigError, match=r"'s1' may be repeated 2 times.*2\.02 epochs.*lasts for 1,60\d tokens"):
-        plan.check_length(202)
+        order.check_length(202)
     with pytest.raises(ConfigError, match="some sources have a weight and these have none: s1"):
         weighted([8] * 50, 1, None)
     with pytest.raises(ConfigError, match="no source is called 'x'; the sources are s0"):
@@ -337,17 +337,17 @@ def test_max_epochs_is_refused_before_the_run_with_where_the_source_ends() -> No
 
 
 def test_a_plan_that_begins_later_begins_its_sources_anew() -> None:
-    plan = weighted([8] * 50, 1, 1, phases=[(10, {"s1": 0})])
-    later = plan.beginning_at(30)
+    order = weighted([8] * 50, 1, 1, phases=[(10, {"s1": 0})])
+    later = order.beginning_at(30)
     assert [later.sequence(i).source for i in range(30, 50)] == [0] * 20
-    assert later.fingerprint != plan.fingerprint
+    assert later.fingerprint != order.fingerprint
     assert later.counts(40) == [10, 0]
 
 
 def test_any_sequence_of_a_trillion_is_at_hand() -> None:
-    plan = weighted([8] * 5000, 0.7, 0.2, 0.1)
+    order = weighted([8] * 5000, 0.7, 0.2, 0.1)
     index = np.random.default_rng(0).integers(0, 10**12, size=300)
-    drawn = [plan.sequence(int(i)) for i in index]
+    drawn = [order.sequence(int(i)) for i in index]
     assert all(sequence.num_tokens == 8 for sequence in drawn)
     assert drawn == [weighted([8] * 5000, 0.7, 0.2, 0.1).sequence(int(i)) for i in index]
 

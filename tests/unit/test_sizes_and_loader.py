@@ -80,8 +80,8 @@ def small_run() -> tuple[NativeOrder, list[ListStore], Sizes]:
     generator = np.random.default_rng(0)
     documents = [generator.integers(1, 90, size=n).tolist() for n in generator.integers(1, 40, size=30)]
     store = ListStore(documents)
-    plan = NativeOrder([OrderedSource("s", np.arange(30), store.document_lengths, "f")], 16, seed=5)
-    return plan, [store], Sizes(16, 4, 2, total_sequences=plan.sequences_per_epoch * 2 + 1)
+    order = NativeOrder([OrderedSource("s", np.arange(30), store.document_lengths, "f")], 16, seed=5)
+    return order, [store], Sizes(16, 4, 2, total_sequences=order.sequences_per_epoch * 2 + 1)
 
 
 @pytest.mark.parametrize("document_mask", [True, False])
@@ -133,11 +133,11 @@ def test_a_rank_without_sequences_in_the_last_step_gets_a_batch_without_labels()
 
 
 def test_loader_resumes_at_any_step_with_the_same_batches() -> None:
-    plan, stores, sizes = small_run()
-    straight = list(Loader(plan, stores, sizes))
+    order, stores, sizes = small_run()
+    straight = list(Loader(order, stores, sizes))
     assert len(straight) == sizes.steps
     for start in (1, sizes.steps // 2, sizes.steps - 1):
-        resumed = list(Loader(plan, stores, sizes, start_step=start))
+        resumed = list(Loader(order, stores, sizes, start_step=start))
         for ours, theirs in zip(resumed, straight[start:], strict=True):
             for a, b in zip(ours.batches, theirs.batches, strict=True):
                 assert torch.equal(a.input_ids, b.input_ids)
@@ -151,13 +151,13 @@ def test_the_stream_is_the_same_for_any_ranks_micro_batches_and_resume(packing: 
         ListStore([generator.integers(1, 90, size=n).tolist() for n in generator.integers(1, 40, size=60)])
         for _ in "ab"
     ]
-    plans = [OrderedSource(n, None, s.document_lengths, n, w) for n, s, w in zip("ab", sources, (3, 1), strict=True)]
-    plan = NativeOrder(plans, 16, seed=5, packing=packing)
+    ordered = [OrderedSource(n, None, s.document_lengths, n, w) for n, s, w in zip("ab", sources, (3, 1), strict=True)]
+    order = NativeOrder(ordered, 16, seed=5, packing=packing)
 
     def stream(world_size: int, micro_batch_size: int, start_step: int = 0, steps: int = 8) -> list[list[list[int]]]:
         """The sequences of each step in the order in which the ranks' slices stand in it."""
         sizes = Sizes(16, 24, micro_batch_size, total_sequences=24 * steps, world_size=world_size)
-        loaders = [Loader(plan, sources, sizes, start_step=start_step, rank=rank) for rank in range(world_size)]
+        loaders = [Loader(order, sources, sizes, start_step=start_step, rank=rank) for rank in range(world_size)]
         steps_of_ranks = [list(loader) for loader in loaders]
         return [
             [row for m in range(len(parts[0].batches)) for part in parts for row in part.batches[m].input_ids.tolist()]
@@ -179,17 +179,17 @@ def test_the_token_after_a_sequence_is_a_label_where_documents_see_each_other() 
 
 
 def test_loader_raises_what_its_thread_met() -> None:
-    plan, stores, sizes = small_run()
+    order, stores, sizes = small_run()
     stores[0].documents[3] = []
     with pytest.raises(ValueError, match="broadcast"):
-        list(Loader(plan, stores, sizes))
+        list(Loader(order, stores, sizes))
 
 
 def test_loader_can_be_left_early() -> None:
     import threading
 
-    plan, stores, sizes = small_run()
-    batches = iter(Loader(plan, stores, sizes))
+    order, stores, sizes = small_run()
+    batches = iter(Loader(order, stores, sizes))
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name == "steep-loader"]

@@ -133,12 +133,12 @@ def count_step(
 
     document_lengths: for each source, tokens of a document by its number. document_mask: see `label_tokens`.
     """
-    planned = [order.sequence(index) for index in sequences]
+    taken = [order.sequence(index) for index in sequences]
     return StepCounts(
         order.sequence_length,
-        [sequence.source for sequence in planned],
-        [sequence.num_tokens for sequence in planned],
-        [label_tokens(sequence, document_lengths[sequence.source], document_mask) for sequence in planned],
+        [sequence.source for sequence in taken],
+        [sequence.num_tokens for sequence in taken],
+        [label_tokens(sequence, document_lengths[sequence.source], document_mask) for sequence in taken],
     )
 
 
