@@ -29,16 +29,16 @@ FIRST_RATIO, BAND, LAST_RATIO = 0.15, 0.90, 0.05
 FEWEST_LOSSES = 8
 MOST_BINS = 60
 DECAYS = (0.0, 0.15, 0.3, 0.6)
-"""Rates at which the slope decays over the logarithm of the area: the exponents of power laws; 0 is a straight line."""
+"""Rates at which the slope decays over x = log(area): the exponents of power laws; 0 is a straight line."""
 
 WANDERINGS = (3e-2, 1e-1, 3e-1)
-"""Standard deviations of what the slope changes by while the area grows e-fold, over the loss."""
+"""Standard deviation of the random change of the slope while the area grows e-fold, as a share of the loss."""
 
 ANNEALED_RATIO, ANNEALED_DEVIATION_RATIO = 0.02, 0.02
-"""Prior of B over the loss: what annealing to nothing gains. Published curves have 1 to 4 %."""
+"""Prior of B as a share of the loss: what annealing to 0 gains. Published curves have 1 to 4 % (arXiv:2408.11029)."""
 
 WIDENING = 1.25
-"""Of the band, so that it holds as often as it says: set on runs of benchmarks/forecast.py, measured on others."""
+"""Of the band, so that it holds as often as stated: set on runs of benchmarks/forecast.py, measured on other runs."""
 
 SAMPLES = 4000
 REFRESH_STEPS_RATIO = 0.005
@@ -95,7 +95,7 @@ class Forecaster:
 
 
 def forecast(losses: Numbers, rates: Numbers, warmup: int = 0) -> Forecast | None:
-    """What the mean loss of the last 20th of the steps will be. None while there are too few losses after the warmup.
+    """The mean loss of the last 5 % of the steps. None while there are too few losses after the warmup.
 
     losses: (steps so far,) nats per token, NaN where a step has none. rates: (all steps,) the schedule's multipliers, up to 1.
     """
@@ -103,25 +103,25 @@ def forecast(losses: Numbers, rates: Numbers, warmup: int = 0) -> Forecast | Non
     known = known[known >= warmup]
     if len(known) < FEWEST_LOSSES:
         return None
-    place = np.log(np.maximum(np.cumsum(rates), 1e-9))
+    log_area = np.log(np.maximum(np.cumsum(rates), 1e-9))  # (steps,): x_t = log sum of rates up to t
     ends = last_steps(len(rates))
     left = ends[ends >= len(losses)]
     measured = float(np.nansum(losses[ends[ends < len(losses)]]))
     noise = _noise_variance(losses[known])
     known = _without_spikes(losses, known, noise)
-    bins = _bins(known, place)
-    points = np.array(
-        [[place[part].mean(), rates[part].mean(), losses[part].mean(), noise / len(part)] for part in bins]
+    bins = _bins(known, log_area)
+    points = np.array(  # (bins, 4): x, rate, loss, variance of the mean loss
+        [[log_area[part].mean(), rates[part].mean(), losses[part].mean(), noise / len(part)] for part in bins]
     )
     evidence, means, deviations = [], [], []
     for decay in DECAYS:
         for wandering in WANDERINGS:
             found = _filtered(points, decay, wandering)
-            mean, variance = _carried(found, points[-1, 0], place[left], rates[left], decay, wandering)
+            mean, variance = _carried(found, points[-1, 0], log_area[left], rates[left], decay, wandering)
             evidence.append(found.evidence)
             means.append(mean)
             deviations.append(np.sqrt(variance + len(left) * noise))
-    weights = np.exp(np.array(evidence) - max(evidence))
+    weights = np.exp(np.array(evidence) - max(evidence))  # p(pair | losses), up to a factor
     generator = np.random.default_rng(0)
     which = generator.choice(len(weights), SAMPLES, p=weights / weights.sum())
     drawn = np.array(means)[which] + WIDENING * np.array(deviations)[which] * generator.standard_normal(SAMPLES)
@@ -136,59 +136,63 @@ def _without_spikes(losses: Numbers, known: NDArray[np.int64], noise: float) -> 
     return known[values - np.median(around, axis=1) <= 6 * np.sqrt(noise)]
 
 
-def _bins(known: NDArray[np.int64], place: Numbers) -> list[NDArray[np.int64]]:
-    """Steps in stretches of equal length on the logarithm of the area, at least one step each."""
-    edges = np.linspace(place[known[0]], place[known[-1]], MOST_BINS + 1)[1:-1]
-    return [part for part in np.split(known, np.searchsorted(place[known], edges)) if len(part)]
+def _bins(known: NDArray[np.int64], log_area: Numbers) -> list[NDArray[np.int64]]:
+    """Steps in bins of equal width in x = log(area), at least one step each."""
+    edges = np.linspace(log_area[known[0]], log_area[known[-1]], MOST_BINS + 1)[1:-1]
+    return [part for part in np.split(known, np.searchsorted(log_area[known], edges)) if len(part)]
 
 
 @dataclass(frozen=True)
-class _Belief:
-    """Of level, slope and B."""
+class _Posterior:
+    """Of the state s = (level, slope, B)."""
 
     mean: Numbers
+    """(3,)."""
     covariance: Numbers
+    """(3, 3)."""
     evidence: float
+    """log p(losses), up to a constant."""
 
 
-def _filtered(points: Numbers, decay: float, wandering: float) -> _Belief:
-    """After all points (place, rate, loss, variance of the loss)."""
+def _filtered(points: Numbers, decay: float, wandering: float) -> _Posterior:
+    """The state after all points. points: (bins, 4) of x, rate, loss and the variance of the loss."""
     loss = float(points[0, 2])
     mean = np.array([loss, 0.0, ANNEALED_RATIO * loss])
     covariance = np.diag([loss, loss, ANNEALED_DEVIATION_RATIO * loss]) ** 2
     evidence, before = 0.0, points[0, 0]
-    for place, rate, value, variance in points:
-        mean, covariance = _moved(mean, covariance, place - before, decay, wandering * loss)
-        seen = np.array([1.0, 0.0, rate])
-        spread = float(seen @ covariance @ seen) + variance
-        surprise = value - float(seen @ mean)
-        evidence -= 0.5 * (surprise**2 / spread + np.log(spread))
-        gain = covariance @ seen / spread
-        mean, covariance, before = mean + gain * surprise, covariance - np.outer(gain, seen @ covariance), place
-    return _Belief(mean, covariance, evidence)
+    for x, rate, value, variance in points:
+        mean, covariance = _moved(mean, covariance, x - before, decay, wandering * loss)
+        seen = np.array([1.0, 0.0, rate])  # H: loss = level + rate * B + noise
+        spread = float(seen @ covariance @ seen) + variance  # S = H P H' + r
+        surprise = value - float(seen @ mean)  # e = y - H m
+        evidence -= 0.5 * (surprise**2 / spread + np.log(spread))  # log N(e; 0, S)
+        gain = covariance @ seen / spread  # K = P H' / S
+        mean, covariance, before = mean + gain * surprise, covariance - np.outer(gain, seen @ covariance), x
+    return _Posterior(mean, covariance, evidence)
 
 
 def _moved(mean: Numbers, covariance: Numbers, far: float, decay: float, wandering: float) -> tuple[Numbers, Numbers]:
-    """The belief `far` further on."""
+    """The state `far` further in x: m' = F m, P' = F P F' + Q."""
+    # slope(x + u) = slope * exp(-decay * u); level grows by its integral, (1 - exp(-decay * far)) / decay
     reach = far if decay == 0 else (1 - np.exp(-decay * far)) / decay
     step = np.array([[1.0, reach, 0.0], [0.0, np.exp(-decay * far), 0.0], [0.0, 0.0, 1.0]])
-    drift = np.zeros((3, 3))
+    drift = np.zeros((3, 3))  # Q of a slope that is a random walk: wandering^2 * [[u^3/3, u^2/2], [u^2/2, u]]
     drift[:2, :2] = wandering**2 * np.array([[far**3 / 3, far**2 / 2], [far**2 / 2, far]])
     return step @ mean, step @ covariance @ step.T + drift
 
 
 def _carried(
-    belief: _Belief, place: float, places: Numbers, rates: Numbers, decay: float, wandering: float
+    posterior: _Posterior, x: float, later: Numbers, rates: Numbers, decay: float, wandering: float
 ) -> tuple[float, float]:
-    """Mean and variance of the sum of the losses at later places, without the noise of single steps.
+    """Mean and variance of the sum of the losses at later x, without the noise of single steps.
 
-    The places lie close together, so they are taken to be one.
+    They lie close together, so their mean stands for all: sum = n * level + sum(rates) * B.
     """
-    if not len(places):
+    if not len(later):
         return 0.0, 0.0
-    level = wandering * float(belief.mean[0])
-    mean, covariance = _moved(belief.mean, belief.covariance, float(places.mean()) - place, decay, level)
-    target = np.array([len(places), 0.0, rates.sum()])
+    level = wandering * float(posterior.mean[0])
+    mean, covariance = _moved(posterior.mean, posterior.covariance, float(later.mean()) - x, decay, level)
+    target = np.array([len(later), 0.0, rates.sum()])
     return float(target @ mean), float(target @ covariance @ target)
 
 
