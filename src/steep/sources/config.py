@@ -43,3 +43,8 @@ class SourceConfig(Section):
     grows 3 to 10 times; the first 8 MiB are always read."""
     max_expanded_bytes: Optional[Bytes] = None
     """A .gz or .zst file with more text than this is refused. Default: no limit but `max_expansion`."""
+
+    @property
+    def text_keys(self) -> tuple[str, ...]:
+        """The fields that may hold the text; the first that a record has is taken."""
+        return ("text", "content") if self.text_key is None else (self.text_key,)

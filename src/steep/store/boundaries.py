@@ -7,6 +7,7 @@ Memory: 8 bytes per document; time: one pass over the file, in blocks.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def document_starts(file: TokenFile, boundary: Boundary, cache_directory: Option
     if remembered is not None:
         return remembered
     starts = starts_from(positions_of(file, boundary.token), file.num_tokens, boundary)
-    remember(memory, starts)
+    _remember(memory, starts)
     return starts
 
 
@@ -121,7 +122,7 @@ def largest_id(file: TokenFile, cache_directory: Optional[Path] = None) -> int:
                 f"{file.path}: token {begin + at:,} is {block[at]}; ids are 0 or more. The file is damaged."
             )
     if large:
-        remember(memory, np.array([largest], dtype=np.int64))
+        _remember(memory, np.array([largest], dtype=np.int64))
     return largest
 
 
@@ -148,12 +149,9 @@ def _load(memory: Path) -> Optional[np.ndarray]:
     return array
 
 
-def remember(memory: Path, array: np.ndarray) -> bool:
-    """Keep an array for the next time. False where it cannot be written; the file is then scanned every time."""
-    try:
+def _remember(memory: Path, array: np.ndarray) -> None:
+    """Keep an array for the next time. Where it cannot be written, the file is scanned every time."""
+    with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(memory) as stream:
             np.lib.format.write_array(stream, array, allow_pickle=False)
-    except OSError:
-        return False
-    return True

@@ -6,6 +6,7 @@ do not matter. An interrupted entry is continued. If two processes want the same
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from steep.store.config import PrepareConfig
 from steep.store.detect import token_file
 from steep.store.formats import formats
 from steep.store.manifest import has_manifest
-from steep.store.prepare import Progress, prepare_inputs, store_identity
+from steep.store.prepare import Progress, prepare_sources, store_identity
 from steep.store.reader import TokenStore, is_store, open_store
 from steep.store.work import gather_inputs
 from steep.tokenizer.encode import TextTokenizer
@@ -44,7 +45,7 @@ def cached_store(
     key = fingerprint(store_identity(inputs, [source], tokenizer, config))
     out = directory / "prepared" / key
     if not has_manifest(out):
-        prepare_inputs(inputs, [source], tokenizer, out, config, progress, wait=True)
+        prepare_sources([source], tokenizer, out, config, progress, inputs=inputs, wait=True)
     return out
 
 
@@ -139,6 +140,4 @@ def _store_candidates(given: str) -> list[Path]:
     """The paths that may be stores: the path itself, or what it matches as a glob."""
     if os.path.exists(given) or is_store(given):
         return [Path(given)]
-    import glob
-
     return [Path(match) for match in sorted(glob.glob(given, recursive=True))]

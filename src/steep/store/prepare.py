@@ -7,6 +7,7 @@ killed `prepare` continues from those, and the finished bytes are those of an un
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -55,46 +56,30 @@ def prepare_sources(
     config: PrepareConfig = PrepareConfig(),
     progress: Optional[Progress] = None,
     *,
+    inputs: Optional[list[HashedInput]] = None,
     overwrite: bool = False,
     wait: bool = False,
 ) -> PrepareResult:
     """Prepare `sources` into the token store `out`.
 
+    inputs: the files of `sources`, if they have already been found and hashed.
     overwrite: replace a finished or unfinished store that was made from something else (never other files).
     wait: if another process is preparing `out`, wait for it instead of raising.
     Raises DataError for inputs, records (`on_bad_record: stop`), space, or an `out` that holds something else.
     """
-    out = Path(out)
-    if not any(STANDARD_INPUT in paths_of(source) for source in sources):
+    out, folder = Path(out), Path(out) / PREPARE_FOLDER
+    piped = inputs is None and any(STANDARD_INPUT in paths_of(source) for source in sources)
+    if inputs is None and not piped:
         inputs = gather_inputs(sources)
-        return prepare_inputs(inputs, sources, tokenizer, out, config, progress, overwrite=overwrite, wait=wait)
-    check_folder(out)
-    with disk_errors(out), exclusive(out, wait):
-        spooled = [spool_standard_input(source, out / PREPARE_FOLDER) for source in sources]
-        try:
-            return _prepare_locked(
-                gather_inputs(spooled), spooled, tokenizer, out, config, progress, overwrite, time.monotonic()
-            )
-        finally:
-            (out / PREPARE_FOLDER / SPOOL_FILE).unlink(missing_ok=True)
-
-
-def prepare_inputs(
-    inputs: list[HashedInput],
-    sources: list[SourceConfig],
-    tokenizer: TextTokenizer,
-    out: Path,
-    config: PrepareConfig,
-    progress: Optional[Progress] = None,
-    *,
-    overwrite: bool = False,
-    wait: bool = False,
-) -> PrepareResult:
-    """As `prepare_sources`, for files that have already been found and hashed."""
     started = time.monotonic()
-    out = Path(out)
     check_folder(out)
-    with disk_errors(out), exclusive(out, wait):
+    with disk_errors(out), exclusive(out, wait), contextlib.ExitStack() as stack:
+        if piped:
+            sources = [spool_standard_input(source, folder) for source in sources]
+            stack.callback((folder / SPOOL_FILE).unlink, missing_ok=True)
+            inputs = gather_inputs(sources)
+            started = time.monotonic()
+        assert inputs is not None
         return _prepare_locked(inputs, sources, tokenizer, out, config, progress, overwrite, started)
 
 

@@ -21,7 +21,6 @@ from steep.sources.document import NO_FIELD, Location, Record, Span, text_record
 
 ENDINGS = ()
 PREFIX = "hub:"
-DEFAULT_KEYS = ("text", "content")
 DEFAULT_SPLIT = "train"
 
 
@@ -101,7 +100,7 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 def _record(values: dict[str, Any], config: SourceConfig, location: Location) -> Record:
-    keys = DEFAULT_KEYS if config.text_key is None else (config.text_key,)
+    keys = config.text_keys
     key = next((key for key in keys if key in values), None)
     if key is None:
         return location.reject(NO_FIELD, f"no {' or '.join(map(repr, keys))}; columns: {', '.join(map(repr, values))}")

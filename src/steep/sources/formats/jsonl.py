@@ -40,13 +40,11 @@ from steep.sources.files import (
 )
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
-DEFAULT_KEYS = ("text", "content")
 
 
 def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
     """Yield the records of `path`, or of its bytes `span`. Raises DataError when the file itself cannot be read."""
-    keys = DEFAULT_KEYS if config.text_key is None else (config.text_key,)
-    name, limit_bytes = str(path), config.max_record_bytes
+    keys, name, limit_bytes = config.text_keys, str(path), config.max_record_bytes
     start, stop = span or (0, None)
     with open_binary(path, config) as (stream, tell):
         is_compressed = bool(compression_of(path))

@@ -17,14 +17,13 @@ from steep.sources.document import Location, Record, Span, text_record
 from steep.sources.files import reading
 
 ENDINGS = (".parquet",)
-DEFAULT_KEYS = ("text", "content")
 BATCH_ROWS = 1024
 
 
 def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
     """Yield the rows of `path`, or of its row groups `span`. Raises DataError for a file or column that does not exist."""
     with _open(path) as file:
-        column = _text_column(file, path, config.text_key)
+        column = _text_column(file, path, config.text_keys)
         first, last = span or (0, file.metadata.num_row_groups)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         row = sum(sizes[:first])
@@ -58,12 +57,12 @@ def _open(path: Path) -> Iterator[Any]:
         raise DataError(f"{path}: is not a complete Parquet file: {error}. Replace or remove the file.") from error
 
 
-def _text_column(file: Any, path: Path, text_key: Optional[str]) -> str:
+def _text_column(file: Any, path: Path, text_keys: tuple[str, ...]) -> str:
     names = file.schema_arrow.names
-    for name in DEFAULT_KEYS if text_key is None else (text_key,):
+    for name in text_keys:
         if name in names:
             return name
-    wanted = repr(text_key) if text_key else "'text' or 'content'"
+    wanted = " or ".join(map(repr, text_keys))
     raise DataError(f"{path}: has no column {wanted}; set text_key to one of: {', '.join(map(repr, names))}.")
 
 

@@ -25,7 +25,7 @@ def sniff(path: Path) -> Optional[Sniffed]:
     for ending in ENDINGS[1:]:
         if path.name.endswith(ending):
             path = path.with_name(path.name.removesuffix(ending) + ENDINGS[0])
-    is_pair = path.suffix == ENDINGS[0] and path.is_file() and _index_path(path).is_file()
+    is_pair = path.suffix == ENDINGS[0] and path.is_file() and path.with_suffix(ENDINGS[1]).is_file()
     return Sniffed(path, Evidence.INDEX) if is_pair else None
 
 
@@ -41,21 +41,18 @@ def open(path: Path, opener: ShardOpener) -> Shard:
     return Shard(file, file.map_tokens(), np.diff(offsets), offsets[:-1])
 
 
-def _index_path(path: Path) -> Path:
-    return path.with_name(path.name + ".index")
-
-
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:
     """Type of the ids, and (documents + 1,) int64 positions at which documents begin, then the end."""
     size = path.stat().st_size
-    raw = _index_path(path).read_bytes()
+    index_path = path.with_suffix(ENDINGS[1])
+    raw = index_path.read_bytes()
     ends = np.frombuffer(raw, "<u8", len(raw) // 8).astype(np.int64)
     offsets = np.concatenate([[0], ends])
     total = int(offsets[-1])
     itemsize = size // total if total > 0 else 2
     if len(raw) % 8 or np.any(np.diff(offsets) < 0) or itemsize not in _DTYPES or total * itemsize != size:
         raise DataError(
-            f"{path}: has {size:,} bytes, but {_index_path(path).name} describes {len(ends):,} documents with {total:,} tokens "
+            f"{path}: has {size:,} bytes, but {index_path.name} describes {len(ends):,} documents with {total:,} tokens "
             "of 2 or 4 bytes. One of them was cut short or is damaged; write or copy both again."
         )
     return _DTYPES[itemsize], offsets
