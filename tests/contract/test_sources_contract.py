@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from steep.core.errors import DataError
 from steep.core.plugins import plugin_names
 from steep.sources.config import TEXT_FORMATS, SourceConfig
 from steep.sources.document import Document, Rejected
+from steep.sources.formats import TextFormat
 from steep.sources.inputs import FORMATS, known_endings, load_format
 
 TEXTS = ["plain", "line one\nline two\n", "Grüße, 世界 🚀", " leading", "nul \0 inside", "x" * 300_000]
@@ -121,6 +123,13 @@ def test_a_truncated_file_is_named_after_what_could_be_read(
     assert (
         len(read) > 100 or format_name == "parquet"
     )  # the end of a Parquet file is its directory: nothing can be read
+
+
+@pytest.mark.parametrize("name", plugin_names(FORMATS))
+def test_it_has_what_the_protocol_promises(name: str) -> None:
+    for member in ("read", "split"):
+        promised = list(inspect.signature(getattr(TextFormat, member)).parameters)[1:]  # without self
+        assert list(inspect.signature(getattr(load_format(name), member)).parameters) == promised
 
 
 def test_every_format_has_endings_and_no_ending_has_two_formats() -> None:

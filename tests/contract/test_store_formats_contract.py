@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from steep.core.errors import DataError
 from steep.store.detect import token_file
 from steep.store.export_tokens import write_format
-from steep.store.formats import Evidence, formats, writable_formats
+from steep.store.formats import Evidence, StoreFormat, WritableFormat, formats, writable_formats
 from steep.store.reader import TokenStore, is_store, open_store
 
 EOT = 50256
@@ -52,6 +53,17 @@ def contents(store: TokenStore) -> list[list[int]]:
 
 def test_every_format_is_tried_here(files: dict[str, Path]) -> None:
     assert sorted(files) == sorted(formats())
+
+
+@pytest.mark.parametrize("name", formats())
+def test_it_has_what_the_protocol_promises(name: str) -> None:
+    protocol = WritableFormat if name in writable_formats() else StoreFormat
+    found = formats()[name]
+    for attribute in ("ENDINGS", "NAMES_SPLITS", *(("BOUNDARY_FIRST",) if protocol is WritableFormat else ())):
+        assert hasattr(found, attribute)
+    for member in ("sniff", "accepts", "open", *(("token_dtype", "write") if protocol is WritableFormat else ())):
+        promised = list(inspect.signature(getattr(protocol, member)).parameters)[1:]  # without self
+        assert list(inspect.signature(getattr(found, member)).parameters) == promised
 
 
 @pytest.mark.parametrize("name", formats())

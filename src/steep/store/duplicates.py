@@ -57,7 +57,7 @@ def _lower(lowest: np.ndarray, shingles: np.ndarray, texts: np.ndarray) -> None:
     for start in range(0, len(shingles), _BLOCK_SHINGLES):
         block, owners = shingles[start : start + _BLOCK_SHINGLES], texts[start : start + _BLOCK_SHINGLES]
         begins = np.flatnonzero(np.diff(owners, prepend=-1))
-        values = block[:, None] * multipliers
+        values = block[:, None] * multipliers  # (shingles, 128): h_v(x) = multiplier_v * x + offset_v mod 2^32
         values += offsets
         values = np.minimum.reduceat(values, begins, axis=0)
         changed = owners[begins]

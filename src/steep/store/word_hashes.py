@@ -42,6 +42,7 @@ def run_hashes(words: np.ndarray, length: int) -> np.ndarray:
     count = len(words) - length + 1
     if count < 1:
         return np.empty(0, dtype=np.uint64)
+    # run i = sum over k of words[i + k] * B^(length - 1 - k) mod 2^64, by Horner's rule
     total = np.zeros(count, dtype=np.uint64)
     for offset in range(length):
         total *= _RUN_BASE
@@ -85,6 +86,7 @@ def _hashes_of(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     edges = np.flatnonzero(np.diff(inside, prepend=False, append=False))
     starts, ends = edges[::2], edges[1::2]
     powers, inverse_powers = _powers()
+    # word [s, e) = sum over s <= i < e of value[byte i] * B^(i - s) mod 2^64
     sums = np.zeros(len(raw) + 1, dtype=np.uint64)
     np.cumsum(_byte_values()[raw] * powers[: len(raw)], out=sums[1:])
     return mixed((sums[ends] - sums[starts]) * inverse_powers[starts]), starts

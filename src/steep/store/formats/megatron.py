@@ -80,9 +80,9 @@ def write(prefix: Path, dtype: np.dtype, documents: Iterable[Documents]) -> None
         write_index(file, lengths, dtype)
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
+def token_dtype(num_ids: int) -> np.dtype:
     """u16 for fewer than 65,500 ids, else i32: the format's own rule, so that other readers agree."""
-    return np.dtype(np.uint16 if vocab_size < LARGEST_U16_VOCABULARY else np.int32)
+    return np.dtype(np.uint16 if num_ids < LARGEST_U16_VOCABULARY else np.int32)
 
 
 def write_index(file: IO[bytes], lengths: np.ndarray, dtype: np.dtype) -> None:
