@@ -83,42 +83,43 @@ def _split_targets(model: nn.Module, config: AdapterConfig, say: Say) -> tuple[l
             "(remove `adapter`), or part of it with model.freeze."
         )
     saved = list(config.modules_to_save)
-    head = _names_of(model, output_layer(model))
+    head, ends = _names_of(model, output_layer(model)), _embedding_names(model)
     linear = {name for name, module in model.named_modules() if _is_linear(module)} - head
     if config.targets == "all-linear":
         chosen = sorted(linear)
     else:
         whole = [name for name in config.targets if name.rpartition(".")[2] in EMBEDDING_MODULES]
-        moved = [name for name in whole if name not in saved]
         if whole:
             say(
                 f"adapter: {', '.join(whole)} in targets: trained in full instead (modules_to_save); a low-rank matrix on an "
                 "embedding or an output head is lost or doubled when it is merged"
             )
-        saved += moved
+        saved += [name for name in whole if name not in saved]
         wanted = [name for name in config.targets if name not in whole]
         chosen = sorted(name for name in linear if any(_ends_with(name, target) for target in wanted))
         missing = [target for target in wanted if not any(_ends_with(name, target) for name in linear)]
         if missing:
-            known = sorted({name.rpartition(".")[2] for name in linear})
             raise ConfigError(
-                f"adapter.targets: {', '.join(missing)} is not a linear layer of this model. It has: {', '.join(known)}"
+                f"adapter.targets: {', '.join(missing)} is not a linear layer of this model. It has: "
+                + ", ".join(_last_parts(linear))
             )
     names = [name for name, _ in model.named_modules()]
     absent = [name for name in saved if not any(_ends_with(known, name) for known in names)]
     if absent:
-        ends = sorted({name.rpartition(".")[2] for name in _embedding_names(model)})
         raise ConfigError(
             f"adapter.modules_to_save: {', '.join(absent)} is not a module of this model. Its embedding and output head are: "
-            f"{', '.join(ends)}"
+            + ", ".join(_last_parts(ends))
         )
     if not chosen:
         raise ConfigError("adapter.targets names no linear layer; use all-linear, or names such as [q_proj, v_proj]")
-    if is_tied(model) and set(saved) & {name.rpartition(".")[2] for name in _embedding_names(model)}:
-        saved = [name for name in saved if name not in {n.rpartition(".")[2] for n in head}]
-        inputs = {name.rpartition(".")[2] for name in _names_of(model, input_layer(model))}
-        saved += [name for name in sorted(inputs) if name not in saved]
+    if is_tied(model) and set(saved) & set(_last_parts(ends)):  # peft ties the head to the embedding that is saved
+        saved = [name for name in saved if name not in _last_parts(head)]
+        saved += [name for name in _last_parts(ends - head) if name not in saved]
     return chosen, saved
+
+
+def _last_parts(names: set[str]) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name in names})
 
 
 def _ends_with(name: str, wanted: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,23 +51,23 @@ def attend_documents(
     query, key, value = (to_autocast_dtype(tensor) for tensor in (query_LNH, key_LKH, value_LKH))
     if _varlen_fits(query, value, dropout, softcap):
         return _varlen(query, key, value, cu_seqlens, max_seqlen, scale, sliding_window)
-    return _split_attention(query, key, value, cu_seqlens, scale, dropout, sliding_window, softcap)
+    return _split_attention(query, key, value, cu_seqlens, _Rule(scale, dropout, sliding_window, softcap))
 
 
 # ---- document by document ----
 
 
+class _Rule(NamedTuple):
+    """How scores become weights: see attend_documents."""
+
+    scale: float | None
+    dropout: float
+    sliding_window: int | None
+    softcap: float | None
+
+
 @torch.compiler.disable
-def _split_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    scale: float | None,
-    dropout: float,
-    sliding_window: int | None,
-    softcap: float | None,
-) -> Tensor:
+def _split_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, rule: _Rule) -> Tensor:
     """Consecutive documents of equal length go as one batch; the others one by one.
 
     The backward pass of torch.split is one concatenation; indexing would write a full tensor of zeros for each document.
@@ -85,7 +85,7 @@ def _split_attention(
     outputs = []
     for q, k, v, (length, count) in parts:
         shaped = [x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # (B*T, N, H) -> (B, N, T, H)
-        out_BNTH = _attend_equal(shaped[0], shaped[1], shaped[2], scale, dropout, sliding_window, softcap)
+        out_BNTH = _attend_equal(shaped[0], shaped[1], shaped[2], rule)
         outputs.append(out_BNTH.transpose(1, 2).reshape(count * length, *out_BNTH.shape[1:2], out_BNTH.shape[3]))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if moves is None:
@@ -136,26 +136,18 @@ def _move(tensor: Tensor, moves: list[tuple[int, int, int]], rows: int) -> Tenso
     return moved
 
 
-def _attend_equal(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float | None,
-    dropout: float,
-    sliding_window: int | None,
-    softcap: float | None,
-) -> Tensor:
+def _attend_equal(query: Tensor, key: Tensor, value: Tensor, rule: _Rule) -> Tensor:
     """Causal attention over documents of one length: (B, N, T, H), (B, K, T, H) -> (B, N, T, H)."""
     length = query.shape[2]
-    banded = sliding_window is not None and sliding_window < length
-    mask = _band(length, sliding_window if banded else None, query.device) if banded or softcap is not None else None
-    if softcap is not None:
-        assert mask is not None
-        return _softcapped(query, key, value, mask, scale, dropout, softcap)
-    is_gqa = query.shape[1] != key.shape[1]
+    window = rule.sliding_window if rule.sliding_window is not None and rule.sliding_window < length else None
+    if rule.softcap is not None:
+        mask_TT = _band(length, window, query.device)
+        return _softcapped(query, key, value, mask_TT, rule.scale, rule.dropout, rule.softcap)
+    mask = None if window is None else _band(length, window, query.device)
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=is_gqa
-    )
+        query, key, value, attn_mask=mask, dropout_p=rule.dropout, is_causal=mask is None, scale=rule.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
 
 
 def _band(length: int, window: int | None, device: torch.device) -> Tensor:

@@ -43,16 +43,8 @@ class LMLoss(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The SUM of the cross-entropy of all label tokens, () fp32 with gradients; that of each sequence, (B,) fp32 without."""
-        labels_N = batch.labels.flatten()
-        if self.has_head:
-            head = read_head(self.model)
-            loss, losses_N = linear_cross_entropy(
-                self.hidden_states(batch), head.weight, labels_N,
-                bias=head.bias, softcap=head.softcap, multiplier=head.multiplier, chunk_bytes=self.chunk_bytes,
-            )  # fmt: skip
-            return loss, losses_N.view(batch.labels.shape).sum(1)
-        losses_N = self._whole_losses(batch, labels_N)
-        return losses_N.sum(), losses_N.detach().view(batch.labels.shape).sum(1)
+        loss, losses_N = self._losses(batch, self.chunk_bytes)
+        return loss, losses_N.view(batch.labels.shape).sum(1)
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:
@@ -60,16 +52,20 @@ class LMLoss(nn.Module):
 
         In chunks of the default size, so that a score does not depend on what training was given.
         """
+        return self._losses(batch, DEFAULT_CHUNK_BYTES)[1].view(batch.labels.shape)
+
+    def _losses(self, batch: Batch, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+        """The sum over all label tokens, () with gradients, and -log p of each, (N,) without; 0 where the label is -100."""
         labels_N = batch.labels.flatten()
-        if self.has_head:
-            head = read_head(self.model)
-            _, losses_N = linear_cross_entropy(
-                self.hidden_states(batch), head.weight, labels_N,
-                bias=head.bias, softcap=head.softcap, multiplier=head.multiplier,
-            )  # fmt: skip
-        else:
-            losses_N = self._whole_losses(batch, labels_N)
-        return losses_N.view(batch.labels.shape)
+        if not self.has_head:
+            logits_NV = self.own_logits(batch).float()
+            losses_N = F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORE_INDEX, reduction="none")
+            return losses_N.sum(), losses_N.detach()
+        head = read_head(self.model)
+        return linear_cross_entropy(
+            self.hidden_states(batch), head.weight, labels_N,
+            bias=head.bias, softcap=head.softcap, multiplier=head.multiplier, chunk_bytes=chunk_bytes,
+        )  # fmt: skip
 
     @torch.no_grad()
     def logits_at(self, batch: Batch, positions_K: Tensor) -> Tensor:
@@ -101,10 +97,6 @@ class LMLoss(nn.Module):
                 "a tuple that starts with one, or an object with .logits"
             )
         return logits.flatten(0, 1)
-
-    def _whole_losses(self, batch: Batch, labels_N: Tensor) -> Tensor:
-        logits_NV = self.own_logits(batch).float()
-        return F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORE_INDEX, reduction="none")
 
     def _arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The arguments of a forward; a module that is not of transformers gets only those in its signature."""
