@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,12 @@ EOT = 50256
 DOCUMENTS = [[464, 3290, EOT], [1212, EOT], [33, 44, 55, 66, EOT]]
 
 
+def flat(documents: list[list[int]]) -> list[int]:
+    return list(chain.from_iterable(documents))
+
+
 def write_datatrove(path: Path) -> Path:
-    path.with_suffix(".ds").write_bytes(np.array(sum(DOCUMENTS, []), "<u2").tobytes())
+    path.with_suffix(".ds").write_bytes(np.array(flat(DOCUMENTS), "<u2").tobytes())
     ends = np.cumsum([len(document) for document in DOCUMENTS])
     path.with_suffix(".ds.index").write_bytes(ends.astype("<u8").tobytes())
     return path.with_suffix(".ds")
@@ -100,7 +105,7 @@ def test_it_opens_its_own_files(name: str, format: str, files: dict[str, Path]) 
         store = open_store(path, format=name if format == "named" else format, eos_id=EOT)
         assert {shard.format for shard in store.shards} == {name}
         assert store.num_documents == len(DOCUMENTS)
-        assert sorted(sum(contents(store), [])) == sorted(sum(DOCUMENTS, []))
+        assert sorted(flat(contents(store))) == sorted(flat(DOCUMENTS))
         assert store.max_token_id == EOT
 
 
@@ -122,7 +127,7 @@ def test_it_reads_back_what_it_writes(name: str, largest: int, tmp_path: Path) -
     assert np.iinfo(dtype).max >= largest
     documents = [[2, 5, largest], [2], [2, 9]] if writable.BOUNDARY_FIRST else [[5, largest, 2], [2], [9, 2]]
     blocks = [
-        (np.array([len(document) for document in part]), np.array(sum(part, [])))
+        (np.array([len(document) for document in part]), np.array(flat(part)))
         for part in (documents[:2], documents[2:])
     ]
     writable.write(tmp_path / "a", dtype, iter(blocks))

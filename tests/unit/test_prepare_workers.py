@@ -129,8 +129,8 @@ def test_killed_in_the_middle_it_continues_with_the_other_backend_to_the_same_by
         "import sys; from pathlib import Path\n"
         "from steep.sources.config import SourceConfig; from steep.store.config import PrepareConfig\n"
         "from steep.store.prepare import prepare_sources; from steep.tokenizer.encode import TextTokenizer\n"
-        "prepare_sources([SourceConfig(path=path) for path in sys.argv[3:]], TextTokenizer.load(Path(sys.argv[1])), Path(sys.argv[2]),\n"
-        "        PrepareConfig(workers=2, tokenizer_backend='huggingface'))"
+        "prepare_sources([SourceConfig(path=path) for path in sys.argv[3:]], TextTokenizer.load(Path(sys.argv[1])),\n"
+        "        Path(sys.argv[2]), PrepareConfig(workers=2, tokenizer_backend='huggingface'))"
     )
     tokenizer.save(tmp_path / "tokenizer")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "tokenizer"), str(out), *paths])

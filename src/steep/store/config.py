@@ -16,14 +16,14 @@ class PrepareConfig(Section):
     """Processes that read, encode and write. Default: one per core this process may use. Does not change what is written."""
     tokenizer_backend: str = "auto"
     """`auto`: gigatoken (extra `fast`) for sources of 20 MB or more if it gives the reference's ids for their first
-    documents, else huggingface, the reference; or one of the two. The ids are the same: a fast backend that differs is not used."""
+    documents, else huggingface, the reference; or one of the two. A fast backend that gives other ids is not used."""
     shard_bytes: Bytes = 256 * 2**20
     """Input is cut and grouped into parts of about this size on disk (of a 64th of all input, at least 1 MiB, if that
     is less); each part is prepared by one process and, unless `shard_tokens` is given, becomes one shard."""
     shard_tokens: Optional[Count] = Field(default=None, ge=1)
     """Shards of at most this many tokens, in whole documents. A longer document gets its own shard."""
     on_bad_record: Literal["skip", "stop"] = "skip"
-    """What to do with a record that is not a document (not UTF-8, not JSON, wrong type, empty): note it in rejected.jsonl, or stop."""
+    """`skip`: note records that are not documents (not UTF-8, not JSON, wrong type, empty) in rejected.jsonl. `stop`: end there."""
     max_tokens: Optional[Count] = Field(default=None, ge=1)
     """Stop after the document, in input order, that brings the store to this many tokens. In a run: for each source."""
     min_tokens: Optional[Count] = Field(default=None, ge=1)

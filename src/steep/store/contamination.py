@@ -1,7 +1,7 @@
 """Find the training documents that share a run of 13 words with an evaluation text.
 
 In: evaluation texts, read like any source. Out: a sorted table of the hashes of all their runs of 13 words, in a file that
-every worker maps; and for each training document the number of its runs that are in the table. Source of the measure: Brown et al.
+every worker maps; and for each training document the number of its runs in the table. Source of the measure: Brown et al.
 2020, arXiv:2005.14165, appendix C. Memory: 10 bytes per word of the evaluation texts.
 Weakness: evaluation documents of fewer than 13 words (they are counted) and paraphrases cannot be found.
 """

@@ -42,7 +42,7 @@ READ_AS = ("format", "text_key", "document_separator", "max_record_bytes")
 """Settings of a source that change the documents read from the same files."""
 ENCODED_CHARACTERS = 200_000
 MOST_EMPTY_EPOCHS = 64
-"""A part may hold no record (where one is longer than the part). A reader that finds nothing for more epochs than this gives up."""
+"""A part may hold no record (one is longer than the part). A reader that finds nothing for more epochs than this gives up."""
 
 
 Piece = tuple[int, NDArray[np.int64]]
@@ -269,7 +269,7 @@ class StreamSource:
         return {part.path: str(_identity(part)[1]) for part in self._parts}
 
     def ranges(self, number: int) -> list[TokenRange]:
-        """The ranges of a sequence. Sequences must be asked for in order, except the latest `kept_sequences`. Raises DataError."""
+        """The ranges of a sequence. They must be asked for in order, except the latest `kept_sequences`. Raises DataError."""
         with self._lock:
             return self._sequence(number)[1]
 
