@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
 import steep
-from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, refuse_overrides
+from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, refuse_overrides, show
 from steep.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,10 +72,7 @@ def command(
             text_key=text_key,
             allow_code=not no_code,
         )
-    if json:
-        typer.echo(json_module.dumps(result.to_mapping(), indent=2))
-    else:
-        typer.echo(result.to_text())
+    show(result, json)
 
 
 def _check_harness(harness: str | None, of_harness: dict[str, Any], of_texts: dict[str, Any]) -> None:

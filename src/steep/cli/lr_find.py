@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Optional
 
 import typer
 
 import steep
-from steep.cli.options import CONFIG, JSON, NO_CODE
+from steep.cli.options import CONFIG, JSON, NO_CODE, show
 from steep.core.errors import ConfigError
 
 
@@ -28,10 +27,7 @@ def command(
 
     run_config = load_run_config(config, context.obj or [])
     found = steep.lr_find(run_config, rates=_rates(rates), steps=steps, allow_code=not no_code)
-    if json:
-        typer.echo(json_module.dumps(found.to_mapping(), indent=2))
-    else:
-        typer.echo(found.to_text())
+    show(found, json)
 
 
 def _rates(text: Optional[str]) -> Optional[list[float]]:

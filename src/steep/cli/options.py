@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import typer
 
 from steep.core.errors import ConfigError
@@ -19,3 +22,9 @@ def refuse_overrides(context: typer.Context) -> None:
         raise ConfigError(
             f"steep {context.info_name} takes no configuration overrides, but was given {' '.join(context.obj)}"
         )
+
+
+def show(result: Any, as_json: bool, ensure_ascii: bool = True) -> None:
+    """Print a result for people, or as JSON for programs."""
+    mapping = result.to_mapping() if as_json else {}
+    typer.echo(json.dumps(mapping, indent=2, ensure_ascii=ensure_ascii) if as_json else result.to_text())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 import typer
 
 import steep
-from steep.cli.options import CONFIG, JSON, NO_CODE
+from steep.cli.options import CONFIG, JSON, NO_CODE, show
 
 if TYPE_CHECKING:
     from steep.estimate.fit import MemoryFit
@@ -34,7 +33,4 @@ def command(
         result: RunPlan | MemoryFit = steep.plan(run_config, device=device, allow_code=not no_code)
     else:
         result = steep.plan_fit(run_config, fit, device=device, allow_code=not no_code)
-    if json:
-        typer.echo(json_module.dumps(result.to_mapping(), indent=2))
-    else:
-        typer.echo(result.to_text())
+    show(result, json)

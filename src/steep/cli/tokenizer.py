@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Optional
 
 import typer
 
 import steep
-from steep.cli.options import JSON, refuse_overrides
+from steep.cli.options import JSON, refuse_overrides, show
 
 TEXTS = typer.Argument(..., help="Text files, folders or globs, as for prepare.")
 TOKENIZER = typer.Option(..., help="Hub id, folder, tokenizer.json, .gguf file, or run.")
@@ -24,11 +23,7 @@ def fertility(
 ) -> None:
     """Bytes per token, tokens per word, the most expensive words, and whether to extend."""
     refuse_overrides(context)
-    report = steep.tokenizer_fertility(texts, tokenizer=tokenizer, general=general)
-    if json:
-        typer.echo(json_module.dumps(report.to_mapping(), indent=2, ensure_ascii=False))
-    else:
-        typer.echo(report.to_text())
+    show(steep.tokenizer_fertility(texts, tokenizer=tokenizer, general=general), json, ensure_ascii=False)
 
 
 def extend(

@@ -41,7 +41,7 @@ from steep.config.suggestions import suggest_key
 from steep.config.yaml_file import MAX_BYTES, Dumper, YamlText, parse_yaml
 from steep.core.files import write_text
 
-__all__ = ["ConfigLike", "as_config", "load_run_config", "redact", "write_config"]
+__all__ = ["ConfigLike", "as_config", "load_run_config", "write_config"]
 
 ConfigLike = Union[RunConfig, Mapping[str, Any], str, os.PathLike[str]]
 """A RunConfig, its values as a mapping, or the path of a YAML file."""

@@ -1,7 +1,7 @@
 """Recipes: defaults with their evidence. In: what the user wrote, with a recipe's name. Out: the same with the values filled in.
 
 Precedence: built-in defaults < recipe < file < command line. The values are filled in before the configuration is checked, so
-that the resolved configuration holds them, and a run continues unchanged when a later version's recipe has other values. Weakness:
+that the resolved configuration holds them, and a run continues unchanged when a later version's recipe differs. Weakness:
 the rates are for models between 100 million and 10 billion parameters; `steep plan` prints them so that they can be judged.
 """
 
