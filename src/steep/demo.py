@@ -268,7 +268,7 @@ FULL_TRAINING_SECONDS = 200.0
 
 
 def demo_size(seconds_per_token: float, say: Say, *, short: bool) -> DemoSize:
-    """The size of the demo for a machine that trains a token in this time. A slow one gets fewer and smaller steps, and is told."""
+    """The size of the demo for a machine that trains a token in this time. A slow one gets fewer and smaller steps."""
     if short:
         return SHORT
     steps = int(FULL_TRAINING_SECONDS / (seconds_per_token * FULL.global_batch_size * FULL.sequence_length))
