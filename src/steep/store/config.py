@@ -23,7 +23,7 @@ class PrepareConfig(Section):
     shard_tokens: Optional[Count] = Field(default=None, ge=1)
     """Shards of at most this many tokens, in whole documents. A longer document gets its own shard."""
     on_bad_record: Literal["skip", "stop"] = "skip"
-    """`skip`: note records that are not documents (not UTF-8, not JSON, wrong type, empty) in rejected.jsonl. `stop`: end there."""
+    """`skip`: note records that are not documents (not UTF-8, not JSON, wrong type, empty) in rejected.jsonl. `stop`: end."""
     max_tokens: Optional[Count] = Field(default=None, ge=1)
     """Stop after the document, in input order, that brings the store to this many tokens. In a run: for each source."""
     min_tokens: Optional[Count] = Field(default=None, ge=1)
