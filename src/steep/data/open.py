@@ -22,7 +22,7 @@ from steep.data.self_generated import (
     with_self_generated,
 )
 from steep.order.batches import requested_sequences
-from steep.order.config import DataConfig, TrainSourceConfig, ValidationConfig
+from steep.order.config import TrainSourceConfig, ValidationConfig
 from steep.order.data_order import DataOrder, NativeOrder, OrderedSource, held_out
 from steep.order.megatron import build_megatron_orders
 from steep.sources.config import SourceConfig
@@ -179,7 +179,7 @@ def open_run_data(
 
 def _open_written(run: RunConfig, tokenizer: TextTokenizer, say: Say, progress: Progress | None) -> RunData:
     """The data of a run whose texts have paths."""
-    config, seed = run.data, run.run.seed
+    config = run.data
     opened = partial(
         open_sources,
         tokenizer=tokenizer,
@@ -196,9 +196,7 @@ def _open_written(run: RunConfig, tokenizer: TextTokenizer, say: Say, progress: 
         if validation.path is not None
     }
     if config.order == "megatron":
-        # Megatron's order depends on how long the run is
-        train_sequences = requested_sequences(run.train, config.sequence_length)
-        data = _megatron(config, tokenizer, seed, train_sequences, of_train.append, of_order.append)
+        data = _megatron(run, tokenizer, of_train.append, of_order.append)
     else:
         data = _native(run, tokenizer, partial(opened, say=of_train.append), of_train.append, of_order.append)
     for line in dict.fromkeys([*of_train, *of_own, *of_order]):  # stores may have the same to say
@@ -269,21 +267,15 @@ def _ordered_source(
     return OrderedSource(name, training, lengths, store.fingerprint, source.weight, source.role, source.max_epochs)
 
 
-def _megatron(
-    config: DataConfig,
-    tokenizer: TextTokenizer,
-    seed: int,
-    train_sequences: int | None,
-    say_of_stores: Say,
-    say_of_order: Say,
-) -> RunData:
+def _megatron(run: RunConfig, tokenizer: TextTokenizer, say_of_stores: Say, say_of_order: Say) -> RunData:
     """The data of a run in Megatron's order; its validation split is scored as the text `validation`."""
+    config = run.data
     found = build_megatron_orders(
         _megatron_blend(config.train),
         config.split,
         config.sequence_length,
-        seed,
-        train_sequences,
+        run.run.seed,
+        requested_sequences(run.train, config.sequence_length),  # the order depends on how long the run is
         config.num_val_samples or 0,
         partial(open_store, unit="sequences", say=say_of_stores),
         cache_directory=config.index_cache_directory,
@@ -307,7 +299,7 @@ def _megatron_blend(sources: Sequence[TrainSourceConfig]) -> Any:
     several = [given for given in paths if len(given) > 1]
     if several:
         raise ConfigError(
-            f"data.train: a weight is for one dataset in Megatron's order; {several[0]} are {len(several[0])}"
+            f"data.train: in Megatron's order a weight belongs to one dataset, and {several[0]} are {len(several[0])}"
         )
     return [item for source, [path] in zip(sources, paths, strict=True) for item in (source.weight, path)]
 

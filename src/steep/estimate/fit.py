@@ -23,6 +23,7 @@ from steep.estimate.structure import measure_structure
 from steep.models.config import ModelConfig
 
 SMALL_LOGITS_BYTES = 8 * 2**20
+MOST_PROPOSALS = 5
 
 CHECKPOINTING: list[tuple[Any, float]] = [
     # setting, work of a step over that without checkpointing: 1 + (share of the forward pass that runs twice) / 3
@@ -111,8 +112,8 @@ def plan_fit(config: ConfigLike, size: Union[int, str], *, device: str = "auto",
     return fit_memory(plan_unchecked(as_config(config), device=device, allow_code=allow_code), limit_bytes)
 
 
-def fit_memory(plan: RunPlan, limit_bytes: int, most: int = 5) -> MemoryFit:
-    """At most `most` proposals for the run of `plan`. Several plans are made, a few seconds each for a large model."""
+def fit_memory(plan: RunPlan, limit_bytes: int) -> MemoryFit:
+    """At most `MOST_PROPOSALS` proposals for the run of `plan`. Several plans are made, a few seconds each for a large model."""
     smallest: Proposal | None = None
     for changes_result, base in _bases(plan):
         tried: list[Proposal] = []
@@ -126,7 +127,7 @@ def fit_memory(plan: RunPlan, limit_bytes: int, most: int = 5) -> MemoryFit:
         fitting = [proposal for proposal in tried if proposal.peak_bytes <= limit_bytes]
         if fitting:
             fitting.sort(key=lambda proposal: (proposal.work_ratio, -proposal.micro_batch_size))
-            return MemoryFit(limit_bytes, fitting[:most], smallest or fitting[0])
+            return MemoryFit(limit_bytes, fitting[:MOST_PROPOSALS], smallest or fitting[0])
     assert smallest is not None
     return MemoryFit(limit_bytes, [], smallest)
 

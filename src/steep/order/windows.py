@@ -19,9 +19,9 @@ _BLOCK_DOCUMENTS = 1 << 22
 class Windows:
     """A division of documents 0..num_documents-1 into `count` windows, fixed by `key`."""
 
-    def __init__(self, num_documents: int, *key: int | str, window_documents: int = WINDOW_DOCUMENTS):
+    def __init__(self, num_documents: int, *key: int | str):
         self.num_documents = num_documents
-        self.count = max(1, round(num_documents / window_documents))
+        self.count = max(1, round(num_documents / WINDOW_DOCUMENTS))
         rows = -(-num_documents // self.count)
         seed = hashlib.sha256("/".join(map(str, key)).encode()).digest()
         # PCG64 and `random_raw` are stable between numpy versions (NEP 19); methods that draw from them need not be

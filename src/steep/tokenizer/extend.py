@@ -72,34 +72,28 @@ def tokenizer_extend(
     """Continue a BPE tokenizer on texts and write it to the folder `out`, for `vocabulary: {add: out}`.
 
     texts: files, folders or globs. tokenizer: hub id, folder, tokenizer.json, .gguf file, or run. tokens: how many to add. Old
-    tokens keep their ids. Raises ModelError for a tokenizer that is not BPE, ConfigError for a folder that exists.
-    """
-    return extend(load_hf_tokenizer(tokenizer), read_texts(texts), tokens, Path(out))
-
-
-def extend(tokenizer: Any, texts: list[str], tokens: int, out: Path) -> ExtendResult:
-    """Learn `tokens` more merges from `texts` and write the tokenizer to the folder `out`, which must not exist yet.
-
-    tokenizer: of transformers. Raises ModelError for one that is not BPE, ConfigError for a folder that exists, DataError for
+    tokens keep their ids. Raises ModelError for a tokenizer that is not BPE, ConfigError for a folder that exists, DataError for
     text that gives no new token.
     """
     from tokenizers import Tokenizer
 
-    backend = tokenizer.backend_tokenizer
-    require_bpe(backend, str(tokenizer.name_or_path))
-    if out.exists():
-        raise ConfigError(f"{out} exists already; name another folder")
-    chosen, held_out = split_pieces(texts)
+    base: Any = load_hf_tokenizer(tokenizer)
+    documents, folder = read_texts(texts), Path(out)
+    backend = base.backend_tokenizer
+    require_bpe(backend, str(base.name_or_path))
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already; name another folder")
+    chosen, held_out = split_pieces(documents)
     merges = continue_merges(backend, count_words(backend, chosen), tokens)
     if not merges.pairs:
         raise DataError("the text has no pair of tokens that occurs twice and is not a token already; nothing to add")
     extended = Tokenizer.from_str(with_merges(backend.to_str(), merges))
-    _write(tokenizer, extended, out)
-    words = count_words(backend, texts)
+    _write(base, extended, folder)
+    words = count_words(backend, documents)
     produced = {part.value for word in words for part in extended.model.tokenize(word)}
     size = sum(len(piece.encode("utf-8", "surrogatepass")) for piece in held_out)
     return ExtendResult(
-        out,
+        folder,
         [_readable(extended, token) for token in merges.tokens],
         size / max(1, count_tokens(backend, held_out)),
         size / max(1, count_tokens(extended, held_out)),

@@ -19,6 +19,7 @@ from steep.sources.inputs import read_texts
 from steep.tokenizer.bpe import can_continue, continue_merges, count_tokens, count_words, split_pieces, with_merges
 from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 
+SHOWN_WORDS = 12
 TRIED_TOKENS = 1000
 """New tokens with which the advice is measured."""
 
@@ -109,27 +110,24 @@ def tokenizer_fertility(
     """How well a tokenizer fits texts, and whether more tokens would pay, measured on text that they were not chosen from.
 
     texts: files, folders or globs. tokenizer: hub id, folder, tokenizer.json, .gguf file, or run. general: text of another kind
-    to compare with. Raises DataError or ModelError for what cannot be read.
+    to compare with. Raises DataError or ModelError for what cannot be read, and for a text without words.
     """
+    base: Any = load_hf_tokenizer(tokenizer)
+    documents = read_texts(texts)
     other = None if general is None else read_texts(general)
-    return fertility_report(load_hf_tokenizer(tokenizer), read_texts(texts), other)
-
-
-def fertility_report(tokenizer: Any, texts: Sequence[str], general: Sequence[str] | None = None) -> FertilityReport:
-    """The report of a transformers tokenizer. Raises DataError for a text without words."""
-    backend = tokenizer.backend_tokenizer
+    backend = base.backend_tokenizer
     saved = None
     if can_continue(backend):
-        chosen, held_out = split_pieces(texts)
+        chosen, held_out = split_pieces(documents)
         merges = continue_merges(backend, count_words(backend, chosen), TRIED_TOKENS)
         more = type(backend).from_str(with_merges(backend.to_str(), merges))
         before, after = count_tokens(backend, held_out), count_tokens(more, held_out)
         saved = (before - after) / max(1, before)
-    other = None if general is None else fertility(tokenizer, general, "general text")
-    return FertilityReport(fertility(tokenizer, texts, "this text"), other, saved)
+    of_other = None if other is None else fertility(base, other, "general text")
+    return FertilityReport(fertility(base, documents, "this text"), of_other, saved)
 
 
-def fertility(tokenizer: Any, texts: Iterable[str], name: str, costliest: int = 12) -> Fertility:
+def fertility(tokenizer: Any, texts: Iterable[str], name: str) -> Fertility:
     """How the tokenizer splits `texts`."""
     backend = tokenizer.backend_tokenizer
     unknown = tokenizer.unk_token_id
@@ -154,5 +152,5 @@ def fertility(tokenizer: Any, texts: Iterable[str], name: str, costliest: int = 
         number,
         sum(count for word, count in words.items() if lengths[word] == 1) / number,
         unknowns,
-        [(word, words[word], lengths[word]) for word in ranked[:costliest] if lengths[word] > 1],
+        [(word, words[word], lengths[word]) for word in ranked[:SHOWN_WORDS] if lengths[word] > 1],
     )

@@ -84,7 +84,6 @@ class NotebookState:
     """Tokens of the tokenizer as it was loaded."""
     max_seq_length: int
     precision: str
-    device: torch.device
     full_finetuning: bool
     adapter: AdapterConfig | None = None
     checkpointing: Any = False
@@ -143,7 +142,7 @@ class FastLanguageModel:
             config, dtype=parameter_dtype(precision) if full else frozen_dtype(precision), device=device
         )
         tokenizer = encodings_stay_here(load_hf_tokenizer(str(model_name), given.get("revision")))
-        model.steep_notebook = NotebookState(config, tokenizer, len(tokenizer), max_seq_length, precision, device, full)
+        model.steep_notebook = NotebookState(config, tokenizer, len(tokenizer), max_seq_length, precision, full)
         _write_under_autocast(model, device, precision)
         return model, tokenizer
 
