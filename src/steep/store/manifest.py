@@ -14,6 +14,8 @@ from steep.core.files import read_json
 from steep.core.fingerprint import fingerprint
 
 MANIFEST_FILE = "manifest.json"
+PREPARE_FOLDER = ".prepare"
+"""In the folder of a store while it is not finished."""
 FORMAT = "steep token store"
 VERSION = 1
 TOKENIZER_FOLDER = "tokenizer"

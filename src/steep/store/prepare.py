@@ -24,12 +24,11 @@ from steep.store.backends import choose_backends
 from steep.store.config import PrepareConfig
 from steep.store.contamination import evaluation_inputs, write_table
 from steep.store.formats.megatron import token_dtype
-from steep.store.manifest import TOKENIZER_FOLDER, has_manifest, read_manifest
+from steep.store.manifest import PREPARE_FOLDER, TOKENIZER_FOLDER, has_manifest, read_manifest
 from steep.store.pool import run_items
 from steep.store.prepare_finish import finish_store
 from steep.store.prepare_folder import (
     IDENTITY_FILE,
-    PREPARE_FOLDER,
     check_folder,
     exclusive,
     refuse_other,

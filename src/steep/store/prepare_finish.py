@@ -11,8 +11,15 @@ from steep.core.files import atomic_writer, write_json
 from steep.sources.config import SourceConfig
 from steep.sources.inputs import STANDARD_INPUT
 from steep.store.config import PrepareConfig
-from steep.store.manifest import CONTAMINATED_FILE, MANIFEST_FILE, REJECTED_FILE, add_ledgers, make_manifest
-from steep.store.prepare_folder import PREPARE_FOLDER, remove_shard, remove_store
+from steep.store.manifest import (
+    CONTAMINATED_FILE,
+    MANIFEST_FILE,
+    PREPARE_FOLDER,
+    REJECTED_FILE,
+    add_ledgers,
+    make_manifest,
+)
+from steep.store.prepare_folder import remove_shard, remove_store
 from steep.store.select_documents import (
     KEPT,
     Choice,

@@ -14,6 +14,7 @@ from steep.store.formats import writable_formats
 from steep.store.manifest import (
     CONTAMINATED_FILE,
     MANIFEST_FILE,
+    PREPARE_FOLDER,
     REJECTED_FILE,
     SIDECAR_SUFFIX,
     TOKENIZER_FOLDER,
@@ -22,7 +23,6 @@ from steep.store.manifest import (
 from steep.store.spool import SPOOL_FILE
 from steep.store.writer import NO_SPACE
 
-PREPARE_FOLDER = ".prepare"
 IDENTITY_FILE = "plan.json"
 LOCK_FILE = "lock"
 

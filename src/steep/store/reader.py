@@ -27,6 +27,7 @@ from steep.store.formats import formats
 from steep.store.formats.megatron import open_pair
 from steep.store.manifest import (
     MANIFEST_FILE,
+    PREPARE_FOLDER,
     SIDECAR_SUFFIX,
     TOKENIZER_FOLDER,
     add_ledgers,
@@ -230,7 +231,7 @@ def is_store(path: Union[str, Path]) -> bool:
     """Whether `path` is a token store: a folder with manifest.json or only token files, a token file, or a Megatron prefix."""
     path = Path(path).expanduser()
     if path.is_dir():
-        return has_manifest(path) or (path / ".prepare").is_dir() or bool(token_files(path))
+        return has_manifest(path) or (path / PREPARE_FOLDER).is_dir() or bool(token_files(path))
     return token_file(path) is not None
 
 
@@ -240,7 +241,7 @@ def _open_folder(folder: Path, opener: ShardOpener) -> TokenStore:
         allow_open_files(len(manifest["shards"]))
         shards = [_open_listed_shard(folder, entry, opener.unit) for entry in manifest["shards"]]
         return TokenStore(folder, shards, manifest)
-    if (folder / ".prepare").is_dir():
+    if (folder / PREPARE_FOLDER).is_dir():
         raise DataError(
             f"{folder}: an unfinished token store. Run the same `steep prepare` again: it continues where it stopped."
         )

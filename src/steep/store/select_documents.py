@@ -21,9 +21,9 @@ from steep.store.config import PrepareConfig
 from steep.store.contamination import read_descriptions
 from steep.store.duplicates import alike, repeated
 from steep.store.formats.megatron import read_index
-from steep.store.manifest import SIDECAR_SUFFIX
+from steep.store.manifest import PREPARE_FOLDER, SIDECAR_SUFFIX
 from steep.store.notes import EVALUATION, LOCATIONS, SIGNATURES, Locations, read_notes
-from steep.store.prepare_folder import PREPARE_FOLDER, record_path, rejected_path
+from steep.store.prepare_folder import record_path, rejected_path
 from steep.store.shard_work import Preparation
 from steep.store.spool import shown_name
 from steep.store.work import WorkItem

@@ -24,9 +24,9 @@ from steep.sources.document import NO_TOKENS, Document, Record, Rejected
 from steep.sources.inputs import load_format
 from steep.store.contamination import EvaluationRuns
 from steep.store.file_hashes import check_unchanged
-from steep.store.manifest import SIDECAR_SUFFIX, empty_ledger
+from steep.store.manifest import PREPARE_FOLDER, SIDECAR_SUFFIX, empty_ledger
 from steep.store.notes import EVALUATION, Notes, open_notes
-from steep.store.prepare_folder import PREPARE_FOLDER, record_path, rejected_path
+from steep.store.prepare_folder import record_path, rejected_path
 from steep.store.spool import shown_name
 from steep.store.work import Part, WorkItem
 from steep.store.writer import ShardWriter, describe_shard, disk_errors, open_shard
