@@ -1,8 +1,8 @@
-"""A model of your own, built for `_target_: ./my_model.py:build`.
+"""Your own model, built for `_target_: ./my_model.py:build`.
 
-What steep needs of it: a `torch.nn.Module` whose forward takes `input_ids` (and `position_ids`, if it has positions) and
-gives logits (B, T, V). A transformers model, as here, brings the rest: document attention, the chunked loss, a
-checkpoint that `from_pretrained` loads, generation and export.
+steep needs a `torch.nn.Module` whose forward takes `input_ids` (and `position_ids`, if it has positions) and returns
+logits (B, T, V). A transformers model, as here, also gets document attention, the chunked loss, a checkpoint that
+`from_pretrained` loads, generation and export.
 """
 
 from torch import nn

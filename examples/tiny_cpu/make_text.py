@@ -1,6 +1,6 @@
-"""Makes what run.yaml needs, from this Python installation alone: text/ (one page per file) and tokenizer/.
+"""Makes what run.yaml needs, from this Python installation only: text/ (one page per file) and tokenizer/.
 
-The text is the interpreter's own language reference. The tokenizer is a byte-level BPE of 2,048 ids trained on it, with
+The text is Python's own language reference. The tokenizer is a byte-level BPE of 2,048 ids trained on it, with
 `<|endoftext|>` as its end of text, saved as a transformers folder.
 """
 

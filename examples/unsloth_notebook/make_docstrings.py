@@ -1,4 +1,4 @@
-"""Makes docstrings.jsonl from this Python installation alone: the docstrings of the standard library, one per line."""
+"""Makes docstrings.jsonl from this Python installation only: the docstrings of the standard library, one per line."""
 
 import ast
 import inspect

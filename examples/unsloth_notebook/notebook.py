@@ -1,4 +1,4 @@
-"""A continued-pretraining notebook for Unsloth on steep: the calls of such a notebook, with other import lines.
+"""A continued-pretraining notebook for Unsloth on steep: the calls of such a notebook, with changed import lines.
 
 Usage: python notebook.py MODEL [ROWS]    MODEL: a folder, a run of steep or a .gguf file; ROWS: of docstrings.jsonl, default 600.
 """
@@ -16,14 +16,14 @@ from steep.unsloth import (
     UnslothTrainingArguments,
     gpu_mem_used,
     is_bfloat16_supported,
-    torch,  # torch itself on a GPU; without one it answers for the CPU
+    torch,  # torch itself on a GPU; without one it reports for the CPU
 )
 
 max_seq_length = 512
 
 
 def stream(prompt: str) -> None:
-    """Print how the model continues the prompt, piece by piece, written in a thread of its own."""
+    """Print the continuation of the prompt piece by piece; it is generated in a separate thread."""
     FastLanguageModel.for_inference(model)
     inputs = tokenizer(prompt, return_tensors="pt")
     inputs.to("cuda")
@@ -46,7 +46,7 @@ model, tokenizer = FastLanguageModel.from_pretrained(
 )
 memory = {"model": gpu_mem_used()}
 
-# The data: every text ends with the name of the end-of-text token, as it must elsewhere
+# The data: every text ends with the end-of-text token, which Unsloth requires
 EOS_TOKEN = tokenizer.eos_token
 rows = sys.argv[2] if len(sys.argv) > 2 else "600"
 dataset = load_dataset("json", data_files="docstrings.jsonl", split=f"train[:{rows}]")
@@ -107,7 +107,7 @@ trainer = UnslothTrainer(
 trainer_stats = trainer.train()
 memory["training"] = gpu_mem_used()
 
-# What it cost
+# Time and memory
 used_memory = round(torch.cuda.max_memory_reserved() / 1024 / 1024 / 1024, 3)
 print(f"{trainer_stats.metrics['train_runtime']:.1f} seconds for {trainer_stats.global_step} steps")
 print(f"peak {used_memory} GB, {round(used_memory - start_gpu_memory, 3)} GB of it for training")
