@@ -26,7 +26,7 @@ class RunSection(Section):
     directory: str = "runs"
     """Where runs are kept."""
     seed: int = Field(default=1234, ge=0, lt=2**63)
-    """Seeds the data order, fresh weights and dropout."""
+    """Seeds the sample order, fresh weights and dropout."""
 
 
 class RunConfig(Section):
