@@ -99,7 +99,7 @@ def blend_description(
 
 
 def description_text(description: Mapping[str, Any]) -> str:
-    """What stands in description.txt."""
+    """The content of description.txt."""
     return json.dumps(description, indent=4)
 
 

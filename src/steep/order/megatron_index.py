@@ -57,7 +57,7 @@ def split_matrix(shares: Sequence[float]) -> SplitMatrix:
 
     The ends are sums from left to right in float64, so 0.9 + 0.05 may be 0.9500000000000001, as in Megatron.
     """
-    ends: list[float] = [0]  # an integer, as it stands in Megatron's description
+    ends: list[float] = [0]  # an integer, as in Megatron's description
     for share in shares:
         ends.append(ends[-1] + share)
     return [None if stop <= start else (start, stop) for start, stop in pairwise(ends)]
@@ -254,19 +254,19 @@ def index_damage(index: SampleIndex, documents: range, num_samples: int | None) 
         return "its cuts are not where these documents' lengths put them"
     first = epochs.samples_before_last if epochs.separate_last else count
     for begin, part in ((0, index.shuffle_index[:first]), (first, index.shuffle_index[first:])):
-        things = range(begin, begin + len(part))
-        inside = not len(part) or (part.min() >= begin and part.max() < things.stop)
-        if not inside or not _holds_each(part, things, 1):
+        expected = range(begin, begin + len(part))
+        inside = not len(part) or (part.min() >= begin and part.max() < expected.stop)
+        if not inside or not _holds_each(part, expected, 1):
             return "it does not hold every sample once"
     return None
 
 
-def _holds_each(numbers: NDArray[Any], things: range, times: int) -> bool:
-    """Whether `numbers`, all of them in `things`, hold each of `things` exactly `times` times."""
-    if len(numbers) != times * len(things):
+def _holds_each(numbers: NDArray[Any], expected: range, times: int) -> bool:
+    """Whether `numbers`, all of them in `expected`, hold each of `expected` exactly `times` times."""
+    if len(numbers) != times * len(expected):
         return False
     if times == 1:  # a third of the time of counting
-        seen = np.zeros(len(things), dtype=bool)
-        seen[numbers - things.start if things.start else numbers] = True
+        seen = np.zeros(len(expected), dtype=bool)
+        seen[numbers - expected.start if expected.start else numbers] = True
         return bool(seen.all())
-    return not len(numbers) or bool(np.all(np.bincount(numbers - things.start, minlength=len(things)) == times))
+    return not len(numbers) or bool(np.all(np.bincount(numbers - expected.start, minlength=len(expected)) == times))

@@ -118,7 +118,7 @@ def test_the_guide_from_loading_to_saving(each_base: Path, documents: list[str],
     merged = AutoModelForCausalLM.from_pretrained(exported.path)
     with torch.no_grad():
         learnt = distance(untrained(input_ids=ids).logits, ours)
-    # the door's model computes in bf16 where the machine does, and its frozen weights are rounded to it
+    # the notebook's model computes in bf16 where the machine does, and its frozen weights are rounded to it
     near = learnt / (50 if is_bfloat16_supported() else 10_000)
     with torch.no_grad():
         assert distance(merged(input_ids=ids).logits, ours) < near
@@ -131,8 +131,8 @@ def test_the_guide_from_loading_to_saving(each_base: Path, documents: list[str],
         assert distance(again(input_ids=ids).logits.float(), ours) < near
 
 
-def test_a_run_of_the_door_is_the_run_of_its_configuration(base: Path, documents: list[str], tmp_path: Path) -> None:
-    """The configuration that the door writes, trained by steep itself, gives the same losses."""
+def test_a_run_of_a_notebook_is_the_run_of_its_configuration(base: Path, documents: list[str], tmp_path: Path) -> None:
+    """The configuration that the notebook's trainer writes, trained by steep itself, gives the same losses."""
     model, tokenizer = load(base)
     rows = [{"text": text} for text in documents[:30]]
     trainer = trainer_of(adapt(model), tokenizer, rows, tmp_path)
