@@ -9,12 +9,13 @@ from typing import Any
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.units import format_count, format_seconds
+from steep.evaluation.end_of_text import EndOfTextAudit, StopScore, audit, named_ids, source_ends
+from steep.evaluation.forgetting import ForgettingReport, configured_roles, forgetting_report
 from steep.reporting.page import write_report
 from steep.reporting.plots import write_training_loss
 from steep.runtime.run_directory import RunDirectory
 from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import Job
-from steep.training.outcome import describe_outcome
 from steep.training.spikes import ROLLBACKS_FILE
 from steep.training.state import TrainState
 
@@ -77,7 +78,7 @@ def describe_end(
     exit_code = 0 if done else exit_code
     seconds = state.elapsed_seconds
     texts = {name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()}
-    outcome, lines = describe_outcome(config, job, state) if done else ({}, [])
+    reports = _reports(config, job, state) if done else {}
     ledger = job.data.ledger(
         sequences_seen=state.sequences_seen,
         tokens_by_source=state.tokens_by_source,
@@ -98,19 +99,42 @@ def describe_end(
             "tokens_per_second": state.tokens_seen / seconds if seconds else None,
             "peak_memory_bytes": job.engine.peak_memory_bytes(),
             "texts": texts,
-            **outcome,
+            **{name: report.to_mapping() for name, report in reports.items()},
         },
     )
     spent = f"{format_count(state.tokens_seen)} tokens in {format_seconds(seconds)}"
     trackers.line(f"{'done' if done else 'interrupted'} at step {state.step} of {job.sizes.steps}: {spent}")
-    for line in lines:
-        trackers.line(line)
+    for report in reports.values():
+        for line in report.to_text().splitlines():
+            trackers.line(line)
     if config.report.enabled and run.ranks.is_first:
         write_training_loss(run.path)
         trackers.line(f"report: {write_report(run.path)}")
     if not done:
         trackers.line("run the same command again to continue")
     return _result(run, state, "done" if done else "interrupted", exit_code, state.scores)
+
+
+def _reports(config: RunConfig, job: Job, state: TrainState) -> dict[str, ForgettingReport | EndOfTextAudit]:
+    """By key of summary.json: what a run from pretrained weights forgot, and whether the model learned to stop."""
+    reports: dict[str, ForgettingReport | EndOfTextAudit] = {}
+    if getattr(config.model, "pretrained", None) is not None:
+        reports["forgetting"] = forgetting_report(
+            {name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()},
+            roles=configured_roles(config.data.validation),
+            cap_ratio=config.evaluate.forgetting_cap,
+        )
+    if state.scores:
+        stops = (state.base_end_of_text, state.end_of_text)
+        before, after = (StopScore(**score) if score is not None else None for score in stops)
+        reports["end_of_text"] = audit(
+            job.tokenizer,
+            sources=source_ends(job.data.names, job.data.stores, job.tokenizer, config.data.document_mask),
+            before=before,
+            after=after,
+            ids=named_ids("checkpoint", job.hf_files, job.tokenizer.backend.token_to_id),
+        )
+    return reports
 
 
 def _result(run: RunDirectory, state: TrainState, status: str, exit_code: int, after: dict[str, Any]) -> TrainResult:

@@ -59,12 +59,12 @@ class Meter:
         state: after the step.
         """
         step = state.step - 1
-        older = self._read(
-            until=max(0, self._lag_steps - 1)
-        )  # on a GPU this waits for the step before, which is its time
+        # on a GPU this waits for the step before, which is its time
+        older = self._read(until=max(0, self._lag_steps - 1))
         seconds = self._clock() - self._started
         self._step_seconds.append(seconds)
-        rate = counts.num_tokens / seconds
+        rate, flops, peak_flops = counts.num_tokens / seconds, self._job.flops_per_token, self._job.peak_flops
+        mean_seconds = sum(self._step_seconds) / len(self._step_seconds)
         record: dict[str, Any] = {
             "kind": "train",
             "step": step,
@@ -72,11 +72,11 @@ class Meter:
             "tokens_per_second": rate,
             "tokens": state.tokens_seen,
             "sequences": state.sequences_seen,
-            "mfu": self._mfu(rate),
+            "mfu": None if flops is None or peak_flops is None else rate * flops / peak_flops,
             "memory_bytes": self._job.engine.peak_memory_bytes(),
             "data_wait_seconds": self._data_wait_seconds,
             "step_seconds": seconds,
-            "eta_seconds": self._eta_seconds(step),
+            "eta_seconds": mean_seconds * (self._sizes.steps - step - 1),
             "time": time.time(),
             **({} if result.applied else {"skipped": True}),
         }
@@ -103,15 +103,6 @@ class Meter:
                 record["loss_by_source"] = by_source
             records.append(record)
         return records
-
-    def _mfu(self, tokens_per_second: float) -> float | None:
-        if self._job.flops_per_token is None or self._job.peak_flops is None:
-            return None
-        return tokens_per_second * self._job.flops_per_token / self._job.peak_flops
-
-    def _eta_seconds(self, step: int) -> float:
-        mean = sum(self._step_seconds) / len(self._step_seconds)
-        return mean * (self._sizes.steps - step - 1)
 
 
 def not_finite_message(step: int, loss: float, grad_norm: float, sequences: range) -> str:
