@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from steep.core.errors import ModelError
+from steep.models.attention_choice import prepare_lm_loss
 from steep.models.gpt2 import CausalSelfAttention, build_gpt2_model
+from steep.models.layers import evaluating
 
 
 def test_initialisation_follows_gpt2():
@@ -72,3 +74,33 @@ def test_sizes_that_do_not_fit(settings, message):
 def test_a_sequence_longer_than_the_positions():
     with pytest.raises(ModelError, match="17 tokens: this model has 16 positions"):
         build_gpt2_model(61, 16, 8, 1, 2)(torch.zeros(1, 17, dtype=torch.int64))
+
+
+def test_one_flattened_row_of_documents_equals_the_documents_alone():
+    model = build_gpt2_model(61, 16, 8, 2, 2, seed=0).eval()
+    ids = torch.arange(12).view(2, 6)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]])
+    row = model(
+        ids.view(1, -1), positions.view(1, -1), torch.tensor([0, 3, 6, 12], dtype=torch.int32),
+        max_seqlen=6, attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool), use_cache=False,
+    )  # fmt: skip
+    alone = torch.cat([model(ids[:1, :3]), model(ids[:1, 3:]), model(ids[1:])], dim=1)
+    torch.testing.assert_close(row, alone)
+
+
+def test_what_document_attention_does_not_do_is_refused():
+    model = build_gpt2_model(61, 16, 8, 1, 2)
+    with pytest.raises(ModelError, match="model.attention=sdpa: steep's GPT-2 computes document attention only"):
+        prepare_lm_loss(model, print, attention="sdpa")
+    with pytest.raises(ModelError, match="does not read attention_mask"):
+        model(torch.zeros(1, 4, dtype=torch.int64), attention_mask=torch.ones(1, 4))
+
+
+def test_evaluating_restores_the_mode_of_each_module():
+    model = build_gpt2_model(61, 16, 8, 2, 2, dropout=0.5).train()
+    model.transformer.h[1].eval()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+    assert model.transformer.h[0].training
+    assert not any(module.training for module in model.transformer.h[1].modules())

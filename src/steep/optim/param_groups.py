@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.units import format_count
-from steep.models.layers import has_adapter
+from steep.models.layers import has_adapter, input_layer, output_layer
 from steep.optim.config import OptimizerConfig
 
 EMBEDDING_RATIO_BESIDE_ADAPTERS = 0.1
@@ -73,11 +73,9 @@ def embedding_tensors(model: Any) -> set[Tensor]:
     Found through the model's get_input_embeddings and get_output_embeddings, so names do not matter; in a module that has
     neither, every torch.nn.Embedding counts.
     """
-    getters = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]
-    layers = [getter() for getter in getters if getter is not None]
-    if not layers:
-        layers = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    parameters = (parameter for layer in layers if layer is not None for parameter in layer.parameters())
+    layers = [layer for layer in (input_layer(model), output_layer(model)) if layer is not None]
+    layers = layers or [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    parameters = (parameter for layer in layers for parameter in layer.parameters())
     return {parameter for parameter in parameters if parameter.requires_grad and parameter.ndim >= 2}
 
 
