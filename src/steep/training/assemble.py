@@ -143,9 +143,9 @@ def open_texts(config: RunConfig, say: Say, ranks: Ranks, tokenizer_folder: Path
     reference = tokenizer_reference(config.tokenizer, config.model)
     own = config.tokenizer.pretrained is None
     if tokenizer_folder is None or config.vocabulary is not None:
-        hf_tokenizer = load_hf_tokenizer(reference, getattr(config.model, "revision", None) if own else None)
+        hf_tokenizer = load_hf_tokenizer(reference, getattr(config.model, "revision", None) if own else None, say)
     else:
-        hf_tokenizer = load_hf_tokenizer(str(tokenizer_folder))
+        hf_tokenizer = load_hf_tokenizer(str(tokenizer_folder), say=say)
     extension = extend_tokenizer(hf_tokenizer, config.vocabulary)
     hf_tokenizer = hf_tokenizer if extension is None else extension.tokenizer
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
