@@ -208,7 +208,7 @@ def run_command(line: str, folder: Path, environment: dict[str, str]) -> str:
     if words[0] == "SIGTERM":
         return terminate(words[-1], folder, environment)
     command = [sys.executable, "-m", "steep", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
     if done.returncode:
         raise RuntimeError(f"steep {line} ended with {done.returncode}: {done.stderr[-1500:]}")
     return done.stdout
