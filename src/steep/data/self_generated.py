@@ -98,14 +98,14 @@ def with_self_generated(run: RunConfig, say: Say, generator: TextGenerator | Non
     if not count_self_generated(run):
         return run
     data = run.data
-    cache = _Cache(run, generator)
+    cache, base = _Cache(run, generator), str(getattr(run.model, "pretrained", None))
 
     def replaced(section: str, name: str, source: Any) -> Any:
         """The source with its file; as it is where it has one of its own or none is written."""
         text = cache.text(section + name, source.generate_tokens) if is_self_generated(source) else None
         if text is None:
             return source
-        say(f"data.{section}.{name}: {text.line(str(cache.base.config.pretrained))}")
+        say(f"data.{section}.{name}: {text.line(base)}")
         return source.model_copy(update={"path": str(text.path), "name": source.name or SELF_GENERATED})
 
     train = [replaced("train", str(number), source) for number, source in enumerate(data.train)]
