@@ -1,13 +1,4 @@
-"""Every error that steep raises for a person to read.
-
-    SteepError                 exit code 1
-    ├── ConfigError            exit code 2: a key, value or combination in a configuration or on the command line
-    │   └── CallError          arguments that a function of `import steep` does not take
-    ├── DataError              a source, token store or sample order that cannot be used
-    ├── ModelError             a model, tokenizer or head that cannot be used
-    ├── CheckpointError        a checkpoint or run directory that cannot be used
-    ├── TrainingError          a run that had to stop (NaN, leak, no space left)
-    └── MissingExtraError      an optional dependency that is not installed
+"""Every error that steep raises for a person to read: all are SteepErrors.
 
 A message says what was given, what is needed and what would work. The command line prints it without a traceback;
 any other exception is a bug in steep and keeps its traceback.
@@ -21,7 +12,7 @@ class SteepError(Exception):
 
 
 class ConfigError(SteepError):
-    """A configuration or command line that cannot be carried out. May list several problems."""
+    """A key, value or combination in a configuration or on the command line that cannot be used. May list several."""
 
     exit_code = 2
 
@@ -43,7 +34,7 @@ class CheckpointError(SteepError):
 
 
 class TrainingError(SteepError):
-    """A run that had to stop."""
+    """A run that had to stop (NaN, leak, no space left)."""
 
 
 class MissingExtraError(SteepError):

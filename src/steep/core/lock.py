@@ -113,33 +113,29 @@ class RunLock(FileLock):
         try:
             super()._take(descriptor, wait)
         except LockHeldError as error:
-            raise self._refusal(_parse_owner(error.owner)) from error
+            raise CheckpointError(self._refusal(_parse_owner(error.owner))) from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise CheckpointError(f"{self.path} cannot be locked: {error.strerror}") from error
-            self._refuse_by_content(_parse_owner(os.pread(descriptor, 4096, 0)))
+            owner = _parse_owner(os.pread(descriptor, 4096, 0))
+            if owner is not None and not is_stale(owner):
+                elsewhere = owner["host"] != socket.gethostname()
+                hint = f" If that run is gone, delete {self.path}." if elsewhere else ""
+                raise CheckpointError(self._refusal(owner) + hint) from error
 
     def _is_in_place(self, descriptor: int) -> bool:
         return True  # nothing removes this file, and the directory may be moved
 
     def _owner_text(self) -> str:
-        return json.dumps(_this_process())
+        started = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "boot_id": _boot_id(), "started": started})
 
-    def _refusal(self, owner: dict[str, Any] | None) -> CheckpointError:
-        who = "another process"
-        if owner:
-            who = f"process {owner['pid']} on {owner['host']}, since {owner['started']}"
-        return CheckpointError(
+    def _refusal(self, owner: dict[str, Any] | None) -> str:
+        who = f"process {owner['pid']} on {owner['host']}, since {owner['started']}" if owner else "another process"
+        return (
             f"the run directory {self.path.parent} is in use by {who}. "
             "Wait for it, stop it, or give this run another run.name."
         )
-
-    def _refuse_by_content(self, owner: dict[str, Any] | None) -> None:
-        if owner is None or is_stale(owner):
-            return
-        if owner["host"] != socket.gethostname():
-            raise CheckpointError(f"{self._refusal(owner)} If that run is gone, delete {self.path}.")
-        raise self._refusal(owner)
 
 
 def is_stale(owner: dict[str, Any]) -> bool:
@@ -155,11 +151,6 @@ def is_stale(owner: dict[str, Any]) -> bool:
     except PermissionError:  # alive, of another user
         return False
     return owner["pid"] == os.getpid()
-
-
-def _this_process() -> dict[str, Any]:
-    started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": _boot_id(), "started": started}
 
 
 def _boot_id() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 SECOND_UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -14,18 +14,18 @@ BYTE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12
 _NUMBER = re.compile(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
-def _parse(text: str, units: dict, kind: str, examples: str) -> float:
-    match = _NUMBER.fullmatch(text)
+def _parse(value: int | float | str, units: Mapping[str, float], kind: str, examples: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
     if match is None or match[2].lower() not in units:
-        raise ValueError(f"{text!r} is not {kind}; write it like {examples}")
+        raise ValueError(f"{value!r} is not {kind}; write it like {examples}")
     return float(match[1].replace("_", "").replace(",", "")) * units[match[2].lower()]
 
 
 def parse_count(value: int | float | str) -> int:
     """A whole number of things (tokens, steps) from 2000, "2k", "1.5B" or "2e9". Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{value!r} is not a count; write it like 2000, 500M or 2B")
-    number = _parse(value, COUNT_UNITS, "a count", "2000, 500M or 2B") if isinstance(value, str) else value
+    number = _parse(value, COUNT_UNITS, "a count", "2000, 500M or 2B")
     if not math.isfinite(number) or number != int(number):
         raise ValueError(f"{value!r} is not a whole number")
     return int(number)
@@ -33,16 +33,12 @@ def parse_count(value: int | float | str) -> int:
 
 def parse_seconds(value: int | float | str) -> float:
     """A duration in seconds from 90, "90s", "30min", "1.5h" or "2d". Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{value!r} is not a duration; write it like 90s, 30min or 2h")
-    return _parse(value, SECOND_UNITS, "a duration", "90s, 30min or 2h") if isinstance(value, str) else float(value)
+    return float(_parse(value, SECOND_UNITS, "a duration", "90s, 30min or 2h"))
 
 
 def parse_bytes(value: int | float | str) -> int:
     """A size in bytes from 1024, "8GiB" or "500 MB". Raises ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{value!r} is not a size; write it like 500MB or 8GiB")
-    return int(_parse(value, BYTE_UNITS, "a size", "500MB or 8GiB") if isinstance(value, str) else value)
+    return int(_parse(value, BYTE_UNITS, "a size", "500MB or 8GiB"))
 
 
 def format_count(number: float) -> str:

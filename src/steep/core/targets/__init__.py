@@ -10,8 +10,7 @@ transformers' own, before `check`, `resolve` or `build` imports it. With `allow_
 refused: see no_code.py. No torch and no transformers unless a target names them.
 """
 
-from steep.core.targets.building import build
-from steep.core.targets.checking import check, check_run
+from steep.core.targets.building import build, check, check_run
 from steep.core.targets.finding import TargetProblems, find_targets
 from steep.core.targets.no_code import announce
 from steep.core.targets.resolving import resolve

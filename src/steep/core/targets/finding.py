@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -35,25 +35,19 @@ def find_targets(value: Any) -> list[tuple[str, Target]]:
 def walk(value: Any, location: Location) -> Iterator[tuple[Location, Target]]:
     """Every target with its location, nested ones before those that hold them."""
     target = as_target(value, location)
+    items: Iterable[tuple[Union[str, int], Any]] = ()
     if target is not None:
-        yield from _walk_items(target.arguments.items(), location)
-        yield location, target
+        items = target.arguments.items()
     elif isinstance(value, BaseModel):
-        yield from _walk_items(_fields(value), location)
+        items = [*value.__dict__.items(), *(value.model_extra or {}).items()]
     elif isinstance(value, dict):
-        yield from _walk_items(value.items(), location)
+        items = value.items()
     elif isinstance(value, (list, tuple)):
-        yield from _walk_items(enumerate(value), location)
-
-
-def _walk_items(items: Any, location: Location) -> Iterator[tuple[Location, Target]]:
+        items = enumerate(value)
     for key, item in items:
         yield from walk(item, (*location, key))
-
-
-def _fields(model: BaseModel) -> Iterator[tuple[str, Any]]:
-    yield from model.__dict__.items()
-    yield from (model.model_extra or {}).items()
+    if target is not None:
+        yield location, target
 
 
 def as_target(value: Any, location: Location = ()) -> Optional[Target]:

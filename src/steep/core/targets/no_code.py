@@ -36,14 +36,14 @@ def announce(value: Any, say: Say) -> None:
     """Say a line for each target that `--no-code` would refuse, before any of them is imported."""
     for location, target in find_targets(value):
         if refusal(target.target) is not None:
-            say(f"{in_front(location)}runs {_origin(target.target)}")
-
-
-def _origin(written: str) -> str:
-    file = split_file(written)
-    if file is None:
-        return f"{written} (Python package {written.partition('.')[0]!r})"
-    return f"{file[1]} of the file {absolute(file[0])}"
+            file = split_file(target.target)
+            package = target.target.partition(".")[0]
+            what = (
+                f"{file[1]} of the file {absolute(file[0])}"
+                if file
+                else f"{target.target} (Python package {package!r})"
+            )
+            say(f"{in_front(location)}runs {what}")
 
 
 def refusal(written: str) -> Optional[str]:
@@ -72,11 +72,8 @@ def refusal_of_object(found: Any, written: str) -> Optional[str]:
     if package == "steep":
         return None if module.startswith(_STEEP_MODULES) else f"it belongs to {module!r}"
     if package == "torch":
-        return (
-            None
-            if inspect.isclass(found) and module.startswith(_TORCH_MODULES)
-            else "it is not a class of torch.nn or torch.optim"
-        )
+        allowed = inspect.isclass(found) and module.startswith(_TORCH_MODULES)
+        return None if allowed else "it is not a class of torch.nn or torch.optim"
     owner = found.__self__ if inspect.ismethod(found) else found
     if not inspect.isclass(owner) or not {base.__name__ for base in owner.__mro__} & set(_TRANSFORMERS_BASES):
         return "it is not a model, configuration or tokenizer"

@@ -54,12 +54,9 @@ def _import_longest(parts: list[str], written: str) -> tuple[ModuleType, int]:
     """The module with the longest name that `parts` begin with, and how many parts that name has."""
     module = _import_module(parts[0], written)
     for count in range(2, len(parts)):
-        if parts[count - 1] in vars(module) and not isinstance(vars(module)[parts[count - 1]], ModuleType):
-            return module, count - 1
-        if not hasattr(module, "__path__"):
-            return module, count - 1
         name = ".".join(parts[:count])
-        if importlib.util.find_spec(name) is None:
+        is_module = isinstance(vars(module).get(parts[count - 1], module), ModuleType)  # or not imported yet
+        if not is_module or not hasattr(module, "__path__") or importlib.util.find_spec(name) is None:
             return module, count - 1
         module = _import_module(name, written)
     return module, len(parts) - 1
@@ -68,12 +65,9 @@ def _import_longest(parts: list[str], written: str) -> tuple[ModuleType, int]:
 def _import_module(name: str, written: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name == name:
-            raise ConfigError(f"{written}: {_no_such_module(name)}") from error
-        raise ConfigError(f"{written}: {own_words(error)}") from error
     except Exception as error:
-        raise ConfigError(f"{written}: {own_words(error)}") from error
+        is_absent = isinstance(error, ModuleNotFoundError) and error.name == name
+        raise ConfigError(f"{written}: {_no_such_module(name) if is_absent else own_words(error)}") from error
 
 
 def _no_such_module(name: str) -> str:
