@@ -16,7 +16,7 @@ from steep.order.data_order import NativeOrder, OrderedSource, held_out, same_pa
 from steep.order.mixture import SourceTurns, integer_weights
 from steep.order.packing import ConcatPacking, pack_best_fit
 from steep.order.permutation import Permutation
-from steep.order.windows import Windows
+from steep.order.source_order import Windows
 
 
 def order_of(

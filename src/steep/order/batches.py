@@ -74,13 +74,11 @@ def run_sizes(config: TrainConfig, sequence_length: int, sequences_per_epoch: in
             f"(micro_batch_size {micro_batch_size} x {world_size} data-parallel ranks). "
             f"These fit: {' or '.join(map(str, fits))}."
         )
-    return Sizes(
-        sequence_length=sequence_length,
-        global_batch_size=config.global_batch_size,
-        micro_batch_size=micro_batch_size,
-        total_sequences=_total_sequences(config, sequence_length, sequences_per_epoch),
-        world_size=world_size,
-    )
+    total = requested_sequences(config, sequence_length)
+    if total is None:
+        # exact in decimal: 1.1 epochs of 10 sequences are 11, where 1.1 * 10 in binary is a little more
+        total = math.ceil(Fraction(str(config.epochs or 1)) * sequences_per_epoch)
+    return Sizes(sequence_length, config.global_batch_size, micro_batch_size, total, world_size)
 
 
 def requested_sequences(config: TrainConfig, sequence_length: int) -> int | None:
@@ -90,12 +88,6 @@ def requested_sequences(config: TrainConfig, sequence_length: int) -> int | None
     if config.tokens is not None:
         return math.ceil(config.tokens / (config.global_batch_size * sequence_length)) * config.global_batch_size
     return None
-
-
-def _total_sequences(config: TrainConfig, sequence_length: int, sequences_per_epoch: int) -> int:
-    requested = requested_sequences(config, sequence_length)
-    # exact in decimal: 1.1 epochs of 10 sequences are 11, where 1.1 * 10 in binary is a little more
-    return math.ceil(Fraction(str(config.epochs or 1)) * sequences_per_epoch) if requested is None else requested
 
 
 @dataclass(frozen=True)
@@ -134,12 +126,9 @@ def count_step(
     document_lengths: for each source, tokens of a document by its number. document_mask: see `label_tokens`.
     """
     taken = [order.sequence(index) for index in sequences]
-    return StepCounts(
-        order.sequence_length,
-        [sequence.source for sequence in taken],
-        [sequence.num_tokens for sequence in taken],
-        [label_tokens(sequence, document_lengths[sequence.source], document_mask) for sequence in taken],
-    )
+    labels = [label_tokens(sequence, document_lengths[sequence.source], document_mask) for sequence in taken]
+    sources, tokens = [sequence.source for sequence in taken], [sequence.num_tokens for sequence in taken]
+    return StepCounts(order.sequence_length, sources, tokens, labels)
 
 
 def label_tokens(sequence: OrderedSequence, document_lengths: Any, document_mask: bool) -> int:

@@ -104,19 +104,16 @@ class DataConfig(Section):
 
     def _refuse_in_megatron_order(self) -> None:
         """Raise ValueError for settings that only the native order has."""
-        native = [
-            name
-            for name, given in (
-                ("phases", self.phases),
-                ("align_to_bos", self.align_to_bos),
-                ("train: stream", any(source.stream for source in self.train)),
-                ("train: max_epochs", any(source.max_epochs is not None for source in self.train)),
-                ("validation: share", any(validation.share is not None for validation in self.validation.values())),
-            )
-            if given
-        ]
-        if native:
-            raise ValueError(f"order megatron has no {', '.join(native)}; these belong to the native order")
+        native = {
+            "phases": self.phases,
+            "align_to_bos": self.align_to_bos,
+            "train: stream": any(source.stream for source in self.train),
+            "train: max_epochs": any(source.max_epochs is not None for source in self.train),
+            "validation: share": any(validation.share is not None for validation in self.validation.values()),
+        }
+        if any(native.values()):
+            given = ", ".join(name for name, value in native.items() if value)
+            raise ValueError(f"order megatron has no {given}; these belong to the native order")
 
     @model_validator(mode="after")
     def _weights(self) -> DataConfig:

@@ -21,7 +21,7 @@ from steep.core.fingerprint import fingerprint
 from steep.core.say import Say, say_nothing
 from steep.order.mixture import Mixture, Phase, integer_weights
 from steep.order.packing import TokenRange
-from steep.order.source_order import BestFitOrder, ConcatOrder, SourceOrder, padding_share
+from steep.order.source_order import BestFitOrder, ConcatOrder, SourceOrder
 
 ORDER_VERSION = 2  # raised whenever the same sources and seed would give other sequences
 MOST_PADDING_SHARE = 0.01
@@ -106,17 +106,18 @@ class DataOrder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for orders that give the same sequences."""
+        """Equal for orders that give the same sequences; another length of the run changes it only where it changes the order."""
+        return fingerprint(self.describe())
 
     def describe(self) -> dict[str, Any]:
-        """What the order depends on, as JSON."""
+        """What the order depends on and nothing else, as JSON."""
 
 
-class NativeOrder:
+class NativeOrder(DataOrder):
     """The native order of a run over its sources. Raises DataError if there is nothing to train on, ConfigError for weights.
 
     phases: (first sequence, {source name: weight}) of each change of the weights, in order; sources not named keep theirs.
-    first_sequence: where this order begins to count, for a run whose data was changed on purpose.
+    first_sequence: where this order begins to count, for a run whose data was changed on purpose; from there it has no end.
     say: told of tokens that are left out and of padding.
     """
 
@@ -167,7 +168,8 @@ class NativeOrder:
             )
         concat: SourceOrder = ConcatOrder(source.documents, lengths, self.sequence_length, key)
         chosen = concat if packing == "concat" else BestFitOrder(source.documents, lengths, self.sequence_length, key)
-        padding = padding_share(chosen, kept, self.sequence_length)
+        positions = chosen.num_sequences * self.sequence_length
+        padding = 1 - kept / positions if positions else 0.0  # share of the positions of an epoch that hold no token
         if padding > MOST_PADDING_SHARE and not self.align_to_bos and concat.num_sequences < chosen.num_sequences:
             say(f"{source.name}: best_fit would pad {padding:.1%} of its sequences; concat is used")
             chosen = concat
@@ -188,44 +190,35 @@ class NativeOrder:
         return max(first.slots_until(number, self.sequences_of_source[number]) or 1 for number in main)
 
     def sequence(self, index: int) -> OrderedSequence:
-        """Sequence `index` of the run, from `first_sequence` on without end."""
         source, number = self._mixture.slot(index - self.first_sequence)
         return OrderedSequence(source, self._orders[source].ranges(number))
 
     def counts(self, sequences: int) -> list[int]:
-        """How many of the sequences before `sequences` this order takes from each source."""
         return self._mixture.counts(max(0, sequences - self.first_sequence))
 
     def beginning_at(self, first_sequence: int) -> NativeOrder:
-        """The same sources in an order that begins to count at this sequence of the run."""
         return NativeOrder(
             self.sources, self.sequence_length, self.seed, packing=self._packing, phases=self._changes,
             align_to_bos=self.align_to_bos, first_sequence=first_sequence,
         )  # fmt: skip
 
     def check_length(self, total_sequences: int) -> None:
-        """Raise ConfigError where a run of this length repeats a source more often than its max_epochs."""
-        counts = self.counts(total_sequences)
-        for number, (source, count) in enumerate(zip(self.sources, counts, strict=True)):
-            limit = source.max_epochs
-            most = None if limit is None else int(Fraction(str(limit)) * self.sequences_of_source[number])
-            if most is not None and count > most:
+        rows = zip(self.sources, self.sequences_of_source, self.counts(total_sequences), strict=True)
+        for number, (source, per_epoch, count) in enumerate(rows):
+            if source.max_epochs is None:
+                continue
+            most = int(Fraction(str(source.max_epochs)) * per_epoch)
+            if count > most:
                 reached = (self._mixture.slots_until(number, most + 1) or 1) - 1
-                epochs = count / self.sequences_of_source[number]
+                epochs = count / per_epoch
                 raise ConfigError(
-                    f"data.train: source {source.name!r} may be repeated {limit:g} times (max_epochs), and a run of "
+                    f"data.train: source {source.name!r} may be repeated {source.max_epochs:g} times (max_epochs), and a run of "
                     f"{total_sequences * self.sequence_length:,} tokens needs {epochs:.2f} epochs of it. It lasts for "
                     f"{reached * self.sequence_length:,} tokens: make the run shorter, the source's weight smaller, max_epochs "
                     "larger, or change the weights there with data.phases."
                 )
 
-    @property
-    def fingerprint(self) -> str:
-        """Equal for orders that give the same sequences; does not depend on how long the run is."""
-        return fingerprint(self.describe())
-
     def describe(self) -> dict[str, Any]:
-        """What the order depends on and nothing else, as JSON."""
         return {
             "version": ORDER_VERSION,
             "order": "native",
@@ -268,17 +261,16 @@ def _phases(
         for name, weight in changed.items():
             weights[positions[name]] = weight
         phases[max(0, start - first)] = weights  # of those before `first` only the last one counts
-    return [_phase(start, weights, sources, sequences) for start, weights in phases.items()]
-
-
-def _phase(start: int, weights: list[float | int], sources: list[OrderedSource], sequences: list[int]) -> Phase:
-    empty = [s.name for s, weight, count in zip(sources, weights, sequences, strict=True) if weight and not count]
-    if empty:
-        raise DataError(f"data.train: source {empty[0]!r} has a weight and no tokens to train on")
-    try:
-        return Phase(start, tuple(integer_weights(weights)))
-    except ValueError as error:
-        raise ConfigError(f"data: from sequence {start:,} on: {error}") from None
+    found = []
+    for start, weights in phases.items():
+        empty = [s.name for s, weight, count in zip(sources, weights, sequences, strict=True) if weight and not count]
+        if empty:
+            raise DataError(f"data.train: source {empty[0]!r} has a weight and no tokens to train on")
+        try:
+            found.append(Phase(start, tuple(integer_weights(weights))))
+        except ValueError as error:
+            raise ConfigError(f"data: from sequence {start:,} on: {error}") from None
+    return found
 
 
 def same_past(saved: Mapping[str, Any], current: Mapping[str, Any], sequences_seen: int) -> list[str]:
@@ -318,14 +310,7 @@ def _past_phases(description: Mapping[str, Any], sequences_seen: int) -> list[tu
     """(first sequence, weights up to the last that is not 0) of the phases that have begun."""
     seen = max(1, sequences_seen - description["first_sequence"])
     begun = [phase for phase in description["phases"] if phase["first_sequence"] < seen]
-    return [(phase["first_sequence"], _trimmed(phase["weights"])) for phase in begun]
-
-
-def _trimmed(weights: Sequence[int]) -> list[int]:
-    kept = list(weights)
-    while kept and not kept[-1]:
-        kept.pop()
-    return kept
+    return [(phase["first_sequence"], list(np.trim_zeros(phase["weights"], "b"))) for phase in begun]
 
 
 def held_out(content_hashes: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:

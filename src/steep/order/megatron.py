@@ -134,11 +134,8 @@ def _read_splits(
         if split is None:
             raise ConfigError("data.split: Megatron's order needs one, for example '99,1,0' or '100,0,0'.")
         matrix = split_matrix(parse_split(split))
-        return (
-            [blends if part else None for part in matrix],
-            matrix,
-            Identity(seed, sequence_length, split, matrix, tokenizer),
-        )
+        parts = [blends if part else None for part in matrix]
+        return parts, matrix, Identity(seed, sequence_length, split, matrix, tokenizer)
     if split is not None:
         raise ConfigError(
             "data.split: every split has datasets of its own, so there is nothing to split; leave it out."
@@ -165,7 +162,8 @@ class _Builder(Generic[Store]):
         blend = self.blends[split] or Blend([])
         for prefix in blend.prefixes:
             if prefix not in self.opened:
-                self.opened[prefix] = self.open_sequences(_existing(prefix))
+                index = f"{prefix}.idx"  # where it is: Megatron's default cache is a folder with the name of the prefix itself
+                self.opened[prefix] = self.open_sequences(index if Path(index).is_file() else prefix)
         return [self.opened[prefix] for prefix in blend.prefixes]
 
     def documents(self, split: int, store: Store) -> range:
@@ -226,11 +224,9 @@ class _Builder(Generic[Store]):
             size: int | None = sum(samples_per_dataset(weights, requested))
             shares: list[float] = normalize(weights)  # Megatron normalizes twice, and the last bits can differ
         elif requested is not None:
-            size = min(requested, sum(held))
-            shares = normalize(held)
+            size, shares = min(requested, sum(held)), normalize(held)
         else:
-            size = None
-            shares = list(held)
+            size, shares = None, list(held)
         blend = self.cache.blend(blend_description(descriptions, split, shares, size), shares, size)
         taken = np.bincount(blend[0], minlength=len(held)).tolist()
         for source, count, most in zip(sources, taken, held, strict=True):
@@ -259,8 +255,3 @@ def _samples_of_datasets(
         )
     weights = normalize(blend.weights)
     return list(samples_per_dataset(weights, requested, surplus)), weights
-
-
-def _existing(prefix: str) -> str:
-    """The .idx of a prefix if there is one: Megatron's default cache is a folder with the name of the prefix itself."""
-    return f"{prefix}.idx" if Path(f"{prefix}.idx").is_file() else prefix

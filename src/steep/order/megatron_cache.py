@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +51,18 @@ class Identity:
 
     def of_dataset(self, path: str, num_samples: int | None, split: int) -> dict[str, Any]:
         """The description of one dataset, keys in the order that is hashed."""
-        head = {
+        return {
             "class": "GPTDataset",
             "dataset_path": path,
             "num_samples": num_samples,
             "index_split": SPLIT_NAMES[split],
-        }
-        order = {
+            **({"tokenizer": self.tokenizer} if isinstance(self.tokenizer, str) else {}),
             "random_seed": self.seed,
             "sequence_length": self.sequence_length,
             "split": self.split,
             "split_matrix": self.matrix,
+            **({} if isinstance(self.tokenizer, str) else {"tokenizer": dict(self.tokenizer)}),
         }
-        tokenizer = {"tokenizer": self.tokenizer if isinstance(self.tokenizer, str) else dict(self.tokenizer)}
-        return {**head, **tokenizer, **order} if isinstance(self.tokenizer, str) else {**head, **order, **tokenizer}
 
 
 def tokenizer_of_cache(directory: Path, paths: Sequence[str], identity: Identity) -> Mapping[str, Any] | str | None:
@@ -98,22 +97,18 @@ def blend_description(
     }
 
 
-def description_text(description: Mapping[str, Any]) -> str:
-    """The content of description.txt."""
-    return json.dumps(description, indent=4)
-
-
 def description_hash(description: Mapping[str, Any]) -> str:
-    """The md5 that the files are named by."""
-    return hashlib.md5(description_text(description).encode("utf-8"), usedforsecurity=False).hexdigest()
+    """The md5 that the files are named by: that of the content of description.txt."""
+    return hashlib.md5(_description_text(description).encode("utf-8"), usedforsecurity=False).hexdigest()
+
+
+def _description_text(description: Mapping[str, Any]) -> str:
+    return json.dumps(description, indent=4)
 
 
 @dataclass
 class IndexCache:
-    """A folder of index files; without a folder everything is built and nothing is written.
-
-    say: is told of files that are damaged or stale.
-    """
+    """A folder of index files, None to write nothing; `say` is told of files that are damaged or stale."""
 
     directory: Path | None
     say: Say
@@ -127,62 +122,60 @@ class IndexCache:
         settings: IndexSettings,
     ) -> SampleIndex:
         """The index of a dataset: from the cache where it fits the documents, else built."""
-        stored = self._load(description, _INDEX_FILES)
-        if stored is not None:
-            index = SampleIndex(stored[0], stored[1], stored[2], lengths, settings)
-            damage = index_damage(index, documents, num_samples)
-            if damage is None:
-                return index
-            self._rebuilt(description, damage)
-        index = build_index(lengths, documents, num_samples, settings)
-        self._save(description, _INDEX_FILES, (index.document_index, index.sample_index, index.shuffle_index))
-        return index
+
+        def damage(laid: NDArray[Any], cuts: NDArray[Any], shuffle: NDArray[Any]) -> str | None:
+            return index_damage(SampleIndex(laid, cuts, shuffle, lengths, settings), documents, num_samples)
+
+        def build() -> list[NDArray[Any]]:
+            index = build_index(lengths, documents, num_samples, settings)
+            return [index.document_index, index.sample_index, index.shuffle_index]
+
+        laid, cuts, shuffle = self._stored_or_built(description, _INDEX_FILES, damage, build)
+        return SampleIndex(laid, cuts, shuffle, lengths, settings)
 
     def blend(
         self, description: Mapping[str, Any], weights: Sequence[float], size: int | None
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Dataset and sample of every position of a blend: from the cache where it fits, else built."""
-        stored = self._load(description, _BLEND_FILES)
-        if stored is not None:
-            damage = _blend_damage(stored[0], stored[1], weights, size)
-            if damage is None:
-                return stored[0], stored[1]
-            self._rebuilt(description, damage)
-        if size is None:
-            built = blend_all([int(weight) for weight in weights])
-        else:
-            built = blend_by_weights(weights, size)
-        self._save(description, _BLEND_FILES, built)
-        return built
 
-    def _path(self, description: Mapping[str, Any], suffix: str) -> Path:
-        split = description.get("index_split") or description["split"]
-        return (self.directory or Path()) / f"{description_hash(description)}-{description['class']}-{split}-{suffix}"
+        def build() -> tuple[NDArray[Any], NDArray[Any]]:
+            return blend_all([int(weight) for weight in weights]) if size is None else blend_by_weights(weights, size)
 
-    def _load(self, description: Mapping[str, Any], names: Sequence[str]) -> list[NDArray[Any]] | None:
-        paths = [self._path(description, f"{name}.npy") for name in names]
-        if self.directory is None or not all(
-            path.is_file() for path in [self._path(description, "description.txt"), *paths]
-        ):
-            return None
-        try:
-            return [np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)) for path in paths]
-        except (OSError, ValueError, EOFError) as error:
-            self._rebuilt(description, f"it cannot be read ({error})")
-            return None
+        damage = partial(_blend_damage, weights=weights, size=size)
+        datasets, samples = self._stored_or_built(description, _BLEND_FILES, damage, build)
+        return datasets, samples
 
-    def _save(self, description: Mapping[str, Any], names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> None:
+    def _stored_or_built(
+        self,
+        description: Mapping[str, Any],
+        names: Sequence[str],
+        damage: Callable[..., str | None],
+        build: Callable[[], Sequence[NDArray[Any]]],
+    ) -> Sequence[NDArray[Any]]:
+        """The arrays of these files where `damage` finds none in them, else what `build` gives, which is stored."""
         if self.directory is None:
-            return
+            return build()
+        split = description.get("index_split") or description["split"]
+        stem = f"{description_hash(description)}-{description['class']}-{split}"
+        about = self.directory / f"{stem}-description.txt"
+        paths = [self.directory / f"{stem}-{name}.npy" for name in names]
+        if all(path.is_file() for path in (about, *paths)):
+            try:
+                stored = [np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)) for path in paths]
+            except (OSError, ValueError, EOFError) as error:
+                why: str | None = f"it cannot be read ({error})"
+            else:
+                why = damage(*stored)
+                if why is None:
+                    return stored
+            self.say(f"{self.directory / stem}-*: the stored index is not used and is built anew: {why}")
+        built = build()
         self.directory.mkdir(parents=True, exist_ok=True)
-        for name, array in zip(names, arrays, strict=True):
-            with atomic_writer(self._path(description, f"{name}.npy")) as file:
+        for path, array in zip(paths, built, strict=True):
+            with atomic_writer(path) as file:
                 np.save(file, array, allow_pickle=False)
-        write_text(self._path(description, "description.txt"), description_text(description))
-
-    def _rebuilt(self, description: Mapping[str, Any], why: str) -> None:
-        path = self._path(description, "*")
-        self.say(f"{path}: the stored index is not used and is built anew: {why}")
+        write_text(about, _description_text(description))
+        return built
 
 
 def _blend_damage(

@@ -25,9 +25,7 @@ from steep.order.packing import TokenRange
 
 TRAIN, VALID, TEST = 0, 1, 2
 SPLIT_NAMES = ("train", "valid", "test")
-_LAST_EPOCH_THRESHOLD = (
-    0.80  # a last epoch is shuffled apart if less than this share of it is needed; Megatron's constant
-)
+_LAST_EPOCH_THRESHOLD = 0.80  # a last epoch is shuffled apart if less of it is needed; Megatron's constant
 
 SplitMatrix = list[tuple[float, float] | None]
 
@@ -179,29 +177,18 @@ def build_index(
     tokens_per_epoch = int(lengths[documents.start : documents.stop].sum(dtype=np.int64))
     epochs = count_epochs(tokens_per_epoch, num_samples, settings)
     random = np.random.RandomState(settings.seed)  # one generator: the order of the draws below is part of the format
-    document_index = _document_index(documents, epochs, random)
+    document_index = np.tile(np.arange(documents.start, documents.stop, dtype=np.int32), epochs.count)
     count = epochs.num_samples(tokens_per_epoch, settings)
-    sample_index = build_sample_index(lengths, document_index, count, settings)
-    shuffle_index = _shuffle_index(epochs.samples_before_last if epochs.separate_last else count, count, random)
-    return SampleIndex(document_index, sample_index, shuffle_index, lengths, settings)
-
-
-def _document_index(documents: range, epochs: Epochs, random: np.random.RandomState) -> NDArray[np.int32]:
-    one = np.arange(documents.start, documents.stop, dtype=np.int32)
-    parts = [epochs.count - 1, 1] if epochs.separate_last else [epochs.count]
-    laid = [np.tile(one, count) for count in parts]
-    for part in laid:
+    shuffle_index = np.arange(count, dtype=np.int64 if count >= np.iinfo(np.uint32).max - 1 else np.uint32)
+    if epochs.separate_last:
+        cuts = ((document_index, (epochs.count - 1) * len(documents)), (shuffle_index, epochs.samples_before_last))
+        parts = [part for index, first in cuts for part in (index[:first], index[first:])]
+    else:
+        parts = [document_index, shuffle_index]
+    for part in parts:
         random.shuffle(part)
-    return np.concatenate(laid) if len(laid) > 1 else laid[0]
-
-
-def _shuffle_index(num_first: int, count: int, random: np.random.RandomState) -> NDArray[Any]:
-    dtype: Any = np.int64 if count >= np.iinfo(np.uint32).max - 1 else np.uint32
-    index = np.arange(count, dtype=dtype)
-    random.shuffle(index[:num_first])
-    if num_first != count:
-        random.shuffle(index[num_first:])
-    return index
+    sample_index = build_sample_index(lengths, document_index, count, settings)
+    return SampleIndex(document_index, sample_index, shuffle_index, lengths, settings)
 
 
 def build_sample_index(

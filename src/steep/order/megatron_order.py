@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steep.core.errors import ConfigError
-from steep.core.fingerprint import fingerprint
-from steep.order.data_order import OrderedSequence, OrderedSource
+from steep.order.data_order import DataOrder, OrderedSequence, OrderedSource
 from steep.order.megatron_index import SPLIT_NAMES, Epochs, IndexSettings, SampleIndex, count_epochs
 
 MEGATRON_ORDER_VERSION = 1  # raised whenever the same datasets and seed would give other sequences
@@ -40,7 +39,7 @@ class MegatronSource:
         return int(self.lengths[self.documents.start : self.documents.stop].sum(dtype=np.int64))
 
 
-class MegatronOrder:
+class MegatronOrder(DataOrder):
     """The order of one split. `sequence(i)` for i from 0 to `num_sequences - 1`.
 
     requested: sequences that were asked for; None for one epoch of every source. `OrderedSequence.source` is the dataset of a
@@ -66,9 +65,11 @@ class MegatronOrder:
         tokens = [source.num_tokens for source in sources]
         self.sequences_of_source = [Epochs(1, False).num_samples(count, settings) for count in tokens]
         self.sequences_per_epoch = max(1, sum(self.sequences_of_source))
-        self.dropped_tokens = [
-            _left_over(source, index, settings) for source, index in zip(sources, indices, strict=True)
-        ]
+        self._epochs = [count_epochs(source.num_tokens, source.num_samples, settings) for source in sources]
+        self.dropped_tokens = []
+        for laid, count, index in zip(self._epochs, tokens, indices, strict=True):
+            left = laid.count * count - index.num_samples * self.sequence_length - settings.extra
+            self.dropped_tokens.append({"fills no sample": left} if left > 0 else {})
         self.num_sequences = indices[0].num_samples if blend is None else len(blend[0])
         """At least as many as were requested."""
 
@@ -81,13 +82,11 @@ class MegatronOrder:
         return OrderedSequence(source, ranges, following)
 
     def counts(self, sequences: int) -> list[int]:
-        """How many of the first `sequences` come from each source."""
         if self._blend is None:
             return [sequences]
         return np.bincount(self._blend[0][:sequences], minlength=len(self.sources)).tolist()
 
     def check_length(self, total_sequences: int) -> None:
-        """Raise ConfigError where a run of this length needs more sequences than the order was made for."""
         if total_sequences > self.num_sequences:
             remedy = (
                 "Datasets without weights give one epoch each: give weights, or train on fewer."
@@ -106,13 +105,7 @@ class MegatronOrder:
             "another run."
         )
 
-    @property
-    def fingerprint(self) -> str:
-        """Equal for orders that give the same sequences: another length changes it only where it changes their order."""
-        return fingerprint(self.describe())
-
     def describe(self) -> dict[str, Any]:
-        """What the order depends on and nothing else, as JSON."""
         weights = self._weights
         if self._blend is not None and weights is None:
             weights = [float(index.num_samples) for index in self._indices]
@@ -126,25 +119,17 @@ class MegatronOrder:
             "drop_last_partial": self._settings.drop_last_partial,
             "weights": weights,
             "one_epoch": self._blend is not None and self._weights is None and self._requested is None,
-            "sources": [self._describe_source(source) for source in self._megatron_sources],
+            "sources": [
+                {
+                    "fingerprint": source.store_fingerprint,
+                    "documents": [source.documents.start, source.documents.stop],
+                    "tokens": source.num_tokens,
+                    "epochs": epochs.count,
+                    "last_epoch_apart": epochs.separate_last,
+                }
+                for source, epochs in zip(self._megatron_sources, self._epochs, strict=True)
+            ],
         }
-
-    def _describe_source(self, source: MegatronSource) -> dict[str, Any]:
-        epochs = count_epochs(source.num_tokens, source.num_samples, self._settings)
-        return {
-            "fingerprint": source.store_fingerprint,
-            "documents": [source.documents.start, source.documents.stop],
-            "tokens": source.num_tokens,
-            "epochs": epochs.count,
-            "last_epoch_apart": epochs.separate_last,
-        }
-
-
-def _left_over(source: MegatronSource, index: SampleIndex, settings: IndexSettings) -> dict[str, int]:
-    """Tokens at the end of the last epoch that fill no sample."""
-    laid = count_epochs(source.num_tokens, source.num_samples, settings).count * source.num_tokens
-    left = laid - index.num_samples * settings.sequence_length - settings.extra
-    return {"fills no sample": left} if left > 0 else {}
 
 
 def _ordered_source(source: MegatronSource) -> OrderedSource:

@@ -39,10 +39,8 @@ def read_blend(given: Any) -> Blend | list[Blend | None]:
         return given
     if isinstance(given, Mapping):
         return _per_split(given)
-    if isinstance(given, (str, Path)) and str(given).endswith(".json"):
-        return _from_json(Path(given))
     if isinstance(given, (str, Path)):
-        return Blend(_expand(str(given)))
+        return _from_json(Path(given)) if str(given).endswith(".json") else Blend(_expand(str(given)))
     if isinstance(given, Sequence):
         return _from_list(list(given))
     raise ConfigError(f"data.train: {given!r} names no datasets: give prefixes of .bin and .idx files, or a JSON file.")
@@ -56,10 +54,8 @@ def _per_split(given: Mapping[str, Any]) -> list[Blend | None]:
         split = _ALIASES[name]
         if blends[split] is not None:
             raise ConfigError(f"data.train: the split {SPLIT_NAMES[split]} is given twice.")
-        if value is None:
-            continue
-        blend = read_blend(value)
-        if not isinstance(blend, Blend):
+        blend = None if value is None else read_blend(value)
+        if isinstance(blend, list):
             raise ConfigError(f"data.train: the split {name!r} is divided into splits again; give it prefixes.")
         blends[split] = blend
     return blends
@@ -82,15 +78,15 @@ def _from_list(items: list[Any]) -> Blend:
     if not items:
         raise ConfigError("data.train: the list of datasets is empty.")
     numbers = [_number(item) for item in items[::2]]
-    if len(items) % 2 or all(number is None for number in numbers):
-        return Blend([prefix for item in items for prefix in _expand(_text(item))])
-    if any(number is None for number in numbers):
-        wrong = items[2 * [number is None for number in numbers].index(True)]
-        raise ConfigError(f"data.train: in [weight, prefix, ...], {wrong!r} is where a weight is needed.")
     weights = [number for number in numbers if number is not None]
+    if len(items) % 2 or not weights:
+        return Blend([prefix for item in items for prefix in _expand(_text(item))])
+    if len(weights) < len(numbers):
+        wrong = items[2 * numbers.index(None)]
+        raise ConfigError(f"data.train: in [weight, prefix, ...], {wrong!r} is where a weight is needed.")
     prefixes = [_text(item) for item in items[1::2]]
     for prefix, weight in zip(prefixes, weights, strict=True):
-        if len(_expand(prefix)) != 1 or _expand(prefix)[0] != strip_suffix(prefix):
+        if _expand(prefix) != [strip_suffix(prefix)]:
             raise ConfigError(f"data.train: {prefix!r} is a glob with a weight; give each of its datasets one.")
         if not 0 < weight < float("inf"):
             raise ConfigError(f"data.train: the weight of {prefix!r} is {weight}; it must be a number above 0.")

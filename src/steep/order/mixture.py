@@ -58,9 +58,11 @@ class SourceTurns:
             (slots * weight * TURNS - turn * self._total) // (self._total * TURNS) + 1 if weight else 0
             for weight, turn in zip(self.weights, self._turns, strict=True)
         ]
-        while (excess := sum(counts) - slots) != 0:
-            number = self._last_event(counts) if excess > 0 else self._next_event(counts)
-            counts[number] -= 1 if excess > 0 else -1
+        shared = [source for source, weight in enumerate(self.weights) if weight]
+        while (excess := sum(counts) - slots) > 0:
+            counts[max((self._time(s, counts[s] - 1), s) for s in shared if counts[s])[1]] -= 1
+        for _ in range(-excess):
+            counts[min((self._time(s, counts[s]), s) for s in shared)[1]] += 1
         return counts
 
     def events(self, first: int, slots: int) -> list[tuple[int, int]]:
@@ -78,14 +80,6 @@ class SourceTurns:
             counts[source] += 1
             heapq.heapreplace(heap, (time + TURNS * steps[source], source))
         return found
-
-    def _next_event(self, counts: list[int]) -> int:
-        return min((self._time(s, counts[s]), s) for s, weight in enumerate(self.weights) if weight)[1]
-
-    def _last_event(self, counts: list[int]) -> int:
-        return max((self._time(s, counts[s] - 1), s) for s, weight in enumerate(self.weights) if weight and counts[s])[
-            1
-        ]
 
     def _time(self, source: int, before: int) -> Fraction:
         """When a source emits its sequence number `before`: (before + phase) / weight."""
@@ -119,16 +113,13 @@ class Mixture:
         for turns, (start, stop) in zip(self._turns, pairwise(starts), strict=False):
             counts = turns.counts(stop - start)
             self._before.append([a + b for a, b in zip(self._before[-1], counts, strict=True)])
-        self._block = lru_cache(maxsize=256)(self._events_of_block)
-
-    def _events_of_block(self, phase: int, block: int) -> list[tuple[int, int]]:
-        return self._turns[phase].events(block * BLOCK_SLOTS, BLOCK_SLOTS)
+        self._events = lru_cache(maxsize=256)(lambda phase, first: self._turns[phase].events(first, BLOCK_SLOTS))
 
     def slot(self, n: int) -> tuple[int, int]:
         """(source, number of that source's sequence, from 0 on over the whole run) of slot n."""
         phase = bisect_right(self._starts, n) - 1
-        block, within = divmod(n - self._starts[phase], BLOCK_SLOTS)
-        source, number = self._block(phase, block)[within]
+        within = (n - self._starts[phase]) % BLOCK_SLOTS
+        source, number = self._events(phase, n - self._starts[phase] - within)[within]
         return source, self._before[phase][source] + number
 
     def counts(self, slots: int) -> list[int]:

@@ -9,7 +9,6 @@ documents of one window are packed together. Neither ever drops a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,7 +39,7 @@ class ConcatPacking:
         self._documents = documents
         self._ends = np.cumsum(lengths, dtype=np.int64)
         self.num_tokens = int(self._ends[-1]) if len(self._ends) else 0
-        self.num_sequences = num_concat_sequences(self.num_tokens, sequence_length)
+        self.num_sequences = -(-self.num_tokens // sequence_length)  # ceil
 
     def sequence(self, k: int) -> list[TokenRange]:
         """The ranges of sequence k, in order; together `sequence_length` tokens, fewer only in the last sequence."""
@@ -64,11 +63,6 @@ class ConcatPacking:
             start += count
             index += 1
         return ranges
-
-
-def num_concat_sequences(num_tokens: int, sequence_length: int) -> int:
-    """How many sequences `num_tokens` tokens fill, the last one perhaps in part."""
-    return -(-num_tokens // sequence_length)  # ceil
 
 
 @dataclass(frozen=True)
@@ -103,8 +97,13 @@ def pack_best_fit(
     documents go, longest first, where they leave the least room; what fits nowhere is cut over the widest rooms left. Within a
     sequence the longest piece comes first.
     """
-    bins, pieces = _full_sequences(lengths, sequence_length)
-    used = len(bins)
+    pieces = [  # of long documents, each of which fills a sequence alone: (index of the document, start, count)
+        (index, start, sequence_length)
+        for index in np.flatnonzero(lengths >= sequence_length).tolist()
+        for start in range(0, int(lengths[index]) - sequence_length + 1, sequence_length)
+    ]
+    used = len(pieces)
+    bins = list(range(used))  # the sequence of each piece
     by_room: list[list[int]] = [[] for _ in range(sequence_length + 1)]
     rooms = 0  # bit r is set where a sequence has room for exactly r tokens
     rests = lengths % sequence_length
@@ -139,7 +138,10 @@ def pack_best_fit(
             start += count
     for empty in range(used, num_sequences):
         _fill_empty(empty, bins, pieces)
-    return _packed(documents, bins, pieces, num_sequences)
+    by_bin = np.argsort(np.array(bins, dtype=np.int64), kind="stable")
+    first = np.searchsorted(np.array(bins, dtype=np.int64)[by_bin], np.arange(num_sequences + 1)).astype(np.int32)
+    table = np.array(pieces, dtype=np.int64).reshape(-1, 3)[by_bin]
+    return PackedWindow(first, documents[table[:, 0]], table[:, 1], table[:, 2].astype(np.int32))
 
 
 def _fill_empty(empty: int, bins: list[int], pieces: list[tuple[int, int, int]]) -> None:
@@ -152,23 +154,3 @@ def _fill_empty(empty: int, bins: list[int], pieces: list[tuple[int, int, int]])
     pieces[longest] = (index, start, count - count // 2)
     bins.append(empty)
     pieces.append((index, start + count - count // 2, count // 2))
-
-
-def _full_sequences(lengths: NDArray[np.int64], size: int) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """The pieces of long documents that fill a sequence alone, and the sequences they take."""
-    pieces = [
-        (index, start, size)
-        for index in np.flatnonzero(lengths >= size).tolist()
-        for start in range(0, int(lengths[index]) - size + 1, size)
-    ]
-    return list(range(len(pieces))), pieces
-
-
-def _packed(
-    documents: NDArray[np.int64], bins: list[int], pieces: Sequence[tuple[int, int, int]], num_sequences: int
-) -> PackedWindow:
-    table = np.array(pieces, dtype=np.int64).reshape(-1, 3)
-    order = np.argsort(np.array(bins, dtype=np.int64), kind="stable")
-    first = np.searchsorted(np.array(bins, dtype=np.int64)[order], np.arange(num_sequences + 1)).astype(np.int32)
-    table = table[order]
-    return PackedWindow(first, documents[table[:, 0]], table[:, 1], table[:, 2].astype(np.int32))

@@ -21,11 +21,6 @@ _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)  # the finalizer of SplitMix64 (St
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 
 
-def _round_keys(key: tuple[int | str, ...]) -> NDArray[np.uint64]:
-    digest = hashlib.sha512("/".join(map(str, key)).encode()).digest()
-    return np.frombuffer(digest, dtype="<u8")[:ROUNDS].astype(np.uint64)
-
-
 def _mix(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     """The round function F(value, key) mod 2^64."""
     with np.errstate(over="ignore"):
@@ -48,7 +43,8 @@ class Permutation:
         self.length = length
         self._half_bits = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
         self._half_mask = np.uint64((1 << int(self._half_bits)) - 1)
-        self._keys = _round_keys(key)
+        digest = hashlib.sha512("/".join(map(str, key)).encode()).digest()
+        self._keys = np.frombuffer(digest, dtype="<u8")[:ROUNDS].astype(np.uint64)
         self._last_block: tuple[int, list[int]] = (-1, [])
 
     def _encrypt(self, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -64,17 +60,13 @@ class Permutation:
         flat = index.reshape(-1)
         found = np.empty(flat.shape, dtype=np.int64)
         for start in range(0, len(flat), BLOCK_POSITIONS):  # a block stays in the processor's cache
-            block = slice(start, start + BLOCK_POSITIONS)
-            found[block] = self._walk(flat[block].astype(np.uint64))
+            value = self._encrypt(flat[start : start + BLOCK_POSITIONS].astype(np.uint64))
+            outside = np.flatnonzero(value >= np.uint64(self.length))
+            while outside.size:  # cycle walking: 2^(2 * half_bits) <= 4 * length, so few rounds are needed
+                value[outside] = self._encrypt(value[outside])
+                outside = outside[value[outside] >= np.uint64(self.length)]
+            found[start : start + BLOCK_POSITIONS] = value
         return found.reshape(index.shape)
-
-    def _walk(self, positions: NDArray[np.uint64]) -> NDArray[np.int64]:
-        value = self._encrypt(positions)
-        outside = np.flatnonzero(value >= np.uint64(self.length))
-        while outside.size:  # cycle walking: 2^(2 * half_bits) <= 4 * length, so few rounds are needed
-            value[outside] = self._encrypt(value[outside])
-            outside = outside[value[outside] >= np.uint64(self.length)]
-        return value.astype(np.int64)
 
     def near(self, position: int) -> int:
         """The number at one position, fast where positions are asked for roughly in order: the last block of them is kept."""
