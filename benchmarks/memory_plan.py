@@ -30,7 +30,7 @@ from common import (
 from startup import smollm2
 
 EMPTY = """
-from steep.runtime.allocator import tune_allocator
+from steep.runtime.tuning import tune_allocator
 tune_allocator()
 import torch, transformers, steep.training.loop
 from transformers import GPT2LMHeadModel, LlamaForCausalLM

@@ -40,20 +40,18 @@ def write_consolidated(
         _link_or_copy(root / source, root / name)
         files = {name: written[source]}
     else:
-        files = {name: _assemble(root, index, root / name)}
+        opened = open_files(root / "model", sources)
+        shapes = {key: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for key, tensor in index.items()}
+        files = {
+            name: write_safetensors(
+                root / name, shapes, {"format": "pt"}, read=lambda key: read_tensor(key, index[key], opened, "model")
+            )
+        }
     for file, data in hf_files.items():
         path = contained_path(root / folder, file)
         path.parent.mkdir(parents=True, exist_ok=True)
         files[f"{folder}/{file}"] = write_file(path, data)
     return files
-
-
-def _assemble(root: Path, index: Index, target: Path) -> FileEntry:
-    opened = open_files(root / "model", files_of(index))
-    shapes = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in index.items()}
-    return write_safetensors(
-        target, shapes, {"format": "pt"}, read=lambda name: read_tensor(name, index[name], opened, "model")
-    )
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -88,16 +86,12 @@ def huggingface_files(model: nn.Module, tokenizer: Any = None) -> dict[str, byte
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     for name in ("config.json", "generation_config.json"):
         if name in files:
-            files[name] = _plain_json(files[name])
+            files[name] = (json.dumps(_without_underscores(json.loads(files[name])), indent=2) + "\n").encode("utf-8")
     return files
 
 
-def _plain_json(data: bytes) -> bytes:
-    """The JSON file without keys that begin with an underscore. transformers adds one to what it reads from a .gguf file."""
-    return (json.dumps(_without_underscores(json.loads(data)), indent=2) + "\n").encode("utf-8")
-
-
 def _without_underscores(value: Any) -> Any:
+    """The JSON value without keys that begin with an underscore: transformers adds one to what it reads from a .gguf file."""
     if isinstance(value, dict):
         return {key: _without_underscores(item) for key, item in value.items() if not key.startswith("_")}
     return [_without_underscores(item) for item in value] if isinstance(value, list) else value

@@ -106,20 +106,17 @@ def finish_folder(root: Path, state: CheckpointState, ranks: Sequence[RankFiles]
     files |= {name: write_file(root / name, text.encode("utf-8")) for name, text in small.items()}
     for folder in sorted(path for path in root.rglob("*") if path.is_dir()):
         sync_directory(folder)
-    write_file(root / MANIFEST_NAME, _manifest(state, files, len(ranks)).to_text().encode("utf-8"))
-    sync_directory(root)
-
-
-def _manifest(state: CheckpointState, files: dict[str, FileEntry], world_size: int) -> Manifest:
-    return Manifest(
+    manifest = Manifest(
         step=state.step,
         tokens=state.tokens,
         sequences_seen=state.sequences_seen,
         plan_fingerprint=state.plan_fingerprint,
-        world_size=world_size,
+        world_size=len(ranks),
         threads=torch.get_num_threads(),
         torch_version=str(torch.__version__),
         steep_version=steep.__version__,
         score=None if state.score is None or state.score != state.score else float(state.score),
         files=files,
     )
+    write_file(root / MANIFEST_NAME, manifest.to_text().encode("utf-8"))
+    sync_directory(root)

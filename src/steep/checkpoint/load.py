@@ -65,9 +65,7 @@ def find_checkpoint(path: str | os.PathLike[str], say: Say = say_nothing) -> Pat
     folders, latest = checkpoint_folders(checkpoints), read_latest(checkpoints)
     passed_over = []
     if folders and latest not in [folder.name for folder in folders]:
-        passed_over.append(
-            "LATEST names a checkpoint that is not there" if latest else "LATEST is missing or unreadable"
-        )
+        passed_over += ["LATEST names a checkpoint that is not there" if latest else "LATEST is missing or unreadable"]
     for candidate in sorted(folders, key=lambda folder: folder.name != latest):
         problems = checkpoint_problems(candidate)
         if not problems:

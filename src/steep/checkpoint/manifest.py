@@ -15,6 +15,7 @@ import re
 import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -137,17 +138,6 @@ def read_manifest(checkpoint: Path) -> Manifest:
     content = parse_json(data, label)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{label}: does not describe a steep checkpoint")
-    _check_unaltered(content, data, label)
-    version = content.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise FormatTooNewError(
-            f"{checkpoint} has checkpoint format {version}; this version of steep reads up to {FORMAT_VERSION}. "
-            "Update steep, or resume from another checkpoint."
-        )
-    return _manifest_from(content, checkpoint)
-
-
-def _check_unaltered(content: dict[str, Any], data: bytes, label: str) -> None:
     rest = {key: value for key, value in content.items() if key != "checksum"}
     try:
         unaltered = content.get("checksum") == fingerprint(rest) and canonical_text(content).encode() == data
@@ -155,6 +145,13 @@ def _check_unaltered(content: dict[str, Any], data: bytes, label: str) -> None:
         unaltered = False
     if not unaltered:
         raise CheckpointError(f"{label}: was altered after it was written (its checksum does not match)")
+    version = content.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise FormatTooNewError(
+            f"{checkpoint} has checkpoint format {version}; this version of steep reads up to {FORMAT_VERSION}. "
+            "Update steep, or resume from another checkpoint."
+        )
+    return _manifest_from(content, checkpoint)
 
 
 def _manifest_from(content: dict[str, Any], checkpoint: Path) -> Manifest:
@@ -166,7 +163,9 @@ def _manifest_from(content: dict[str, Any], checkpoint: Path) -> Manifest:
         raise CheckpointError(f"{label}: {', '.join(texts)} must be text")
     if score is not None and (not isinstance(score, float) or not math.isfinite(score)):
         raise CheckpointError(f"{label}: score {score!r} is not a number")
-    files = _files_from(content.get("files"), checkpoint)
+    if not isinstance(content.get("files"), Mapping):
+        raise CheckpointError(f"{label}: files is not a mapping")
+    files = {name: _entry_from(name, entry, checkpoint) for name, entry in content["files"].items()}
     missing = [name for name in _required(counts["world_size"]) if name not in files]
     if missing:
         raise CheckpointError(f"{label}: lists no {', '.join(missing)}")
@@ -187,12 +186,6 @@ def _required(world_size: int) -> list[str]:
     return shared + [f"rng/rank_{rank:05d}.json" for rank in range(world_size)]
 
 
-def _files_from(value: Any, checkpoint: Path) -> dict[str, FileEntry]:
-    if not isinstance(value, Mapping):
-        raise CheckpointError(f"{MANIFEST_NAME}: files is not a mapping")
-    return {name: _entry_from(name, entry, checkpoint) for name, entry in value.items()}
-
-
 def _entry_from(name: str, entry: Any, checkpoint: Path) -> FileEntry:
     contained_path(checkpoint, name)
     size, sha256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
@@ -204,18 +197,14 @@ def _entry_from(name: str, entry: Any, checkpoint: Path) -> FileEntry:
 
 def contained_path(root: Path, name: Any) -> Path:
     """The file `name` (POSIX, relative) inside `root`. Raises CheckpointError if it would lead out of it."""
-    problem = CheckpointError(f"{name!r} is not the name of a file inside the checkpoint")
-    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
-        raise problem
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or str(pure) != name:
-        raise problem
-    try:
-        inside = (root / name).resolve().is_relative_to(root.resolve())
-    except (OSError, ValueError, RuntimeError):  # name too long, lone surrogates, symlink loop
-        raise problem from None
+    inside = False
+    if isinstance(name, str) and name and "\0" not in name and "\\" not in name:
+        pure = PurePosixPath(name)
+        with suppress(OSError, ValueError, RuntimeError):  # name too long, lone surrogates, symlink loop
+            plain = not pure.is_absolute() and ".." not in pure.parts and str(pure) == name
+            inside = plain and (root / name).resolve().is_relative_to(root.resolve())
     if not inside:
-        raise problem
+        raise CheckpointError(f"{name!r} is not the name of a file inside the checkpoint")
     return root / name
 
 

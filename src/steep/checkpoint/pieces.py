@@ -177,19 +177,15 @@ def _restore_optimizer(
         by_name.setdefault(name, {})[key] = tensor
     optimizer.state.clear()
     for group, was in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        _restore_rate(group, was)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(was["lr"])
+        else:
+            group["lr"] = was["lr"]
         on_device = bool(group.get("fused") or group.get("capturable"))
         for parameter in group["params"]:
             if names[parameter] in by_name:
                 state = by_name[names[parameter]]
                 optimizer.state[parameter] = {k: _placed(k, v, parameter, on_device) for k, v in state.items()}
-
-
-def _restore_rate(group: dict[str, Any], was: dict[str, Any]) -> None:
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(was["lr"])
-    else:
-        group["lr"] = was["lr"]
 
 
 def _placed(key: str, value: Any, parameter: Tensor, steps_on_device: bool) -> Any:

@@ -60,7 +60,10 @@ def write_safetensors(
     """
     if sys.byteorder != "little":
         raise CheckpointError("checkpoints are written on little-endian machines only")
-    names = file_order(tensors)
+    unknown = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in DTYPE_NAMES]
+    if unknown:
+        raise CheckpointError(f"safetensors has no type for {', '.join(unknown)}")
+    names = sorted(tensors, key=lambda name: (-_DTYPE_ORDER[tensors[name].dtype], name.encode("utf-8")))
     header = _header(tensors, names, metadata or {})
     digest, size = hashlib.sha256(header), len(header)
     with open(path, "wb", buffering=1 << 20) as file:
@@ -77,14 +80,6 @@ def write_safetensors(
     return FileEntry(size, digest.hexdigest())
 
 
-def file_order(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names in the order of the file: by type, larger alignment first, then by name."""
-    unknown = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in DTYPE_NAMES]
-    if unknown:
-        raise CheckpointError(f"safetensors has no type for {', '.join(unknown)}")
-    return sorted(tensors, key=lambda name: (-_DTYPE_ORDER[tensors[name].dtype], name.encode("utf-8")))
-
-
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row-major order, without a copy where it is contiguous and on the CPU."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
@@ -97,11 +92,8 @@ def _header(tensors: Mapping[str, Tensor], names: list[str], metadata: Mapping[s
     for name in names:
         tensor = tensors[name]
         end = offset + tensor.numel() * tensor.element_size()
-        content[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
+        dtype, shape = DTYPE_NAMES[tensor.dtype], list(tensor.shape)
+        content[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)

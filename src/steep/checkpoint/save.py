@@ -25,14 +25,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from steep.checkpoint.consolidate import NO_SPACE
-from steep.checkpoint.folder import (
-    CheckpointState,
-    RankFiles,
-    finish_folder,
-    make_folder,
-    size_of,
-    write_rank_files,
-)
+from steep.checkpoint.folder import CheckpointState, RankFiles, finish_folder, make_folder, size_of, write_rank_files
 from steep.checkpoint.manifest import step_of_name
 from steep.checkpoint.retention import apply_retention, collect_leftovers, complete_checkpoints, publish, write_latest
 from steep.checkpoint.staging import HostStaging
@@ -101,13 +94,9 @@ class CheckpointWriter:
         state = replace(state, train_state=copy.deepcopy(dict(state.train_state)))  # the loop goes on changing it
         if self.asynchronous:
             staged = self._staging.copy(_tensors(state))
-            state = replace(
-                state,
-                model=[replace(piece, tensor=staged["model", piece.name, piece.offset]) for piece in state.model],
-                optimizer=[
-                    replace(piece, tensor=staged["optim", piece.name, piece.offset]) for piece in state.optimizer
-                ],
-            )
+            model = [replace(piece, tensor=staged["model", piece.name, piece.offset]) for piece in state.model]
+            optimizer = [replace(piece, tensor=staged["optim", piece.name, piece.offset]) for piece in state.optimizer]
+            state = replace(state, model=model, optimizer=optimizer)
         self._in_flight = self._pool.submit(self._write, name, state, start, size)
         if not self.asynchronous:
             self.wait()

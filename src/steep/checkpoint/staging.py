@@ -44,7 +44,7 @@ class HostStaging(Generic[Key]):
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self._views[name].copy_(tensor, non_blocking=tensor.is_cuda)
-        self._events = [_record(device) for device in _cuda_devices(tensors)]
+        self._events = [torch.cuda.current_stream(device).record_event() for device in _cuda_devices(tensors)]
         return dict(self._views)
 
     def wait(self) -> None:
@@ -55,24 +55,14 @@ class HostStaging(Generic[Key]):
 
 
 def _allocate(tensors: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    offsets, total = {}, 0
+    places, total = {}, 0
     for name, tensor in tensors.items():
-        offsets[name] = total
-        total += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+        size = tensor.numel() * tensor.element_size()
+        places[name] = slice(total, total + size)
+        total += -(-size // _ALIGNMENT) * _ALIGNMENT
     block = torch.empty(total, dtype=torch.uint8, pin_memory=bool(_cuda_devices(tensors)))
-    return {name: _view(block, offsets[name], tensor) for name, tensor in tensors.items()}
-
-
-def _view(block: Tensor, offset: int, tensor: Tensor) -> Tensor:
-    size = tensor.numel() * tensor.element_size()
-    return block[offset : offset + size].view(tensor.dtype).view(tensor.shape)
+    return {name: block[places[name]].view(tensor.dtype).view(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _cuda_devices(tensors: Mapping[Key, Tensor]) -> list[torch.device]:
     return sorted({tensor.device for tensor in tensors.values() if tensor.is_cuda}, key=str)
-
-
-def _record(device: torch.device) -> torch.cuda.Event:
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
-    return event

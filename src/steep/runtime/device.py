@@ -72,11 +72,15 @@ def available_cores() -> int:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 in hardware (AMX or AVX-512 BF16), from the flags the kernel reports."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return False
-    flags = next((line for line in path.read_text().splitlines() if line.startswith("flags")), "")
+    flags = _cpuinfo("flags")
     return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def _cpuinfo(field: str) -> str:
+    """What the kernel says of the first CPU under `field`; empty where it does not."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def choose_precision(name: str, device_type: str) -> str:
@@ -149,10 +153,7 @@ def device_name(device: torch.device) -> str:
 
 def cpu_name() -> str:
     """The CPU's name and how many of its cores this process may use (no torch)."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
-    return f"{model}, {available_cores()} cores"
+    return f"{_cpuinfo('model name') or 'CPU'}, {available_cores()} cores"
 
 
 def total_memory_bytes(device_type: str) -> int:

@@ -17,6 +17,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pef
 
 def describe_environment(command: list[str]) -> dict[str, Any]:
     """Versions and machine as JSON values, for environment.json and the report. command: without secrets."""
+    torch = sys.modules.get("torch")
     return {
         "steep": __version__,
         "python": platform.python_version(),
@@ -26,8 +27,8 @@ def describe_environment(command: list[str]) -> dict[str, Any]:
         "cores": available_cores(),
         "memory_bytes": total_memory_bytes("cpu"),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "gpus": _gpus(),
-        "threads": _threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else [],
+        "threads": torch.get_num_threads() if torch else None,
         "git": _git_commit(),
         "command": command,
     }
@@ -38,16 +39,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _gpus() -> list[str]:
-    torch = sys.modules.get("torch")
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
-
-
-def _threads() -> int | None:
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else None
 
 
 def _git_commit() -> str | None:
