@@ -13,8 +13,7 @@ import pytest
 import typer
 from markdown_pages import PAGES, ROOT, all_blocks, links_of, page_name, shell_lines, spans_of
 
-from steep.cli.main import app
-from steep.cli.overrides import split_overrides
+from steep.cli.main import app, split_overrides
 from steep.config.keys import is_component, item_type, section_of
 from steep.config.load import load_run_config
 from steep.config.run import RunConfig

@@ -7,22 +7,17 @@ from typing import Optional
 import typer
 
 import steep
-from steep.cli.options import refuse_overrides
 
 
 def command(
-    context: typer.Context,
-    models: list[str] = typer.Argument(
-        help="A run, or several checkpoints or models, oldest first.", show_default=False
-    ),
+    models: list[str] = typer.Argument(help="A run, or several checkpoints or models, oldest first."),
     last: int = typer.Option(5, min=2, help="Number of a run's newest checkpoints."),
     weights: str = typer.Option(
         "uniform", help="uniform, ema:DECAY such as ema:0.9, or ema: what train.ema_decay kept."
     ),
-    text: Optional[list[str]] = typer.Option(None, help="Text to score, as PATH or NAME=PATH.", show_default=False),
-    out: Optional[str] = typer.Option(None, help="Default: <run>/average/last_<N>.", show_default=False),
+    text: Optional[list[str]] = typer.Option(None, help="Text to score, as PATH or NAME=PATH."),
+    out: Optional[str] = typer.Option(None, help="Default: <run>/average/last_<N>."),
     no_score: bool = typer.Option(False, "--no-score", help="Do not score it."),
 ) -> None:
     """Average the last checkpoints of a run, or models of one architecture, and score the result beside the newest."""
-    refuse_overrides(context)
     typer.echo(str(steep.average(models, last=last, weights=weights, texts=text, out=out, score=not no_score)))

@@ -7,30 +7,27 @@ from typing import Optional
 import typer
 
 import steep
-from steep.cli.options import MODEL, refuse_overrides
+from steep.cli.options import MODEL
 from steep.core.errors import ConfigError
 
 
 def command(
-    context: typer.Context,
     model: str = MODEL,
     texts: Optional[list[str]] = typer.Argument(
-        None, help="Texts as PATH or NAME=PATH. Default: the run's held-out texts.", show_default=False
+        None, help="Texts as PATH or NAME=PATH. Default: the run's held-out texts."
     ),
-    base: Optional[str] = typer.Option(None, help="Default: the model that the run started from.", show_default=False),
-    alphas: Optional[str] = typer.Option(None, help="Such as 0,0.5,1. Default: 0,0.25,0.5,0.75,1.", show_default=False),
-    points: Optional[int] = typer.Option(None, min=2, help="This many alphas, evenly spaced.", show_default=False),
+    base: Optional[str] = typer.Option(None, help="Default: the model that the run started from."),
+    alphas: Optional[str] = typer.Option(None, help="Such as 0,0.5,1. Default: 0,0.25,0.5,0.75,1."),
+    points: Optional[int] = typer.Option(None, min=2, help="This many alphas, evenly spaced."),
     cap: Optional[float] = typer.Option(
         None,
         min=0,
         help="Largest increase of bits per byte on general text, as a share of the base's. Default: the run's, else 0.02.",
-        show_default=False,
     ),
-    tokens: Optional[str] = typer.Option(None, help="At most this many tokens of each text.", show_default=False),
-    out: Optional[str] = typer.Option(None, help="Default: <run>/blend/best.", show_default=False),
+    tokens: Optional[str] = typer.Option(None, help="At most this many tokens of each text."),
+    out: Optional[str] = typer.Option(None, help="Default: <run>/blend/best."),
 ) -> None:
     """Blend the base and the trained weights, score each blend, and write the best one under the forgetting cap."""
-    refuse_overrides(context)
     if alphas is not None and points is not None:
         raise ConfigError("give --alphas or --points, not both")
     result = steep.blend(model, texts, base=base, alphas=_alphas(alphas, points), cap=cap, tokens=tokens, out=out)

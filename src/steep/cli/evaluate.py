@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
 import typer
 
 import steep
-from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, refuse_overrides, show
+from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, show
 from steep.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from steep.evaluation.evaluate_model import Evaluation
-    from steep.evaluation.harness import HarnessResult
 
 
 def command(
-    context: typer.Context,
     model: str = MODEL,
     texts: Optional[list[str]] = typer.Argument(
-        None, help="Texts as PATH or NAME=PATH. Default: the run's held-out texts.", show_default=False
+        None, help="Texts as PATH or NAME=PATH. Default: the run's held-out texts."
     ),
-    against: Optional[str] = typer.Option(None, help="Another model, or: base.", show_default=False),
+    against: Optional[str] = typer.Option(None, help="Another model, or: base."),
     tokens: Optional[str] = typer.Option(
-        None, help="At most this many tokens of each text. Default: the run's, else 200k.", show_default=False
+        None, help="At most this many tokens of each text. Default: the run's, else 200k."
     ),
     batch_size: int = typer.Option(8, min=1, help="Sequences per forward pass. Does not change the score."),
-    sequence_length: Optional[int] = typer.Option(
-        None, min=2, help="Default: the run's, else 1024.", show_default=False
-    ),
-    text_key: Optional[str] = typer.Option(None, help="JSONL field or Parquet column.", show_default=False),
+    sequence_length: Optional[int] = typer.Option(None, min=2, help="Default: the run's, else 1024."),
+    text_key: Optional[str] = typer.Option(None, help="JSONL field or Parquet column."),
     harness: Optional[str] = typer.Option(
-        None, help="Tasks of lm-eval, joined by commas, instead of texts (extra eval).", show_default=False
+        None, help="Tasks of lm-eval, joined by commas, instead of texts (extra eval)."
     ),
-    harness_path: Optional[str] = typer.Option(None, help="A folder of lm-eval task files.", show_default=False),
-    limit: Optional[int] = typer.Option(
-        None, min=1, help="Only this many documents of each lm-eval task.", show_default=False
-    ),
+    harness_path: Optional[str] = typer.Option(None, help="A folder of lm-eval task files."),
+    limit: Optional[int] = typer.Option(None, min=1, help="Only this many documents of each lm-eval task."),
     device: str = DEVICE,
     precision: str = typer.Option("auto", help="auto, fp32, mixed_bf16 or bf16."),
     no_code: bool = NO_CODE,
     json: bool = JSON,
 ) -> None:
     """Perplexity and bits per byte of a model on held-out texts, beside another model's; or tasks of lm-eval."""
-    refuse_overrides(context)
     _check_harness(harness, {"--harness-path": harness_path, "--limit": limit}, {
         "texts": texts, "--tokens": tokens, "--sequence-length": sequence_length, "--text-key": text_key})  # fmt: skip
-    result: Evaluation | HarnessResult
     if harness is not None:
-        result = steep.evaluate_tasks(
+        found: Any = steep.evaluate_tasks(
             model,
             harness,
             folder=harness_path,
@@ -60,7 +49,7 @@ def command(
             allow_code=not no_code,
         )
     else:
-        result = steep.evaluate(
+        found = steep.evaluate(
             model,
             texts,
             against=against,
@@ -72,7 +61,7 @@ def command(
             text_key=text_key,
             allow_code=not no_code,
         )
-    show(result, json)
+    show(found, json)
 
 
 def _check_harness(harness: str | None, of_harness: dict[str, Any], of_texts: dict[str, Any]) -> None:

@@ -8,38 +8,30 @@ from typing import Optional
 import typer
 
 import steep
-from steep.cli.options import MODEL, NO_CODE, refuse_overrides
+from steep.cli.options import MODEL, NO_CODE
 
 
 def command(
-    context: typer.Context,
     run: str = MODEL,
     to: str = typer.Option(
         "hf",
         help="hf: a folder for transformers and vLLM. gguf: a file for llama.cpp. ollama: the same and a Modelfile. "
         "adapter: a folder for peft.",
     ),
-    out: Optional[Path] = typer.Option(None, help="Default: <run>/export/<to>.", show_default=False),
-    dtype: Optional[str] = typer.Option(
-        None, help="f32, bf16 (default) or f16; q8_0 for gguf and ollama.", show_default=False
-    ),
-    quantize: Optional[str] = typer.Option(None, help="For hf: nf4, int8 or torchao_int8.", show_default=False),
+    out: Optional[Path] = typer.Option(None, help="Default: <run>/export/<to>."),
+    dtype: Optional[str] = typer.Option(None, help="f32, bf16 (default) or f16; q8_0 for gguf and ollama."),
+    quantize: Optional[str] = typer.Option(None, help="For hf: nf4, int8 or torchao_int8."),
     max_shard_size: str = typer.Option("5GB", help="Largest weight file."),
     tokenizer_pre: Optional[str] = typer.Option(
-        None,
-        help="For gguf: llama.cpp's name of the rule that splits text, if it is not recognized.",
-        show_default=False,
+        None, help="For gguf: llama.cpp's name of the rule that splits text, if it is not recognized."
     ),
     verify_with: Optional[str] = typer.Option(
-        None,
-        help="For gguf: a Python interpreter with llama-cpp-python; default $STEEP_LLAMA_CPP_PYTHON.",
-        show_default=False,
+        None, help="For gguf: a Python interpreter with llama-cpp-python; default $STEEP_LLAMA_CPP_PYTHON."
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing export."),
     no_code: bool = NO_CODE,
 ) -> None:
     """Write a trained model for other programs, and verify it by loading it there."""
-    refuse_overrides(context)
     result = steep.export(
         run,
         to=to,

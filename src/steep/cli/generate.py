@@ -8,34 +8,28 @@ from typing import Optional
 import typer
 
 import steep
-from steep.cli.options import DEVICE, MODEL, NO_CODE, refuse_overrides
+from steep.cli.options import DEVICE, MODEL, NO_CODE
 from steep.cli.wrap import Wrapped
 from steep.core.errors import ConfigError
 
 
 def command(
-    context: typer.Context,
     model: str = MODEL,
-    prompt: str = typer.Option(..., help="Text to continue; - reads standard input.", show_default=False),
+    prompt: str = typer.Option(..., help="Text to continue; - reads standard input."),
     before: bool = typer.Option(False, "--before", help="Also show the model the run started from."),
     max_new_tokens: int = typer.Option(128, min=1, help="Largest number of new tokens."),
-    temperature: Optional[float] = typer.Option(None, min=0.0, help="Sample; 0 is greedy.", show_default=False),
-    top_k: Optional[int] = typer.Option(None, min=1, help="Sample from the k most likely tokens.", show_default=False),
+    temperature: Optional[float] = typer.Option(None, min=0.0, help="Sample; 0 is greedy."),
+    top_k: Optional[int] = typer.Option(None, min=1, help="Sample from the k most likely tokens."),
     top_p: Optional[float] = typer.Option(
-        None,
-        min=0.0,
-        max=1.0,
-        help="Sample from the most likely tokens with this total probability.",
-        show_default=False,
+        None, min=0.0, max=1.0, help="Sample from the most likely tokens with this total probability."
     ),
-    repetition_penalty: Optional[float] = typer.Option(None, min=0.0, help="Above 1: repeat less.", show_default=False),
-    seed: Optional[int] = typer.Option(None, help="Makes sampling repeatable.", show_default=False),
+    repetition_penalty: Optional[float] = typer.Option(None, min=0.0, help="Above 1: repeat less."),
+    seed: Optional[int] = typer.Option(None, help="Makes sampling repeatable."),
     device: str = DEVICE,
     precision: str = typer.Option("auto", help="auto, fp32, mixed_bf16 or bf16."),
     no_code: bool = NO_CODE,
 ) -> None:
     """Continue a prompt, printed as it is generated. Greedy unless a sampling option is given."""
-    refuse_overrides(context)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("--prompt: the prompt is empty; give some text to continue")

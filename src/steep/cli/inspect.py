@@ -8,18 +8,15 @@ from typing import Optional
 import typer
 
 import steep
-from steep.cli.options import JSON, refuse_overrides
+from steep.cli.options import JSON
 
 
 def command(
-    context: typer.Context,
-    path: str = typer.Argument(help="A token store, run, checkpoint or model folder.", show_default=False),
+    path: str = typer.Argument(help="A token store, run, checkpoint or model folder."),
     verify: bool = typer.Option(False, "--verify", help="Check every byte against the checksums."),
-    sequence: Optional[int] = typer.Option(
-        None, min=0, help="For a run: the documents and text of this sequence.", show_default=False
-    ),
+    sequence: Optional[int] = typer.Option(None, min=0, help="For a run: the documents and text of this sequence."),
     tokenizer: Optional[str] = typer.Option(
-        None, help="For a token store without one: hub id, folder, tokenizer.json, .gguf file.", show_default=False
+        None, help="For a token store without one: hub id, folder, tokenizer.json, .gguf file."
     ),
     seed: int = typer.Option(0, help="Seed for choosing the documents of a token store to show."),
     format: str = typer.Option(
@@ -28,7 +25,6 @@ def command(
     json: bool = JSON,
 ) -> None:
     """Show what is in a token store, run, checkpoint or model folder."""
-    refuse_overrides(context)
     found = steep.inspect(path, sequence=sequence, verify=verify, tokenizer=tokenizer, seed=seed, format=format)
     if json:
         typer.echo(json_module.dumps(found, indent=2, ensure_ascii=False))

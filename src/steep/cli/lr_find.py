@@ -16,7 +16,7 @@ def command(
     context: typer.Context,
     config: Path = CONFIG,
     rates: Optional[str] = typer.Option(
-        None, help="As in 1e-5,3e-5,1e-4. Default: a tenth to ten times the configured rate.", show_default=False
+        None, help="As in 1e-5,3e-5,1e-4. Default: a tenth to ten times the configured rate."
     ),
     steps: int = typer.Option(20, min=5, help="Steps of each short run."),
     no_code: bool = NO_CODE,
@@ -26,8 +26,7 @@ def command(
     from steep.config.load import load_run_config  # pydantic is heavy
 
     run_config = load_run_config(config, context.obj or [])
-    found = steep.lr_find(run_config, rates=_rates(rates), steps=steps, allow_code=not no_code)
-    show(found, json)
+    show(steep.lr_find(run_config, rates=_rates(rates), steps=steps, allow_code=not no_code), json)
 
 
 def _rates(text: Optional[str]) -> Optional[list[float]]:

@@ -6,13 +6,13 @@ an exit code: 0 done, 1 failed, 2 usage or configuration, 130 interrupted, 143 t
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import typer
+import typer.core
 
 import steep
 from steep.cli import (
@@ -32,8 +32,7 @@ from steep.cli import (
     tokenizer,
     train,
 )
-from steep.cli.overrides import split_overrides
-from steep.core.errors import SteepError
+from steep.core.errors import ConfigError, SteepError
 
 
 def interrupted(error: KeyboardInterrupt) -> int:
@@ -42,17 +41,22 @@ def interrupted(error: KeyboardInterrupt) -> int:
     return int(getattr(error, "exit_code", 130))
 
 
-def interruptible(command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """The command, ending with `interrupted` on Ctrl-C: typer itself would return an exit code and print nothing."""
+class Command(typer.core.TyperCommand):
+    """A command that says when it is interrupted, where typer itself would return an exit code and print nothing.
 
-    @functools.wraps(command)
-    def wrapped(*arguments: Any, **options: Any) -> int | None:
+    Raises ConfigError for overrides of a command without a configuration, which would ignore them silently.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """What the command returns: an exit code, or None."""
+        if ctx.obj and "config" not in ctx.params:
+            raise ConfigError(
+                f"steep {ctx.info_name} takes no configuration overrides, but was given {' '.join(ctx.obj)}"
+            )
         try:
-            return command(*arguments, **options)
+            return super().invoke(ctx)
         except KeyboardInterrupt as error:
             return interrupted(error)
-
-    return wrapped
 
 
 app = typer.Typer(
@@ -80,12 +84,12 @@ for command in (
     schema,
     demo,
 ):
-    app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"))(interruptible(command.command))
+    app.command(name=command.__name__.rpartition(".")[2].replace("_", "-"), cls=Command)(command.command)
 tokenizer_app = typer.Typer(
     help="Measure whether a tokenizer fits a text, and extend it on the text.", no_args_is_help=True
 )
 for part in (tokenizer.fertility, tokenizer.extend):
-    tokenizer_app.command(name=part.__name__)(interruptible(part))
+    tokenizer_app.command(name=part.__name__, cls=Command)(part)
 app.add_typer(tokenizer_app, name="tokenizer")
 
 
@@ -123,6 +127,26 @@ def run(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line into what typer parses and the overrides: `--a.b value`, `--a.b=value`, `--a.b`.
+
+    An override takes the next argument as its value unless that begins with `--`.
+    """
+    plain: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, _ = argument.partition("=")
+        if not (argument.startswith("--") and "." in name):
+            plain.append(argument)
+            continue
+        overrides.append(argument)
+        if not equals and rest and not rest[0].startswith("--"):
+            overrides.append(rest.pop(0))
+    return plain, overrides
+
+
 def usage_message(error: Exception) -> str | None:
     """What to print for a command line that typer could not parse; None for any other exception."""
     # typer has its own copy of click since 0.20 and used the package before; this finds the class in both.
@@ -139,7 +163,7 @@ def main() -> None:
     """Entry point of the console script."""
     if (
         not sys.stderr.isatty()
-    ):  # progress bars of other libraries (tqdm's own switch) would fill a log with control codes
+    ):  # progress bars of other libraries would fill a log with control codes: tqdm's own switch
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them takes a fifth of the start-up time
     sys.exit(run(sys.argv[1:]))

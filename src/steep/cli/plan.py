@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 import typer
 
 import steep
 from steep.cli.options import CONFIG, JSON, NO_CODE, show
-
-if TYPE_CHECKING:
-    from steep.estimate.fit import MemoryFit
-    from steep.estimate.run_plan import RunPlan
 
 
 def command(
@@ -30,7 +26,6 @@ def command(
 
     run_config = load_run_config(config, context.obj or [])
     if fit is None:
-        result: RunPlan | MemoryFit = steep.plan(run_config, device=device, allow_code=not no_code)
+        show(steep.plan(run_config, device=device, allow_code=not no_code), json)
     else:
-        result = steep.plan_fit(run_config, fit, device=device, allow_code=not no_code)
-    show(result, json)
+        show(steep.plan_fit(run_config, fit, device=device, allow_code=not no_code), json)

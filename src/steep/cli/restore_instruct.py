@@ -5,17 +5,15 @@ from __future__ import annotations
 import typer
 
 import steep
-from steep.cli.options import MODEL, refuse_overrides
+from steep.cli.options import MODEL
 
 
 def command(
-    context: typer.Context,
     trained: str = MODEL,
-    base: str = typer.Option(..., help="The base model of both.", show_default=False),
-    instruct: str = typer.Option(..., help="The instruction-tuned model of that base.", show_default=False),
-    out: str = typer.Option(..., help="The folder to write.", show_default=False),
+    base: str = typer.Option(..., help="The base model of both."),
+    instruct: str = typer.Option(..., help="The instruction-tuned model of that base."),
+    out: str = typer.Option(..., help="The folder to write."),
     scale: float = typer.Option(1.0, help="Scale of the difference."),
 ) -> None:
     """Write trained + scale x (instruct - base), with the instruct model's tokenizer and chat template."""
-    refuse_overrides(context)
     typer.echo(str(steep.restore_instruct(trained, base=base, instruct=instruct, out=out, scale=scale)))

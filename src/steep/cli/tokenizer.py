@@ -8,31 +8,27 @@ from typing import Optional
 import typer
 
 import steep
-from steep.cli.options import JSON, refuse_overrides, show
+from steep.cli.options import JSON, show
 
 TEXTS = typer.Argument(..., help="Text files, folders or globs, as for prepare.")
 TOKENIZER = typer.Option(..., help="Hub id, folder, tokenizer.json, .gguf file, or run.")
 
 
 def fertility(
-    context: typer.Context,
     texts: list[str] = TEXTS,
     tokenizer: str = TOKENIZER,
-    general: Optional[str] = typer.Option(None, help="Text of another kind to compare with.", show_default=False),
+    general: Optional[str] = typer.Option(None, help="Text of another kind to compare with."),
     json: bool = JSON,
 ) -> None:
     """Bytes per token, tokens per word, the most expensive words, and whether to extend."""
-    refuse_overrides(context)
     show(steep.tokenizer_fertility(texts, tokenizer=tokenizer, general=general), json, ensure_ascii=False)
 
 
 def extend(
-    context: typer.Context,
     texts: list[str] = TEXTS,
     tokenizer: str = TOKENIZER,
     tokens: int = typer.Option(1000, min=1, help="Number of new tokens."),
     out: Path = typer.Option(..., help="Folder to write; it must not exist."),
 ) -> None:
     """Continue the tokenizer's own BPE on the texts, and write the tokenizer with the new tokens."""
-    refuse_overrides(context)
     typer.echo(steep.tokenizer_extend(texts, tokenizer=tokenizer, tokens=tokens, out=out).to_text())

@@ -18,7 +18,6 @@ def command(
         None,
         "--resume/--no-resume",
         help="--resume requires a checkpoint, --no-resume refuses one. Default: continue if the same run exists.",
-        show_default=False,
     ),
     accept_data_change: bool = typer.Option(
         False,

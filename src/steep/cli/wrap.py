@@ -15,11 +15,11 @@ class Wrapped:
     first: written before the first piece, or at the end if there is none; not written if the block raises before that.
     """
 
-    def __init__(self, stream: TextIO, width: int | None = None, first: str = ""):
+    def __init__(self, stream: TextIO, first: str = ""):
         self._first = first
         self._stream = stream
-        self._wraps = width is not None or is_terminal(stream)
-        self._width = width or shutil.get_terminal_size().columns
+        self._wraps = is_terminal(stream)
+        self._width = shutil.get_terminal_size().columns
         self._column = 0
         self._held = ""
 
