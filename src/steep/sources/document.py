@@ -99,7 +99,9 @@ def decode_text(raw: bytes, location: Location) -> Record:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return location.reject(NOT_UTF8, _describe_bytes(raw, error))
+        if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return location.reject(NOT_UTF8, "UTF-16 by its byte order mark; convert it with: iconv -f UTF-16 -t UTF-8")
+        return location.reject(NOT_UTF8, f"byte 0x{raw[error.start]:02x} at offset {error.start} of the record")
     return check_text(text, location)
 
 
@@ -117,9 +119,3 @@ def too_long(num_bytes: int, limit_bytes: int, location: Location, remedy: str =
     """A record of more than `max_record_bytes`."""
     detail = f"{num_bytes:,} bytes; max_record_bytes is {limit_bytes:,}"
     return location.reject(TOO_LONG, f"{detail}; {remedy}" if remedy else detail)
-
-
-def _describe_bytes(raw: bytes, error: UnicodeDecodeError) -> str:
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "UTF-16 by its byte order mark; convert it with: iconv -f UTF-16 -t UTF-8"
-    return f"byte 0x{raw[error.start]:02x} at offset {error.start} of the record"

@@ -64,14 +64,13 @@ def open_binary(path: Path, limits: Optional[SourceConfig] = None) -> Iterator[t
             yield raw, raw.tell
             return
         if compression == ".gz":
-            plain: Any = stack.enter_context(gzip.GzipFile(fileobj=raw, mode="rb"))
+            plain: Any = gzip.GzipFile(fileobj=raw, mode="rb")
         else:
             import pyarrow
 
-            compressed = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
-            plain = stack.enter_context(compressed)
-        stream = stack.enter_context(io.BufferedReader(_Expanding(plain, raw, path, limits), BLOCK_BYTES))
-        yield stream, raw.tell
+            plain = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+        expanding = _Expanding(stack.enter_context(plain), raw, path, limits)
+        yield stack.enter_context(io.BufferedReader(expanding, BLOCK_BYTES)), raw.tell
 
 
 class _Expanding(io.RawIOBase):
@@ -87,11 +86,9 @@ class _Expanding(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count: int = self._plain.readinto(buffer)
         self._expanded += count
-        if self._limits is not None and count:
-            self._check(self._limits)
-        return count
-
-    def _check(self, limits: SourceConfig) -> None:
+        limits = self._limits
+        if limits is None or not count:
+            return count
         most = limits.max_expanded_bytes
         if most is not None and self._expanded > most:
             raise DataError(
@@ -104,6 +101,7 @@ class _Expanding(io.RawIOBase):
                 f"({limits.max_expansion}) times as many: a decompression bomb? Text grows 3 to 10 times. Remove the file, "
                 "or raise max_expansion if the file is genuine."
             )
+        return count
 
 
 def bounded_lines(stream: IO[bytes], limit_bytes: int) -> Iterator[Union[bytes, int]]:

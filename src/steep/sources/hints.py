@@ -21,11 +21,7 @@ def say_hints(source: SourceConfig, say: Say) -> None:
     if files:
         more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
         say(f"{files[0]}{more}: held out as in lingua, not trained on; name it under data.validation to score it")
-    _say_missing_separator(source, say)
-
-
-def _say_missing_separator(source: SourceConfig, say: Say) -> None:
-    """A plain text file with literal end-of-text marks is meant to be many documents; without a separator it is one."""
+    # A plain text file with literal end-of-text marks is meant to be many documents; without a separator it is one.
     if source.document_separator is not None or source.format not in ("auto", "plain_text"):
         return
     files = [file.path for file in expand_inputs(source) if file.format == "plain_text"]

@@ -53,13 +53,21 @@ def expand_inputs(config: SourceConfig) -> list[InputFile]:
     """
     files = _unique([file for path in paths_of(config) for file in _expand(path)])
     for file in files:
-        _check_name(file)
+        try:
+            str(file).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{str(file)!a}: the name of the file is not UTF-8. Rename it.") from error
     if config.format not in ("auto", "store"):
         return [InputFile(file, "hub" if is_hub(file) else config.format) for file in files]
     endings = known_endings()
     unknown = [file for file in files if not is_hub(file) and content_suffix(file) not in endings]
     if unknown:
-        raise DataError(_unknown_endings(unknown, endings))
+        names = sorted({content_suffix(file) or "(none)" for file in unknown})
+        raise DataError(
+            f"{len(unknown)} file(s) have endings that no format has: {', '.join(names)}, for example {unknown[0]}.\n"
+            f"  Known endings: {', '.join(sorted(endings))}, each also with .gz or .zst (not .parquet).\n"
+            f"  Give a pattern that matches only the right files, or set format to one of: {', '.join(TEXT_FORMATS)}."
+        )
     return [InputFile(file, "hub" if is_hub(file) else endings[content_suffix(file)]) for file in files]
 
 
@@ -77,8 +85,10 @@ def paths_of(config: SourceConfig) -> list[str]:
     return [os.path.expanduser(path) for path in paths]
 
 
-def expand_path(path: str) -> list[Path]:
+def _expand(path: str) -> list[Path]:
     """The files that one path, folder or glob stands for. Raises DataError if there are none."""
+    if is_hub(path):
+        return [Path(path)]
     if os.path.isdir(path):
         files = without_held_out(folder_files(Path(path)))
         if not files:
@@ -101,7 +111,8 @@ def expand_path(path: str) -> list[Path]:
                 f"{path}: the pattern matches no file. Quote it so that the shell does not expand it, and check the folder."
             )
         return files
-    raise DataError(f"{path}: there is no such file or folder{_nearest_existing(path)}.")
+    nearest = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    raise DataError(f"{path}: there is no such file or folder (the nearest that exists is {nearest}).")
 
 
 def folder_files(folder: Path) -> list[Path]:
@@ -119,16 +130,11 @@ def folder_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.parts)
 
 
-def _expand(path: str) -> list[Path]:
-    return [Path(path)] if is_hub(path) else expand_path(path)
-
-
 def _matched(match: str) -> list[Path]:
-    if os.path.isdir(match):
-        return (
-            [] if os.path.basename(match.rstrip("/")).startswith(".") else without_held_out(folder_files(Path(match)))
-        )
-    return [_regular(Path(match))]
+    if not os.path.isdir(match):
+        return [_regular(Path(match))]
+    is_hidden = os.path.basename(match.rstrip("/")).startswith(".")
+    return [] if is_hidden else without_held_out(folder_files(Path(match)))
 
 
 def _regular(path: Path) -> Path:
@@ -157,34 +163,11 @@ def _kind(path: Path) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "something that cannot be read")
 
 
-def _check_name(path: Path) -> None:
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{str(path)!a}: the name of the file is not UTF-8. Rename it.") from error
-
-
 def _unique(files: list[Path]) -> list[Path]:
     kept: dict[str, Path] = {}
     for file in files:
         kept.setdefault(str(file) if is_hub(file) else os.path.realpath(file), file)
     return list(kept.values())
-
-
-def _nearest_existing(path: str) -> str:
-    parent = Path(path).absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    return f" (the nearest that exists is {parent})"
-
-
-def _unknown_endings(unknown: list[Path], endings: dict[str, str]) -> str:
-    names = sorted({content_suffix(file) or "(none)" for file in unknown})
-    return (
-        f"{len(unknown)} file(s) have endings that no format has: {', '.join(names)}, for example {unknown[0]}.\n"
-        f"  Known endings: {', '.join(sorted(endings))}, each also with .gz or .zst (not .parquet).\n"
-        f"  Give a pattern that matches only the right files, or set format to one of: {', '.join(TEXT_FORMATS)}."
-    )
 
 
 def read_texts(paths: Union[str, Sequence[str]]) -> list[str]:

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 from steep.core.errors import DataError, MissingExtraError
 from steep.core.fingerprint import fingerprint
@@ -21,24 +21,6 @@ from steep.sources.document import NO_FIELD, Location, Record, Span, text_record
 
 ENDINGS = ()
 PREFIX = "hub:"
-DEFAULT_SPLIT = "train"
-
-
-class HubName(NamedTuple):
-    """What `hub:NAME:CONFIG:SPLIT` names."""
-
-    name: str
-    config: Optional[str]
-    split: str
-
-
-def parse_name(path: Path) -> HubName:
-    """Read `hub:NAME:CONFIG:SPLIT`. Raises DataError."""
-    parts = str(path).removeprefix(PREFIX).split(":")
-    if not parts[0] or len(parts) > 3:
-        raise DataError(f"{path}: write a dataset as hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT.")
-    name, config, split = [*parts, "", ""][:3]
-    return HubName(name, config or None, split or DEFAULT_SPLIT)
 
 
 def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
@@ -63,20 +45,29 @@ def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) ->
 
 def identity(path: Path) -> tuple[int, str]:
     """(bytes of the split, 0 if the dataset does not say; hash of its name, revision and files)."""
-    name = parse_name(path)
+    name, configuration, split = _parse_name(path)
     with _errors(path):
-        builder = _datasets().load_dataset_builder(name.name, name.config)
-        files = (builder.config.data_files or {}).get(name.split)
+        builder = _datasets().load_dataset_builder(name, configuration)
+        files = (builder.config.data_files or {}).get(split)
         origin = [list(map(str, entry)) for entry in getattr(files, "origin_metadata", None) or []]
-        split_info = (builder.info.splits or {}).get(name.split)
+        split_info = (builder.info.splits or {}).get(split)
         names = [Path(file).name for file in files or []]
-        content = [builder.config.name, name.split, names, origin or builder.hash]
+        content = [builder.config.name, split, names, origin or builder.hash]
         return getattr(split_info, "num_bytes", 0) or 0, fingerprint(content)
 
 
+def _parse_name(path: Path) -> tuple[str, Optional[str], str]:
+    """(name, configuration, split) of `hub:NAME:CONFIG:SPLIT`. Raises DataError."""
+    parts = str(path).removeprefix(PREFIX).split(":")
+    if not parts[0] or len(parts) > 3:
+        raise DataError(f"{path}: write a dataset as hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT.")
+    name, configuration, split = [*parts, "", ""][:3]
+    return name, configuration or None, split or "train"
+
+
 def _open(path: Path) -> Any:
-    name = parse_name(path)
-    return _datasets().load_dataset(name.name, name.config, split=name.split, streaming=True)
+    name, configuration, split = _parse_name(path)
+    return _datasets().load_dataset(name, configuration, split=split, streaming=True)
 
 
 def _datasets() -> Any:

@@ -24,7 +24,6 @@ from steep.sources.document import (
     LinesBefore,
     Location,
     Record,
-    Rejected,
     Span,
     check_text,
     too_long,
@@ -40,6 +39,7 @@ from steep.sources.files import (
 )
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
+_JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
 def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
@@ -78,9 +78,13 @@ def parse_line(line: bytes, keys: tuple[str, ...], location: Location) -> Record
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return _why_not_json(line, error, location)
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as problem:
+            return location.reject(NOT_UTF8, f"byte 0x{line[problem.start]:02x} at offset {problem.start}")
+        return location.reject(NOT_JSON, str(error)[:200])
     if not isinstance(value, dict):
-        return location.reject(NO_FIELD, f"a JSON {_json_type(value)}, not an object")
+        return location.reject(NO_FIELD, f"a JSON {_JSON_TYPES[type(value)]}, not an object")
     for key in keys:
         if key in value:
             return check_text(value[key], location)
@@ -104,15 +108,13 @@ def _usual_text(line: bytes, keys: tuple[str, ...]) -> Optional[str]:
 
 def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) -> list[Span]:
     """Byte ranges of about `part_bytes`; none for a compressed file."""
-    if compression_of(path):
-        return []
+    return [] if compression_of(path) else byte_ranges(path, part_bytes)
+
+
+def byte_ranges(path: Path, part_bytes: int) -> list[Span]:
+    """The bytes of a file in equal ranges of about `part_bytes`. Raises DataError if it cannot be read."""
     with reading(path):
         size = path.stat().st_size
-    return byte_ranges(size, part_bytes)
-
-
-def byte_ranges(size: int, part_bytes: int) -> list[Span]:
-    """[0, size) in equal ranges of about `part_bytes`."""
     count = max(1, round(size / part_bytes))
     edges = [size * part // count for part in range(count + 1)]
     return list(itertools.pairwise(edges))
@@ -126,16 +128,3 @@ def seek_line(stream: Any, path: Path, start: int) -> int:
         raise DataError(f"{path}: a compressed file cannot be read from its middle")
     stream.seek(start - 1)
     return start - 1 + skip_line(stream)
-
-
-def _why_not_json(line: bytes, error: Exception, location: Location) -> Rejected:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        return location.reject(NOT_UTF8, f"byte 0x{line[problem.start]:02x} at offset {problem.start}")
-    return location.reject(NOT_JSON, str(error)[:200])
-
-
-def _json_type(value: Any) -> str:
-    names = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
-    return names[type(value)]

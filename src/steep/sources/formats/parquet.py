@@ -23,7 +23,11 @@ BATCH_ROWS = 1024
 def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
     """Yield the rows of `path`, or of its row groups `span`. Raises DataError for a file or column that does not exist."""
     with _open(path) as file:
-        column = _text_column(file, path, config.text_keys)
+        names = file.schema_arrow.names
+        column = next((key for key in config.text_keys if key in names), None)
+        if column is None:
+            wanted = " or ".join(map(repr, config.text_keys))
+            raise DataError(f"{path}: has no column {wanted}; set text_key to one of: {', '.join(map(repr, names))}.")
         first, last = span or (0, file.metadata.num_row_groups)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         row = sum(sizes[:first])
@@ -55,15 +59,6 @@ def _open(path: Path) -> Iterator[Any]:
             yield file
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # the latter: damaged column names
         raise DataError(f"{path}: is not a complete Parquet file: {error}. Replace or remove the file.") from error
-
-
-def _text_column(file: Any, path: Path, text_keys: tuple[str, ...]) -> str:
-    names = file.schema_arrow.names
-    for name in text_keys:
-        if name in names:
-            return name
-    wanted = " or ".join(map(repr, text_keys))
-    raise DataError(f"{path}: has no column {wanted}; set text_key to one of: {', '.join(map(repr, names))}.")
 
 
 def _values(column: Any) -> list[Any]:

@@ -26,9 +26,6 @@ from steep.sources.formats.jsonl import byte_ranges, seek_line
 
 ENDINGS = (".txt", ".text", ".md", ".markdown", ".rst")
 BLANK_LINES = "blank_lines"
-_WHOLE_FILE_REMEDY = (
-    "split the file with document_separator (blank_lines, or a string such as <|endoftext|>), or raise it"
-)
 
 Piece = tuple[Union[bytes, int], int, int]
 """(bytes, or only their number if there are too many; 1-based line within the part; byte of the file) of a document."""
@@ -69,17 +66,11 @@ def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) ->
     """Byte ranges of about `part_bytes`; none where documents cannot be found from the middle: a file that is one
     document, a compressed file, or a separator that can overlap itself (its matches depend on where the search began)."""
     separator = None if config is None else config.document_separator
-    if separator is None or compression_of(path) or (separator != BLANK_LINES and overlaps_itself(separator)):
+    if separator is None or compression_of(path):
         return []
-    with reading(path):
-        size = path.stat().st_size
-    return byte_ranges(size, part_bytes)
-
-
-def overlaps_itself(separator: str) -> bool:
-    """Whether an end of the separator is a beginning of it, as in `\\n===\\n`."""
     raw = separator.encode("utf-8")
-    return any(raw[:length] == raw[-length:] for length in range(1, len(raw)))
+    overlaps_itself = any(raw[:length] == raw[-length:] for length in range(1, len(raw)))  # as in "\n===\n"
+    return [] if overlaps_itself and separator != BLANK_LINES else byte_ranges(path, part_bytes)
 
 
 def _whole_file(stream: IO[bytes], path: Path, limit_bytes: int) -> Record:
@@ -88,7 +79,8 @@ def _whole_file(stream: IO[bytes], path: Path, limit_bytes: int) -> Record:
         num_bytes = len(raw)
         while block := stream.read(BLOCK_BYTES):  # to the end, so that damage is noticed
             num_bytes += len(block)
-        return too_long(num_bytes, limit_bytes, Location(str(path), 0, num_bytes), _WHOLE_FILE_REMEDY)
+        remedy = "split the file with document_separator (blank_lines, or a string such as <|endoftext|>), or raise it"
+        return too_long(num_bytes, limit_bytes, Location(str(path), 0, num_bytes), remedy)
     return decode_text(raw.removeprefix(BYTE_ORDER_MARK), Location(str(path), 0, len(raw)))
 
 
@@ -126,9 +118,8 @@ def _follows_text(path: Path, offset: int, limit_bytes: int) -> bool:
             content = line[cut + 1 :]
             if begin == 0 and cut < 0:
                 content = content.removeprefix(BYTE_ORDER_MARK)
-            over_limit = (
-                offset - (begin + cut + 1) > limit_bytes + 1
-            )  # counted as in `bounded_lines`, with the line's end
+            # counted as in `bounded_lines`, with the line's end
+            over_limit = offset - (begin + cut + 1) > limit_bytes + 1
             if over_limit or (content and not content.isspace()):
                 return True
             if cut >= 0:
@@ -158,9 +149,8 @@ def _pieces(stream: IO[bytes], separator: bytes, limit_bytes: int = 2**62, offse
             begin, searched, skipped, skipped_lines = found + len(separator), 0, 0, 0
         del pending[:begin]
         searched = max(0, len(pending) - len(separator) + 1)  # a document of many blocks is searched once
-        if skipped + len(pending) > limit_bytes + len(
-            separator
-        ):  # too long whatever follows: only its end is looked for
+        if skipped + len(pending) > limit_bytes + len(separator):
+            # too long whatever follows: only its end is looked for
             skipped += searched
             skipped_lines += pending.count(b"\n", 0, searched)
             del pending[:searched]
