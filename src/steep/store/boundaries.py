@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -57,8 +58,7 @@ def choose_boundary(
             return Boundary(token, first=True)
     if eos_id is not None and tokens[-1] == eos_id:
         return Boundary(eos_id, first=False)
-    usual = known if file.boundary_first else known[::-1]
-    for token in usual:
+    for token in known if file.boundary_first else known[::-1]:
         if occurs(file, token):
             return Boundary(token, first=file.boundary_first or token != eos_id)
     return None
@@ -73,15 +73,15 @@ def assumed_token(file: TokenFile, tokens: np.ndarray) -> Optional[int]:
 
 def document_starts(file: TokenFile, boundary: Boundary, cache_directory: Optional[Path] = None) -> np.ndarray:
     """(documents,) int64: the token at which each document begins, 0 first. From the cache if the file has not changed."""
-    if file.num_bytes < REMEMBERED_BYTES:
+
+    def scan() -> np.ndarray:
         return starts_from(positions_of(file, boundary.token), file.num_tokens, boundary)
-    memory = _memory_path(file, str(boundary), cache_directory or default_cache_directory())
-    remembered = _recall(memory, file.num_tokens)
-    if remembered is not None:
-        return remembered
-    starts = starts_from(positions_of(file, boundary.token), file.num_tokens, boundary)
-    _remember(memory, starts)
-    return starts
+
+    def may_be_starts(found: np.ndarray) -> bool:
+        is_list = found.ndim == 1 and len(found) and found[0] == 0 and found[-1] < file.num_tokens
+        return bool(is_list and np.all(np.diff(found) > 0))
+
+    return _remembered(file, str(boundary), cache_directory, may_be_starts, scan)
 
 
 def starts_from(positions: np.ndarray, num_tokens: int, boundary: Boundary) -> np.ndarray:
@@ -108,50 +108,41 @@ def occurs(file: TokenFile, token: int) -> bool:
 
 def largest_id(file: TokenFile, cache_directory: Optional[Path] = None) -> int:
     """The largest id, -1 without any. The result is remembered for large files. Raises DataError for a negative id."""
-    memory = _memory_path(file, "largest", cache_directory or default_cache_directory())
-    large = file.num_bytes >= REMEMBERED_BYTES
-    remembered = _load(memory) if large else None
-    if remembered is not None and remembered.shape == (1,) and remembered.dtype == np.int64:
-        return int(remembered[0])
-    largest = 0 if file.num_tokens else -1
-    for begin, block in file.blocks(with_holes=False):
-        largest = max(largest, int(block.max()))
-        if block.dtype.kind == "i" and block.min() < 0:
-            at = int(np.argmax(block < 0))
-            raise DataError(
-                f"{file.path}: token {begin + at:,} is {block[at]}; ids are 0 or more. The file is damaged."
-            )
-    if large:
-        _remember(memory, np.array([largest], dtype=np.int64))
-    return largest
+
+    def scan() -> np.ndarray:
+        largest = 0 if file.num_tokens else -1
+        for begin, block in file.blocks(with_holes=False):
+            largest = max(largest, int(block.max()))
+            if block.dtype.kind == "i" and block.min() < 0:
+                at = int(np.argmax(block < 0))
+                raise DataError(
+                    f"{file.path}: token {begin + at:,} is {block[at]}; ids are 0 or more. The file is damaged."
+                )
+        return np.array([largest], dtype=np.int64)
+
+    return int(_remembered(file, "largest", cache_directory, lambda found: found.shape == (1,), scan)[0])
 
 
-def _memory_path(file: TokenFile, what: str, directory: Path) -> Path:
-    """Named after the file's present state: a file that is changed, moved or touched is scanned again."""
+def _remembered(
+    file: TokenFile, what: str, cache_directory: Optional[Path], is_plausible: Callable[[np.ndarray], bool],
+    scan: Callable[[], np.ndarray],
+) -> np.ndarray:  # fmt: skip
+    """What `scan` finds, int64; for a large file it is kept in the cache directory where that can be written.
+
+    Kept under a name made from the file's present state: a file that is changed, moved or touched is scanned again.
+    """
+    if file.num_tokens * file.dtype.itemsize < REMEMBERED_BYTES:
+        return scan()
     status = file.path.stat()
     facts = [os.path.realpath(file.path), status.st_size, status.st_mtime_ns, str(file.dtype), file.header_bytes, what]
-    return directory / "scanned" / f"{fingerprint(facts)}.npy"
-
-
-def _recall(memory: Path, num_tokens: int) -> Optional[np.ndarray]:
-    """The remembered starts, if there are any and they are plausible."""
-    starts = _load(memory)
-    if starts is None or starts.dtype != np.int64 or starts.ndim != 1 or not len(starts):
-        return None
-    return starts if starts[0] == 0 and starts[-1] < num_tokens and np.all(np.diff(starts) > 0) else None
-
-
-def _load(memory: Path) -> Optional[np.ndarray]:
-    try:
-        array: np.ndarray = np.load(memory, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None  # not remembered, or a damaged memory: the file is scanned
-    return array
-
-
-def _remember(memory: Path, array: np.ndarray) -> None:
-    """Keep an array for the next time. Where it cannot be written, the file is scanned every time."""
+    memory = (cache_directory or default_cache_directory()) / "scanned" / f"{fingerprint(facts)}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not remembered, or a damaged memory
+        remembered: np.ndarray = np.load(memory, allow_pickle=False)
+        if remembered.dtype == np.int64 and is_plausible(remembered):
+            return remembered
+    found = scan()
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(memory) as stream:
-            np.lib.format.write_array(stream, array, allow_pickle=False)
+            np.lib.format.write_array(stream, found, allow_pickle=False)
+    return found

@@ -54,17 +54,19 @@ def store_paths(source: SourceConfig) -> list[Path]:
     store and there is none."""
     if source.format not in ("auto", "store", *formats()):
         return []
-    candidates = [path for given in paths_of(source) for path in _store_candidates(given)]
+    candidates: list[Path] = []
+    for given in paths_of(source):
+        is_one = os.path.exists(given) or is_store(given)
+        candidates += map(Path, [given] if is_one else sorted(glob.glob(given, recursive=True)))
     if source.format in formats():
         return _each_once(candidates)  # what is wrong with them is found when they are opened
     stores = [path for path in candidates if is_store(path)]
-    if source.format == "store" and len(stores) < len(candidates):
-        wrong = next(path for path in candidates if path not in stores)
+    text = next((path for path in candidates if path not in stores), None)
+    if text is not None and source.format == "store":
         raise DataError(
-            f"{wrong}: is not a token store (a folder with manifest.json, or files of tokens: {', '.join(formats())})."
+            f"{text}: is not a token store (a folder with manifest.json, or files of tokens: {', '.join(formats())})."
         )
-    if stores and len(stores) < len(candidates):
-        text = next(path for path in candidates if path not in stores)
+    if text is not None and stores:
         raise DataError(f"{stores[0]} is a token store and {text} is not; give them as two sources.")
     return _each_once(stores)
 
@@ -88,7 +90,20 @@ def open_sources(
 
     say: told what was assumed of them. Raises DataError for a store that was made with another tokenizer.
     """
-    return [_open_source(source, tokenizer, config, cache_directory, progress, say) for source in sources]
+    directory = None if cache_directory is None else Path(cache_directory).expanduser()
+    stores = []
+    for source in sources:
+        paths = store_paths(source)
+        if paths:
+            store = open_store(
+                paths, format=source.format, eos_id=tokenizer.eos_id, bos_id=tokenizer.bos_id, cache_directory=directory, say=say
+            )  # fmt: skip
+            check_tokenizer(store, tokenizer)
+        else:
+            store = open_store(cached_store(source, tokenizer, config, directory, progress))
+            say_hints(source, say)
+        stores.append(store)
+    return stores
 
 
 def check_tokenizer(store: TokenStore, tokenizer: TextTokenizer) -> None:
@@ -108,36 +123,3 @@ def check_tokenizer(store: TokenStore, tokenizer: TextTokenizer) -> None:
         raise DataError(
             f"{store.path}: contains token id {store.max_token_id:,}, but the tokenizer has only {tokenizer.vocab_size:,} ids."
         )
-
-
-def _open_source(
-    source: SourceConfig,
-    tokenizer: TextTokenizer,
-    config: PrepareConfig,
-    cache_directory: Union[str, Path, None],
-    progress: Optional[Progress],
-    say: Say,
-) -> TokenStore:
-    paths = store_paths(source)
-    if not paths:
-        store = open_store(cached_store(source, tokenizer, config, cache_directory, progress))
-        say_hints(source, say)
-        return store
-    directory = None if cache_directory is None else Path(cache_directory).expanduser()
-    store = open_store(
-        paths,
-        format=source.format,
-        eos_id=tokenizer.eos_id,
-        bos_id=tokenizer.bos_id,
-        cache_directory=directory,
-        say=say,
-    )
-    check_tokenizer(store, tokenizer)
-    return store
-
-
-def _store_candidates(given: str) -> list[Path]:
-    """The paths that may be stores: the path itself, or what it matches as a glob."""
-    if os.path.exists(given) or is_store(given):
-        return [Path(given)]
-    return [Path(match) for match in sorted(glob.glob(given, recursive=True))]

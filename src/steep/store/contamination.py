@@ -8,6 +8,7 @@ Weakness: evaluation documents of fewer than 13 words (they are counted) and par
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from steep.sources.config import SourceConfig
 from steep.sources.document import Document
 from steep.sources.inputs import load_format
 from steep.store.word_hashes import run_hashes, runs_within, word_hashes
-from steep.store.work import HashedInput, gather_inputs
+from steep.store.work import gather_inputs
 
 RUN_WORDS = 13
 MOST_TEXTS = 2**16 - 1
@@ -31,19 +32,14 @@ the first of them."""
 TABLE_DTYPE = np.dtype([("run", "<u8"), ("text", "<u2")])
 
 
-def evaluation_inputs(paths: list[str]) -> list[HashedInput]:
-    """The files of the evaluation texts, hashed. Raises DataError."""
-    return gather_inputs([SourceConfig(path=path) for path in paths])
-
-
-def write_table(folder: Path, paths: list[str], inputs: list[HashedInput]) -> None:
+def write_table(folder: Path, paths: list[str]) -> None:
     """Hash the runs of all evaluation texts into `folder`. Raises DataError if there is nothing to compare with."""
     sources = [SourceConfig(path=path) for path in paths]
     if len(paths) > MOST_TEXTS:
         raise DataError(f"{len(paths):,} evaluation texts were given; at most {MOST_TEXTS:,} are possible.")
     runs: list[list[np.ndarray]] = [[] for _ in paths]
     described: list[dict[str, Any]] = [{"text": path, "documents": 0, "too_short": 0, "rejected": 0} for path in paths]
-    for file in inputs:
+    for file in gather_inputs(sources):
         number = file.source
         for record in load_format(file.format).read(file.path, sources[number]):
             if not isinstance(record, Document):
@@ -59,7 +55,10 @@ def write_table(folder: Path, paths: list[str], inputs: list[HashedInput]) -> No
             f"{', '.join(unusable)}: holds no document of at least {RUN_WORDS} words to check against. Give texts, "
             "or JSONL or Parquet with a field `text` or `content`."
         )
-    table = _table([np.concatenate(hashes) for hashes in runs])
+    texts = np.repeat(np.arange(len(paths), dtype=np.uint16), [sum(map(len, hashes)) for hashes in runs])
+    unique, first = np.unique(np.concatenate([*chain.from_iterable(runs)]), return_index=True)
+    table = np.empty(len(unique), dtype=TABLE_DTYPE)  # each run once, sorted, with the first text that holds it
+    table["run"], table["text"] = unique, texts[first]
     with atomic_writer(folder / TABLE_FILE) as table_file:
         np.lib.format.write_array(table_file, table, allow_pickle=False)
     write_json(folder / DESCRIPTION_FILE, described)
@@ -100,13 +99,3 @@ class EvaluationRuns:
         guilty, first = np.unique(owners, return_index=True)
         found["text"][guilty] = self._texts[at[is_hit]][first]
         return found
-
-
-def _table(runs: list[np.ndarray]) -> np.ndarray:
-    """Each run once, sorted, with the first text that holds it."""
-    hashes = np.concatenate(runs)
-    texts = np.repeat(np.arange(len(runs), dtype=np.uint16), [len(part) for part in runs])
-    unique, first = np.unique(hashes, return_index=True)
-    table = np.empty(len(unique), dtype=TABLE_DTYPE)
-    table["run"], table["text"] = unique, texts[first]
-    return table

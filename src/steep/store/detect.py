@@ -14,7 +14,7 @@ from steep.core.errors import DataError
 from steep.store.formats import formats
 
 _HELD_OUT = re.compile(r"(?i)(^|[_.-])(val|valid|validation|dev|test)([_.-]|\d|$)")
-_TRAINING = re.compile(r"(?i)(^|[_.-])train([_.-]|\d|$)")
+_TRAINING = re.compile(r"(?i)(^|[_.-])(?P<split>train)([_.-]|\d|$)")
 _BESIDE_TOKENS = {"args.json", "meta.pkl", "prepare.py", "readme.md", "readme.txt", "license"}
 
 
@@ -50,33 +50,25 @@ def token_files(folder: Path, asked_for: Optional[str] = None) -> list[tuple[Pat
         known = dict.fromkeys((path, asked_for) for path in found if path.suffix == ending)
     elif strangers:
         return []
-    _refuse_mixed_splits(folder, [path for path, name in known if formats()[name].NAMES_SPLITS])
+    named = [path for path, name in known if formats()[name].NAMES_SPLITS]
+    held_out = [path for path in named if _HELD_OUT.search(path.stem)]
+    training = {path: match for path in named if (match := _TRAINING.search(path.stem))}
+    if held_out and training:
+        path, match = next(iter(training.items()))
+        raise DataError(
+            f"{folder}: holds training files ({path.name}) and held-out files ({held_out[0].name}); together the model "
+            f"would be trained on what it is scored on. Give one kind, for example {folder}/*{match.group('split')}*."
+        )
     return list(known)
 
 
 def as_asked(path: Path, asked_for: str) -> tuple[Path, str]:
     """The file of tokens that `path` belongs to, as the format that the user named. Raises DataError if it cannot be that."""
-    entry = token_file(path)
-    found = None if entry is None else entry[1]
+    file, found = token_file(path) or (path, None)
     if not formats()[asked_for].accepts(found):
-        what = "not a file of tokens that steep knows"
-        if found is not None:
-            what = f"{found} by its first bytes or what lies beside it"
+        what = (
+            f"{found} by its first bytes or what lies beside it" if found else "not a file of tokens that steep knows"
+        )
         names = ", ".join(formats())
         raise DataError(f"{path}: format is {asked_for}, but the file is {what}. Formats: auto, {names}.")
-    return (path if entry is None else entry[0]), asked_for
-
-
-def _refuse_mixed_splits(folder: Path, paths: list[Path]) -> None:
-    held_out = [path for path in paths if _HELD_OUT.search(path.stem)]
-    training = [path for path in paths if _TRAINING.search(path.stem)]
-    if held_out and training:
-        raise DataError(
-            f"{folder}: holds training files ({training[0].name}) and held-out files ({held_out[0].name}); together the model "
-            f"would be trained on what it is scored on. Give one kind, for example {folder}/*{_kind(training[0])}*."
-        )
-
-
-def _kind(path: Path) -> str:
-    match = _TRAINING.search(path.stem)
-    return match.group(0).strip("_.-0123456789") if match else path.stem
+    return file, asked_for

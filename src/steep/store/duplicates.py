@@ -10,8 +10,6 @@ Weakness: of documents that are 0.8 alike about 95 % are found, at 0.9 all. Near
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from steep.store.word_hashes import mixed, run_hashes, runs_within
@@ -22,6 +20,9 @@ SHINGLE_WORDS = 5
 SIMILARITY = 0.8
 _BLOCK_SHINGLES = 1 << 9
 _BLOCK_PAIRS = 1 << 16
+_RANDOM = mixed(np.arange(1, 2 * VALUES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).astype(np.uint32)
+_MULTIPLIERS, _OFFSETS = _RANDOM[:VALUES] | np.uint32(1), _RANDOM[VALUES:]
+"""128 bijections x -> multiplier * x + offset of the integers modulo 2^32."""
 
 
 def repeated(hashes: np.ndarray, alive: np.ndarray) -> np.ndarray:
@@ -53,12 +54,11 @@ def signatures_of(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _lower(lowest: np.ndarray, shingles: np.ndarray, texts: np.ndarray) -> None:
     """Bring the signatures down to the values of more shingles. texts: (shingles,) ascending, the text of each."""
-    multipliers, offsets = _permutations()
     for start in range(0, len(shingles), _BLOCK_SHINGLES):
         block, owners = shingles[start : start + _BLOCK_SHINGLES], texts[start : start + _BLOCK_SHINGLES]
         begins = np.flatnonzero(np.diff(owners, prepend=-1))
-        values = block[:, None] * multipliers  # (shingles, 128): h_v(x) = multiplier_v * x + offset_v mod 2^32
-        values += offsets
+        values = block[:, None] * _MULTIPLIERS  # (shingles, 128): h_v(x) = multiplier_v * x + offset_v mod 2^32
+        values += _OFFSETS
         values = np.minimum.reduceat(values, begins, axis=0)
         changed = owners[begins]
         lowest[changed] = np.minimum(lowest[changed], values)
@@ -83,8 +83,11 @@ def alike(signatures: list[np.ndarray], hashes: np.ndarray, alive: np.ndarray) -
         for firsts, members in _groups(keys, living):
             new = _roots(first_of, firsts) != _roots(first_of, members)
             firsts, members = firsts[new], members[new]
-            close = _agreement(signatures, starts, firsts, members) >= SIMILARITY
-            _join(first_of, firsts[close], members[close])
+            equal = _rows(signatures, starts, firsts) == _rows(signatures, starts, members)
+            close = equal.mean(axis=1) >= SIMILARITY
+            for one, other in zip(firsts[close].tolist(), members[close].tolist(), strict=True):
+                one, other = _root(first_of, one), _root(first_of, other)
+                first_of[max(one, other)] = min(one, other)  # the root of a group is its lowest document
     roots = _roots(first_of, np.arange(len(hashes)))
     return np.where(roots == np.arange(len(hashes)), -1, roots)
 
@@ -112,11 +115,6 @@ def _band_keys(columns: np.ndarray) -> np.ndarray:
     return key
 
 
-def _agreement(signatures: list[np.ndarray], starts: np.ndarray, firsts: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """The share of equal values in the signatures of each pair."""
-    return (_rows(signatures, starts, firsts) == _rows(signatures, starts, members)).mean(axis=1)
-
-
 def _rows(signatures: list[np.ndarray], starts: np.ndarray, documents: np.ndarray) -> np.ndarray:
     rows = np.empty((len(documents), VALUES), dtype=np.uint32)
     part_of = np.searchsorted(starts, documents, side="right") - 1
@@ -135,22 +133,8 @@ def _roots(first_of: np.ndarray, documents: np.ndarray) -> np.ndarray:
         roots = further
 
 
-def _join(first_of: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
-    """Put each pair into one group, whose root is its lowest document."""
-    for one, other in zip(left.tolist(), right.tolist(), strict=True):
-        one, other = _root(first_of, one), _root(first_of, other)
-        first_of[max(one, other)] = min(one, other)
-
-
 def _root(first_of: np.ndarray, document: int) -> int:
     while first_of[document] != document:
         first_of[document] = first_of[first_of[document]]
         document = int(first_of[document])
     return document
-
-
-@lru_cache(maxsize=1)
-def _permutations() -> tuple[np.ndarray, np.ndarray]:
-    """128 bijections x -> multiplier * x + offset of the integers modulo 2^32."""
-    values = mixed(np.arange(1, 2 * VALUES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).astype(np.uint32)
-    return values[:VALUES] | np.uint32(1), values[VALUES:]

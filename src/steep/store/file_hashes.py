@@ -7,6 +7,7 @@ Weakness: a file rewritten in place with its size and modification time restored
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,10 @@ def hash_files(paths: list[Path], memory: Optional[Path] = None) -> list[HashedF
 
     Raises DataError naming a file that cannot be read, or that changes meanwhile.
     """
-    known = _read_memory(memory)
+    known: dict[str, Any] = {}
+    if memory is not None and memory.is_file():
+        with contextlib.suppress(ValueError):  # damaged: everything is hashed again, and it is rewritten
+            known = read_json(memory)
     with ThreadPoolExecutor() as pool:
         entries = list(pool.map(lambda path: _entry(path, known), paths))
     found = {os.path.realpath(path): entry for path, entry in zip(paths, entries, strict=True)}
@@ -69,12 +73,3 @@ def _entry(path: Path, known: dict[str, Any]) -> dict[str, Any]:
         sha256 = sha256_file(path)
         check_unchanged(path, state.st_size, state.st_mtime_ns)
         return {**identity, "hashed": hashed, "sha256": sha256}
-
-
-def _read_memory(memory: Optional[Path]) -> dict[str, Any]:
-    if memory is None or not memory.is_file():
-        return {}
-    try:
-        return read_json(memory)
-    except ValueError:
-        return {}  # damaged: everything is hashed again, and it is rewritten

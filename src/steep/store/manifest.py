@@ -24,22 +24,13 @@ CONTAMINATED_FILE = "contaminated.jsonl"
 SIDECAR_SUFFIX = ".documents.npy"
 
 
-COUNTED_BY_NAME = ("dropped_tokens", "exact_duplicates")
-"""Parts of a ledger that not every store has: counts by name."""
-
-
-def empty_ledger() -> dict[str, Any]:
-    """A ledger in which nothing has been read."""
-    return {"records_read": 0, "documents_kept": 0, "dropped": {}, "text_bytes": 0, "tokens": 0}
-
-
 def add_ledgers(ledgers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The sum of ledgers, reasons in alphabetical order."""
-    total = empty_ledger()
+    total: dict[str, Any] = {"records_read": 0, "documents_kept": 0, "dropped": {}, "text_bytes": 0, "tokens": 0}
     for ledger in ledgers:
         for key in ("records_read", "documents_kept", "text_bytes", "tokens"):
             total[key] += ledger[key]
-        for key in ("dropped", *(key for key in COUNTED_BY_NAME if key in ledger)):
+        for key in ("dropped", *(key for key in ("dropped_tokens", "exact_duplicates") if key in ledger)):
             counts = total.setdefault(key, {})
             for name, count in ledger[key].items():
                 counts[name] = counts.get(name, 0) + count
@@ -51,11 +42,12 @@ def make_manifest(
     *, shards: list[dict[str, Any]], dtype: str, tokenizer: dict[str, Any], sources: list[dict[str, Any]],
     settings: dict[str, Any], ledger: dict[str, Any], max_token_id: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of manifest.json. Its `fingerprint` identifies the store by counts, checksums and tokenizer."""
+    """The content of manifest.json. Its `fingerprint` is equal for equal tokens in equal documents from the same tokenizer."""
+    content = [[shard["documents"], shard["tokens"], shard["sha256_bin"], shard["sha256_idx"]] for shard in shards]
     return {
         "format": FORMAT,
         "version": VERSION,
-        "fingerprint": store_fingerprint(shards, tokenizer["fingerprint"]),
+        "fingerprint": fingerprint([content, tokenizer["fingerprint"]]),
         "documents": sum(shard["documents"] for shard in shards),
         "tokens": sum(shard["tokens"] for shard in shards),
         "dtype": dtype,
@@ -66,12 +58,6 @@ def make_manifest(
         "sources": sources,
         "shards": shards,
     }
-
-
-def store_fingerprint(shards: list[dict[str, Any]], tokenizer_fingerprint: str) -> str:
-    """32 hex digits that are equal for equal tokens in equal documents from the same tokenizer."""
-    content = [[shard["documents"], shard["tokens"], shard["sha256_bin"], shard["sha256_idx"]] for shard in shards]
-    return fingerprint([content, tokenizer_fingerprint])
 
 
 def has_manifest(folder: Path) -> bool:

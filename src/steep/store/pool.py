@@ -5,6 +5,7 @@ Workers have their own session: Ctrl-C reaches only the parent, which kills them
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -87,16 +88,15 @@ class _Worker:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                _close(stream)
+            with contextlib.suppress(BrokenPipeError):  # unsent input of a process that has ended
+                if stream is not None:
+                    stream.close()
 
     def _send(self, value: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and the reading thread reports why
             self._process.stdin.write(json.dumps(value) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            return  # it has ended, and the reading thread reports why
 
     def _forward(self, events: queue.Queue[_Event]) -> None:
         assert self._process.stdout is not None
@@ -106,13 +106,6 @@ class _Worker:
         except ValueError:
             pass  # closed by `kill`, or a line cut off by the worker's death
         events.put((self, None))
-
-
-def _close(stream: Any) -> None:
-    try:
-        stream.close()
-    except BrokenPipeError:
-        return  # unsent input of a process that has ended
 
 
 def _as_exception(message: dict[str, Any]) -> Exception:

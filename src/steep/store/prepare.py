@@ -19,27 +19,29 @@ from typing import Any, Optional
 from steep.core.files import read_json, remove_leftovers, write_json
 from steep.runtime.device import usable_cpus
 from steep.sources.config import SourceConfig
-from steep.sources.inputs import STANDARD_INPUT, paths_of
-from steep.store.backends import choose_backends
+from steep.sources.document import Document
+from steep.sources.inputs import STANDARD_INPUT, load_format, paths_of
 from steep.store.config import PrepareConfig
-from steep.store.contamination import evaluation_inputs, write_table
+from steep.store.contamination import write_table
 from steep.store.formats.megatron import token_dtype
 from steep.store.manifest import PREPARE_FOLDER, TOKENIZER_FOLDER, has_manifest, read_manifest
 from steep.store.pool import run_items
 from steep.store.prepare_finish import finish_store
 from steep.store.prepare_folder import (
     IDENTITY_FILE,
+    SPOOL_FILE,
     check_folder,
     exclusive,
     refuse_other,
     remove_store,
+    spool_standard_input,
 )
 from steep.store.prepare_result import PrepareResult
 from steep.store.select_documents import KEPT, kinds_of_notes, read_item, reasons_by_itself
 from steep.store.shard_work import Preparation, is_finished, process_item
-from steep.store.spool import SPOOL_FILE, spool_standard_input
-from steep.store.work import HashedInput, WorkItem, divide_into_items, gather_inputs, source_settings
+from steep.store.work import HashedInput, WorkItem, divide_into_items, gather_inputs, source_name, source_settings
 from steep.store.writer import disk_errors
+from steep.tokenizer.backend_choice import BackendChooser
 from steep.tokenizer.encode import TextTokenizer
 
 CHOICE_SETTINGS = ("shard_tokens", "max_tokens", "min_tokens", "max_tokens_per_document", "dedup")
@@ -96,8 +98,8 @@ def _prepare_locked(
     preparation = Preparation(out, sources, dtype, stop, {}, kinds_of_notes(config), config.chooses)
     unfinished = _continue_or_start(preparation, identity, items, tokenizer)
     if config.check_against:
-        write_table(out / PREPARE_FOLDER, config.check_against, evaluation_inputs(config.check_against))
-    preparation = replace(preparation, backends=choose_backends(inputs, sources, tokenizer, config.tokenizer_backend))
+        write_table(preparation.folder, config.check_against)
+    preparation = replace(preparation, backends=_choose_backends(inputs, sources, tokenizer, config.tokenizer_backend))
     _run(preparation, items, unfinished, tokenizer, config, progress)
     manifest = finish_store(preparation, items, identity["settings"], inputs, config, tokenizer)
     seconds = time.monotonic() - started
@@ -109,28 +111,41 @@ def store_identity(
     inputs: list[HashedInput], sources: list[SourceConfig], tokenizer: TextTokenizer, config: PrepareConfig
 ) -> dict[str, Any]:
     """Everything that decides the bytes of the store, as JSON: content of the files, tokenizer, settings. Not their paths."""
-    return {
-        "version": 1,
-        "tokenizer": tokenizer.fingerprint,
-        "settings": {
-            "shard_bytes": config.shard_bytes,
-            "on_bad_record": config.on_bad_record,
-            "sources": [source_settings(source) for source in sources],
-            **_choice_settings(config),
-        },
-        "files": [[file.source, file.size, file.sha256] for file in inputs],
-    }
-
-
-def _choice_settings(config: PrepareConfig) -> dict[str, Any]:
-    """The settings given that choose documents or form shards."""
     settings: dict[str, Any] = {
-        key: getattr(config, key) for key in CHOICE_SETTINGS if getattr(config, key) is not None
+        "shard_bytes": config.shard_bytes,
+        "on_bad_record": config.on_bad_record,
+        "sources": [source_settings(source) for source in sources],
     }
+    settings |= {key: getattr(config, key) for key in CHOICE_SETTINGS if getattr(config, key) is not None}
     if config.check_against:
-        settings["check_against"] = [file.sha256 for file in evaluation_inputs(config.check_against)]
+        evaluation_inputs = gather_inputs([SourceConfig(path=path) for path in config.check_against])
+        settings["check_against"] = [file.sha256 for file in evaluation_inputs]
         settings["drop_contaminated"] = config.drop_contaminated
-    return settings
+    files = [[file.source, file.size, file.sha256] for file in inputs]
+    return {"version": 1, "tokenizer": tokenizer.fingerprint, "settings": settings, "files": files}
+
+
+def _choose_backends(
+    inputs: list[HashedInput], sources: list[SourceConfig], tokenizer: TextTokenizer, wanted: str
+) -> dict[int, str]:
+    """Source number -> the name of its tokenizer backend, decided before any worker starts.
+
+    Raises ConfigError as BackendChooser does, and DataError for a file that cannot be read.
+    """
+    chooser = BackendChooser(wanted, tokenizer)
+
+    def documents(files: list[HashedInput], source: SourceConfig) -> Iterator[tuple[str, str]]:
+        for file in files:
+            for record in load_format(file.format).read(file.path, source):
+                if isinstance(record, Document):
+                    yield record.id, record.text
+
+    chosen = {}
+    for number, source in enumerate(sources):
+        files = [file for file in inputs if file.source == number]
+        size = sum(file.size for file in files)
+        chosen[number] = chooser.choose(source_name(source), size, documents(files, source))
+    return chosen
 
 
 def _run(
@@ -187,13 +202,9 @@ def _found(out: Path, identity: dict[str, Any], started: float) -> PrepareResult
     """The result for a finished store. Raises DataError if it was made from something else."""
     manifest = read_manifest(out)
     files = [[source["number"], source["size"], source["sha256"]] for source in manifest["sources"]]
-    same = {
-        "version": 1,
-        "tokenizer": manifest["tokenizer"]["fingerprint"],
-        "settings": manifest["settings"],
-        "files": files,
-    }
-    refuse_other(out, same, identity, "already holds a token store")
+    made_with = manifest["tokenizer"]["fingerprint"]
+    there = {"version": 1, "tokenizer": made_with, "settings": manifest["settings"], "files": files}
+    refuse_other(out, there, identity, "already holds a token store")
     shutil.rmtree(out / PREPARE_FOLDER, ignore_errors=True)  # left by a kill between the manifest and this
     seconds = time.monotonic() - started
     return PrepareResult(

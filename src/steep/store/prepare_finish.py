@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 from steep.core.errors import DataError
 from steep.core.files import atomic_writer, write_json
-from steep.sources.config import SourceConfig
 from steep.sources.inputs import STANDARD_INPUT
 from steep.store.config import PrepareConfig
 from steep.store.manifest import (
     CONTAMINATED_FILE,
     MANIFEST_FILE,
-    PREPARE_FOLDER,
     REJECTED_FILE,
+    SIDECAR_SUFFIX,
     add_ledgers,
     make_manifest,
 )
-from steep.store.prepare_folder import remove_shard, remove_store
+from steep.store.prepare_folder import SPOOL_FILE, remove_store
 from steep.store.select_documents import (
     KEPT,
     Choice,
@@ -30,7 +28,6 @@ from steep.store.select_documents import (
     write_shards,
 )
 from steep.store.shard_work import Preparation, is_finished
-from steep.store.spool import SPOOL_FILE
 from steep.store.work import HashedInput, WorkItem, source_name
 from steep.tokenizer.encode import TextTokenizer
 
@@ -53,22 +50,28 @@ def finish_store(
     shards = _final_shards(preparation, choice, config)
     ledger |= _chosen(choice, ledger, shards)
     if len(choice.items) < len(items):
-        rest = items[len(choice.items) :]
-        ledger["not_used"] = {"bytes": sum(item.bytes for item in rest), "reason": "max_tokens was reached"}
+        unused = sum(item.bytes for item in items[len(choice.items) :])
+        ledger["not_used"] = {"bytes": unused, "reason": "max_tokens was reached"}
     _write_lists(preparation, choice, config, ledger)
     backends = [tokenizer.encoder(name).description for _, name in sorted(preparation.backends.items())]
+    names, spooled = [source_name(source) for source in preparation.sources], preparation.folder / SPOOL_FILE
     manifest = make_manifest(
         shards=[{key: value for key, value in shard.items() if key != "max_token_id"} for shard in shards],
         dtype=preparation.dtype.name,
         tokenizer={"fingerprint": tokenizer.fingerprint, **tokenizer.policy, "vocab_size": tokenizer.vocab_size,
                    "description": tokenizer.description, "backends": backends},
-        sources=_describe_sources(inputs, preparation.sources, out / PREPARE_FOLDER / SPOOL_FILE),
+        sources=[
+            {"source": names[file.source], "number": file.source,
+             "path": STANDARD_INPUT if file.path == spooled else str(file.path),
+             "format": file.format, "size": file.size, "sha256": file.sha256}
+            for file in inputs
+        ],
         settings=settings,
         ledger=ledger,
         max_token_id=max(shard["max_token_id"] for shard in shards),
     )  # fmt: skip
     write_json(out / MANIFEST_FILE, manifest)
-    shutil.rmtree(out / PREPARE_FOLDER)
+    shutil.rmtree(preparation.folder)
     return manifest
 
 
@@ -77,7 +80,7 @@ def _chosen(choice: Choice, ledger: dict[str, Any], shards: list[dict[str, Any]]
     changed = {
         "documents_kept": sum(shard["documents"] for shard in shards),
         "dropped": dict(sorted({**ledger["dropped"], **choice.dropped}.items())),
-        "text_bytes": choice.text_bytes,
+        "text_bytes": sum(int(part.sidecar["text_bytes"][why == KEPT].sum()) for part, _, why in choice.parts()),
         "tokens": sum(shard["tokens"] for shard in shards),
         "exact_duplicates": count_duplicates(choice.items, choice.reasons == KEPT),
     }
@@ -103,28 +106,14 @@ def _final_shards(preparation: Preparation, choice: Choice, config: PrepareConfi
     """The store's shards: those of the items, or new ones of the chosen documents."""
     if preparation.chooses:
         return write_shards(preparation, choice, config.shard_tokens)
-    entries = [documents.entry for documents in choice.items]
-    for entry in entries:
-        if not entry["shard"]["documents"]:
-            remove_shard(preparation.out, entry["shard"]["name"])
-    return [
-        {**entry["shard"], "max_token_id": entry["max_token_id"]} for entry in entries if entry["shard"]["documents"]
-    ]
-
-
-def _describe_sources(inputs: list[HashedInput], sources: list[SourceConfig], spooled: Path) -> list[dict[str, Any]]:
-    names = [source_name(source) for source in sources]
-    return [
-        {
-            "source": names[file.source],
-            "number": file.source,
-            "path": STANDARD_INPUT if file.path == spooled else str(file.path),
-            "format": file.format,
-            "size": file.size,
-            "sha256": file.sha256,
-        }
-        for file in inputs
-    ]
+    shards = []
+    for shard, entry in ((documents.entry["shard"], documents.entry) for documents in choice.items):
+        if shard["documents"]:
+            shards.append({**shard, "max_token_id": entry["max_token_id"]})
+            continue
+        for suffix in (".bin", ".idx", SIDECAR_SUFFIX):
+            (preparation.out / f"{shard['name']}{suffix}").unlink(missing_ok=True)
+    return shards
 
 
 def _nothing_kept(ledger: dict[str, Any], choice: Choice) -> str:

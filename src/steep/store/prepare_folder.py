@@ -1,15 +1,23 @@
-"""The folder that `prepare` writes: its content while it is unfinished, its lock, and what may not be overwritten."""
+"""The folder that `prepare` writes: its content while it is unfinished, its lock, and what may not be overwritten.
+
+Standard input can be neither split nor read twice, so a copy of it lies in the unfinished folder until the end. A killed
+`prepare` continues when the same text is piped in again.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from steep.core.errors import DataError
+from steep.core.files import atomic_writer
 from steep.core.lock import FileLock, LockHeldError
+from steep.sources.config import SourceConfig
+from steep.sources.inputs import STANDARD_INPUT, paths_of
 from steep.store.formats import writable_formats
 from steep.store.manifest import (
     CONTAMINATED_FILE,
@@ -20,11 +28,13 @@ from steep.store.manifest import (
     TOKENIZER_FOLDER,
     has_manifest,
 )
-from steep.store.spool import SPOOL_FILE
 from steep.store.writer import NO_SPACE
 
 IDENTITY_FILE = "plan.json"
 LOCK_FILE = "lock"
+SPOOL_FILE = "standard_input"
+SHOWN_NAME = "standard input"
+_BLOCK_BYTES = 1 << 20
 
 
 def record_path(out: Path, name: str) -> Path:
@@ -64,16 +74,16 @@ def remove_store(out: Path) -> None:
             path.unlink()
 
 
-def remove_shard(out: Path, name: str) -> None:
-    """Delete a shard without documents."""
-    for suffix in (".bin", ".idx", SIDECAR_SUFFIX):
-        (out / f"{name}{suffix}").unlink(missing_ok=True)
+def shown_name(file: str, folder: Path) -> str:
+    """A source file's name in messages: its path, or `standard input` for the copy in `folder`."""
+    return SHOWN_NAME if file == str(folder / SPOOL_FILE) else file
 
 
 @contextlib.contextmanager
 def exclusive(out: Path, wait: bool) -> Iterator[None]:
     """Hold the folder's lock, which the system releases however this process ends."""
-    lock = FileLock(out / PREPARE_FOLDER / LOCK_FILE)
+    folder = out / PREPARE_FOLDER
+    lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(wait)
     except LockHeldError as error:
@@ -86,30 +96,15 @@ def exclusive(out: Path, wait: bool) -> Iterator[None]:
         raise DataError(f"{out}: cannot be created or written: {reason}. Choose another folder.") from error
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
-        stack.callback(_remove_empty_prepare_folder, out)
-        yield
-
-
-def _remove_empty_prepare_folder(out: Path) -> None:
-    """Remove the lock's folder if nothing else is in it, so that a refused call leaves no trace."""
-    folder = out / PREPARE_FOLDER
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK_FILE}:
-        shutil.rmtree(folder)
+        try:
+            yield
+        finally:
+            if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK_FILE}:
+                shutil.rmtree(folder)  # a refused call leaves no trace
 
 
 def refuse_other(out: Path, there: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
     """Raise DataError if the store in `out` is made from something else. there, wanted: as from `store_identity`."""
-    differences = identity_differences(there, wanted)
-    if differences:
-        raise DataError(
-            f"{out} {what} made from something else:\n"
-            + "".join(f"  {difference}\n" for difference in differences)
-            + "  Choose another folder, or overwrite it (--overwrite)."
-        )
-
-
-def identity_differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """What differs between two identities, in words."""
     found = []
     if there["version"] != wanted["version"]:
         found.append("it was made by another version of steep")
@@ -125,4 +120,32 @@ def identity_differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[
             f"input: {len(there['files'])} files there, {len(wanted['files'])} now; "
             f"{len(before & after)} of them with the same content"
         )
-    return found
+    if found:
+        raise DataError(
+            f"{out} {what} made from something else:\n"
+            + "".join(f"  {difference}\n" for difference in found)
+            + "  Choose another folder, or overwrite it (--overwrite)."
+        )
+
+
+def spool_standard_input(source: SourceConfig, folder: Path) -> SourceConfig:
+    """Copy standard input to `folder` if the source names it (`-`), and return the source with the copy's path.
+
+    Raises DataError if `-` is given with other paths or without a format, or if nothing is piped in.
+    """
+    paths = paths_of(source)
+    if STANDARD_INPUT not in paths:
+        return source
+    if len(paths) > 1:
+        raise DataError("- is standard input and was given with other paths; prepare it by itself.")
+    if source.format == "auto":
+        raise DataError(
+            "- is standard input, whose format cannot be read from a file name: add --input-format jsonl or plain_text."
+        )
+    if sys.stdin is None or sys.stdin.isatty():
+        raise DataError(
+            "- is standard input, and nothing is piped into it. For example: zcat a.gz | steep prepare - ..."
+        )
+    with atomic_writer(folder / SPOOL_FILE) as file:
+        shutil.copyfileobj(sys.stdin.buffer, file, _BLOCK_BYTES)
+    return source.model_copy(update={"path": str(folder / SPOOL_FILE), "name": source.name or SHOWN_NAME})

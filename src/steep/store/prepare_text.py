@@ -54,40 +54,22 @@ def prepare(
     """
     given = dict(locals())
     join_ranks()
-    _check_export_format(format)
+    if format is not None and format not in writable_formats():
+        hint = f" For the format of the input: --input-format {format}." if format in ("auto", *TEXT_FORMATS) else ""
+        raise ConfigError(f"format {format!r}: steep writes {', '.join(writable_formats())}.{hint}")
     paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
-    limits = {key: given[key] for key in ("max_record_bytes", "max_expansion", "max_expanded_bytes")}
-    source = checked_section(
-        SourceConfig,
-        {
-            "path": [str(path) for path in paths],
-            "format": input_format,
-            "text_key": text_key,
-            "document_separator": document_separator,
-            **limits,
-        },
-    )
+    keys = ("text_key", "document_separator", "max_record_bytes", "max_expansion", "max_expanded_bytes")
+    named = {"path": [str(path) for path in paths], "format": input_format}
+    source = checked_section(SourceConfig, {**named, **{key: given[key] for key in keys}})
     config = checked_section(PrepareConfig, {key: given[key] for key in PrepareConfig.model_fields})
     policy = TokenizerConfig(pretrained=tokenizer, append_eos=append_eos, prepend_bos=prepend_bos)
     result = prepare_sources([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
     hints: list[str] = []
     say_hints(source, hints.append)
     result = replace(result, hints=tuple(hints))
-    return result if format is None else _write_export(result, format, config.shard_tokens)
-
-
-def _check_export_format(format: Optional[str]) -> None:
-    """Raise ConfigError for a format that cannot be written."""
-    if format is None or format in writable_formats():
-        return
-    hint = f" For the format of the input: --input-format {format}." if format in ("auto", *TEXT_FORMATS) else ""
-    raise ConfigError(f"format {format!r}: steep writes {', '.join(writable_formats())}.{hint}")
-
-
-def _write_export(result: PrepareResult, format: str, shard_tokens: Optional[int]) -> PrepareResult:
-    """Write a finished store as another tool's files, in its folder `format`, unless they are there. Raises as
-    `export_tokens.write_format`."""
-    out = result.path / format
-    if not out.is_dir():  # it is whole or absent, and goes when the store is replaced
-        write_format(open_store(result.path), out, format, shard_tokens=shard_tokens or SHARD_TOKENS)
-    return replace(result, files=tuple(sorted(out.glob("*.bin"))))
+    if format is None:
+        return result
+    folder = result.path / format
+    if not folder.is_dir():  # it is whole or absent, and goes when the store is replaced
+        write_format(open_store(result.path), folder, format, shard_tokens=config.shard_tokens or SHARD_TOKENS)
+    return replace(result, files=tuple(sorted(folder.glob("*.bin"))))

@@ -21,11 +21,10 @@ from steep.store.config import PrepareConfig
 from steep.store.contamination import read_descriptions
 from steep.store.duplicates import alike, repeated
 from steep.store.formats.megatron import read_index
-from steep.store.manifest import PREPARE_FOLDER, SIDECAR_SUFFIX
+from steep.store.manifest import SIDECAR_SUFFIX
 from steep.store.notes import EVALUATION, LOCATIONS, SIGNATURES, Locations, read_notes
-from steep.store.prepare_folder import record_path, rejected_path
+from steep.store.prepare_folder import record_path, rejected_path, shown_name
 from steep.store.shard_work import Preparation
-from steep.store.spool import shown_name
 from steep.store.work import WorkItem
 from steep.store.writer import ShardWriter, describe_shard, open_shard
 
@@ -103,11 +102,6 @@ class Choice:
     dropped: dict[str, int] = field(default_factory=dict)
     dropped_tokens: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def text_bytes(self) -> int:
-        """UTF-8 bytes of the kept documents."""
-        return sum(int(part.sidecar["text_bytes"][reasons == KEPT].sum()) for part, _, reasons in self.parts())
-
     def parts(self) -> Iterator[tuple[ItemDocuments, int, np.ndarray]]:
         """(item, number of its first document, (documents,) uint8 reasons)."""
         start = 0
@@ -128,13 +122,15 @@ def choose_documents(preparation: Preparation, items: list[WorkItem], config: Pr
         originals = repeated(hashes, reasons == KEPT)
         reasons[originals >= 0] = DUPLICATE
     elif config.dedup == "minhash":
-        signatures = [read_notes(preparation.out / PREPARE_FOLDER, item.name, SIGNATURES) for item in items]
+        signatures = [read_notes(preparation.folder, item.name, SIGNATURES) for item in items]
         originals = alike(signatures, hashes, reasons == KEPT)
         reasons[originals >= 0] = NEAR_DUPLICATE
     if config.max_tokens is not None:
         kept_tokens = np.cumsum(np.where(reasons == KEPT, lengths, 0))
         stop = int(np.searchsorted(kept_tokens, config.max_tokens)) + 1
-        documents, size = _items_up_to(documents, stop)
+        ends = np.cumsum([len(part.sidecar) for part in documents])
+        documents = documents[: int(np.searchsorted(ends, stop)) + 1]  # the items that hold the first `stop` documents
+        size = sum(len(part.sidecar) for part in documents)
         reasons, lengths = reasons[:size], lengths[:size]
         beyond = reasons[stop:]
         beyond[np.isin(beyond, (KEPT, DUPLICATE, NEAR_DUPLICATE))] = BEYOND
@@ -206,7 +202,7 @@ def write_rejected(preparation: Preparation, choice: Choice, config: PrepareConf
         dropped = np.flatnonzero(reasons)
         if not len(dropped):
             continue
-        notes = read_notes(preparation.out / PREPARE_FOLDER, documents.item.name, LOCATIONS)
+        notes = read_notes(preparation.folder, documents.item.name, LOCATIONS)
         for document in dropped.tolist():
             name, line = locations.find(documents.entry["source_files"], notes[document])
             reason = int(reasons[document])
@@ -216,26 +212,25 @@ def write_rejected(preparation: Preparation, choice: Choice, config: PrepareConf
                 detail = f"{how} document {original:,} of the store"
             else:
                 detail = _detail(preparation, config, documents, document, reason)
-            name = shown_name(name, preparation.out / PREPARE_FOLDER)
-            content = {"file": name, "line": line, "reason": REASONS[reason], "detail": detail}
+            shown = shown_name(name, preparation.folder)
+            content = {"file": shown, "line": line, "reason": REASONS[reason], "detail": detail}
             file.write(orjson.dumps(content) + b"\n")
 
 
 def report_contamination(preparation: Preparation, documents: list[ItemDocuments], file: IO[bytes]) -> dict[str, Any]:
     """List every contaminated document in `file` and return the sums for the ledger."""
-    described = read_descriptions(preparation.out / PREPARE_FOLDER)
+    described = read_descriptions(preparation.folder)
     found = {"documents": 0, "tokens": 0}
     by_text = [0] * len(described)
     locations = Locations()
     for part in documents:
         notes = _evaluation_notes(preparation, part.item)
-        where = read_notes(preparation.out / PREPARE_FOLDER, part.item.name, LOCATIONS)
+        where = read_notes(preparation.folder, part.item.name, LOCATIONS)
         lengths = part.lengths
         for document in np.flatnonzero(notes["runs"]).tolist():
             name, line = locations.find(part.entry["source_files"], where[document])
-            name = shown_name(name, preparation.out / PREPARE_FOLDER)
             text = int(notes["text"][document])
-            content = {"file": name, "line": line, "tokens": int(lengths[document]),
+            content = {"file": shown_name(name, preparation.folder), "line": line, "tokens": int(lengths[document]),
                        "shared_runs": int(notes["runs"][document]), "evaluation_text": described[text]["text"]}  # fmt: skip
             file.write(orjson.dumps(content) + b"\n")
             found["documents"] += 1
@@ -243,18 +238,6 @@ def report_contamination(preparation: Preparation, documents: list[ItemDocuments
             by_text[text] += 1
     texts = [{**entry, "contaminated": count} for entry, count in zip(described, by_text, strict=True)]
     return {**found, "run_words": 13, "texts": texts}
-
-
-def _items_up_to(documents: list[ItemDocuments], stop: int) -> tuple[list[ItemDocuments], int]:
-    """The items that hold the first `stop` documents, and how many documents they hold."""
-    taken: list[ItemDocuments] = []
-    size = 0
-    for part in documents:
-        if size >= stop:
-            break
-        taken.append(part)
-        size += len(part.sidecar)
-    return taken, size
 
 
 def _last_that_fits(offsets: np.ndarray, begin: int, end: int, filled: int, shard_tokens: Optional[int]) -> int:
@@ -280,7 +263,7 @@ def _tokens_of(preparation: Preparation, documents: ItemDocuments) -> np.ndarray
 
 
 def _evaluation_notes(preparation: Preparation, item: WorkItem) -> np.ndarray:
-    return read_notes(preparation.out / PREPARE_FOLDER, item.name, EVALUATION)
+    return read_notes(preparation.folder, item.name, EVALUATION)
 
 
 def _detail(
@@ -294,5 +277,5 @@ def _detail(
     if reason == BEYOND:
         return f"the store already has {config.max_tokens:,} tokens"
     notes = _evaluation_notes(preparation, documents.item)[document]
-    text = read_descriptions(preparation.out / PREPARE_FOLDER)[int(notes["text"])]["text"]
+    text = read_descriptions(preparation.folder)[int(notes["text"])]["text"]
     return f"shares {int(notes['runs']):,} runs of 13 words with {text}"

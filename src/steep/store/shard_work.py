@@ -24,10 +24,9 @@ from steep.sources.document import NO_TOKENS, Document, Record, Rejected
 from steep.sources.inputs import load_format
 from steep.store.contamination import EvaluationRuns
 from steep.store.file_hashes import check_unchanged
-from steep.store.manifest import PREPARE_FOLDER, SIDECAR_SUFFIX, empty_ledger
+from steep.store.manifest import PREPARE_FOLDER, SIDECAR_SUFFIX
 from steep.store.notes import EVALUATION, Notes, open_notes
-from steep.store.prepare_folder import record_path, rejected_path
-from steep.store.spool import shown_name
+from steep.store.prepare_folder import record_path, rejected_path, shown_name
 from steep.store.work import Part, WorkItem
 from steep.store.writer import ShardWriter, describe_shard, disk_errors, open_shard
 from steep.tokenizer.encode import REFERENCE_BACKEND, EncodedTexts, TextEncoder, TextTokenizer
@@ -56,18 +55,19 @@ class Preparation:
     """Shards are not yet the store's: they stay in the unfinished folder until documents have been chosen."""
 
     @property
+    def folder(self) -> Path:
+        """What is removed when the store is finished."""
+        return self.out / PREPARE_FOLDER
+
+    @property
     def shard_folder(self) -> Path:
         """Where the shard of an item is written."""
-        return self.out / PREPARE_FOLDER if self.chooses else self.out
+        return self.folder if self.chooses else self.out
 
     @cached_property
     def evaluation_runs(self) -> Optional[EvaluationRuns]:
         """What documents are compared with, if anything."""
-        return EvaluationRuns(self.out / PREPARE_FOLDER) if EVALUATION in self.notes else None
-
-    def backend(self, source: int) -> str:
-        """The tokenizer backend of a source."""
-        return self.backends.get(source, REFERENCE_BACKEND)
+        return EvaluationRuns(self.folder) if EVALUATION in self.notes else None
 
     def to_json(self) -> dict[str, Any]:
         """For the pipe to a worker."""
@@ -102,9 +102,7 @@ def process_item(preparation: Preparation, item: WorkItem, tokenizer: TextTokeni
     with disk_errors(preparation.out):
         with (
             atomic_writer(rejected_path(preparation.out, item.name), sync_folder=False) as rejected_file,
-            open_notes(
-                preparation.out / PREPARE_FOLDER, item.name, preparation.notes, preparation.evaluation_runs
-            ) as notes,
+            open_notes(preparation.folder, item.name, preparation.notes, preparation.evaluation_runs) as notes,
             open_shard(preparation.shard_folder, item.name, preparation.dtype) as writer,
         ):
             sink = _Sink(preparation, writer, rejected_file, tokenizer, notes)
@@ -128,15 +126,10 @@ class _Sink:
     """Takes the records of one shard: each becomes tokens or is listed as rejected, and is counted once."""
 
     def __init__(
-        self,
-        preparation: Preparation,
-        writer: ShardWriter,
-        rejected_file: IO[bytes],
-        tokenizer: TextTokenizer,
-        notes: Notes,
-    ):
+        self, preparation: Preparation, writer: ShardWriter, rejected_file: IO[bytes], tokenizer: TextTokenizer, notes: Notes
+    ):  # fmt: skip
         self._writer, self._rejected_file, self._tokenizer = writer, rejected_file, tokenizer
-        self._stop, self._folder = preparation.stop_on_bad_record, preparation.out / PREPARE_FOLDER
+        self._stop, self._folder = preparation.stop_on_bad_record, preparation.folder
         self._notes = notes
         self.dropped: Counter[str] = Counter()
         self.records_read = 0
@@ -156,7 +149,7 @@ class _Sink:
 
     def ledger(self) -> dict[str, Any]:
         """Every record that was read, kept or dropped."""
-        return empty_ledger() | {
+        return {
             "records_read": self.records_read,
             "documents_kept": len(self._writer.lengths),
             "dropped": dict(sorted(self.dropped.items())),
@@ -193,7 +186,7 @@ def _records_by_backend(preparation: Preparation, item: WorkItem) -> Iterator[tu
     Each run must be read to its end before the next."""
     starts = accumulate((part.bytes for part in item.parts), initial=0)
     parts = zip(item.parts, starts, strict=False)  # there is one more start: the end
-    for backend, run in groupby(parts, key=lambda pair: preparation.backend(pair[0].source)):
+    for backend, run in groupby(parts, key=lambda pair: preparation.backends.get(pair[0].source, REFERENCE_BACKEND)):
         yield backend, chain.from_iterable(_records(preparation, part, start) for part, start in run)
 
 

@@ -45,11 +45,6 @@ class TokenFile:
     begins_with_boundary: bool = False
     """Whether the format's first token is certainly the boundary token."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the ids on disk."""
-        return self.num_tokens * self.dtype.itemsize
-
     def map_tokens(self) -> np.ndarray:
         """(num_tokens,) view of the file, without read-ahead: documents are read in random order, and most of what the system
         would read ahead (megabytes, on some disks) would be wasted. `read_in_order` turns it on."""

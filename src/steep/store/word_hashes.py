@@ -16,6 +16,7 @@ import numpy as np
 CHUNK_BYTES = 1 << 20
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _RUN_BASE = np.uint64(0xD1342543DE82EF95)
+_IS_WORD_BYTE = np.array([byte >= 0x80 or chr(byte).isalnum() for byte in range(256)])
 
 
 def word_hashes(text: str) -> np.ndarray:
@@ -71,7 +72,7 @@ def _chunks(raw: np.ndarray) -> Iterator[tuple[int, int]]:
     while start < len(raw):
         stop = min(len(raw), start + CHUNK_BYTES)
         if stop < len(raw):
-            ends = np.flatnonzero(~_is_word_byte()[raw[start:stop]])
+            ends = np.flatnonzero(~_IS_WORD_BYTE[raw[start:stop]])
             stop = start + int(ends[-1]) + 1 if len(ends) else stop
         yield start, stop
         start = stop
@@ -79,7 +80,7 @@ def _chunks(raw: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def _hashes_of(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The hash of each word, and the byte at which it starts."""
-    inside = _is_word_byte()[raw]
+    inside = _IS_WORD_BYTE[raw]
     if len(raw) > 2:
         punctuation = np.flatnonzero((raw[:-2] == 0xE2) & (raw[1:-1] == 0x80))
         inside[(punctuation[:, None] + np.arange(3)).ravel()] = False
@@ -88,18 +89,8 @@ def _hashes_of(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     powers, inverse_powers = _powers()
     # word [s, e) = sum over s <= i < e of value[byte i] * B^(i - s) mod 2^64
     sums = np.zeros(len(raw) + 1, dtype=np.uint64)
-    np.cumsum(_byte_values()[raw] * powers[: len(raw)], out=sums[1:])
+    np.cumsum(mixed(np.arange(1, 257, dtype=np.uint64) * _BASE)[raw] * powers[: len(raw)], out=sums[1:])
     return mixed((sums[ends] - sums[starts]) * inverse_powers[starts]), starts
-
-
-@lru_cache(maxsize=1)
-def _is_word_byte() -> np.ndarray:
-    return np.array([byte >= 0x80 or chr(byte).isalnum() for byte in range(256)])
-
-
-@lru_cache(maxsize=1)
-def _byte_values() -> np.ndarray:
-    return mixed(np.arange(1, 257, dtype=np.uint64) * _BASE)
 
 
 @lru_cache(maxsize=1)
