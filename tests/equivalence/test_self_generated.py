@@ -23,8 +23,7 @@ from steep.core.errors import ConfigError, DataError
 from steep.core.files import TEMPORARY_PREFIX
 from steep.core.say import say_nothing
 from steep.data.self_generated import with_self_generated
-from steep.evaluation.sample import sample_documents
-from steep.evaluation.text_writer import open_writer
+from steep.evaluation.text_writer import open_writer, sample_documents
 from steep.models.fresh import build_fresh
 from support import LLAMA, run_mapping, write_yaml
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     import torch
 
     from steep.batch import Batch
-    from steep.data.held_out_text import HeldOutText, ScoredStore
+    from steep.data.held_out_text import HeldOutText
+    from steep.loader import TokenReader
+    from steep.store.reader import TokenStore
+    from steep.store.stream import StreamSource
     from steep.tokenizer.encode import TextTokenizer
 
     LogitsAt = Callable[[Batch, torch.Tensor], torch.Tensor]
@@ -42,16 +45,6 @@ FALL_RATIO = 0.1
 """A fall of the stop rate by more than this (absolute) gives a warning: about twice its standard error."""
 
 SAYS_EOS = ("generation_config.json", "config.json")
-
-
-class DocumentStore(Protocol):
-    """What the audit needs of a source."""
-
-    num_documents: int
-    document_lengths: Any
-
-    def read(self, document: int, start: int, count: int, out: Any) -> None:
-        """Tokens [start, start+count) of `document` into `out`."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +86,11 @@ class EndOfTextAudit:
         """One sentence per problem."""
         if self.eos_id is None:
             return ["the tokenizer has no end-of-text token, so the model cannot learn to stop"]
-        return [*data_warnings(self.sources, self.eos_token), *self._stop_warnings(), *self._id_warnings()]
-
-    def _stop_warnings(self) -> list[str]:
-        if self.before is None or self.after is None:
-            return []
-        if self.before.stop_ratio - self.after.stop_ratio <= FALL_RATIO:
-            return []
-        rates = f"{100 * self.before.stop_ratio:.0f} % to {100 * self.after.stop_ratio:.0f} %"
-        return [f"the stop rate fell from {rates}: the model now runs on where it used to stop"]
-
-    def _id_warnings(self) -> list[str]:
-        return [
+        found = data_warnings(self.sources, self.eos_token)
+        if self.before and self.after and self.before.stop_ratio - self.after.stop_ratio > FALL_RATIO:
+            rates = f"{100 * self.before.stop_ratio:.0f} % to {100 * self.after.stop_ratio:.0f} %"
+            found.append(f"the stop rate fell from {rates}: the model now runs on where it used to stop")
+        return found + [
             f"{place} names {_ids(ids)} as end of text, but training ends documents with {self.eos_id}: a program that "
             "reads it will not stop where the model does"
             for place, ids in self.ids.items()
@@ -154,7 +140,7 @@ def _ids(ids: Sequence[int]) -> str:
 
 
 def source_ends(
-    names: Sequence[str], stores: Sequence[DocumentStore], tokenizer: TextTokenizer, document_mask: bool
+    names: Sequence[str], stores: Sequence[TokenStore | StreamSource], tokenizer: TextTokenizer, document_mask: bool
 ) -> list[SourceEnds]:
     """How the documents of each training source end, from the stores' own boundaries.
 
@@ -164,7 +150,9 @@ def source_ends(
     return [_source_ends(name, store, tokenizer, document_mask) for name, store in zip(names, stores, strict=True)]
 
 
-def _source_ends(name: str, store: DocumentStore, tokenizer: TextTokenizer, document_mask: bool) -> SourceEnds:
+def _source_ends(
+    name: str, store: TokenStore | StreamSource, tokenizer: TextTokenizer, document_mask: bool
+) -> SourceEnds:
     if not store.num_documents:
         return SourceEnds(name, None, float(tokenizer.append_eos))
     documents = _spread(np.arange(store.num_documents), DATA_DOCUMENTS)
@@ -197,7 +185,7 @@ def _spread(documents: Any, most: int) -> Any:
     return documents[np.arange(count) * len(documents) // max(1, count)]
 
 
-def _token(store: DocumentStore | ScoredStore, document: int, position: int) -> int:
+def _token(store: TokenReader, document: int, position: int) -> int:
     """One token of a document; counted from its end if `position` is negative."""
     out = np.empty(1, dtype=np.int64)
     store.read(document, position if position >= 0 else int(store.document_lengths[document]) + position, 1, out)
@@ -253,7 +241,7 @@ def _end_batches(
             yield make_batch(chosen, stores, sequence_length), torch.tensor(positions)
 
 
-def _ends(store: ScoredStore, documents: Any, eos_id: int, sequence_length: int) -> Iterator[TokenRange]:
+def _ends(store: TokenReader, documents: Any, eos_id: int, sequence_length: int) -> Iterator[TokenRange]:
     """The end of each document, without its EOS."""
     for document in map(int, documents):
         length = int(store.document_lengths[document])

@@ -37,7 +37,6 @@ from steep.models.layers import check_sequence_length, max_positions
 from steep.sources.config import SourceConfig
 from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources
-from steep.tokenizer.encode import TextTokenizer
 
 DEFAULT_SEQUENCE_LENGTH = 1024
 DEFAULT_TOKENS = 200_000
@@ -123,26 +122,29 @@ def evaluate(
     run = run_of(model)
     if not named and run is None:
         raise ConfigError(f"evaluate {model}: this is not a run, so it has no held-out texts; name at least one text")
-    limit = _count(tokens) if tokens is not None else config_of_run(run).evaluate.tokens if run else DEFAULT_TOKENS
+    config = config_of_run(run) if run else None
+    limit = _count(tokens) if tokens is not None else config.evaluate.tokens if config else DEFAULT_TOKENS
     other = None if against is None else base_model_reference(model) if against == "base" else model_reference(against)
     opened = partial(open_model, device=device, precision=precision, allow_code=allow_code, say=say)
     with opened(model_reference(model)) as loaded:
-        length = sequence_length or _default_sequence_length(loaded)
-        texts_here, data = _open_texts(loaded, named, run)
+        length = sequence_length or _default_sequence_length(loaded, config)
+        texts_here, data = _open_texts(loaded, named, config)
         chosen = [first_documents(text, limit) for text in texts_here]
         scores = _scores(loaded, texts_here, chosen, batch_size, length)
         if other is None:
             return Evaluation(model, scores)
         after = _stops(loaded, texts_here, batch_size, length)
-        audited = partial(_audit, loaded.tokenizer, data, run, loaded.folder)
+        tokenizer, mask = loaded.tokenizer, config.data.document_mask if config else True
+        sources = source_ends(data.names, data.stores, tokenizer, mask) if data else []
+        ids = named_ids_of_folders(run, loaded.folder, tokenizer.backend.token_to_id)
     del loaded  # one model in memory at a time
     with opened(other) as second:
         # The same documents, though the other tokenizer may split them differently.
-        base_texts, _ = _open_texts(second, named, run)
+        base_texts, _ = _open_texts(second, named, config)
         base_scores = _scores(second, base_texts, chosen, batch_size, length)
         before = _stops(second, base_texts, batch_size, length)
-    report = _forgetting(base_scores, scores, config_of_run(run) if run else None)
-    ends = audited(before, after)
+    report = _forgetting(base_scores, scores, config)
+    ends = audit(tokenizer, sources=sources, before=before, after=after, ids=ids)
     return Evaluation(model, scores, other.reference, base_scores, report, ends)
 
 
@@ -166,7 +168,7 @@ def score_base(
 
     base = open_model(base_model_reference(run), device=device, precision=precision, say=say)
     with torch.random.fork_rng(devices=[]), base as loaded:
-        base_texts, _ = _open_texts(loaded, {}, run)
+        base_texts, _ = _open_texts(loaded, {}, config_of_run(run))
         chosen = [first_documents(text, tokens) for text in texts]
         return _scores(loaded, base_texts, chosen, batch_size, sequence_length)
 
@@ -174,25 +176,6 @@ def score_base(
 def _stops(loaded: LoadedModel, texts: list[HeldOutText], batch_size: int, sequence_length: int) -> StopScore | None:
     return measure_stops(
         loaded.runner.logits_at, texts, loaded.tokenizer.eos_id, sequence_length=sequence_length, batch_size=batch_size
-    )
-
-
-def _audit(
-    tokenizer: TextTokenizer,
-    data: RunData | None,
-    run: Path | None,
-    folder: str | None,
-    before: StopScore | None,
-    after: StopScore | None,
-) -> EndOfTextAudit:
-    """The audit of both models, and of the run's data where it was opened."""
-    mask = config_of_run(run).data.document_mask if run else True
-    return audit(
-        tokenizer,
-        sources=source_ends(data.names, data.stores, tokenizer, mask) if data else [],
-        before=before,
-        after=after,
-        ids=named_ids_of_folders(run, folder, tokenizer.backend.token_to_id),
     )
 
 
@@ -258,12 +241,11 @@ def _name_and_path(text: str) -> tuple[str, str]:
 
 
 def _open_texts(
-    loaded: LoadedModel, named: dict[str, SourceConfig], run: Path | None
+    loaded: LoadedModel, named: dict[str, SourceConfig], config: RunConfig | None
 ) -> tuple[list[HeldOutText], RunData | None]:
     """The texts in this model's tokens: those named, else the run's held-out texts together with its data."""
     if not named:
-        assert run is not None
-        config = config_of_run(run)
+        assert config is not None
         data = open_run_data(config, loaded.tokenizer, say_nothing, generator=open_writer)
         return data.held_out_texts, data
     stores = open_sources(list(named.values()), loaded.tokenizer, say=say_nothing)
@@ -271,7 +253,7 @@ def _open_texts(
     return [HeldOutText(name, [(store, np.arange(store.num_documents))]) for name, store in pairs], None
 
 
-def _default_sequence_length(loaded: LoadedModel) -> int:
-    if loaded.run is not None:
-        return config_of_run(loaded.run).data.sequence_length
+def _default_sequence_length(loaded: LoadedModel, config: RunConfig | None) -> int:
+    if config is not None:
+        return config.data.sequence_length
     return min(DEFAULT_SEQUENCE_LENGTH, max_positions(loaded.model) or DEFAULT_SEQUENCE_LENGTH)

@@ -250,18 +250,13 @@ def forgetting_report(
     each text, None where none is set; the other texts get their role from their names. cap_ratio: what a general text may
     lose, relative to its score before. Texts with only one score are left out.
     """
-    unit = next((unit for unit in UNITS if all(_pair(score, unit) for score in _both(scores))), None)
-    if unit is None:  # some texts have bytes in both scores, others in neither
-        unit = "nats_per_token"
+    both = [score for score in scores.values() if any(_pair(score, unit) for unit in UNITS)]
+    # Without a common unit some texts have bytes in both scores and others in neither.
+    unit = next((unit for unit in UNITS if all(_pair(score, unit) for score in both)), "nats_per_token")
     taken = {text: role_of(text, (roles or {}).get(text)) for text, score in scores.items() if _pair(score, unit)}
     changes = [TextChange(text, role, *_pair(scores[text], unit)) for text, (role, _) in taken.items()]
     ordered = sorted(changes, key=lambda change: change.role != "domain")
     return ForgettingReport(ordered, UNITS[unit], cap_ratio, [note for _, note in taken.values()])
-
-
-def _both(scores: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The texts with both scores in any unit."""
-    return [score for score in scores.values() if any(_pair(score, unit) for unit in UNITS)]
 
 
 def _pair(score: Mapping[str, Any], key: str) -> tuple[float, float] | tuple[()]:

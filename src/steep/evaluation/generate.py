@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,28 +19,7 @@ from steep.evaluation.model_reference import ModelReference, Reference, model_re
 from steep.models.layers import compute_device, evaluating, max_positions
 from steep.runtime.device import autocast
 from steep.runtime.seed import seed_everything
-
-
-class TextCodec(Protocol):
-    """What generation needs of a tokenizer."""
-
-    @property
-    def bos_id(self) -> int | None:
-        """The beginning-of-text token."""
-
-    @property
-    def eos_id(self) -> int | None:
-        """The end-of-text token."""
-
-    @property
-    def prepend_bos(self) -> bool:
-        """Whether documents begin with BOS."""
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, without BOS and EOS."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
+from steep.tokenizer.encode import TextTokenizer
 
 
 class TextStream:
@@ -131,7 +110,7 @@ def _transformers_options() -> set[str]:
 
 def generate_text(
     model: Any,
-    tokenizer: TextCodec,
+    tokenizer: TextTokenizer,
     prompt: str,
     *,
     max_new_tokens: int = 128,

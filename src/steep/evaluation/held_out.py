@@ -72,13 +72,10 @@ def first_documents(text: HeldOutText, tokens: int) -> list[NDArray[np.int64]]:
                 if left == 0:
                     break
         chosen.append(np.array(taken, dtype=np.int64))
-    if any(map(len, chosen)):
-        return chosen
-    return [_shortest(store, documents) for store, documents in text.parts[:1]] + chosen[1:]
-
-
-def _shortest(store: ScoredStore, documents: NDArray[Any]) -> NDArray[Any]:
-    return documents[[int(np.argmin(store.document_lengths[documents]))]]
+    if text.parts and not any(map(len, chosen)):
+        store, documents = text.parts[0]
+        chosen[0] = documents[[int(np.argmin(store.document_lengths[documents]))]]
+    return chosen
 
 
 def score_text(
@@ -150,13 +147,14 @@ def _text_bytes(
         if store.text_bytes is not None:
             total += int(store.text_bytes[documents].sum())
         elif decode is not None:
-            total += sum(len(decode(_tokens(store, int(document))).encode()) for document in documents)
+            total += sum(len(decode(tokens_of(store, int(document))).encode()) for document in documents)
         else:
             return None
     return total
 
 
-def _tokens(store: ScoredStore, document: int) -> list[int]:
-    out = np.empty(int(store.document_lengths[document]), dtype=np.int64)
+def tokens_of(store: ScoredStore, document: int, most: int | None = None) -> list[int]:
+    """The tokens of a document, the first `most` of them if that is given."""
+    out = np.empty(int(store.document_lengths[document]), dtype=np.int64)[:most]
     store.read(document, 0, len(out), out)
     return out.tolist()

@@ -6,19 +6,22 @@ import os
 import shutil
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from steep.core.errors import ConfigError, ModelError
+from steep.core.errors import ConfigError, DataError, ModelError, SteepError
 from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
 from steep.core.public import public
-from steep.core.say import Say, tell
-from steep.evaluation.held_out_ids import held_out_ids
+from steep.core.say import Say, say_nothing, tell
+from steep.core.units import format_bytes
+from steep.data.held_out_text import HeldOutText
+from steep.data.open import open_run_data
+from steep.evaluation.held_out import tokens_of
 from steep.evaluation.loaded_model import LoadedModel, open_model
-from steep.evaluation.model_reference import Reference, model_reference
+from steep.evaluation.model_reference import Reference, config_of_run, model_reference
 from steep.exporters.format import ExportFormat, ExportTask, Options, dtype_name, load_format
 from steep.exporters.model_card import model_card
-from steep.exporters.parity import GREEDY_TOKENS, Questions, answer
-from steep.exporters.result import ExportResult
+from steep.exporters.parity import GREEDY_TOKENS, Parity, Questions, answer
 from steep.models.layers import max_positions
 
 VERIFICATION_TEXT = """\
@@ -40,6 +43,36 @@ asked for such a thing yet; today it costs about a minute.
 MOST_TOKENS = 384
 """Most tokens of each verification text. Both programs' logits are held in memory: tokens x vocabulary x 4 bytes each."""
 PROMPT_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A model in the format that another program serves, and how it was verified."""
+
+    path: Path
+    dtype: str
+    size_bytes: int
+    parities: list[Parity]
+    """One per program that read it in a process of its own; the last is the one that will serve it, where that was available."""
+
+    @property
+    def verified_with(self) -> str:
+        """Program and version that loaded it in a process of its own."""
+        return self.parities[-1].program
+
+    @property
+    def largest_logit_difference(self) -> float:
+        """Between the trained model in this dtype and the exported one, over the verification texts."""
+        return self.parities[-1].largest_logit_difference
+
+    @property
+    def loss_change(self) -> float:
+        """Nats per token of the exported model minus those of the trained model in fp32, over the verification texts."""
+        return self.parities[-1].loss_change
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.dtype}, {format_bytes(self.size_bytes)}. Verified:"]
+        return "\n".join([*lines, *(f"  {parity}" for parity in self.parities)])
 
 
 @public
@@ -73,9 +106,8 @@ def export(
         check_replaceable(folder, overwrite, exporter.ENDINGS)
         ask_trained(task)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.parent.glob(
-            f"{TEMPORARY_PREFIX}*-{folder.name}"
-        ):  # of exports that were killed or refused
+        # Exports that were killed or refused leave such folders behind.
+        for leftover in folder.parent.glob(f"{TEMPORARY_PREFIX}*-{folder.name}"):
             shutil.rmtree(leftover)
         temporary = temporary_path(folder)
         expected = exporter.write(task, temporary)
@@ -152,12 +184,38 @@ def _model_name(loaded: LoadedModel) -> str:
     return path.resolve().name.removesuffix(".gguf") or "model"
 
 
-def questions_for(loaded: LoadedModel, say: Say = tell) -> Questions:
+def questions_for(loaded: LoadedModel, say: Say) -> Questions:
     """The questions to both programs: the verification text, the run's held-out texts, and a sentence to continue."""
     room = max_positions(loaded.model) or 2048
     most = min(MOST_TOKENS, room)
     start = [loaded.tokenizer.bos_id] if loaded.tokenizer.prepend_bos and loaded.tokenizer.bos_id is not None else []
     ids = start + loaded.tokenizer.encode(VERIFICATION_TEXT)
-    texts = {"verification text": ids[:most], **held_out_ids(loaded, most, say)}
+    texts = {"verification text": ids[:most], **_held_out_ids(loaded, most, say)}
     prompt = ids[: min(PROMPT_TOKENS, room // 2)]
     return Questions(texts, prompt, min(GREEDY_TOKENS, room - len(prompt)))
+
+
+def _held_out_ids(loaded: LoadedModel, most_tokens: int, say: Say) -> dict[str, list[int]]:
+    """Per held-out text of the model's run the beginning of its first document of at least two tokens.
+
+    Empty for a model outside a run. Where the run's stores are gone, nothing is prepared again; `say` is told.
+    """
+    if loaded.run is None:
+        return {}
+    try:
+        data = open_run_data(config_of_run(loaded.run), loaded.tokenizer, say_nothing, progress=_refuse_to_prepare)
+    except SteepError as error:
+        say(f"the run's held-out texts are not compared: {error}")
+        return {}
+    found = {text.name: _beginning(text, most_tokens) for text in data.held_out_texts}
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def _refuse_to_prepare(done_bytes: int, total_bytes: int, tokens: int) -> None:
+    raise DataError("they would have to be prepared again")
+
+
+def _beginning(text: HeldOutText, most_tokens: int) -> list[int]:
+    documents = ((store, document) for store, numbers in text.parts for document in numbers.tolist())
+    beginnings = (tokens_of(store, document, most_tokens) for store, document in documents)
+    return next((ids for ids in beginnings if len(ids) >= 2), [])

@@ -19,12 +19,13 @@ from steep.batch import Batch, StepBatches
 from steep.checkpoint.load import Checkpoint
 from steep.checkpoint.pieces import Pieces, model_tensors, restore, take_pieces
 from steep.core.say import Say
-from steep.evaluation.generate import TextCodec, generate_text
+from steep.evaluation.generate import generate_text
 from steep.models.runner import ModelRunner
 from steep.optim.build import build_optimizer
 from steep.optim.config import OptimizerConfig
 from steep.optim.ema import update_ema
 from steep.runtime.device import autocast, peak_memory_bytes
+from steep.tokenizer.encode import TextTokenizer
 from steep.training.trainable_check import TrainableCheck
 
 ShouldUpdate = Callable[[float, float], bool]
@@ -97,7 +98,7 @@ class Engine(Protocol):
     def logits_at(self, batch: Batch, positions_K: Tensor) -> Tensor:
         """(K, V): logits at some of the batch's B*T positions, without gradients."""
 
-    def generate(self, tokenizer: TextCodec, prompt: str, max_new_tokens: int) -> str:
+    def generate(self, tokenizer: TextTokenizer, prompt: str, max_new_tokens: int) -> str:
         """The greedy continuation of a prompt. Draws no random number."""
 
     def trainable_check(self, say: Say) -> TrainableCheck:
@@ -205,7 +206,7 @@ class TorchEngine(Engine):
     def logits_at(self, batch: Batch, positions_K: Tensor) -> Tensor:
         return self._runner.logits_at(batch, positions_K)
 
-    def generate(self, tokenizer: TextCodec, prompt: str, max_new_tokens: int) -> str:
+    def generate(self, tokenizer: TextTokenizer, prompt: str, max_new_tokens: int) -> str:
         with autocast(self.device, self.precision):
             return generate_text(self._runner.model, tokenizer, prompt, max_new_tokens=max_new_tokens)
 
