@@ -14,10 +14,9 @@ from steep.sources.config import SourceConfig
 from steep.store.cache import check_tokenizer, open_sources, store_paths
 from steep.store.config import PrepareConfig
 from steep.store.formats.megatron import write_index
-from steep.store.inspect import inspect_store
+from steep.store.inspect import COUNTED_TOKENS, count_ids, fertility, inspect_store, length_histogram
 from steep.store.prepare import prepare_sources
 from steep.store.reader import TokenStore, is_store, join_stores, open_store
-from steep.store.statistics import COUNTED_TOKENS, count_ids, fertility, length_histogram
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer, make_text_tokenizer
 from steep.tokenizer.open import load_tokenizer

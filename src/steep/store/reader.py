@@ -7,7 +7,8 @@ Memory: 8 bytes per document, 16 more where documents had to be found, and what 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import os
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
@@ -34,10 +35,11 @@ from steep.store.manifest import (
     has_manifest,
     read_manifest,
 )
-from steep.store.open_files import allow_open_files
 from steep.store.shard import Shard, ShardOpener, Unit
 from steep.store.token_file import read_in_order
-from steep.store.writer import SIDECAR_DTYPE
+from steep.store.writer import SIDECAR_DTYPE, content_hash
+
+SPARE_FILES = 512
 
 
 class TokenStore:
@@ -50,7 +52,8 @@ class TokenStore:
         """manifest.json; empty for stores that other tools wrote."""
         self.cache_directory: Optional[Path] = None
         """Where results of passes over large foreign files are kept; None: the usual folder."""
-        self.document_lengths = _concatenate([shard.lengths for shard in shards], np.int64)
+        lengths = [shard.lengths for shard in shards]
+        self.document_lengths = np.concatenate([np.empty(0, np.int64), *lengths], dtype=np.int64)
         """(num_documents,) int64, tokens of each document, EOS and BOS included."""
         self.num_documents = len(self.document_lengths)
         self.num_tokens = int(self.document_lengths.sum())
@@ -146,7 +149,8 @@ class TokenStore:
         sidecar = self._sidecar
         if sidecar is not None:
             return sidecar["content_hash"].astype(np.uint64)
-        hashes = (_hash_tokens(self.document(number)) for number in range(self.num_documents))
+        documents = (self.document(number) for number in range(self.num_documents))
+        hashes = (content_hash(ids.astype("<i8").tobytes()) for ids in documents)
         with contextlib.ExitStack() as stack:
             for shard in self.shards:
                 stack.enter_context(read_in_order(shard.tokens))
@@ -156,7 +160,7 @@ class TokenStore:
     def _sidecar(self) -> Optional[np.ndarray]:
         if not self.manifest:
             return None
-        return _concatenate([_read_sidecar(shard) for shard in self.shards], SIDECAR_DTYPE)
+        return np.concatenate([np.empty(0, SIDECAR_DTYPE), *map(_read_sidecar, self.shards)])
 
     @property
     def tokenizer_directory(self) -> Optional[Path]:
@@ -169,10 +173,31 @@ class TokenStore:
 
         Without a manifest there are none. Sizes and indices were checked when the store was opened; here every id is read.
         """
-        if self.manifest:
-            _verify_checksums(self)
-        else:
+        if not self.manifest:
             _ = self.max_token_id
+            return
+        listed = self.manifest["shards"]
+        suffixes = {"sha256_bin": ".bin", "sha256_idx": ".idx", "sha256_documents": SIDECAR_SUFFIX}
+        for shard, entry in zip(self.shards, listed, strict=True):
+            for key, suffix in suffixes.items():
+                path = shard.prefix.with_name(entry["name"] + suffix)
+                try:
+                    found = sha256_file(path)
+                except OSError as error:
+                    raise DataError(
+                        f"{path}: cannot be read: {error.strerror}. Prepare or copy the store again."
+                    ) from error
+                if found != entry[key]:
+                    raise DataError(
+                        f"{path}: its bytes are not those that {MANIFEST_FILE} lists; prepare or copy it again."
+                    )
+        documents, tokens = (sum(entry[key] for entry in listed) for key in ("documents", "tokens"))
+        if (documents, tokens) != (self.manifest["documents"], self.manifest["tokens"]):
+            raise DataError(
+                f"{self.path / MANIFEST_FILE}: says {self.manifest['documents']:,} documents and "
+                f"{self.manifest['tokens']:,} tokens, but its shards have {documents:,} and {tokens:,}; it was edited. "
+                "Prepare or copy the store again."
+            )
 
 
 def open_store(
@@ -209,8 +234,10 @@ def _open(path: Path, opener: ShardOpener) -> TokenStore:
         entry = as_asked(path, opener.asked_for)
     if entry is None:
         kinds = f"a folder with {MANIFEST_FILE}, or files of {', '.join(formats())}"
-        raise DataError(f"{path}: is not a token store ({kinds}){_missing_half(path)}.")
-    allow_open_files(1)
+        is_half = path.suffix == ".idx" and path.is_file()  # of a Megatron pair
+        missing = f"; {path.with_suffix('.bin').name} is missing beside it" if is_half else ""
+        raise DataError(f"{path}: is not a token store ({kinds}){missing}.")
+    _allow_open_files(1)
     file, file_format = entry
     shard = formats()[file_format].open(file, opener)
     return TokenStore(shard.path if shard.index_path is None else shard.prefix, [shard], {})
@@ -224,7 +251,20 @@ def join_stores(stores: list[TokenStore]) -> TokenStore:
     if len(tokenizers) > 1:
         raise DataError(f"these stores were made with different tokenizers: {', '.join(str(s.path) for s in stores)}")
     shards = [shard for store in stores for shard in store.shards]
-    return TokenStore(stores[0].path, shards, _join_manifests(stores))
+    if not all(store.manifest for store in stores):
+        return TokenStore(stores[0].path, shards, {})
+    manifests = [store.manifest for store in stores]
+    joined = {
+        **manifests[0],
+        "fingerprint": fingerprint([store.fingerprint for store in stores]),
+        "documents": sum(store.num_documents for store in stores),
+        "tokens": sum(store.num_tokens for store in stores),
+        "max_token_id": max(store.max_token_id for store in stores),
+        "ledger": add_ledgers(manifest["ledger"] for manifest in manifests),
+        "sources": [source for manifest in manifests for source in manifest["sources"]],
+        "shards": [shard for manifest in manifests for shard in manifest["shards"]],
+    }
+    return TokenStore(stores[0].path, shards, joined)
 
 
 def is_store(path: Union[str, Path]) -> bool:
@@ -238,7 +278,7 @@ def is_store(path: Union[str, Path]) -> bool:
 def _open_folder(folder: Path, opener: ShardOpener) -> TokenStore:
     if has_manifest(folder):
         manifest = read_manifest(folder)
-        allow_open_files(len(manifest["shards"]))
+        _allow_open_files(len(manifest["shards"]))
         shards = [_open_listed_shard(folder, entry, opener.unit) for entry in manifest["shards"]]
         return TokenStore(folder, shards, manifest)
     if (folder / PREPARE_FOLDER).is_dir():
@@ -248,18 +288,11 @@ def _open_folder(folder: Path, opener: ShardOpener) -> TokenStore:
     files = token_files(folder, opener.asked_for)
     if not files:
         raise DataError(f"{folder}: is not a token store: no {MANIFEST_FILE}, and other files than token files.")
-    allow_open_files(len(files))
+    _allow_open_files(len(files))
     if opener.asked_for is not None:
         files = [as_asked(path, opener.asked_for) for path, _ in files]
     shards = [formats()[file_format].open(path, opener) for path, file_format in files]
     return TokenStore(folder, shards, {})
-
-
-def _missing_half(path: Path) -> str:
-    """A remark on half a Megatron pair."""
-    if path.suffix == ".idx" and path.is_file():
-        return f"; {path.with_suffix('.bin').name} is missing beside it"
-    return ""
 
 
 def _open_listed_shard(folder: Path, entry: dict[str, Any], unit: Unit) -> Shard:
@@ -283,49 +316,19 @@ def _read_sidecar(shard: Shard) -> np.ndarray:
     return table
 
 
-def _join_manifests(stores: list[TokenStore]) -> dict[str, Any]:
-    if not all(store.manifest for store in stores):
-        return {}
-    manifests = [store.manifest for store in stores]
-    return {
-        **manifests[0],
-        "fingerprint": fingerprint([store.fingerprint for store in stores]),
-        "documents": sum(store.num_documents for store in stores),
-        "tokens": sum(store.num_tokens for store in stores),
-        "max_token_id": max(store.max_token_id for store in stores),
-        "ledger": add_ledgers(manifest["ledger"] for manifest in manifests),
-        "sources": [source for manifest in manifests for source in manifest["sources"]],
-        "shards": [shard for manifest in manifests for shard in manifest["shards"]],
-    }
+def _allow_open_files(num_files: int) -> None:
+    """Raise this process's limit so that `num_files` more can be open: every memory-mapped shard counts as one, and the usual
+    1,024 is too few for a large store. Beyond the hard limit opening fails with the system's message.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
 
-
-def _verify_checksums(store: TokenStore) -> None:
-    manifest = store.manifest
-    suffixes = {"sha256_bin": ".bin", "sha256_idx": ".idx", "sha256_documents": SIDECAR_SUFFIX}
-    for shard, entry in zip(store.shards, manifest["shards"], strict=True):
-        for key, suffix in suffixes.items():
-            path = shard.prefix.with_name(entry["name"] + suffix)
-            try:
-                found = sha256_file(path)
-            except OSError as error:
-                raise DataError(
-                    f"{path}: cannot be read: {error.strerror}. Prepare or copy the store again."
-                ) from error
-            if found != entry[key]:
-                raise DataError(
-                    f"{path}: its bytes are not those that {MANIFEST_FILE} lists; prepare or copy it again."
-                )
-    totals = [sum(entry[key] for entry in manifest["shards"]) for key in ("documents", "tokens")]
-    if totals != [manifest["documents"], manifest["tokens"]]:
-        raise DataError(
-            f"{store.path / MANIFEST_FILE}: says {manifest['documents']:,} documents and {manifest['tokens']:,} tokens, but its "
-            f"shards have {totals[0]:,} and {totals[1]:,}; it was edited. Prepare or copy the store again."
-        )
-
-
-def _hash_tokens(tokens: np.ndarray) -> int:
-    return int.from_bytes(hashlib.blake2b(tokens.astype("<i8").tobytes(), digest_size=8).digest(), "little")
-
-
-def _concatenate(arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
-    return np.concatenate(arrays, dtype=dtype) if arrays else np.empty(0, dtype)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptor = os.open(os.devnull, os.O_RDONLY)  # the next one: about that many files are open
+    os.close(descriptor)
+    needed = descriptor + num_files + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        limit = 2 * needed if hard == resource.RLIM_INFINITY else min(2 * needed, hard)
+        if limit > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

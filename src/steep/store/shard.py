@@ -48,11 +48,6 @@ class Shard:
         return self.file.path
 
     @property
-    def format(self) -> str:
-        """Its format."""
-        return self.file.format
-
-    @property
     def num_documents(self) -> int:
         """Documents, empty ones included."""
         return len(self.lengths)
@@ -74,12 +69,8 @@ class Shard:
             digest.update(file.read(_SAMPLE_BYTES))
         if self.index_path is not None:
             return [size, sha256_file(self.index_path), digest.hexdigest()]
-        return [
-            self.format,
-            size,
-            hashlib.sha256(np.ascontiguousarray(self.starts).data).hexdigest(),
-            digest.hexdigest(),
-        ]
+        starts = hashlib.sha256(np.ascontiguousarray(self.starts).data)
+        return [self.file.format, size, starts.hexdigest(), digest.hexdigest()]
 
 
 @dataclass

@@ -15,6 +15,7 @@ import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ class Reader:
         skip = cursor.record - (1 if cursor.tokens else 0)
         empty_epochs = 0
         while True:
-            mine = self._parts_of_epoch(cursor.epoch)
+            order = Permutation(len(self._parts), self._seed, "stream", cursor.epoch)(np.arange(len(self._parts)))
+            mine = [self._parts[number] for number in order[self._number :: self._readers].tolist()]
             empty = True
             while cursor.part < len(mine):
                 for ids, records, dropped in self._encoded(mine[cursor.part], skip):
@@ -151,14 +153,11 @@ class Reader:
                 )
             cursor.epoch, cursor.part = cursor.epoch + 1, 0
 
-    def _parts_of_epoch(self, epoch: int) -> list[StreamPart]:
-        order = Permutation(len(self._parts), self._seed, "stream", epoch)(np.arange(len(self._parts)))
-        return [self._parts[number] for number in order[self._number :: self._readers].tolist()]
-
     def _encoded(self, part: StreamPart, skip: int) -> Iterator[tuple[NDArray[np.int64] | None, int, dict[str, int]]]:
         """(ids, records of the part up to and with this one, what was dropped since the last); ids None at the end."""
         number, dropped = skip, Counter[str]()
-        for batch in _batches(_skipped(load_format(part.format).read(Path(part.path), self._source, part.span), skip)):
+        records = load_format(part.format).read(Path(part.path), self._source, part.span)
+        for batch in _batches(islice(records, skip, None)):
             texts = [record.text for record in batch if isinstance(record, Document)]
             encoded = iter(self._tokenizer.encode_documents(texts))
             for record in batch:
@@ -174,12 +173,6 @@ class Reader:
 def _is_the_rest(cursor: Cursor, ids: NDArray[np.int64] | None) -> bool:
     """Whether `ids` are of the document that the cursor is inside."""
     return ids is not None and cursor.tokens <= len(ids) and cursor.checksum in (0, zlib.crc32(ids.tobytes()))
-
-
-def _skipped(records: Iterator[Record], count: int) -> Iterator[Record]:
-    for _ in range(count):
-        next(records, None)
-    return records
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -256,11 +249,11 @@ class StreamSource:
 
     def ledger(self, sequences: int) -> dict[str, Any]:
         """What became of the records up to there: documents begun, and records that were not documents, by reason."""
-        cursors = [Cursor(**cursor) for cursor in self.cursors(sequences)]
+        cursors = self.cursors(sequences)
         dropped = Counter[str]()
         for cursor in cursors:
-            dropped.update(cursor.dropped)
-        documents = sum(cursor.documents for cursor in cursors)
+            dropped.update(cursor["dropped"])
+        documents = sum(cursor["documents"] for cursor in cursors)
         read = documents + sum(dropped.values())
         return {"records_read": read, "documents_kept": documents, "dropped": dict(sorted(dropped.items()))}
 
@@ -293,27 +286,20 @@ class StreamSource:
         cursor, pieces = next(self._iterators[reader])
         number = self._next[reader]
         self._next[reader] += self.num_readers
+        counts = [len(ids) for _, ids in pieces]
+        counts[-1] -= (
+            sum(counts) - self._sequence_length
+        )  # all that were read, except the one that follows the last piece
         ranges = []
-        for start, ids in pieces:
+        for (start, ids), count in zip(pieces, counts, strict=True):
             self._pieces[self._named] = (start, ids)
-            ranges.append(TokenRange(self._named, start, 0))
+            ranges.append(TokenRange(self._named, start, count))
             self._named += 1
-        counts = _counts(pieces, self._sequence_length)
-        self._made[number] = (
-            cursor,
-            [token_range._replace(count=count) for token_range, count in zip(ranges, counts, strict=True)],
-        )
+        self._made[number] = (cursor, ranges)
         while len(self._made) > self._kept_sequences:
             _, (_, old) = self._made.popitem(last=False)
             for token_range in old:
                 del self._pieces[token_range.document]
-
-
-def _counts(pieces: list[Piece], sequence_length: int) -> list[int]:
-    """Tokens of each piece in the sequence: all that were read, except the one that follows the last piece."""
-    counts = [len(ids) for _, ids in pieces]
-    counts[-1] -= sum(counts) - sequence_length
-    return counts
 
 
 def _first(reader: int, sequences: int, readers: int) -> int:

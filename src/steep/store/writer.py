@@ -38,7 +38,8 @@ class ShardWriter:
 
     def __init__(self, bin_file: IO[bytes], dtype: np.dtype):
         self._file = bin_file
-        self._digest = hashlib.sha256()
+        self.digest = hashlib.sha256()
+        """SHA-256 of what was written to .bin so far."""
         self.dtype = dtype
         self.lengths = array("q")
         self.text_bytes = array("q")
@@ -58,9 +59,7 @@ class ShardWriter:
             if largest > np.iinfo(self.dtype).max or int(ids.min()) < 0:
                 raise DataError(f"token id {largest} does not fit {self.dtype}: the tokenizer has ids beyond its size")
             self.max_token_id = max(self.max_token_id, largest)
-        raw = np.ascontiguousarray(ids, dtype=self.dtype).view(np.uint8).data
-        self._file.write(raw)
-        self._digest.update(raw)
+        self._write(ids)
         for text in texts:
             utf8 = text.encode("utf-8")
             self.text_bytes.append(len(utf8))
@@ -71,27 +70,18 @@ class ShardWriter:
     def add_stored(self, tokens: np.ndarray, lengths: np.ndarray, sidecar: np.ndarray) -> None:
         """Append documents of another shard with the same dtype: their tokens, (documents,) lengths and sidecar entries."""
         for start in range(0, len(tokens), _COPY_TOKENS):
-            block = np.ascontiguousarray(tokens[start : start + _COPY_TOKENS], dtype=self.dtype)
+            block = tokens[start : start + _COPY_TOKENS]
             self.max_token_id = max(self.max_token_id, int(block.max()))
-            raw = block.view(np.uint8).data
-            self._file.write(raw)
-            self._digest.update(raw)
+            self._write(block)
         self.lengths.extend(lengths.tolist())
         self.text_bytes.extend(sidecar["text_bytes"].tolist())
         self.content_hashes.extend(sidecar["content_hash"].tolist())
         self.num_tokens += len(tokens)
 
-    def sidecar(self) -> np.ndarray:
-        """(documents,) structured array of text bytes and content hashes."""
-        table = np.empty(len(self.lengths), dtype=SIDECAR_DTYPE)
-        table["text_bytes"] = np.frombuffer(self.text_bytes, dtype=np.int64)
-        table["content_hash"] = np.frombuffer(self.content_hashes, dtype=np.uint64)
-        return table
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of what was written to .bin so far."""
-        return self._digest.hexdigest()
+    def _write(self, tokens: np.ndarray) -> None:
+        raw = np.ascontiguousarray(tokens, dtype=self.dtype).view(np.uint8).data
+        self._file.write(raw)
+        self.digest.update(raw)
 
 
 @contextlib.contextmanager
@@ -104,7 +94,10 @@ def open_shard(folder: Path, name: str, dtype: np.dtype) -> Iterator[ShardWriter
         with atomic_writer(folder / f"{name}.idx", sync_folder=False) as index_file:
             write_index(index_file, np.frombuffer(writer.lengths, dtype=np.int64), dtype)
         with atomic_writer(folder / f"{name}{SIDECAR_SUFFIX}") as sidecar_file:
-            np.lib.format.write_array(sidecar_file, writer.sidecar(), allow_pickle=False)
+            sidecar = np.empty(len(writer.lengths), dtype=SIDECAR_DTYPE)
+            sidecar["text_bytes"] = np.frombuffer(writer.text_bytes, dtype=np.int64)
+            sidecar["content_hash"] = np.frombuffer(writer.content_hashes, dtype=np.uint64)
+            np.lib.format.write_array(sidecar_file, sidecar, allow_pickle=False)
 
 
 def describe_shard(folder: Path, name: str, writer: ShardWriter) -> dict[str, Any]:
@@ -114,7 +107,7 @@ def describe_shard(folder: Path, name: str, writer: ShardWriter) -> dict[str, An
         "documents": len(writer.lengths),
         "tokens": writer.num_tokens,
         "bytes": writer.num_tokens * writer.dtype.itemsize,
-        "sha256_bin": writer.sha256,
+        "sha256_bin": writer.digest.hexdigest(),
         "sha256_idx": sha256_file(folder / f"{name}.idx"),
         "sha256_documents": sha256_file(folder / f"{name}{SIDECAR_SUFFIX}"),
     }
