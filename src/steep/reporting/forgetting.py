@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from steep.evaluation.end_of_text import audit_lines
-from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, TextChange, forgetting_report
+from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, forgetting_report
 from steep.metrics import METRICS, MISSING
 from steep.reporting.html import escape, missing, plain, table
 from steep.reporting.run_files import Record, RunFiles
@@ -32,22 +31,17 @@ def started_fresh(run: RunFiles) -> bool:
 def scores_section(run: RunFiles) -> str:
     """The scores of every held-out text before and after."""
     changes = {change.text: change for change in forgetting_of(run).changes}
-    rows = [_score_row(text, score, changes.get(text)) for text, score in run.scores().items()]
+    rows = []
+    for text, score in run.scores().items():
+        sides, change = (score.get("before") or {}, score.get("after") or {}), changes.get(text)
+        changed = MISSING if change is None else f"{100 * change.change_ratio:+.1f} %"
+        scores = [_shown("bits_per_byte", side) for side in sides]
+        rows.append([text, *scores, changed, *(_shown("perplexity", _with_perplexity(side)) for side in sides)])
     if not rows:
         return missing(run, "metrics.jsonl", "held-out scores")
     head = ["Text", "Bits/byte before", "after", "Change", "Perplexity before", "after"]
     note = "Bits per UTF-8 byte of the text can be compared between tokenizers; lower is better."
     return table(head, rows) + f'<p class="note">{note}</p>\n'
-
-
-def _score_row(text: str, score: dict[str, Any], change: TextChange | None) -> list[str]:
-    before, after = score.get("before") or {}, score.get("after") or {}
-    return [
-        text,
-        *(_shown("bits_per_byte", side) for side in (before, after)),
-        MISSING if change is None else f"{100 * change.change_ratio:+.1f} %",
-        *(_shown("perplexity", _with_perplexity(side)) for side in (before, after)),
-    ]
 
 
 def forgetting_section(run: RunFiles) -> str:
@@ -61,10 +55,8 @@ def forgetting_section(run: RunFiles) -> str:
     head = ["Text", "Role", "Base", "Trained", "Change"]
     sentence = report.verdict_sentence[0].upper() + report.verdict_sentence[1:]
     notes = f"In {report.unit}; lower is better. Roles: {'; '.join(report.role_notes)}."
-    return (
-        f'<p class="lead">{escape(sentence)}</p>\n{table(head, rows, numbers_from=2)}'
-        f'<p class="note">{escape(notes)}</p>\n'
-    )
+    lead, note = f'<p class="lead">{escape(sentence)}</p>\n', f'<p class="note">{escape(notes)}</p>\n'
+    return lead + table(head, rows, numbers_from=2) + note
 
 
 def end_of_text_section(run: RunFiles) -> str:

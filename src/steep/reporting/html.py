@@ -24,24 +24,17 @@ def _is_allowed(char: str) -> bool:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", numbers_from: int = 1) -> str:
     """A table of plain values that scrolls sideways on its own. Columns from `numbers_from` on are numbers."""
-    head_row = "".join(
-        f'<th scope="col"{_number_class(i, numbers_from)}>{escape(name)}</th>' for i, name in enumerate(head)
-    )
-    body = "".join(f"<tr>{_row(row, numbers_from)}</tr>\n" for row in rows)
+
+    def cell(tag: str, number: int, value: object) -> str:
+        css = ' class="number"' if number >= numbers_from else ""
+        return f"<{tag}{css}>{escape(value)}</{tag[:2]}>"
+
+    head_row = "".join(cell('th scope="col"', number, name) for number, name in enumerate(head))
+    lines = ["".join(cell("td" if n else 'th scope="row"', n, value) for n, value in enumerate(row)) for row in rows]
+    body = "".join(f"<tr>{line}</tr>\n" for line in lines)
     caption = f"<caption>{escape(caption)}</caption>" if caption else ""
     inner = f"{caption}<thead><tr>{head_row}</tr></thead>\n<tbody>\n{body}</tbody>"
     return f'<div class="scroll" tabindex="0"><table>{inner}</table></div>\n'
-
-
-def _row(row: Sequence[object], numbers_from: int) -> str:
-    first = f'<th scope="row">{escape(row[0])}</th>'
-    return first + "".join(
-        f"<td{_number_class(index, numbers_from)}>{escape(value)}</td>" for index, value in enumerate(row[1:], start=1)
-    )
-
-
-def _number_class(index: int, numbers_from: int) -> str:
-    return ' class="number"' if index >= numbers_from else ""
 
 
 def details(summary: str, content: str) -> str:

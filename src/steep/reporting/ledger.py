@@ -32,19 +32,15 @@ def ledger_section(run: RunFiles) -> str:
     dropped, unused = _losses(sources, "dropped"), _losses(sources, "dropped_tokens")
     lost = table(["Source", "Reason dropped", "Records"], dropped, numbers_from=2) if dropped else ""
     lost += table(["Source", "Reason not trained", "Tokens"], unused, numbers_from=2) if unused else ""
+    events = [*(run.ledger.get("rollbacks") or []), *(run.ledger.get("spikes") or [])]
     spikes = [
-        [
-            spike.get("step"),
-            *(plain(spike.get(key)) for key in ("loss", "threshold")),
-            spike.get("action"),
-            _documents(spike),
-        ]
-        for spike in [*(run.ledger.get("rollbacks") or []), *(run.ledger.get("spikes") or [])]
+        [e.get("step"), plain(e.get("loss")), plain(e.get("threshold")), e.get("action"), _documents(e)] for e in events
     ]
     head = ["Loss spike at step", "Loss", "Threshold", "Action", "Documents"]
     lost += table(head, spikes, numbers_from=1) if spikes else ""
     notes = [] if dropped else ["No record was dropped."]
-    notes += [f"Trained tokens are counted in every epoch. Padding: {plain(_padding(run))} tokens."]
+    padding = sum(part.get("padding_tokens") or 0 for part in [run.ledger, *sources])  # positions without a token
+    notes += [f"Trained tokens are counted in every epoch. Padding: {plain(padding)} tokens."]
     notes += [
         f"From step {change['step']} on, the data was changed: {'; '.join(change['changed'])}."
         for change in run.ledger.get("data_changes") or []
@@ -74,12 +70,6 @@ def _ledger_sum(sources: list[dict[str, Any]], key: str) -> float | None:
     """The sum over all sources; None where a source has no number, and for epochs, which do not add up."""
     values = [source.get(key) for source in sources]
     return None if key == "epochs" or None in values else sum(values)  # type: ignore[arg-type]
-
-
-def _padding(run: RunFiles) -> float:
-    """Positions that were computed without holding a token."""
-    parts = [run.ledger, *(run.ledger.get("sources") or [])]
-    return sum(part.get("padding_tokens") or 0 for part in parts)
 
 
 def _plan_sources(run: RunFiles) -> str:

@@ -7,6 +7,7 @@ the network. The same run directory always gives the same bytes. What is missing
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.resources import files
@@ -18,7 +19,6 @@ from steep.core.errors import ConfigError
 from steep.core.files import write_text
 from steep.core.public import public
 from steep.core.units import format_bytes, format_count, format_seconds
-from steep.evaluation.forgetting import TextChange
 from steep.metrics import METRICS, MISSING, SourceTotals
 from steep.reporting.curves import curve, downsample
 from steep.reporting.forgetting import (
@@ -31,9 +31,8 @@ from steep.reporting.forgetting import (
 from steep.reporting.html import details, escape, missing, plain, table
 from steep.reporting.ledger import ledger_section
 from steep.reporting.palette import css_variables
-from steep.reporting.plots import held_out_curve, loss_plot, memory_parts, memory_plot, metric_plot
+from steep.reporting.plots import held_out_curve, inline_svg, loss_plot, memory_parts, memory_plot, metric_plot
 from steep.reporting.run_files import Record, RunFiles, read_run
-from steep.reporting.svg import inline_svg
 from steep.runtime.run_directory import is_run_directory
 
 FILE_NAME = "report.html"
@@ -69,7 +68,10 @@ def report_page(run: RunFiles) -> str:
         [
             _header(run),
             "<main>\n",
-            *(_section(title, content(run)) for title, content in SECTIONS.items()),
+            *(
+                f"<section>\n<h2>{escape(title)}</h2>\n{content(run)}</section>\n"
+                for title, content in SECTIONS.items()
+            ),
             "</main>\n",
             f"<footer><p>Written by steep from the run directory {escape(run.name)}.</p></footer>\n",
         ]
@@ -84,10 +86,6 @@ def report_page(run: RunFiles) -> str:
     )
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{content}</section>\n"
-
-
 # ── the top of the page ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -96,17 +94,13 @@ def _header(run: RunFiles) -> str:
     verdict = report.learned if report.changes and started_fresh(run) else report.headline
     headline = "failed" if run.summary.get("status") == "failed" else verdict
     sentences = f'<p class="lead">{escape(" ".join(report.sentences))}</p>\n' if report.sentences else ""
+    cause = run.summary.get("error")
+    error = f'<p class="error">{escape(cause)}</p>\n' if cause else ""
     return (
         f'<header>\n<p class="kind">steep run report</p>\n'
         f"<h1><b>{escape(run.name)}</b> {escape(headline)}</h1>\n{sentences}"
-        f'<p class="facts">{escape(" · ".join(_facts(run)))}</p>\n{_error(run)}{_key_figures(run)}</header>\n'
+        f'<p class="facts">{escape(" · ".join(_facts(run)))}</p>\n{error}{_key_figures(run)}</header>\n'
     )
-
-
-def _error(run: RunFiles) -> str:
-    """The error that ended the run."""
-    error = run.summary.get("error")
-    return f'<p class="error">{escape(error)}</p>\n' if error else ""
 
 
 def _facts(run: RunFiles) -> list[str]:
@@ -126,7 +120,7 @@ def _facts(run: RunFiles) -> list[str]:
 def _key_figures(run: RunFiles) -> str:
     """The numbers that people look for first, as a list of terms, without those that are unknown."""
     report = forgetting_of(run)
-    figures = [(f"{change.text}, {report.unit}", _arrow(change)) for change in report.changes[:3]]
+    figures = [(f"{c.text}, {report.unit}", f"{c.base:.3f} → {c.trained:.3f}") for c in report.changes[:3]]
     last = run.train[-1] if run.train else {}
     steps_planned = run.plan.get("steps")
     if last:
@@ -144,10 +138,6 @@ def _key_figures(run: RunFiles) -> str:
     ]
     items = "".join(f"<div><dt>{escape(term)}</dt><dd>{escape(value)}</dd></div>\n" for term, value in figures)
     return f'<dl class="figures">\n{items}</dl>\n' if figures else ""
-
-
-def _arrow(change: TextChange) -> str:
-    return f"{change.base:.3f} → {change.trained:.3f}"
 
 
 def measured_memory(run: RunFiles) -> float | None:
@@ -191,10 +181,9 @@ def _forecast(run: RunFiles) -> str:
         for record in chosen
     ]
     ends = [record["loss"] for record in run.train[-max(1, round(0.05 * steps)) :] if record.get("loss") is not None]
-    result = f"; it was {sum(ends) / len(ends):.3f}" if run.train[-1]["step"] + 1 == steps and ends else ""
-    return (
-        f'<p class="note">Mean training loss of the last 5 % of the steps: {escape("; ".join(parts) + result)}.</p>\n'
-    )
+    if run.train[-1]["step"] + 1 == steps and ends:
+        parts.append(f"it was {sum(ends) / len(ends):.3f}")
+    return f'<p class="note">Mean training loss of the last 5 % of the steps: {escape("; ".join(parts))}.</p>\n'
 
 
 def _source_losses(run: RunFiles, most_rows: int = 8) -> str:
@@ -250,10 +239,8 @@ def _speed(run: RunFiles) -> str:
     for name, title in (("learning_rate", "Learning rate"), ("tokens_per_second", "Tokens per second")):
         points = curve(run.train, name)
         if points:
-            show = METRICS[name].number
-            description = (
-                f"From {show(points.values[0])} to {show(points.values[-1])}, at most {show(max(points.values))}."
-            )
+            first, last, most = map(METRICS[name].number, (points.values[0], points.values[-1], max(points.values)))
+            description = f"From {first} to {last}, at most {most}."
             svg = inline_svg(metric_plot(run, name, title.lower()), name.replace("_", "-"), title, description)
             parts.append(f"<figure>\n{svg}</figure>\n")
         else:
@@ -268,13 +255,11 @@ def _memory(run: RunFiles) -> str:
     if not parts:
         return missing(run, "plan.json", "memory plan")
     total = sum(size for _, size in parts)
-    description = f"Predicted {format_bytes(total)}: " + ", ".join(
-        f"{name} {format_bytes(size)}" for name, size in parts
-    )
+    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+    description = f"Predicted {format_bytes(total)}: {listed}"
     if measured:
-        description += (
-            f". Measured {format_bytes(measured)}; the prediction differs by {100 * (total / measured - 1):+.1f} %"
-        )
+        difference = f"{100 * (total / measured - 1):+.1f} %"
+        description += f". Measured {format_bytes(measured)}; the prediction differs by {difference}"
     svgs = (
         inline_svg(memory_plot(memory, measured, width), f"memory-{css}", "Memory by part", f"{description}.", css)
         for width, css in ((900, "wide"), (400, "narrow"))
@@ -289,9 +274,9 @@ def _samples(run: RunFiles) -> str:
     """Each prompt, continued by the model before and after training."""
     if not run.samples:
         return missing(run, "metrics.jsonl", "samples")
-    by_prompt: dict[str, list[Record]] = {}
+    by_prompt: defaultdict[str, list[Record]] = defaultdict(list)
     for record in run.samples:
-        by_prompt.setdefault(str(record.get("prompt", "")), []).append(record)
+        by_prompt[str(record.get("prompt", ""))].append(record)
     return "".join(_sample_pair(prompt, records) for prompt, records in by_prompt.items())
 
 
@@ -303,12 +288,8 @@ def _sample_pair(prompt: str, records: list[Record]) -> str:
         for record in shown
     )
     hidden = len(records) - len(shown)
-    note = (
-        f'<p class="note">{hidden:,} more samples, from the steps in between, are in metrics.jsonl.</p>\n'
-        if hidden
-        else ""
-    )
-    return f'<div class="pair">\n{sides}</div>\n{note}'
+    more = f"{hidden:,} more samples, from the steps in between, are in metrics.jsonl."
+    return f'<div class="pair">\n{sides}</div>\n' + (f'<p class="note">{more}</p>\n' if hidden else "")
 
 
 def _configuration(run: RunFiles) -> str:

@@ -1,10 +1,13 @@
-"""The figures of a run, drawn by matplotlib without a display and without changing its global state.
+"""The figures of a run, drawn by matplotlib without a display and without changing its global state; for the page as inline SVG,
+which scales with it and takes its colours and font from it.
 
 Sizes are in CSS pixels (72 per inch here, so that a font size of 12 is 12 pixels of the page).
 """
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +17,8 @@ from steep.core.files import atomic_writer
 from steep.core.public import public
 from steep.core.units import format_bytes, format_count
 from steep.reporting.curves import Curve, curve, downsample, smooth, smoothing_window
-from steep.reporting.palette import LIGHT, PART_COLOURS, TEXT_STYLES
+from steep.reporting.html import escape
+from steep.reporting.palette import CSS_VARIABLES, LIGHT, PART_COLOURS, TEXT_STYLES
 from steep.reporting.run_files import RunFiles, read_run
 
 if TYPE_CHECKING:
@@ -167,6 +171,37 @@ def _style_bars(axes: Axes, names: Sequence[str], longest: float) -> None:
     axes.grid(False)
     for side in ("bottom", "left"):
         axes.spines[side].set_visible(False)
+
+
+def inline_svg(figure: Figure, name: str, title: str, description: str, css_class: str = "") -> str:
+    """The figure as one <svg> element without width and height.
+
+    name: unique on the page; the prefix of every id, because several figures share one page.
+    title, description: what a screen reader says.
+    Colours of the light palette become CSS variables; fonts become the page's.
+    """
+    buffer = io.StringIO()
+    with report_style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    view_box = re.search(r'viewBox="([^"]+)"', text)
+    assert view_box is not None, "matplotlib writes a viewBox"
+    body = text[text.index(">") + 1 :]
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
+    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
+    for colour, variable in CSS_VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    body = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans)", body)  # matplotlib 3.9 and later; before that:
+    body = re.sub(r"font: (?:[a-z]+ )*?((?:\d{3} )?[\d.]+px) [^;\"]+", r"font: \1 var(--sans)", body)
+    body = re.sub(r"\s*<!--.*?-->", "", body, flags=re.DOTALL)
+    return (
+        f'<svg class="{css_class}" viewBox="{view_box[1]}" role="img" aria-labelledby="{name}-title {name}-desc">\n'
+        f'<title id="{name}-title">{escape(title)}</title>\n<desc id="{name}-desc">{escape(description)}</desc>\n'
+        f"{body}"
+    )
 
 
 def write_training_loss(run_directory: str | Path) -> Path:

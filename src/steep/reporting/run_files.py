@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from steep.trackers.backends.jsonl import read_records
 
 Record = dict[str, Any]
 
-FILES = ("config.yaml", "environment.json", "metrics.jsonl", "plan.json", "ledger.json", "summary.json")
+MAPPINGS = ("environment", "plan", "ledger", "summary")
+"""The JSON files, each an attribute of RunFiles."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,12 @@ class RunFiles:
 def read_run(run_directory: str | Path) -> RunFiles:
     """Read every file that the report shows."""
     directory, problems = Path(run_directory), dict[str, str]()
-    read = {name: _read(directory / name, problems) for name in FILES}
-    records: list[Record] = read["metrics.jsonl"] or []
+    records: list[Record] = _read(directory / "metrics.jsonl", problems) or []
+    mappings = {name: _read(directory / f"{name}.json", problems) for name in MAPPINGS}
     return RunFiles(
         name=directory.resolve().name,
-        config_text=read["config.yaml"] or "",
-        environment=_mapping(read["environment.json"]),
-        plan=_mapping(read["plan.json"]),
-        ledger=_mapping(read["ledger.json"]),
-        summary=_mapping(read["summary.json"]),
+        config_text=_read(directory / "config.yaml", problems) or "",
+        **{name: value if isinstance(value, dict) else {} for name, value in mappings.items()},
         train=latest(records, "train", ("step",)),
         evaluate=latest(records, "evaluate", ("text", "step")),
         samples=latest(records, "sample", ("prompt", "step")),
@@ -82,27 +79,14 @@ def latest(records: list[Record], kind: str, key: tuple[str, ...]) -> list[Recor
     return sorted(chosen.values(), key=lambda record: record["step"])
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _read(path: Path, problems: dict[str, str]) -> Any:
     """The content of one file, or None and a reason in `problems`."""
     try:
-        return READERS.get(path.suffix, _read_text)(path)
+        if path.suffix == ".json":
+            return read_json(path)
+        return list(read_records(path)) if path.suffix == ".jsonl" else path.read_text(encoding="utf-8")
     except FileNotFoundError:
         problems[path.name] = "is not in the run directory"
     except (OSError, ValueError) as error:
         problems[path.name] = f"cannot be read ({error})"
     return None
-
-
-def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-def _read_lines(path: Path) -> list[Record]:
-    return list(read_records(path))
-
-
-READERS: dict[str, Callable[[Path], Any]] = {".json": read_json, ".jsonl": _read_lines}
