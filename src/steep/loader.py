@@ -153,16 +153,14 @@ class Loader:
             return empty_batch(self._order.sequence_length)
         taken = [self._order.sequence(index) for index in sequences]
         batch = make_batch(taken, self._stores, self._order.sequence_length, document_mask=self._document_mask)
-        return _pinned(batch) if self._pin_memory else batch
+        if not self._pin_memory:
+            return batch
+        names = ("input_ids", "labels", "position_ids", "cu_seqlens")
+        return replace(batch, **{name: getattr(batch, name).pin_memory() for name in names})
 
     def __iter__(self) -> Iterator[StepBatches]:
         steps = range(self._start_step, self._sizes.steps)
         return _read_ahead((partial(self.step_batches, step) for step in steps), self._read_ahead_steps)
-
-
-def _pinned(batch: Batch) -> Batch:
-    names = ("input_ids", "labels", "position_ids", "cu_seqlens")
-    return replace(batch, **{name: getattr(batch, name).pin_memory() for name in names})
 
 
 def _read_ahead(jobs: Iterator[Callable[[], StepBatches]], depth: int) -> Iterator[StepBatches]:

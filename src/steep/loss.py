@@ -103,27 +103,18 @@ def _layout(
     hidden_ND: Tensor, weight_VD: Tensor, softcap: float | None, multiplier: float, chunk_bytes: int, needs: list[bool]
 ) -> _Layout:
     num_rows, vocabulary = hidden_ND.shape[0], weight_VD.shape[0]
-    compute_dtype = _compute_dtype(hidden_ND, weight_VD)
+    # The dtype that F.linear would compute in: autocast's where it is on (it does not change fp64), else the widest.
+    compute_dtype = torch.promote_types(hidden_ND.dtype, weight_VD.dtype)
+    if compute_dtype != torch.float64 and torch.is_autocast_enabled(hidden_ND.device.type):
+        compute_dtype = torch.get_autocast_dtype(hidden_ND.device.type)
     sum_dtype = torch.float64 if compute_dtype == torch.float64 else torch.float32
-    chunk_rows = _equal_chunks(num_rows, max(1, chunk_bytes // (vocabulary * compute_dtype.itemsize)))
+    # As few chunks as possible, of equal size: every chunk costs a pass over the weight's gradient, and products of few rows are
+    # slow, so no small remainder is left.
+    most_rows = max(1, chunk_bytes // (vocabulary * compute_dtype.itemsize))
+    chunk_rows = math.ceil(num_rows / math.ceil(num_rows / most_rows)) if num_rows else 1
     block_bytes = CPU_BLOCK_BYTES if hidden_ND.device.type == "cpu" else chunk_bytes
     block_rows = min(chunk_rows, max(1, block_bytes // (vocabulary * sum_dtype.itemsize)))
     return _Layout(compute_dtype, sum_dtype, softcap, multiplier, chunk_rows, block_rows, *needs)
-
-
-def _equal_chunks(rows: int, most: int) -> int:
-    """Rows per chunk, at most `most`: as few chunks as possible, of equal size. Every chunk costs a pass over the weight's
-    gradient, and products of few rows are slow, so no small remainder is left."""
-    return max(1, math.ceil(rows / math.ceil(rows / most))) if rows else 1
-
-
-def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype that F.linear would compute in: autocast's where it is on (it does not change fp64), else the widest."""
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    device_type = hidden.device.type
-    if dtype != torch.float64 and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return dtype
 
 
 def _run(layout: _Layout, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor) -> _Result:
@@ -153,7 +144,10 @@ def _run_rows(
     for start in range(0, num_rows, layout.chunk_rows):
         rows = slice(start, min(start + layout.chunk_rows, num_rows))
         logits_NV = buffer_NV[: rows.stop - start]
-        _product(hidden_ND[rows], weight_VD, bias_V, logits_NV)
+        if bias_V is None:
+            torch.mm(hidden_ND[rows], weight_VD.t(), out=logits_NV)
+        else:
+            torch.addmm(bias_V, hidden_ND[rows], weight_VD.t(), out=logits_NV)
         _softmax_blocks(layout, logits_NV, labels_N[rows], result.losses_N[rows])
         _chunk_gradients(result, logits_NV, hidden_ND[rows], weight_VD, rows)
     return result
@@ -176,14 +170,6 @@ def _allocate(layout: _Layout, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Ten
         weight_grad_VD=fill(weight_VD.shape, **options) if layout.needs_weight else None,
         bias_grad_V=torch.zeros(bias_V.shape, **options) if layout.needs_bias and bias_V is not None else None,
     )
-
-
-def _product(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, logits_NV: Tensor) -> None:
-    """logits = hidden @ weight.T + bias, into `logits_NV`."""
-    if bias_V is None:
-        torch.mm(hidden_ND, weight_VD.t(), out=logits_NV)
-    else:
-        torch.addmm(bias_V, hidden_ND, weight_VD.t(), out=logits_NV)
 
 
 def _softmax_blocks(layout: _Layout, logits_NV: Tensor, labels_N: Tensor, losses_N: Tensor) -> None:

@@ -8,6 +8,7 @@ after that the factor falls from 1 at step W to `final_ratio` at step S - 1, the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from steep.optim.config import ScheduleConfig
 
@@ -27,9 +28,12 @@ def multiplier(step: int, total_steps: int, config: ScheduleConfig) -> float:
         return 1.0
     if config.name == "wsd":
         return _wsd(step, total_steps, warmup, config)
-    progress = _progress(step, warmup, total_steps - 1)
-    if config.name == "inverse_sqrt":
-        return _inverse_sqrt(progress, config.final_ratio)
+    last = total_steps - 1
+    progress = (step - warmup) / (last - warmup) if last > warmup else 0.0
+    if (
+        config.name == "inverse_sqrt"
+    ):  # 1 / sqrt(1 + t / tau), tau such that the last step, t = progress 1, has the final ratio
+        return 1.0 / math.sqrt(1.0 + progress * (config.final_ratio**-2 - 1.0))
     return _between(_SHAPES[config.name](progress), config.final_ratio)
 
 
@@ -47,35 +51,17 @@ def cooldown_start(total_steps: int, config: ScheduleConfig) -> int:
     return max(warmup_steps(total_steps, config), total_steps - steps)
 
 
-def linear(progress: float) -> float:
-    """1 - progress."""
-    return 1.0 - progress
-
-
-def cosine(progress: float) -> float:
-    """(1 + cos(pi progress)) / 2: half a cosine wave from 1 to 0. Source: Loshchilov & Hutter, arXiv:1608.03983."""
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def one_minus_sqrt(progress: float) -> float:
-    """1 - sqrt(progress): the cooldown with the lowest final loss in Hägele et al., arXiv:2405.18392."""
-    return 1.0 - math.sqrt(progress)
-
-
-_SHAPES = {"linear": linear, "cosine": cosine, "one_minus_sqrt": one_minus_sqrt}
-
-
-def _progress(step: int, first: int, last: int) -> float:
-    return (step - first) / (last - first) if last > first else 0.0
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1.0 - progress,
+    # half a cosine wave from 1 to 0: Loshchilov & Hutter, arXiv:1608.03983
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    # the cooldown with the lowest final loss in Hägele et al., arXiv:2405.18392
+    "one_minus_sqrt": lambda progress: 1.0 - math.sqrt(progress),
+}
 
 
 def _between(shape: float, final_ratio: float) -> float:
     return final_ratio + (1.0 - final_ratio) * shape
-
-
-def _inverse_sqrt(progress: float, final_ratio: float) -> float:
-    """1 / sqrt(1 + t / tau), with tau chosen so that the last step, t = progress 1, has `final_ratio`."""
-    return 1.0 / math.sqrt(1.0 + progress * (final_ratio**-2 - 1.0))
 
 
 def _wsd(step: int, total_steps: int, warmup: int, config: ScheduleConfig) -> float:

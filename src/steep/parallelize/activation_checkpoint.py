@@ -9,7 +9,8 @@ supports checkpointing itself. Weakness: copies to host memory run in the device
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -111,8 +112,11 @@ class CheckpointedForward:
         run = self.compiled or self._own_forward()
         if not torch.is_grad_enabled():
             return run(*args, **kwargs)
-        extra: dict[str, Any] = {"context_fn": _selective_contexts} if self.selective else {}
-        with self._kept_inputs():
+        contexts = partial(create_selective_checkpoint_contexts, _policy)
+        extra: dict[str, Any] = {"context_fn": contexts} if self.selective else {}
+        # for the inputs that the checkpoint keeps; tensors saved inside it have other hooks
+        hooks = torch.autograd.graph.saved_tensors_hooks(to_host, from_host) if self.offload else nullcontext()
+        with hooks:
             return checkpoint(run, *args, use_reentrant=False, **extra, **kwargs)
 
     def compile(self) -> None:
@@ -127,26 +131,14 @@ class CheckpointedForward:
     def _own_forward(self) -> Callable[..., Any]:
         return MethodType(type(self.layer).forward, self.layer)
 
-    def _kept_inputs(self) -> AbstractContextManager[Any]:
-        """Hooks for the inputs that the checkpoint keeps; tensors saved inside it have other hooks."""
-        return torch.autograd.graph.saved_tensors_hooks(to_host, from_host) if self.offload else nullcontext()
-
-
-def _selective_contexts() -> tuple[Any, Any]:
-    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(_policy)
-    return contexts
-
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keep what is slow to compute. Everything that draws random numbers is recomputed, or later draws would differ."""
     name = operation._schema.name
-    if name in MATRIX_PRODUCTS or (_is_attention(name) and _dropout(operation, args, kwargs) == 0):
+    is_attention = any(word in name for word in ATTENTION_WORDS)
+    if name in MATRIX_PRODUCTS or (is_attention and _dropout(operation, args, kwargs) == 0):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _is_attention(name: str) -> bool:
-    return any(word in name for word in ATTENTION_WORDS)
 
 
 def _dropout(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:

@@ -64,18 +64,11 @@ def write_report(run_directory: str | Path) -> Path:
 def report_page(run: RunFiles) -> str:
     """The page as text."""
     style = files("steep.reporting").joinpath("page.css").read_text(encoding="utf-8")
-    body = "".join(
-        [
-            _header(run),
-            "<main>\n",
-            *(
-                f"<section>\n<h2>{escape(title)}</h2>\n{content(run)}</section>\n"
-                for title, content in SECTIONS.items()
-            ),
-            "</main>\n",
-            f"<footer><p>Written by steep from the run directory {escape(run.name)}.</p></footer>\n",
-        ]
+    sections = "".join(
+        f"<section>\n<h2>{escape(title)}</h2>\n{content(run)}</section>\n" for title, content in SECTIONS.items()
     )
+    footer = f"<footer><p>Written by steep from the run directory {escape(run.name)}.</p></footer>\n"
+    body = f"{_header(run)}<main>\n{sections}</main>\n{footer}"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"

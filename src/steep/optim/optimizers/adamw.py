@@ -19,16 +19,11 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over groups as `build_param_groups` makes them."""
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=_can_fuse(groups)
-    )
+    tensors = [entry[1] if isinstance(entry, tuple) else entry for group in groups for entry in group["params"]]
+    fused = all(tensor.device.type in FUSED_DEVICES and tensor.is_floating_point() for tensor in tensors)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def state_bytes(groups: list[dict[str, Any]], config: OptimizerConfig) -> int:
     """Two tensors per parameter."""
     return sum(2 * tensor.numel() * tensor.element_size() for group in groups for _, tensor in group["params"])
-
-
-def _can_fuse(groups: list[dict[str, Any]]) -> bool:
-    tensors = [entry[1] if isinstance(entry, tuple) else entry for group in groups for entry in group["params"]]
-    return all(tensor.device.type in FUSED_DEVICES and tensor.is_floating_point() for tensor in tensors)

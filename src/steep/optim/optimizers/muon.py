@@ -31,7 +31,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig):
         super().__init__(groups, {})
         self._parts: list[tuple[bool, torch.optim.Optimizer]] = []
-        if inner := self._bare_groups(True):
+        bare = {is_inner: [{"params": g["params"]} for g in self._groups(is_inner)] for is_inner in (True, False)}
+        if inner := bare[True]:
             muon = torch.optim.Muon(
                 inner,
                 momentum=0.95 if config.momentum is None else config.momentum,  # both defaults as in Jordan et al.
@@ -39,7 +40,7 @@ class Muon(torch.optim.Optimizer):
                 adjust_lr_fn="match_rms_adamw",
             )
             self._parts.append((True, muon))
-        if rest := self._bare_groups(False):
+        if rest := bare[False]:
             self._parts.append((False, adamw.build(rest, config)))
         for is_inner, part in self._parts:
             for group in self._groups(is_inner):
@@ -47,9 +48,6 @@ class Muon(torch.optim.Optimizer):
 
     def _groups(self, inner: bool) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["inner"] is inner]
-
-    def _bare_groups(self, inner: bool) -> list[dict[str, Any]]:
-        return [{"params": group["params"]} for group in self._groups(inner)]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -67,8 +65,5 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> Muon:
 
 def state_bytes(groups: list[dict[str, Any]], config: OptimizerConfig) -> int:
     """One tensor per inner matrix, two per other parameter."""
-    return sum(
-        (1 if group["inner"] else 2) * tensor.numel() * tensor.element_size()
-        for group in groups
-        for _, tensor in group["params"]
-    )
+    tensors = [(1 if group["inner"] else 2, tensor) for group in groups for _, tensor in group["params"]]
+    return sum(count * tensor.numel() * tensor.element_size() for count, tensor in tensors)

@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO
 from steep.core.progress import live_progress
 from steep.metrics import METRICS, MISSING, SourceTotals, show_count, show_perplexity
 from steep.trackers.backends.jsonl import FILE_NAME, read_records
-from steep.trackers.tracker import Record
+from steep.trackers.tracker import Record, Tracker
 
 LOG_NAME = "console.log"
 SEPARATOR = " | "
@@ -92,7 +92,7 @@ class Output:
             self._log = None
 
 
-class ConsoleTracker:
+class ConsoleTracker(Tracker):
     """Prints records for people. `line` prints anything else through the same output."""
 
     def __init__(self, output: Output, width: int | None, log_every_steps: int):
@@ -112,11 +112,10 @@ class ConsoleTracker:
         return self._width or shutil.get_terminal_size((80 if self.output.terminal else WIDTH_OF_A_FILE, 24)).columns
 
     def start(self, run_directory: Path, config: Mapping[str, Any]) -> None:
-        """Open console.log; a resumed run reads the scores of its start from its metrics.jsonl."""
         run_directory = Path(run_directory)
         run_directory.mkdir(parents=True, exist_ok=True)
         self.output.open_log(run_directory / LOG_NAME)
-        self._start_scores = scores_at_start(run_directory / FILE_NAME)
+        self._start_scores = scores_at_start(run_directory / FILE_NAME)  # of a resumed run
         texts = config.get("data", {}).get("validation", {})
         self._text_width = max([TEXT_WIDTH, *map(len, texts)])
 
@@ -164,7 +163,9 @@ class ConsoleTracker:
         if record.get("step") != self._table_step:
             self._table_step = record.get("step")
             self._show_sources(int(record.get("step") or 0))
-            self.output.line(evaluation_header(record.get("step"), self._text_width))
+            title = "held-out text" if record.get("step") is None else f"held-out at {record.get('step')}"
+            columns = f"{'bits/byte':>9}  {'perplexity':>10}  change from the start"
+            self.output.line(f"  {title:<{self._text_width}} {columns}")
         self.output.line(evaluation_row(record, self._start_scores.get(name), self._text_width))
         if score is not None:
             self._start_scores.setdefault(name, score)
@@ -176,7 +177,6 @@ class ConsoleTracker:
             self._sources = SourceTotals()
 
     def close(self) -> None:
-        """Remove the bar and close console.log."""
         self.output.close()
 
 
@@ -238,13 +238,7 @@ def source_line(totals: SourceTotals, steps: range) -> str:
     return f"  training loss by source, steps {steps.start} to {steps.stop - 1}: {', '.join(parts)}"
 
 
-def evaluation_header(step: int | None, text_width: int = TEXT_WIDTH) -> str:
-    """The first line of an evaluation table."""
-    title = "held-out text" if step is None else f"held-out at {step}"
-    return f"  {title:<{text_width}} {'bits/byte':>9}  {'perplexity':>10}  change from the start"
-
-
-def evaluation_row(record: Record, score_at_start: float | None, text_width: int = TEXT_WIDTH) -> str:
+def evaluation_row(record: Record, score_at_start: float | None, text_width: int) -> str:
     """One text of an evaluation table; the change is in bits per byte and in percent."""
     score, perplexity = record.get("bits_per_byte"), record.get("perplexity")
     shown = MISSING if score is None else f"{score:.4f}"

@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from steep.core.files import atomic_writer
-from steep.trackers.tracker import Record, storable_text
+from steep.trackers.tracker import Record, Tracker, storable_text
 
 FILE_NAME = "metrics.jsonl"
 
 
-class JsonlTracker:
+class JsonlTracker(Tracker):
     """Appends every record to metrics.jsonl."""
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
 
     def start(self, run_directory: Path, config: Mapping[str, Any]) -> None:
-        """Open the file for appending, after cutting off a line that a killed process left half written."""
         path = Path(run_directory) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -45,7 +44,6 @@ class JsonlTracker:
             self._open(self._path)
 
     def log(self, record: Record) -> None:
-        """Append one line. Numbers that are not finite become null, so that every line is standard JSON."""
         if self._file is not None:
             self._file.write(record_line(record))
 
@@ -57,7 +55,6 @@ class JsonlTracker:
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Make the file durable and close it."""
         if self._file is not None:
             self.flush(fsync=True)
             self._file.close()
@@ -70,7 +67,7 @@ def build() -> JsonlTracker:
 
 
 def record_line(record: Record) -> str:
-    """One record as a line, newline included."""
+    """One record as a line, newline included. Numbers that are not finite become null, so that it is standard JSON."""
     return json.dumps(_finite(dict(record)), ensure_ascii=False, separators=(", ", ": "), allow_nan=False) + "\n"
 
 
@@ -112,16 +109,13 @@ def truncate_after(path: str | os.PathLike[str], step: int) -> int:
     path = Path(path)
     if not path.exists():
         return 0
-    dropped = sum(not _is_kept(line, step) for line in _lines(path))
-    if dropped:
-        with atomic_writer(path) as file:
-            file.writelines(line for line in _lines(path) if _is_kept(line, step))
+    with open(path, "rb") as old:
+        dropped = sum(not _is_kept(line, step) for line in old)
+        if dropped:
+            old.seek(0)
+            with atomic_writer(path) as new:
+                new.writelines(line for line in old if _is_kept(line, step))
     return dropped
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        yield from file
 
 
 def _is_kept(line: bytes, step: int) -> bool:
