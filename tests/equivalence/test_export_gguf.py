@@ -200,7 +200,7 @@ def test_a_quantized_folder_is_verified_evaluated_and_not_trained(
     texts = {"page": str(min(corpus_directory.glob("*.txt")))}
     assert steep.evaluate(tmp_path / "out", texts, tokens=400, precision="fp32").scores[0].nats_per_token > 0
     assert steep.generate(tmp_path / "out", "The with", max_new_tokens=4, precision="fp32")
-    with pytest.raises(ModelError, match="training needs its unquantized weights"):
+    with pytest.raises(ModelError, match="training needs the unquantized weights"):
         load_model(ModelConfig(pretrained=str(tmp_path / "out")))
 
 
