@@ -41,6 +41,7 @@ def add_adapter(model: nn.Module, config: AdapterConfig, say: Say, *, base: str 
     Raises ConfigError for modules that do not exist, ModelError for a model that peft cannot adapt.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.utils import ModulesToSaveWrapper
 
     targets, saved = _split_targets(model, config, say)
     tied = bool(saved) and is_tied(model)
@@ -63,8 +64,14 @@ def add_adapter(model: nn.Module, config: AdapterConfig, say: Say, *, base: str 
     model.peft_config["default"].base_model_name_or_path = base  # type: ignore[index,operator,union-attr]
     if config.lora_plus_ratio is not None:
         model.lora_plus_ratio = config.lora_plus_ratio  # type: ignore[assignment]
-    _keep_trained_in_fp32(model)
-    _forget_replaced(model)
+    for parameter in model.parameters():  # tied tensors stay one
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            # peft keeps the original, which may be large, so that the adapter can be switched off; steep never does that
+            for parameter in module.original_module.parameters():
+                parameter.data = parameter.data.new_empty(0)
     scale = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
     kind = ("rs" if config.rslora else "") + {"lora": "LoRA", "dora": "DoRA"}[config.type]
     say(
@@ -83,8 +90,12 @@ def _split_targets(model: nn.Module, config: AdapterConfig, say: Say) -> tuple[l
             "(remove `adapter`), or part of it with model.freeze."
         )
     saved = list(config.modules_to_save)
-    head, ends = _names_of(model, output_layer(model)), _embedding_names(model)
-    linear = {name for name, module in model.named_modules() if _is_linear(module)} - head
+    head = _names_of(model, output_layer(model))
+    ends = head | _names_of(model, input_layer(model))
+    # Conv1D: transformers' GPT-2
+    linear = {
+        name for name, m in model.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"
+    } - head
     if config.targets == "all-linear":
         chosen = sorted(linear)
     else:
@@ -126,34 +137,8 @@ def _ends_with(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith(f".{wanted}")
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # transformers' GPT-2
-
-
 def _names_of(model: nn.Module, wanted: Any) -> set[str]:
     return {name for name, module in model.named_modules() if module is wanted and wanted is not None}
-
-
-def _embedding_names(model: nn.Module) -> set[str]:
-    return _names_of(model, input_layer(model)) | _names_of(model, output_layer(model))
-
-
-def _keep_trained_in_fp32(model: nn.Module) -> None:
-    """Master weights: everything that is trained, in fp32; tied tensors stay one."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
-
-
-def _forget_replaced(model: nn.Module) -> None:
-    """peft keeps the original module beside its trained copy, so that the adapter can be switched off. steep never does that,
-    and embeddings are large."""
-    from peft.utils import ModulesToSaveWrapper
-
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            for parameter in module.original_module.parameters():
-                parameter.data = parameter.data.new_empty(0)
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:

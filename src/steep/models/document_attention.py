@@ -3,7 +3,7 @@
 In: queries, keys and values of all tokens of a batch, flattened, and the documents' boundaries. Out: each token's attention over
 its own document. On CUDA one varlen kernel (torch's, else flash-attn's); elsewhere the tokens are split into documents and each
 goes through scaled_dot_product_attention, which is also less work than a masked L x L. Importing this changes nothing:
-`register_document_attention` adds the name to transformers' registry. Suffixes: L tokens of the batch, T tokens of a document,
+`enable_document_attention` adds the name to transformers' registry. Suffixes: L tokens of the batch, T tokens of a document,
 B documents, N query heads, K key heads, H head size.
 """
 
@@ -173,13 +173,8 @@ def _softcapped(
 # ---- one varlen kernel (CUDA) ----
 
 
-def _find_varlen_kernel() -> str | None:
-    if importlib.util.find_spec("torch.nn.attention.varlen") is not None:
-        return "torch"
-    return "flash_attn" if importlib.util.find_spec("flash_attn") is not None else None
-
-
-VARLEN_KERNEL = _find_varlen_kernel()
+VARLEN_MODULES = {"torch": "torch.nn.attention.varlen", "flash_attn": "flash_attn"}
+VARLEN_KERNEL = next((kernel for kernel, name in VARLEN_MODULES.items() if importlib.util.find_spec(name)), None)
 """The varlen kernel of this installation: "torch", "flash_attn" or None. A constant, so that torch.compile can fold it."""
 
 
@@ -229,15 +224,6 @@ def _varlen(
 # ---- transformers ----
 
 
-def register_document_attention() -> None:
-    """Add `steep_document` to transformers' attention functions and its mask functions. Repeated calls change nothing."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    AttentionInterface.register(ATTENTION_NAME, document_attention_forward)
-    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)  # for batches without cu_seqlens, e.g. generation
-
-
 def document_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -258,8 +244,15 @@ def document_attention_forward(
     With `cu_seqlens` the batch is one flattened row of documents and `attention_mask` is not read. Without it
     (generation, scoring a plain batch) this is transformers' own sdpa. Raises ModelError for what it cannot compute.
     """
+    if cu_seqlens is None and softcap is not None:  # which transformers' sdpa does not compute
+        if attention_mask is None:  # causal: a single query after cached keys sees all of them
+            attention_mask = _band(key.shape[2], None, key.device)[key.shape[2] - query.shape[2] :]
+        return _softcapped(query, key, value, attention_mask, scaling, dropout, softcap).transpose(1, 2), None
     if cu_seqlens is None:
-        return _plain_attention(module, query, key, value, attention_mask, scaling, dropout, softcap, kwargs)
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        options: dict[str, Any] = {"dropout": dropout, "scaling": scaling, **kwargs}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
     _check_computable(module, query, sliding_window, kwargs)
     window = sliding_window if isinstance(sliding_window, int) else None
     out_LNH = attend_documents(
@@ -268,31 +261,6 @@ def document_attention_forward(
         scale=scaling, dropout=dropout, sliding_window=window, softcap=softcap,
     )  # fmt: skip
     return out_LNH.unsqueeze(0), None
-
-
-def _plain_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    dropout: float,
-    softcap: float | None,
-    kwargs: dict[str, Any],
-) -> tuple[Tensor, None]:
-    """transformers' sdpa under the mask that transformers made; soft-capped scores, which it lacks, are computed explicitly."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    if softcap is None:
-        output: Tensor = sdpa_attention_forward(
-            module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
-        )[0]
-        return output, None
-    if mask is None:  # causal: a single query after cached keys sees all of them
-        offset = key.shape[2] - query.shape[2]
-        mask = _band(key.shape[2], None, key.device)[offset:]
-    return _softcapped(query, key, value, mask, scaling, dropout, softcap).transpose(1, 2), None
 
 
 def _check_computable(module: nn.Module, query: Tensor, window: int | str | None, kwargs: dict[str, Any]) -> None:
@@ -327,7 +295,11 @@ def enable_document_attention(model: nn.Module) -> str | None:
     config: Any = getattr(model, "config", None)
     if reason is not None or config._attn_implementation == ATTENTION_NAME:
         return reason
-    register_document_attention()
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(ATTENTION_NAME, document_attention_forward)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)  # for batches without cu_seqlens, e.g. generation
     model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
     return None if config._attn_implementation == ATTENTION_NAME else f"{type(model).__name__} did not take it"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from steep.core.errors import ConfigError
 from steep.core.say import Say
@@ -43,20 +43,12 @@ def offload_embeddings(model: nn.Module, device: torch.device, say: Say) -> None
         return
     embedding.to("cpu")
     embedding.register_forward_pre_hook(lambda module, arguments: tuple(ids.to("cpu") for ids in arguments))
-
-    def to_device(module: nn.Module, arguments: Any, rows: Tensor) -> Tensor:
-        return rows.to(device, non_blocking=True)
-
-    embedding.register_forward_hook(to_device)
-    _report_compute_device(model)
-    size = embedding.weight.numel() * embedding.weight.element_size()
-    say(f"embeddings: the frozen table of {embedding.num_embeddings:,} tokens ({size / 1e6:,.0f} MB) is in host memory")
-
-
-def _report_compute_device(model: nn.Module) -> None:
-    """Make `model.device`, where transformers' generate puts its tensors, the GPU. It reads the first parameter, the table.
-    This instance gets a subclass of its own; its class is not changed. Such a model cannot be pickled."""
+    embedding.register_forward_hook(lambda module, arguments, rows: rows.to(device, non_blocking=True))
     kind = type(model)
     if hasattr(kind, "device"):
+        # transformers' generate puts its tensors on `model.device`, that of the first parameter: the table. This instance gets a
+        # subclass of its own that names the GPU; its class is not changed. Such a model cannot be pickled.
         named = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
         model.__class__ = type(kind.__name__, (kind,), {**named, "device": property(compute_device)})
+    size = embedding.weight.numel() * embedding.weight.element_size()
+    say(f"embeddings: the frozen table of {embedding.num_embeddings:,} tokens ({size / 1e6:,.0f} MB) is in host memory")

@@ -38,21 +38,14 @@ def flops_per_token(matmul_parameters: int, num_layers: int, attention_width: in
 def model_flops_per_token(model: nn.Module, sequence_length: int) -> int | None:
     """FLOPs per token of a loaded model (on any device, meta included); None without a config that gives its sizes."""
     text = text_config(model)
-    layers, width = getattr(text, "num_hidden_layers", None), attention_width(text)
-    if layers is None or width is None:
-        return None
-    return flops_per_token(count_matmul_parameters(model), layers, width, sequence_length) - flops_saved_by_freezing(
-        model
-    )
-
-
-def attention_width(config: Any) -> int | None:
-    """N * H, heads times head size, from a configuration; None if it gives neither."""
-    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    head_size = getattr(config, "head_dim", None)
+    layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+    heads, head_size = getattr(text, "num_attention_heads", None), getattr(text, "head_dim", None)
     if isinstance(heads, int) and isinstance(head_size, int):
-        return heads * head_size
-    return hidden if isinstance(hidden, int) else None
+        width = heads * head_size  # N * H
+    if layers is None or not isinstance(width, int):
+        return None
+    all_trained = flops_per_token(count_matmul_parameters(model), layers, width, sequence_length)
+    return all_trained - flops_saved_by_freezing(model)
 
 
 def count_matmul_parameters(model: nn.Module) -> int:

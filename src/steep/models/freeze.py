@@ -24,7 +24,12 @@ def freeze(model: nn.Module, config: FreezeConfig, say: Say) -> None:
     """
     chosen = _of_layers(model, config.first_layers, config.last_layers) | _of_patterns(model, config.patterns)
     if config.embeddings:
-        chosen |= _of_embeddings(model)
+        tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+        if not tables:
+            raise ConfigError(
+                f"model.freeze: {type(model).__name__} has no embedding layer (torch.nn.Embedding) to freeze; give patterns"
+            )
+        chosen |= tables
     left = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in chosen]
     if not left:
         raise ConfigError(
@@ -76,12 +81,3 @@ def _near(pattern: str, names: list[str]) -> str:
         return f"A pattern must match the whole name: '*{plain}*' would match {len(holding)}, such as {holding[0]}"
     near = get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
     return f"Similar names: {', '.join(near)}"
-
-
-def _of_embeddings(model: nn.Module) -> set[Tensor]:
-    chosen = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    if not chosen:
-        raise ConfigError(
-            f"model.freeze: {type(model).__name__} has no embedding layer (torch.nn.Embedding) to freeze; give patterns"
-        )
-    return chosen

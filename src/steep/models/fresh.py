@@ -34,7 +34,11 @@ def build_fresh(
     from transformers import AutoModelForCausalLM
 
     if isinstance(description, str):
-        config = read_config(_config_source(description), revision)
+        is_file = Path(description).expanduser().is_file() and not description.endswith(".gguf")
+        path = None if is_file else resolve_reference(description)
+        if path is not None and path.suffix == ".gguf":
+            raise ModelError(f"model.config={description}: a .gguf file contains weights; use model.pretrained")
+        config = read_config(description if path is None else str(path), revision)
     else:
         config = _config_from_mapping(description)
     extend_rope(config, rope, "model.config")
@@ -43,38 +47,15 @@ def build_fresh(
     return model
 
 
-def _config_source(description: str) -> str:
-    """A config.json or hub id unchanged; folders, runs and checkpoints resolved."""
-    if Path(description).expanduser().is_file() and not description.endswith(".gguf"):
-        return description
-    path = resolve_reference(description)
-    if path is not None and path.suffix == ".gguf":
-        raise ModelError(f"model.config={description}: a .gguf file contains weights; use model.pretrained")
-    return description if path is None else str(path)
-
-
 def _config_from_mapping(mapping: dict[str, Any]) -> Any:
     """A configuration from the user's mapping: required sizes, no unknown keys, no special token beyond the vocabulary."""
     missing = [key for key in REQUIRED_SIZES if key not in mapping]
     if missing:
         raise ModelError(f"model.config needs {' and '.join(missing)}; given: {', '.join(mapping) or 'no keys'}")
     config = make_config(mapping, "model.config")
-    _refuse_unknown_keys(mapping, config)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(config, name, None)
-        if name not in mapping and isinstance(value, int) and value >= config.vocab_size:
-            setattr(config, name, None)  # the family's default belongs to another vocabulary
-    return config
-
-
-OLD_ROPE_KEYS = {"rope_theta", "rope_scaling"}
-"""What most config.json files give instead of `rope_parameters`; transformers converts them."""
-
-
-def _refuse_unknown_keys(mapping: dict[str, Any], config: Any) -> None:
     known = set(type(config)().to_dict()) | set(type(config).attribute_map) | {"model_type", "torch_dtype"}
     if hasattr(config, "rope_parameters"):
-        known |= OLD_ROPE_KEYS
+        known |= {"rope_theta", "rope_scaling"}  # what most config.json files give instead; transformers converts them
         if "sliding_attention" in (config.rope_parameters or {}):
             known.add("rope_local_base_freq")
     unknown = [key for key in mapping if key not in known]
@@ -82,6 +63,11 @@ def _refuse_unknown_keys(mapping: dict[str, Any], config: Any) -> None:
         near = get_close_matches(unknown[0], known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ModelError(f"model.config: {config.model_type} has no setting {', '.join(map(repr, unknown))}.{hint}")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        if name not in mapping and isinstance(value, int) and value >= config.vocab_size:
+            setattr(config, name, None)  # the family's default belongs to another vocabulary
+    return config
 
 
 def build_target(target: Target, seed: int) -> nn.Module:

@@ -57,31 +57,12 @@ class GPT2Config:
         """Write config.json into `directory`, which must exist."""
         write_json(Path(directory) / "config.json", self.to_dict())
 
-    # The names under which transformers' code and steep's ask any configuration.
-    @property
-    def _attn_implementation(self) -> str:
-        """The only attention of this model."""
-        return ATTENTION_NAME
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Tokens of the longest sequence."""
-        return self.n_positions
-
-    @property
-    def hidden_size(self) -> int:
-        """Width D."""
-        return self.n_embd
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Transformer blocks."""
-        return self.n_layer
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Heads N."""
-        return self.n_head
+    # The names under which transformers' code and steep's ask any configuration. Without annotations, so that they are no fields.
+    _attn_implementation = ATTENTION_NAME
+    max_position_embeddings = property(lambda self: self.n_positions)
+    hidden_size = property(lambda self: self.n_embd)
+    num_hidden_layers = property(lambda self: self.n_layer)
+    num_attention_heads = property(lambda self: self.n_head)
 
 
 def build_gpt2_model(
@@ -107,13 +88,13 @@ def build_gpt2_model(
     seen about once, so there is no overfitting to prevent, and dropout costs time and quality.
     Raises ModelError for invalid sizes.
     """
-    _check_sizes(vocab_size, n_positions, n_embd, n_layer, n_head, dropout)
     config = GPT2Config(
         vocab_size=vocab_size, n_positions=n_positions, n_embd=n_embd, n_layer=n_layer, n_head=n_head, n_inner=n_inner,
         resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, layer_norm_epsilon=layer_norm_epsilon,
         initializer_range=initializer_range, tie_word_embeddings=tie_word_embeddings,
         bos_token_id=bos_token_id, eos_token_id=eos_token_id,
     )  # fmt: skip
+    _check_sizes(config)
     if seed is None:
         return GPT2LMHeadModel(config)
     with torch.random.fork_rng(devices=[]):
@@ -121,22 +102,16 @@ def build_gpt2_model(
         return GPT2LMHeadModel(config)
 
 
-def _check_sizes(vocab_size: int, n_positions: int, n_embd: int, n_layer: int, n_head: int, dropout: float) -> None:
-    sizes = {
-        "vocab_size": vocab_size,
-        "n_positions": n_positions,
-        "n_embd": n_embd,
-        "n_layer": n_layer,
-        "n_head": n_head,
-    }
-    for name, size in sizes.items():
-        if size < 1:
+def _check_sizes(config: GPT2Config) -> None:
+    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        if (size := getattr(config, name)) < 1:
             raise ModelError(f"{name}={size} must be at least 1")
-    if n_embd % n_head:
-        fits = [heads for heads in range(1, n_embd + 1) if n_embd % heads == 0]
-        nearest = sorted(sorted(fits, key=lambda heads: abs(heads - n_head))[:3])
+    width, wanted, dropout = config.n_embd, config.n_head, config.resid_pdrop
+    if width % wanted:
+        fits = [heads for heads in range(1, width + 1) if width % heads == 0]
+        nearest = sorted(sorted(fits, key=lambda heads: abs(heads - wanted))[:3])
         raise ModelError(
-            f"n_embd={n_embd} is not a multiple of n_head={n_head}; these fit: {', '.join(map(str, nearest))}"
+            f"n_embd={width} is not a multiple of n_head={wanted}; these fit: {', '.join(map(str, nearest))}"
         )
     if not 0 <= dropout < 1:
         raise ModelError(f"dropout={dropout} must be at least 0 and below 1")
@@ -261,18 +236,15 @@ class GPT2LMHeadModel(nn.Module):
         self.config = config
         self.transformer = GPT2Model(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self._initialise()
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.transformer.wte.weight
-
-    def _initialise(self) -> None:
-        """Normal weights of std 0.02; projections into the residual stream divided by sqrt(2 * layers); biases 0."""
-        std = self.config.initializer_range
+        # normal weights; projections into the residual stream divided by sqrt(2 * layers); biases are 0 as made
+        std = config.initializer_range
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):
-                nn.init.normal_(parameter, std=std / math.sqrt(2 * self.config.n_layer))
+                nn.init.normal_(parameter, std=std / math.sqrt(2 * config.n_layer))
             elif parameter.ndim >= 2:
                 nn.init.normal_(parameter, std=std)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
 
     @property
     def base_model(self) -> GPT2Model:

@@ -33,7 +33,17 @@ def pretrained_config(reference: str, revision: str | None = None) -> Any:
 
 def read_config(source: str, revision: str | None = None) -> Any:
     """transformers' configuration of a hub id, folder or config.json, checked. Raises ModelError."""
-    return make_config(_read_config_dict(source, revision), source)
+    path = Path(source).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        return make_config(_download_config(source, revision), source)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} does not contain a mapping")
+    return make_config(content, source)
 
 
 def make_config(content: dict[str, Any], source: str) -> Any:
@@ -63,20 +73,6 @@ def make_config(content: dict[str, Any], source: str) -> Any:
         raise ModelError(f"{source}: transformers refuses the configuration: {error}") from error
     _require_causal(config, source)
     return config
-
-
-def _read_config_dict(source: str, revision: str | None) -> dict[str, Any]:
-    path = Path(source).expanduser()
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        return _download_config(source, revision)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} does not contain a mapping")
-    return content
 
 
 def _download_config(source: str, revision: str | None) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class LMLoss(nn.Module):
                 "attention_mask": placeholder_mask(ids.device), "cu_seqlens": batch.cu_seqlens, "max_seqlen": ids.shape[1],
             }  # fmt: skip
         offered = {"input_ids": ids, "position_ids": batch.position_ids, "use_cache": False}
-        if self.attention in ("document", "own"):
+        if self.attention == "own":
             offered["cu_seqlens"] = batch.cu_seqlens
         known = inspect.signature(model.forward).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
@@ -141,19 +141,12 @@ def read_head(model: nn.Module) -> OutputHead:
     if weight is None:
         raise ModelError(f"{type(model).__name__} has no linear output layer that get_output_embeddings() gives")
     config = text_config(model)
+    factors = [getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier")]  # Cohere; Falcon-H1
+    if divisor := getattr(config, "logits_scaling", None):  # Granite
+        factors.append(1.0 / float(divisor))
     return OutputHead(
         weight=weight,
         bias=getattr(output_layer(model), "bias", None),
         softcap=getattr(config, "final_logit_softcapping", None),  # Gemma 2
-        multiplier=_multiplier(config),
+        multiplier=next((float(factor) for factor in factors if isinstance(factor, (int, float))), 1.0),
     )
-
-
-def _multiplier(config: Any) -> float:
-    """The factor of a family's logits, under the name that the family gives it."""
-    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1
-        factor = getattr(config, name, None)
-        if isinstance(factor, (int, float)):
-            return float(factor)
-    divisor = getattr(config, "logits_scaling", None)  # Granite
-    return 1.0 / float(divisor) if divisor else 1.0

@@ -22,7 +22,7 @@ from steep.models.fresh import build_fresh, build_target
 from steep.models.hf_config import first_line, quiet_transformers, read_config, read_gguf_config
 from steep.models.quantize import quantize
 from steep.models.reference import ADAPTER_CONFIG, base_config_of, base_reference, resolve_reference
-from steep.models.rope import extend_rope, take_rope
+from steep.models.rope import extend_rope
 
 
 def load_model(
@@ -46,9 +46,8 @@ def load_model(
     else:
         assert config.config is not None
         model = build_fresh(config.config, config.revision, seed, rope=config.rope)
-    method = None if isinstance(config, Target) else config.quantize
-    if method is not None:
-        quantize(cast_weights(model.train(), dtype), method, dtype, device)
+    if isinstance(config, ModelConfig) and config.quantize is not None:
+        quantize(cast_weights(model.train(), dtype), config.quantize, dtype, device)
         return model
     return cast_weights(model.to(device=device), dtype).train()
 
@@ -71,7 +70,7 @@ Adjust = Callable[[Any, str], None]
 def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, adjust: Adjust) -> nn.Module:
     path = resolve_reference(reference)
     if path is not None and (path / ADAPTER_CONFIG).is_file():
-        return _load_merged(path, adjust)
+        return load_adapter(load_adapter_base(path, torch.float32, adjust), path, merge=True)
     if path is not None and path.suffix == ".gguf":
         return _load_gguf(path, dtype, adjust)
     source = reference if path is None else str(path)
@@ -83,24 +82,19 @@ def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, a
         raise ModelError(_no_weights(source, path, error)) from error
 
 
-def _load_merged(folder: Path, adjust: Adjust) -> nn.Module:
-    """The base of an adapter with the adapter added to its weights, in fp32."""
-    return load_adapter(load_adapter_base(folder, torch.float32, adjust), folder, merge=True)
-
-
 def load_adapter_base(folder: Path, dtype: torch.dtype, adjust: Adjust = lambda config, source: None) -> nn.Module:
     """The base of the adapter in `folder`, with the vocabulary size and the positions that the adapter was trained with."""
     trained = base_config_of(folder)
 
     def as_trained(config: Any, source: str) -> None:
-        take_rope(config, trained)
+        for name in ("rope_parameters", "max_position_embeddings"):
+            if name in trained:
+                setattr(config.get_text_config(), name, trained[name])
         adjust(config, source)
 
     model: Any = _load_pretrained(base_reference(folder), None, dtype, as_trained)
-    if trained is not None:
-        rows = trained.get("vocab_size", model.config.vocab_size)
-        if rows != model.config.vocab_size:
-            model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter brings the rows
+    if "vocab_size" in trained and trained["vocab_size"] != model.config.vocab_size:
+        model.resize_token_embeddings(trained["vocab_size"], mean_resizing=False)  # the adapter brings the rows
     return model  # type: ignore[no-any-return]
 
 

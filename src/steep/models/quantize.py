@@ -62,13 +62,10 @@ def linear_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
 def _nf4(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    made = Linear4bit(
-        layer.in_features, layer.out_features, layer.bias is not None,
-        compute_dtype=compute_dtype, quant_type="nf4", compress_statistics=True, device="meta",
-    )  # fmt: skip
-    made.weight = Params4bit(
-        layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=made
-    )
+    sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+    kind: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True}
+    made = Linear4bit(*sizes, compute_dtype=compute_dtype, device="meta", **kind)
+    made.weight = Params4bit(layer.weight.data, requires_grad=False, module=made, **kind)
     made.bias = layer.bias
     # On CPUs with AVX512-BF16 the first forward pass in evaluation repacks the weights for good; training after that fails.
     made.support_avx512bf16_for_cpu = False
@@ -78,14 +75,8 @@ def _nf4(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
 def _int8(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
-    made = Linear8bitLt(
-        layer.in_features,
-        layer.out_features,
-        layer.bias is not None,
-        has_fp16_weights=False,
-        threshold=6.0,
-        device="meta",
-    )
+    sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+    made = Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
     made.weight = Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
     made.bias = layer.bias
     return made
@@ -120,7 +111,11 @@ class PlannedLinear(nn.Linear):
         packed = (math.ceil(numbers / 2), 1) if method == "nf4" else (layer.out_features, layer.in_features)
         self.weight = nn.Parameter(torch.empty(packed, dtype=torch.uint8), requires_grad=False)
         self.weight.quant_state = SimpleNamespace(shape=layer.weight.shape)  # type: ignore[attr-defined]
-        self.register_buffer("scales", torch.empty(_scale_bytes(method, layer), dtype=torch.uint8), persistent=False)
+        scale_bytes = layer.out_features * 4
+        if method == "nf4":
+            blocks = math.ceil(numbers / NF4_BLOCK)
+            scale_bytes = blocks + math.ceil(blocks / NF4_NESTED_BLOCK) * 4 + NF4_TABLE_BYTES
+        self.register_buffer("scales", torch.empty(scale_bytes, dtype=torch.uint8), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -142,10 +137,3 @@ class _Dequantized(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise NotImplementedError("a plan makes no backward pass")
-
-
-def _scale_bytes(method: str, layer: nn.Linear) -> int:
-    if method != "nf4":
-        return layer.out_features * 4
-    blocks = math.ceil(layer.in_features * layer.out_features / NF4_BLOCK)
-    return blocks + math.ceil(blocks / NF4_NESTED_BLOCK) * 4 + NF4_TABLE_BYTES

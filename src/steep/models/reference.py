@@ -76,7 +76,7 @@ def base_reference(folder: Path) -> str:
     return base
 
 
-def base_config_of(folder: Path) -> dict[str, Any] | None:
-    """transformers' configuration of the adapted model, which steep writes beside an adapter; None without one."""
+def base_config_of(folder: Path) -> dict[str, Any]:
+    """transformers' configuration of the adapted model, which steep writes beside an adapter; empty without one."""
     path = folder / BASE_CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

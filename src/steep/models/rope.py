@@ -37,26 +37,11 @@ def extend_rope(config: Any, rope: RopeConfig | None, source: str) -> None:
     factor = rope.factor or (rope.length or 0) / positions
     if factor <= 1:
         raise ModelError(f"{source} has {positions:,} positions; model.rope.length={rope.length:,} extends nothing")
-    text.rope_parameters = {**known, **_parameters(rope.type, factor, positions)}
+    scaled = {**known, "rope_type": rope.type, "factor": float(factor)}
+    if rope.type in ("yarn", "llama3"):
+        scaled["original_max_position_embeddings"] = positions
+    if rope.type == "llama3":
+        scaled |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # as in Llama 3.1's config.json
+    text.rope_parameters = scaled
     if rope.type != "dynamic":  # it counts from the old positions, which `max_positions` multiplies
         text.max_position_embeddings = rope.length or round(positions * factor)
-
-
-def take_rope(config: Any, trained: dict[str, Any] | None) -> None:
-    """Give a base's configuration the positions that its adapter was trained with, in place.
-
-    trained: content of a config.json.
-    """
-    for name in ("rope_parameters", "max_position_embeddings"):
-        if trained is not None and name in trained:
-            setattr(config.get_text_config(), name, trained[name])
-
-
-def _parameters(kind: str, factor: float, positions: int) -> dict[str, Any]:
-    """What transformers needs beside rope_theta. The low and high frequency factors are those of Llama 3.1's config.json."""
-    parameters: dict[str, Any] = {"rope_type": kind, "factor": float(factor)}
-    if kind in ("yarn", "llama3"):
-        parameters["original_max_position_embeddings"] = positions
-    if kind == "llama3":
-        parameters.update(low_freq_factor=1.0, high_freq_factor=4.0)
-    return parameters
