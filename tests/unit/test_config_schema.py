@@ -140,8 +140,8 @@ def test_the_module_prints_the_page_without_torch() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    from steep.config.documentation import document_sections, sections_below
     from steep.config.run import RunConfig
+    from steep.config.schema import document_sections, sections_below
 
     document_sections(RunConfig)
     silent = [

@@ -145,25 +145,22 @@ def device_is_known(config: RunConfig) -> Iterator[Problem]:
 
 def self_generated_has_a_writer(config: RunConfig) -> Iterator[Problem]:
     """Path `auto` is text that the pretrained model writes before the run; it needs the native order."""
-    train: list[tuple[Location, Any]] = [
-        (("data", "train", place), source) for place, source in enumerate(config.data.train)
+    sources: list[tuple[Location, Any]] = [
+        (("data", "train", position, "path"), source) for position, source in enumerate(config.data.train)
     ]
-    texts: list[tuple[Location, Any]] = [
-        (("data", "validation", name), text) for name, text in config.data.validation.items()
-    ]
-    for location, source in (*train, *texts):
+    sources += [(("data", "validation", name, "path"), text) for name, text in config.data.validation.items()]
+    for location, source in sources:
         if source.path != SELF_GENERATED:
             continue
         if isinstance(config.model, Target) or config.model.pretrained is None:
             yield Problem(
-                (*location, "path"),
-                "auto is text that the base model writes, and fresh weights cannot write any; name a text",
+                location, "auto is text that the base model writes, and fresh weights cannot write any; name a text"
             )
         if config.data.order == "megatron":
-            yield Problem((*location, "path"), "auto needs order: native; the megatron order reads token files")
+            yield Problem(location, "auto needs order: native; the megatron order reads token files")
         if location[1] == "train" and (source.role != "replay" or source.stream):
             yield Problem(
-                (*location, "path"),
+                location,
                 "auto is text that the base model writes, as replay, before the first step: give it role: replay, and no stream; "
                 "a file or folder of that name is ./auto",
             )
@@ -174,28 +171,22 @@ def source_names_differ(config: RunConfig) -> Iterator[Problem]:
     named = Counter(source.name for source in config.data.train if source.name is not None)
     for position, source in enumerate(config.data.train):
         if source.name is not None and named[source.name] > 1:
-            yield Problem(
-                ("data", "train", position, "name"),
-                f"{named[source.name]} sources are called {source.name!r}",
-            )
+            message = f"{named[source.name]} sources are called {source.name!r}"
+            yield Problem(("data", "train", position, "name"), message)
 
 
 def plugins_exist(config: RunConfig) -> Iterator[Problem]:
     """An optimizer or tracker is a file in its folder with a function `build`."""
-    if not isinstance(config.optimizer, Target):
-        yield from _known_plugin("steep.optim.optimizers", ("optimizer", "name"), config.optimizer.name)
+    named: list[tuple[str, Location, Any]] = [("steep.optim.optimizers", ("optimizer", "name"), config.optimizer)]
     for position, tracker in enumerate(config.trackers):
-        if not isinstance(tracker, Target):
-            yield from _known_plugin("steep.trackers.backends", ("trackers", position, "name"), tracker.name)
-
-
-def _known_plugin(package: str, location: Location, name: str) -> Iterator[Problem]:
-    names = plugin_names(package)
-    if name not in names:
-        near = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+        named.append(("steep.trackers.backends", ("trackers", position, "name"), tracker))
+    for package, location, plugin in named:
+        if isinstance(plugin, Target) or plugin.name in (names := plugin_names(package)):
+            continue
+        near = get_close_matches(plugin.name.lower(), names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         there = f"There are: {', '.join(names)}. Any other can be named with _target_"
-        yield Problem(location, f"there is no {name!r}{hint} {there}")
+        yield Problem(location, f"there is no {plugin.name!r}{hint} {there}")
 
 
 CROSS_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
@@ -285,17 +276,12 @@ def nearest_path(path: str) -> str:
     return f"; there is no {wanted.name!r} in {str(parent)!r}" if wanted != Path(path) else ""
 
 
-def _entries(folder: Path, limit: int = 20_000) -> list[str]:
-    names: list[str] = []
+def _entries(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                names.append(entry.name)
-                if len(names) >= limit:
-                    break
+            return [entry.name for entry in itertools.islice(entries, 20_000)]
     except PermissionError:
         return []
-    return names
 
 
 def model_files_exist(data: Any) -> Iterator[Problem]:
@@ -303,32 +289,25 @@ def model_files_exist(data: Any) -> Iterator[Problem]:
     for location in (("model", "pretrained"), ("model", "config"), ("tokenizer", "pretrained")):
         section = data.get(location[0]) if isinstance(data, dict) else None
         reference = section.get(location[1]) if isinstance(section, dict) and "_target_" not in section else None
-        if isinstance(reference, str):
-            yield from _model_reference(reference, location)
-
-
-def _model_reference(reference: str, location: Location) -> Iterator[Problem]:
-    expanded = os.path.expanduser(reference)
-    if os.path.exists(expanded):
-        return
-    if reference.startswith((".", "/", "~")) or reference.lower().endswith((".gguf", ".json", ".safetensors")):
-        yield Problem(location, f"{reference!r} does not exist{nearest_path(expanded)}")
-    elif not _HUB_ID.fullmatch(reference):
-        yield Problem(
-            location,
-            f"{shown(reference)} is neither a path that exists{nearest_path(expanded)} "
-            "nor a hub id such as HuggingFaceTB/SmolLM2-135M",
-        )
+        if not isinstance(reference, str) or os.path.exists(expanded := os.path.expanduser(reference)):
+            continue
+        if reference.startswith((".", "/", "~")) or reference.lower().endswith((".gguf", ".json", ".safetensors")):
+            yield Problem(location, f"{reference!r} does not exist{nearest_path(expanded)}")
+        elif not _HUB_ID.fullmatch(reference):
+            yield Problem(
+                location,
+                f"{shown(reference)} is neither a path that exists{nearest_path(expanded)} "
+                "nor a hub id such as HuggingFaceTB/SmolLM2-135M",
+            )
 
 
 def target_files_exist(data: Any) -> Iterator[Problem]:
     """The file of `_target_: ./file.py:object` exists."""
     for location, written in _target_texts(data, ()):
         file, colon, _ = written.rpartition(":")
-        if colon and file.endswith(".py") and not os.path.isfile(os.path.expanduser(file)):
-            yield Problem(
-                (*location, "_target_"), f"the file {file!r} does not exist{nearest_path(os.path.expanduser(file))}"
-            )
+        expanded = os.path.expanduser(file)
+        if colon and file.endswith(".py") and not os.path.isfile(expanded):
+            yield Problem((*location, "_target_"), f"the file {file!r} does not exist{nearest_path(expanded)}")
 
 
 def _target_texts(value: Any, location: Location) -> Iterator[tuple[Location, str]]:

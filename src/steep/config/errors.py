@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from steep.config.documentation import meaning_of
 from steep.config.keys import (
     Location,
     allows_null,
@@ -23,6 +22,7 @@ from steep.config.keys import (
     field_at,
     in_words,
     item_type,
+    meaning_of,
     members,
     number_kind,
     section_of,
@@ -30,7 +30,6 @@ from steep.config.keys import (
     type_at,
 )
 from steep.config.redact import redact
-from steep.config.run import RunConfig
 from steep.config.suggestions import suggest_key
 from steep.core.errors import ConfigError
 from steep.core.units import parse_count
@@ -67,23 +66,14 @@ EXAMPLES: dict[Location, str] = {
 }
 
 
-def shown(value: Any, key: str = "", limit: int = 60) -> str:
+def shown(value: Any, key: str = "") -> str:
     """A value as the user wrote it, short, secrets masked."""
     value = redact({key: value})[key]
     try:
         text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else repr(value)
     except (TypeError, ValueError):
         text = repr(value)
-    return text if len(text) <= limit else text[: limit - 2] + "…" + text[-1]
-
-
-def kind_of(value: Any) -> str:
-    """The kind of a value, in words."""
-    if value is None:
-        return "empty (null)"
-    kinds: list[tuple[type, str]] = [(bool, "true or false"), (int, "a number"), (float, "a number"), (str, "text")]
-    kinds += [(list, "a list"), (Mapping, "a mapping")]
-    return next((word for kind, word in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
+    return text if len(text) <= 60 else text[:58] + "…" + text[-1]
 
 
 # --- unknown keys ---------------------------------------------------------------------------------------------------
@@ -97,17 +87,12 @@ def unknown_key(location: Location, value: Any, written: str = "") -> Problem:
     )
     suggestion = suggest_key(location)
     if suggestion is None:
-        return Problem(location, f"there is no such key{given}", note=_keys_here(location[:-1]))
+        section = section_of(type_at(location[:-1]))
+        place = f"keys of {dotted(location[:-1])}" if len(location) > 1 else "sections"
+        note = f"The {place} are: {', '.join(section.model_fields)}." if section is not None else ""
+        return Problem(location, f"there is no such key{given}", note=note)
     remark = f" ({suggestion.remark})" if suggestion.remark else ""
     return Problem(location, f"there is no such key{given}; did you mean {dotted(suggestion.location)}?{remark}")
-
-
-def _keys_here(parent: Location) -> str:
-    section = section_of(type_at(parent))
-    if section is None:
-        return ""
-    place = f"keys of {dotted(parent)}" if parent else "sections"
-    return f"The {place} are: {', '.join(section.model_fields)}."
 
 
 # --- pydantic's errors in plain words -------------------------------------------------------------------------------
@@ -179,14 +164,14 @@ def needed(location: Location) -> str:
 
 def wrong_type(location: Location, value: Any, written: str = "") -> Problem:
     """The problem of a value whose type is not the key's."""
-    key = str(location[-1]) if location else ""
     if value is None:
         return Problem(location, f"is empty (null); {needed(location)} is needed, or leave the key out")
-    hint = _conversion(location, value, written)
-    what = f"{shown(value, key)} is {kind_of(value)}" if not isinstance(value, (bool, str)) else shown(value, key)
+    given, hint = shown(value, str(location[-1]) if location else ""), _conversion(location, value, written)
     if isinstance(value, (bool, str)):
-        return Problem(location, f"{what} is not {needed(location)}{hint}")
-    return Problem(location, f"{what}; {needed(location)} is needed{hint}")
+        return Problem(location, f"{given} is not {needed(location)}{hint}")
+    kinds: list[tuple[Any, str]] = [((int, float), "a number"), (list, "a list"), (Mapping, "a mapping")]
+    kind = next((word for types, word in kinds if isinstance(value, types)), f"a {type(value).__name__}")
+    return Problem(location, f"{given} is {kind}; {needed(location)} is needed{hint}")
 
 
 def _conversion(location: Location, value: Any, written: str) -> str:
@@ -207,9 +192,7 @@ def _conversion(location: Location, value: Any, written: str) -> str:
 def _wrapped(annotation: Any, value: Any) -> str:
     """The brackets or braces that a value lacks: a list's one entry, a mapping's name."""
     item = section_of(item_type(annotation))
-    first = (
-        next((name for name, field in item.model_fields.items() if field.annotation is not None), "") if item else ""
-    )
+    first = next(iter(item.model_fields)) if item else ""
     if "list" in in_words(annotation) and isinstance(value, (str, Mapping)):
         entry = "{" + ", ".join(f"{key}: …" for key in value) + "}" if isinstance(value, Mapping) else str(value)
         return f"; write [{{{first}: {entry[:60]}}}]" if item and isinstance(value, str) else f"; write [{entry[:60]}]"
@@ -231,8 +214,7 @@ def _as_section(location: Location, value: Any) -> str:
 
 
 def _missing(location: Location) -> Problem:
-    field = field_at(location)
-    meaning = meaning_of(RunConfig, location).split(". ")[0].rstrip(".:") if field else ""
+    meaning = meaning_of(location).split(". ")[0].rstrip(".:")
     message = _IS_NEEDED + (f" ({meaning[0].lower()}{meaning[1:]})" if meaning else "")
     if example := EXAMPLES.get(location):
         message += f", for example `{example}`"
@@ -264,33 +246,3 @@ def _bad_pattern(location: Location, value: Any, pattern: str) -> str:
             f"with a letter or digit, as in {fits!r}. The folder is created in run.directory"
         )
     return f"{shown(value)} does not have the form {pattern}"
-
-
-# --- where each problem is ------------------------------------------------------------------------------------------
-
-
-def with_places(
-    problems: Sequence[Problem], place_of: Callable[[Location, bool], tuple[tuple[Any, ...], str]]
-) -> list[str]:
-    """One line per problem, `file:line: dotted.key: message`, in the order of the file.
-
-    place_of: gives (sort key, prefix) for a location.
-    """
-    lines = []
-    for problem in problems:
-        wanted = [(*problem.location, name) for name in problem.mentions]
-        places = [place_of(location, True) for location in wanted]
-        exact = [place for place in places if place[1]]
-        order, prefix = exact[0] if exact else place_of(problem.location, False)
-        name = f"{dotted(problem.location)}: " if problem.location else ""
-        lines.append((order, f"{prefix}{name}{problem.message}", problem.note))
-    return _with_notes(sorted(lines, key=lambda line: line[0]))
-
-
-def _with_notes(lines: Sequence[tuple[tuple[Any, ...], str, str]]) -> list[str]:
-    shown_notes: set[str] = set()
-    texts = []
-    for _, text, note in lines:
-        texts.append(f"{text}. {note}" if note and note not in shown_notes else text)
-        shown_notes.add(note)
-    return texts

@@ -6,9 +6,15 @@ or the words for it. Everything comes from the pydantic models, so a new section
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
+from functools import reduce
+from itertools import pairwise
+from operator import itemgetter
 from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import BaseModel, BeforeValidator
@@ -60,6 +66,11 @@ def section_of(annotation: Any) -> Optional[type[Section]]:
     return found[0] if found else None
 
 
+def section_within(annotation: Any) -> Optional[type[Section]]:
+    """The section that this type is, or that its entries are."""
+    return section_of(annotation) or section_of(item_type(annotation))
+
+
 def item_type(annotation: Any) -> Any:
     """The type of a list's or mapping's values, or None where there are none."""
     for part in members(annotation):
@@ -69,6 +80,11 @@ def item_type(annotation: Any) -> Any:
         if origin is dict:
             return arguments[1]
     return None
+
+
+def holds_names(annotation: Any) -> bool:
+    """Whether the entries of this type have names of the user's choice."""
+    return any(typing.get_origin(part) is dict for part in members(annotation))
 
 
 def field_at(location: Location) -> Optional[FieldInfo]:
@@ -81,17 +97,39 @@ def field_at(location: Location) -> Optional[FieldInfo]:
 
 def type_at(location: Location) -> Any:
     """The type of the value at `location`, or None outside the known keys."""
-    annotation: Any = RunConfig
-    for part in location:
-        section = section_of(annotation)
-        if section is not None:
-            field = section.model_fields.get(str(part))
-            annotation = field.annotation if field is not None else None
-        else:
-            annotation = item_type(annotation)
-        if annotation is None:
-            return None
-    return annotation
+    return reduce(_type_under, location, RunConfig)
+
+
+def _type_under(annotation: Any, part: Union[str, int]) -> Any:
+    section = section_of(annotation)
+    if section is None:
+        return item_type(annotation)
+    field = section.model_fields.get(str(part))
+    return field.annotation if field is not None else None
+
+
+def meaning_of(location: Location) -> str:
+    """The first line of the docstring of the key at `location`; empty if it has none."""
+    section = section_of(type_at(location[:-1]))
+    return field_docstrings(section).get(str(location[-1]), "").split("\n")[0] if section is not None else ""
+
+
+def field_docstrings(section: type[Section]) -> dict[str, str]:
+    """The text under each field, inherited ones included, read from the source code.
+
+    pydantic can do this for every class as it is defined (`use_attribute_docstrings`), which doubles the time until a wrong
+    configuration is reported; only the schema, the reference page and the message about a missing key need them.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__):
+        if issubclass(base, Section) and base is not Section:
+            [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(definition, ast.ClassDef)
+            for pair in pairwise(definition.body):
+                match pair:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        found[name] = inspect.cleandoc(text)
+    return found
 
 
 def all_keys() -> Iterator[Location]:
@@ -105,8 +143,7 @@ def _keys_of(section: type[Section], prefix: Location) -> Iterator[Location]:
         yield location
         inner, step = section_of(field.annotation), location
         if inner is None and (item := item_type(field.annotation)) is not None:
-            is_mapping = any(typing.get_origin(part) is dict for part in members(field.annotation))
-            inner, step = section_of(item), (*location, "<name>" if is_mapping else 0)
+            inner, step = section_of(item), (*location, "<name>" if holds_names(field.annotation) else 0)
         if inner is not None:
             yield from _keys_of(inner, step)
 
@@ -115,25 +152,15 @@ def strip_tags(location: Location) -> Location:
     """A pydantic location without what pydantic adds for unions: `section`/`target` and the names of alternatives."""
     clean: list[Union[str, int]] = []
     annotation: Any = RunConfig
-    rest = list(location)
-    while rest:
-        if annotation is not None and len(members(annotation)) > 1:
-            tag = rest.pop(0)
-            if is_component(annotation):
-                annotation = Target if tag == "target" else section_of(annotation)
-            else:
-                annotation = next((m for m in members(annotation) if typing.get_origin(m) is not None), None)
-            continue
-        part = rest.pop(0)
-        if part == "[key]":
-            continue
-        clean.append(part)
-        section = section_of(annotation) if annotation is not None else None
-        if section is not None:
-            field = section.model_fields.get(str(part))
-            annotation = field.annotation if field is not None else None
-        else:
-            annotation = item_type(annotation) if annotation is not None else None
+    for part in location:
+        alternatives = members(annotation)
+        if len(alternatives) > 1 and is_component(annotation):
+            annotation = Target if part == "target" else section_of(annotation)
+        elif len(alternatives) > 1:
+            annotation = next((m for m in alternatives if typing.get_origin(m) is not None), None)
+        elif part != "[key]":
+            clean.append(part)
+            annotation = _type_under(annotation, part)
     return tuple(clean)
 
 
@@ -157,22 +184,18 @@ def constraints(field: Optional[FieldInfo]) -> list[Any]:
 
 def bounds(field: Optional[FieldInfo]) -> str:
     """The limits of a field, in words: ` above 0 and below 1`; empty if there are none."""
-    lower, upper = None, None
-    for item in constraints(field):
-        low = [(getattr(item, "ge", None), "of at least"), (getattr(item, "gt", None), "above")]
-        high = [(getattr(item, "le", None), "of at most"), (getattr(item, "lt", None), "below")]
-        for value, word in low:
-            if value is not None and (lower is None or value >= lower[0]):
-                lower = (value, word)
-        for value, word in high:
-            if value is not None and (upper is None or value <= upper[0]):
-                upper = (value, word)
-    parts = [f"{word} {_shown_bound(value)}" for value, word in (b for b in (lower, upper) if b is not None)]
-    return (" " + " and ".join(parts)) if parts else ""
-
-
-def _shown_bound(value: float) -> str:
-    return "2^63" if value == 2**63 else f"{value:g}"
+    parts = []
+    for words, tightest in (({"ge": "of at least", "gt": "above"}, max), ({"le": "of at most", "lt": "below"}, min)):
+        limits = [
+            (value, word)
+            for item in constraints(field)
+            for name, word in words.items()
+            if (value := getattr(item, name, None)) is not None
+        ]
+        if limits:
+            value, word = tightest(reversed(limits), key=itemgetter(0))  # of equal limits the last
+            parts.append(f"{word} {'2^63' if value == 2**63 else f'{value:g}'}")
+    return " " + " and ".join(parts) if parts else ""
 
 
 def number_kind(field: Optional[FieldInfo]) -> Optional[str]:
@@ -185,10 +208,8 @@ def number_kind(field: Optional[FieldInfo]) -> Optional[str]:
 
 def choices(annotation: Any) -> list[str]:
     """The values of a `Literal` type, else an empty list."""
-    return [
-        str(value) for part in members(annotation) if typing.get_origin(part) is Literal
-        for value in typing.get_args(part)
-    ]  # fmt: skip
+    literals = [part for part in members(annotation) if typing.get_origin(part) is Literal]
+    return [str(value) for part in literals for value in typing.get_args(part)]
 
 
 def in_words(annotation: Any, plural: bool = False) -> str:

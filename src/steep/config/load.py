@@ -14,7 +14,10 @@ import math
 import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem, itemgetter
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -22,26 +25,25 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from steep.config.checks import CROSS_CHECKS, DISK_CHECKS, nearest_path
-from steep.config.errors import ConfigProblems, Problem, problems_of, with_places, wrong_type
+from steep.config.errors import ConfigProblems, Problem, problems_of, wrong_type
 from steep.config.keys import (
     Location,
     allows_null,
+    dotted,
     field_at,
     is_component,
-    item_type,
     members,
     section_of,
+    section_within,
     type_at,
 )
-from steep.config.overrides import BadOverride, Override, apply_override, parse_overrides
+from steep.config.overrides import Override, apply_override, parse_overrides
 from steep.config.recipes import apply_recipe
 from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.config.suggestions import suggest_key
 from steep.config.yaml_file import MAX_BYTES, Dumper, YamlText, parse_yaml
 from steep.core.files import write_text
-
-__all__ = ["ConfigLike", "as_config", "load_run_config", "write_config"]
 
 ConfigLike = Union[RunConfig, Mapping[str, Any], str, os.PathLike[str]]
 """A RunConfig, its values as a mapping, or the path of a YAML file."""
@@ -95,11 +97,18 @@ def _read_file(path: Path) -> YamlText:
         hint = f"; it holds {', '.join(inside[:5])}" if inside else ""
         raise ConfigProblems([f"{path}: is a folder; a configuration is a YAML file{hint}"])
     if not path.exists():
-        raise ConfigProblems([f"{path}: does not exist{_nearest_file(path)}"])
+        near = [f"{path}{suffix}" for suffix in (".yaml", ".yml") if Path(f"{path}{suffix}").is_file()]
+        hint = f"; did you mean '{near[0]}'?" if near else nearest_path(str(path))
+        raise ConfigProblems([f"{path}: does not exist{hint}"])
     try:
-        content = _read_limited(path)
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigProblems([f"{path}: cannot be read: {error.strerror}"]) from error
+    if len(content) > MAX_BYTES:
+        raise ConfigProblems(
+            [f"{path}: is larger than {MAX_BYTES // 10**6} MB, so it is not a configuration; is it a data file?"]
+        )
     text = parse_yaml(_decode(content, path))
     syntax = [f"{path}:{line}: {message}" for line, location, message in text.problems if location == ()]
     if syntax:
@@ -113,23 +122,6 @@ def _read_file(path: Path) -> YamlText:
         raise ConfigProblems([f"{path}:1: holds {found}; a configuration holds sections: a name, a colon, a space and its keys, "
                               "such as `model: {pretrained: HuggingFaceTB/SmolLM2-135M}`"])  # fmt: skip
     return text
-
-
-def _nearest_file(path: Path) -> str:
-    for suffix in (".yaml", ".yml"):
-        if Path(f"{path}{suffix}").is_file():
-            return f"; did you mean '{path}{suffix}'?"
-    return nearest_path(str(path))
-
-
-def _read_limited(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ConfigProblems(
-            [f"{path}: is larger than {MAX_BYTES // 10**6} MB, so it is not a configuration; is it a data file?"]
-        )
-    return content
 
 
 def _decode(content: bytes, path: Path) -> str:
@@ -166,7 +158,8 @@ class _Draft:
     text: YamlText
     file: str
     applied: list[Override] = field(default_factory=list)
-    bad: list[BadOverride] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    """The messages about overrides that cannot be read or applied."""
     problems: list[Problem] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -176,11 +169,11 @@ class _Draft:
     def override(self, arguments: Sequence[str]) -> None:
         overrides, self.bad = parse_overrides(arguments)
         for override in overrides:
-            problem = apply_override(self.data, override)
-            if problem is None:
+            try:
+                apply_override(self.data, override)
                 self.applied.append(override)
-            else:
-                self.bad.append(BadOverride(override.text, problem))
+            except ValueError as error:
+                self.bad.append(f"{override.text}: {error}")
 
     def finish(self) -> RunConfig:
         """Validate. Raises ConfigProblems if anything is wrong."""
@@ -221,8 +214,20 @@ class _Draft:
     # --- where things came from ---
 
     def lines(self) -> list[str]:
-        lines = [f"{bad.text}: {bad.problem.message}" for bad in self.bad]
-        return with_places([self.explain_bare(problem) for problem in self.problems], self.place_of) + lines
+        """One line per problem, `file:line: dotted.key: message`, in the order of the file; then the bad overrides."""
+        found = []
+        for problem in map(self.explain_bare, self.problems):
+            places = [self.place_of((*problem.location, name), True) for name in problem.mentions]
+            order, prefix = next((place for place in places if place[1]), None) or self.place_of(
+                problem.location, False
+            )
+            name = f"{dotted(problem.location)}: " if problem.location else ""
+            found.append((order, f"{prefix}{name}{problem.message}", problem.note))
+        lines, notes = [], {""}
+        for _, line, note in sorted(found, key=itemgetter(0)):
+            lines.append(line if note in notes else f"{line}. {note}")
+            notes.add(note)
+        return lines + self.bad
 
     def explain_bare(self, problem: Problem) -> Problem:
         """`--optimizer.learning_rate` at the end of a line means true; the mistake is the missing value."""
@@ -234,14 +239,11 @@ class _Draft:
     def place_of(self, location: Location, exactly: bool) -> tuple[tuple[Any, ...], str]:
         """(sort key, prefix) of the nearest place that gave `location`; no prefix if nothing gave it exactly."""
         for size in range(len(location), -1, -1):
-            for position in reversed(range(len(self.applied))):
-                made_by = self.applied[position].location
-                exact, on_its_way = (
-                    made_by == location[:size],
-                    made_by[:size] == location and location not in self.text.lines,
-                )
-                if size and (exact or on_its_way):
-                    return (1, position), f"{_short(self.applied[position].text)}: "
+            for position, override in reversed(list(enumerate(self.applied))):
+                on_its_way = override.location[:size] == location and location not in self.text.lines
+                if size and (override.location == location[:size] or on_its_way):
+                    shown = override.text if len(override.text) <= 80 else override.text[:79] + "…"
+                    return (1, position), f"{shown}: "
             if location[:size] in self.text.lines:
                 line = self.text.lines[location[:size]]
                 return (0, line), f"{self.file}:{line}: "
@@ -250,18 +252,13 @@ class _Draft:
         return (0, 0) if self.file else (2,), f"{self.file}: " if self.file else ""
 
 
-def _short(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def _is_consequence(problem: Problem, changed: set[Location]) -> bool:
     """Whether a problem may only exist because a wrong key was removed."""
     if problem.location in changed:
         return True
     if problem.mentions:
         return any((*problem.location, name) in changed for name in problem.mentions)
-    annotation = type_at(problem.location)
-    holds_keys = section_of(annotation) is not None or section_of(item_type(annotation)) is not None
+    holds_keys = section_within(type_at(problem.location)) is not None
     return holds_keys and any(location[: len(problem.location)] == problem.location for location in changed)
 
 
@@ -279,32 +276,21 @@ def _mend(data: Any, locations: list[Location]) -> set[Location]:
         suggestion = suggest_key(location) if isinstance(location[-1], str) else None
         if suggestion and suggestion.location[:-1] != location[:-1]:
             changed.add(suggestion.location)
-        elif suggestion and _put_in(data, suggestion.location, value):
-            changed.discard(location)
+        elif suggestion:
+            section = reduce(getitem, suggestion.location[:-1], data)
+            if isinstance(section, dict) and suggestion.location[-1] not in section:
+                section[suggestion.location[-1]] = value
+                changed.discard(location)
     return changed
 
 
 def _take_out(data: Any, location: Location) -> tuple[bool, Any]:
     """Remove a key; an entry of a list stays as a placeholder, so that the others keep their positions."""
-    if not location:
-        return False, None
-    try:
-        for part in location[:-1]:
-            data = data[part]
-        if isinstance(data, dict) and location[-1] in data:
-            return True, data.pop(location[-1])
-    except (KeyError, IndexError, TypeError):
-        return False, None
+    with suppress(LookupError, TypeError):  # nothing is there, or the location is ()
+        section = reduce(getitem, location[:-1], data)
+        if isinstance(section, dict) and location[-1] in section:
+            return True, section.pop(location[-1])
     return False, None
-
-
-def _put_in(data: Any, location: Location, value: Any) -> bool:
-    for part in location[:-1]:
-        data = data[part]
-    if not isinstance(data, dict) or location[-1] in data:
-        return False
-    data[location[-1]] = value
-    return True
 
 
 def _without_empty_sections(data: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steep.config.errors import Problem
 from steep.config.keys import Location, dotted, in_words, section_of, type_at
 from steep.config.yaml_file import parse_yaml, read_scalar
 
@@ -26,34 +25,25 @@ class Override:
     bare: bool = False
 
 
-@dataclass(frozen=True)
-class BadOverride:
-    """An override that cannot be read: how it was typed, and why not."""
-
-    text: str
-    problem: Problem
-
-
-def parse_overrides(arguments: Sequence[str]) -> tuple[list[Override], list[BadOverride]]:
-    """Read the arguments of a command line. Returns what could be read and what could not."""
+def parse_overrides(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """Read the arguments of a command line. Returns what could be read, and the messages about what could not."""
     overrides: list[Override] = []
-    bad: list[BadOverride] = []
+    bad: list[str] = []
     rest = [str(argument) for argument in arguments]
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--") or argument == "--":
-            bad.append(BadOverride(argument, Problem((), _stray(argument))))
+            bad.append(f"{argument}: {_stray(argument)}")
             continue
         name, equals, text = argument[2:].partition("=")
         bare = not equals and (not rest or rest[0].startswith("--"))
         if not equals and not bare:
             text = rest.pop(0)
             argument = f"{argument} {text}"
-        read = _parse_one(name, text, argument, bare)
-        if isinstance(read, BadOverride):
-            bad.append(read)
-        else:
-            overrides.append(read)
+        try:
+            overrides.append(_parse_one(name, text.strip(), argument, bare))
+        except ValueError as error:
+            bad.append(f"{argument}: {error}")
     return overrides, bad
 
 
@@ -63,44 +53,41 @@ def _stray(argument: str) -> str:
     return "does not belong to a key; an override is written --section.key value, a list --section.key '[a, b]'"
 
 
-def _parse_one(name: str, text: str, argument: str, bare: bool) -> Override | BadOverride:
+def _parse_one(name: str, text: str, argument: str, bare: bool) -> Override:
+    """Raises ValueError saying what is missing or wrong."""
     parts = name.split(".")
     location: Location = tuple(int(part) if part.isdigit() and len(part) < 7 else part for part in parts)
     if not all(parts):
-        return BadOverride(argument, Problem((), "a key is missing; an override is written --section.key value"))
+        raise ValueError("a key is missing; an override is written --section.key value")
     if bare:
         return Override(location, True, argument, bare=True)
-    if not text.strip():
-        return BadOverride(argument, Problem(location, "has no value; write null for none, '\"\"' for empty text"))
-    text = text.strip()
+    if not text:
+        raise ValueError("has no value; write null for none, '\"\"' for empty text")
     if text[0] not in "[{\"'":
         return Override(location, read_scalar(text), argument)
     parsed = parse_yaml(text)
     if parsed.problems:
-        return BadOverride(argument, Problem(location, "; ".join(message for _, _, message in parsed.problems)))
+        raise ValueError("; ".join(message for _, _, message in parsed.problems))
     return Override(location, parsed.data, argument)
 
 
-def apply_override(data: dict[str, Any], override: Override) -> Problem | None:
-    """Write one override into `data`, creating the mappings on the way. Returns the problem if there is no such place."""
-    *path, last = override.location
+def apply_override(data: dict[str, Any], override: Override) -> None:
+    """Write one override into `data`, creating the mappings on the way. Raises ValueError if there is no such place."""
     here: Any = data
-    for depth, part in enumerate(path):
-        parent = override.location[: depth + 1]
-        problem = _reachable(here, part, parent)
-        if problem:
-            return problem
-        following = override.location[depth + 1]
-        fresh: Any = [] if following == 0 and not _wants_mapping(parent) else {}
-        here = _step_into(here, part, fresh)
-    problem = _reachable(here, last, override.location)
-    if problem:
-        return problem
-    if isinstance(here, list):
-        here[int(last) : int(last) + 1] = [override.value]
-    else:
-        here[str(last)] = override.value
-    return None
+    for depth, part in enumerate(override.location, start=1):
+        location = override.location[:depth]
+        _check_entry(here, part, location)
+        key = part if isinstance(here, list) else str(part)
+        if isinstance(here, list) and key == len(here):
+            here.append(None)
+        if depth == len(override.location):
+            here[key] = override.value
+            return
+        if isinstance(here, dict):
+            here.setdefault(key, None)
+        if here[key] is None:
+            here[key] = [] if override.location[depth] == 0 and not _wants_mapping(location) else {}
+        here = here[key]
 
 
 def _wants_mapping(location: Location) -> bool:
@@ -108,32 +95,14 @@ def _wants_mapping(location: Location) -> bool:
     return annotation is not None and (section_of(annotation) is not None or "list" not in in_words(annotation))
 
 
-def _step_into(here: Any, part: str | int, fresh: Any) -> Any:
-    """The value under `part`, created if it is missing or empty."""
-    if isinstance(here, list):
-        index = int(part)
-        if index == len(here):
-            here.append(fresh)
-        elif here[index] is None:
-            here[index] = fresh
-        return here[index]
-    if here.get(str(part)) is None:
-        here[str(part)] = fresh
-    return here[str(part)]
-
-
-def _reachable(here: Any, part: str | int, location: Location) -> Problem | None:
-    """Why `here` has no `part`; None if it has."""
+def _check_entry(here: Any, part: str | int, location: Location) -> None:
+    """Raises ValueError saying why `here` can have no `part`."""
     parent = dotted(location[:-1])
-    if isinstance(here, dict):
-        return None
     if isinstance(here, list):
         if not isinstance(part, int):
-            return Problem(location, f"{parent} is a list: name one of its entries by number, as in {parent}.0.{part}")
+            raise ValueError(f"{parent} is a list: name one of its entries by number, as in {parent}.0.{part}")
         if part > len(here):
-            last = (
-                f"its entries are 0 to {len(here) - 1}, and {len(here)} appends" if here else "it is empty, 0 appends"
-            )
-            return Problem(location, f"{parent} has no entry {part}: {last}")
-        return None
-    return Problem(location, f"{parent} is {here!r}, which has no keys")
+            entries = f"its entries are 0 to {len(here) - 1}, and {len(here)} appends"
+            raise ValueError(f"{parent} has no entry {part}: {entries if here else 'it is empty, 0 appends'}")
+    elif not isinstance(here, dict):
+        raise ValueError(f"{parent} is {here!r}, which has no keys")

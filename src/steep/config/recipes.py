@@ -7,11 +7,10 @@ the rates are for models between 100 million and 10 billion parameters; `steep p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-Path = tuple[str, ...]
 
 REPLAY_RATIO = 0.05
 
@@ -94,10 +93,13 @@ BUILT_IN = {"schedule.name": "cosine", "optimizer.name": "adamw"}
 
 def apply_recipe(data: dict[str, Any]) -> dict[str, Any]:
     """The user's mapping, its missing values filled in from its `recipe`; unchanged without a known recipe."""
-    filled = _copy(data)
+    filled = copy.deepcopy(data)
     for default in RECIPES.get(str(data.get("recipe")), ()):
-        if _applies(default, data) and not _has(data, default.key) and _can_take(filled, default.key):
-            _put(filled, default.key, default.value)
+        name, key = default.key.split(".")
+        section = {} if filled.get(name) is None else filled[name]
+        is_open = isinstance(section, dict) and "_target_" not in section  # the keys of a `_target_` are its arguments
+        if is_open and key not in section and _applies(default, data):  # a written null counts: the user wrote it
+            filled[name] = {**section, key: default.value}
     if data.get("recipe") == "continued_pretraining":
         _share_replay(filled)
     return filled
@@ -113,13 +115,14 @@ def recipe_lines(data: dict[str, Any]) -> list[str]:
         if not _applies(default, data):
             continue
         now = _get(data, default.key)
-        if now == default.value or now == _plain(default.value):
+        value = list(default.value) if isinstance(default.value, tuple) else default.value  # `data` is JSON
+        if now == value:
             reason = f"{default.why}; " if default.why else ""
             lines.append(f"  {default.key} {_show(now)}: {reason}{default.source}")
         elif now is not None:
-            lines.append(f"  {default.key} {_show(now)}: yours (the recipe has {_show(default.value)})")
+            lines.append(f"  {default.key} {_show(now)}: yours (the recipe has {_show(value)})")
     if name == "continued_pretraining":
-        lines += list(_replay_lines(data))
+        lines += _replay_lines(data)
     return lines
 
 
@@ -161,12 +164,6 @@ def _applies(default: RecipeDefault, data: dict[str, Any]) -> bool:
     return (_get(data, key) or BUILT_IN.get(key)) == wanted
 
 
-def _has(data: Any, key: str) -> bool:
-    """Whether the key is written; null counts, since the user wrote it."""
-    section, name = key.split(".")
-    return isinstance(data.get(section), dict) and name in data[section]
-
-
 def _get(data: Any, key: str) -> Any:
     for part in key.split("."):
         if not isinstance(data, dict) or part not in data:
@@ -175,26 +172,5 @@ def _get(data: Any, key: str) -> Any:
     return data
 
 
-def _can_take(data: dict[str, Any], key: str) -> bool:
-    """Whether the key's section is one of steep's; the keys of a `_target_` are its arguments."""
-    section = data.get(key.split(".")[0])
-    return section is None or (isinstance(section, dict) and "_target_" not in section)
-
-
-def _put(data: dict[str, Any], key: str, value: Any) -> None:
-    section, name = key.split(".")
-    data[section] = {**(data.get(section) or {}), name: value}
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _show(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(_plain(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

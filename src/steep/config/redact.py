@@ -42,12 +42,13 @@ _KNOWN_FORMS = re.compile(
 
 def redact(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `mapping` with every secret replaced by `***`; keys, order and everything else unchanged."""
-    return _redact_mapping(mapping, _environment_secrets(os.environ))
+    masked: dict[str, Any] = _redacted(mapping, _environment_secrets())
+    return masked
 
 
 def redact_text(text: str) -> str:
     """`text` with the environment's secrets, URL userinfo and texts of a known form masked."""
-    return _redact_text(text, _environment_secrets(os.environ))
+    return _redact_text(text, _environment_secrets())
 
 
 def redact_arguments(arguments: Sequence[str]) -> list[str]:
@@ -57,27 +58,23 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         name, equals, _ = argument.partition("=")
         secret = name.startswith("--") and is_secret_key(name.rpartition(".")[2].lstrip("-"))
-        shown.append("***" if hide else f"{name}=***" if secret and equals else redact_text(argument))
+        shown.append(MASK if hide else f"{name}={MASK}" if secret and equals else redact_text(argument))
         hide = secret and not equals
     return shown
 
 
 def is_secret_key(key: str) -> bool:
     """Whether a key's name suggests that its value is a secret."""
-    words = _words(key)
+    words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()) if word]
     if any(word in _SECRET_WORDS for word in words) or any(pair in _SECRET_PAIRS for pair in itertools.pairwise(words)):
         return True
     return bool(words) and words[-1] in ("token", "auth") and (words[-2] if len(words) > 1 else "") in _TOKEN_OWNERS
 
 
-def _words(key: str) -> list[str]:
-    return [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()) if word]
-
-
-def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
+def _environment_secrets() -> list[str]:
     """Values of the variables that hold secrets, longest first."""
     found = set()
-    for name, value in environment.items():
+    for name, value in os.environ.items():
         by_prefix = name.startswith(("MLFLOW_", "AWS_")) and name not in _HARMLESS and not name.endswith(_PLACES)
         named = by_prefix or (is_secret_key(name) and not name.endswith(_PLACES))
         is_plain = value.isdigit() or value.lower() in _SWITCHES
@@ -86,18 +83,14 @@ def _environment_secrets(environment: Mapping[str, str]) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def _redact_mapping(mapping: Mapping[str, Any], secrets: list[str]) -> dict[str, Any]:
-    return {
-        key: _mask_all(value) if is_secret_key(str(key)) else _redact_value(value, secrets)
-        for key, value in mapping.items()
-    }
-
-
-def _redact_value(value: Any, secrets: list[str]) -> Any:
+def _redacted(value: Any, secrets: list[str], hide: bool = False) -> Any:
+    """hide: mask everything, as under a secret's key. Booleans and empty values are not secrets."""
     if isinstance(value, Mapping):
-        return _redact_mapping(value, secrets)
+        return {key: _redacted(item, secrets, hide or is_secret_key(str(key))) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_redact_value(item, secrets) for item in value)
+        return type(value)(_redacted(item, secrets, hide) for item in value)
+    if hide:
+        return value if value is None or isinstance(value, bool) or value == "" else MASK
     return _redact_text(value, secrets) if isinstance(value, str) else value
 
 
@@ -106,12 +99,3 @@ def _redact_text(text: str, secrets: list[str]) -> str:
         text = text.replace(secret, MASK)
     text = _USERINFO.sub(rf"\g<1>{MASK}@", text)
     return _KNOWN_FORMS.sub(MASK, _QUERY.sub(rf"\g<1>{MASK}", text))
-
-
-def _mask_all(value: Any) -> Any:
-    """Mask everything under a secret's key. Booleans and empty values are not secrets."""
-    if isinstance(value, Mapping):
-        return {key: _mask_all(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mask_all(item) for item in value)
-    return value if value is None or isinstance(value, bool) or value == "" else MASK

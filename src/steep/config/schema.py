@@ -7,7 +7,6 @@ The schema describes what a person may write: a count is a number or a text such
 from __future__ import annotations
 
 import json
-import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,18 +14,19 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticUndefined, core_schema
 
-from steep.config.documentation import document_sections
 from steep.config.keys import (
     NUMBERS_AS_WRITTEN,
     allows_null,
     bounds,
     choices,
+    field_docstrings,
+    holds_names,
     in_words,
     is_component,
     item_type,
-    members,
     number_kind,
     section_of,
+    section_within,
 )
 from steep.config.run import RunConfig
 from steep.core.section import Section
@@ -45,15 +45,30 @@ class _Schema(GenerateJsonSchema):
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         number = super().function_before_schema(schema)
         function: Any = schema["function"]["function"]
-        return _number_or_text(number, function) if function in _UNITS else number
+        if function not in _UNITS:
+            return number
+        units = "|".join(sorted({unit for unit in _UNITS[function] if unit}, key=lambda unit: (-len(unit), unit)))
+        either_case = "".join(f"[{letter.upper()}{letter}]" if letter.isalpha() else letter for letter in units)
+        pattern = rf"^\s*({_NUMBER_PATTERN})\s*({either_case})?\s*$"
+        return {"anyOf": [number, {"type": "string", "pattern": pattern, "description": NUMBERS_AS_WRITTEN[function]}]}
 
 
-def _number_or_text(number: JsonSchemaValue, function: Any) -> JsonSchemaValue:
-    words = NUMBERS_AS_WRITTEN[function]
-    units = "|".join(sorted({unit for unit in _UNITS[function] if unit}, key=lambda unit: (-len(unit), unit)))
-    either_case = "".join(f"[{letter.upper()}{letter}]" if letter.isalpha() else letter for letter in units)
-    text = {"type": "string", "pattern": rf"^\s*({_NUMBER_PATTERN})\s*({either_case})?\s*$", "description": words}
-    return {"anyOf": [number, text]}
+def document_sections(root: type[Section]) -> None:
+    """Give every field below `root` its docstring as its description. Calling it again changes nothing."""
+    for section in dict.fromkeys(sections_below(root)):
+        texts = field_docstrings(section)
+        for name, field in section.model_fields.items():
+            field.description = field.description or texts.get(name)
+        section.model_rebuild(force=True)
+
+
+def sections_below(root: type[Section]) -> Iterator[type[Section]]:
+    """`root` and the sections of its fields; a section comes after those it holds."""
+    for field in root.model_fields.values():
+        inner = section_within(field.annotation)
+        if inner is not None:
+            yield from sections_below(inner)
+    yield root
 
 
 def json_schema() -> dict[str, Any]:
@@ -120,6 +135,7 @@ model:
   vocab_size: 32000                  # the other keys are its arguments; nested _target_ mappings are built first
 ```
 """
+_TABLE = "| Key | Type | Default | Meaning |\n|---|---|---|---|"
 
 
 def reference_markdown() -> str:
@@ -127,41 +143,31 @@ def reference_markdown() -> str:
     document_sections(RunConfig)
     parts = [_HEAD]
     for name, field in RunConfig.model_fields.items():
-        parts += _section_page(name, field, level=2) if _holds_section(field.annotation) else _key_page(name, field)
+        if section_within(field.annotation) is not None:
+            parts += _section_page(name, field, level=2)
+        else:
+            parts += [f"## `{name}`\n", _TABLE, _row(name, field), ""]
     return "\n".join(parts).rstrip() + "\n"
-
-
-def _key_page(name: str, field: FieldInfo) -> Iterator[str]:
-    """A key beside the sections."""
-    yield f"## `{name}`\n"
-    yield "| Key | Type | Default | Meaning |\n|---|---|---|---|"
-    yield _row(name, field)
-    yield ""
 
 
 def _section_page(name: str, field: FieldInfo, level: int) -> Iterator[str]:
     annotation, title = field.annotation, name
     if section_of(annotation) is None:
-        is_mapping = any(typing.get_origin(part) is dict for part in members(annotation))
+        title = f"{name}.<name>" if holds_names(annotation) else f"{name}.<number>"
         annotation = item_type(annotation)
-        title = f"{name}.<name>" if is_mapping else f"{name}.<number>"
     section = section_of(annotation)
     assert section is not None, f"{name} holds no section"
     remark = " *or `_target_`*" if is_component(annotation) else ""
     yield f"{'#' * level} `{title}`{remark}\n"
     yield f"{_escaped(_paragraph(section.__doc__))}\n"
-    yield "| Key | Type | Default | Meaning |\n|---|---|---|---|"
+    yield _TABLE
     yield from (_row(key, inner) for key, inner in section.model_fields.items())
     if section.model_config.get("extra") == "allow":
         yield "| any other key | | | passed on as an argument |"
     yield ""
     for key, inner in section.model_fields.items():
-        if _holds_section(inner.annotation):
+        if section_within(inner.annotation) is not None:
             yield from _section_page(f"{name}.{key}", inner, level + 1)
-
-
-def _holds_section(annotation: Any) -> bool:
-    return section_of(annotation) is not None or section_of(item_type(annotation)) is not None
 
 
 def _row(key: str, field: FieldInfo) -> str:

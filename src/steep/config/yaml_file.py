@@ -66,8 +66,7 @@ def read_scalar(text: str) -> Any:
         base = {"0x": 16, "0o": 8, "0b": 2}.get(digits[:2].lower(), 10)
         return int(digits, base) if len(digits) < 1000 else text
     if _FLOAT.fullmatch(text):
-        return float(text.replace("_", "").replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf")
-                     .replace(".nan", "nan").replace(".NaN", "nan").replace(".NAN", "nan"))  # fmt: skip
+        return float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
     return text
 
 
@@ -129,40 +128,32 @@ class _Reader:
         self.count += 1
         if self.count > MAX_NODES:
             raise _TooMany
+        is_scalar, wrong = isinstance(node, yaml.ScalarNode), ""
+        kinds = ("str", "null", "bool", "int", "float", "merge") if is_scalar else ("map", "seq")
         if id(node) in self.open:
-            self.problem(node, location, "an alias points to the value that contains it")
+            wrong = "an alias points to the value that contains it"
+        elif node.tag not in [_PREFIX + kind for kind in kinds]:
+            wrong = f"the tag {node.tag.replace(_PREFIX, '!!')} is not understood; write plain values without tags"
+        if wrong:
+            self.problem(node, location, wrong)
             return None
+        if node.tag == _PREFIX + "str":
+            return node.value
+        if is_scalar:
+            self.result.written[location] = node.value
+            return read_scalar(node.value)
         self.open.add(id(node))
         try:
-            return self._read_open(node, location)
+            return self.read_collection(node, location)
         finally:
             self.open.discard(id(node))
 
-    def _read_open(self, node: Any, location: Location) -> Any:
-        if isinstance(node, yaml.ScalarNode):
-            return self.read_scalar_node(node, location)
-        if not node.tag.startswith(_PREFIX) or node.tag[len(_PREFIX) :] not in ("map", "seq"):
-            self.problem(
-                node, location, f"the tag {_shown_tag(node.tag)} is not understood; write plain values without tags"
-            )
-            return None
-        if isinstance(node, yaml.SequenceNode):
-            for position, item in enumerate(node.value):
-                self.result.lines.setdefault((*location, position), item.start_mark.line + 1)
-            return [self.read(item, (*location, position)) for position, item in enumerate(node.value)]
-        return self.read_mapping(node, location)
-
-    def read_scalar_node(self, node: Any, location: Location) -> Any:
-        kind = node.tag[len(_PREFIX) :] if node.tag.startswith(_PREFIX) else ""
-        if kind == "str":
-            return node.value
-        if kind not in ("null", "bool", "int", "float", "merge"):
-            self.problem(
-                node, location, f"the tag {_shown_tag(node.tag)} is not understood; write plain values without tags"
-            )
-            return None
-        self.result.written[location] = node.value
-        return read_scalar(node.value)
+    def read_collection(self, node: Any, location: Location) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self.read_mapping(node, location)
+        for position, item in enumerate(node.value):
+            self.result.lines.setdefault((*location, position), item.start_mark.line + 1)
+        return [self.read(item, (*location, position)) for position, item in enumerate(node.value)]
 
     def read_mapping(self, node: Any, location: Location) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -201,10 +192,6 @@ class _Reader:
             values.setdefault(key, value)
         self.result.lines.update(kept_lines)
         self.result.written.update(kept_written)
-
-
-def _shown_tag(tag: str) -> str:
-    return "!!" + tag[len(_PREFIX) :] if tag.startswith(_PREFIX) else tag
 
 
 _HINTS = (
