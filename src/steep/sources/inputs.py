@@ -51,7 +51,10 @@ def expand_inputs(config: SourceConfig) -> list[InputFile]:
 
     Raises DataError for a path that does not exist, a folder or glob without files, and endings that no format has.
     """
-    files = _unique([file for path in paths_of(config) for file in _expand(path)])
+    found: dict[str, Path] = {}
+    for file in [file for path in paths_of(config) for file in _expand(path)]:
+        found.setdefault(str(file) if is_hub(file) else os.path.realpath(file), file)
+    files = list(found.values())
     for file in files:
         try:
             str(file).encode("utf-8")
@@ -161,13 +164,6 @@ def _kind(path: Path) -> str:
     except OSError:
         mode = os.lstat(path).st_mode if os.path.lexists(path) else 0
     return _KINDS.get(stat.S_IFMT(mode), "something that cannot be read")
-
-
-def _unique(files: list[Path]) -> list[Path]:
-    kept: dict[str, Path] = {}
-    for file in files:
-        kept.setdefault(str(file) if is_hub(file) else os.path.realpath(file), file)
-    return list(kept.values())
 
 
 def read_texts(paths: Union[str, Sequence[str]]) -> list[str]:

@@ -124,9 +124,12 @@ def largest_id(file: TokenFile, cache_directory: Optional[Path] = None) -> int:
 
 
 def _remembered(
-    file: TokenFile, what: str, cache_directory: Optional[Path], is_plausible: Callable[[np.ndarray], bool],
+    file: TokenFile,
+    what: str,
+    cache_directory: Optional[Path],
+    is_plausible: Callable[[np.ndarray], bool],
     scan: Callable[[], np.ndarray],
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """What `scan` finds, int64; for a large file it is kept in the cache directory where that can be written.
 
     Kept under a name made from the file's present state: a file that is changed, moved or touched is scanned again.

@@ -95,9 +95,10 @@ def open_sources(
     for source in sources:
         paths = store_paths(source)
         if paths:
+            eos_id, bos_id = tokenizer.eos_id, tokenizer.bos_id
             store = open_store(
-                paths, format=source.format, eos_id=tokenizer.eos_id, bos_id=tokenizer.bos_id, cache_directory=directory, say=say
-            )  # fmt: skip
+                paths, format=source.format, eos_id=eos_id, bos_id=bos_id, cache_directory=directory, say=say
+            )
             check_tokenizer(store, tokenizer)
         else:
             store = open_store(cached_store(source, tokenizer, config, directory, progress))

@@ -105,27 +105,22 @@ def _make_layout(
                 f"{store.path}: no end-of-text token is known, and {format} files mark documents with nothing else. Name the "
                 "tokenizer, prepare the text again with --append-eos, or write megatron files, which have an index."
             )
-    ids = max(store.max_token_id, -1 if boundary is None else boundary) + 1
-    ids = max(ids, noted.get("vocab_size") or 0)
+    largest = max(store.max_token_id, -1 if boundary is None else boundary)
     try:
-        dtype = writable.token_dtype(ids)
+        dtype = writable.token_dtype(max(largest + 1, noted.get("vocab_size") or 0))
     except DataError as error:
         raise DataError(f"{store.path}: {error}") from None
     return _Layout(dtype, boundary, bool(writable.BOUNDARY_FIRST))
 
 
+@dataclass
 class _Counted:
     """What was written: compared with what is read back."""
 
-    def __init__(self) -> None:
-        self.documents = self.tokens = 0
-        self.checksum = 0
-        """Sum of (position + 1) × (id + 1), modulo 2^64."""
-
-    def add(self, lengths: np.ndarray, tokens: np.ndarray) -> None:
-        self.checksum = (self.checksum + checksum(tokens, self.tokens)) % 2**64
-        self.documents += len(lengths)
-        self.tokens += len(tokens)
+    documents: int = 0
+    tokens: int = 0
+    checksum: int = 0
+    """Sum of (position + 1) × (id + 1), modulo 2^64."""
 
 
 def _write_shards(
@@ -175,7 +170,9 @@ def _arranged(documents: Iterator[Documents], layout: _Layout, written: _Counted
     """Documents as they are written, counted in `written`."""
     for lengths, tokens in documents:
         lengths, tokens = _arrange(lengths, tokens, layout, written.documents)
-        written.add(lengths, tokens)
+        written.checksum = (written.checksum + checksum(tokens, written.tokens)) % 2**64
+        written.documents += len(lengths)
+        written.tokens += len(tokens)
         yield lengths, tokens
 
 
@@ -272,10 +269,8 @@ def _remove_abandoned(out: Path) -> None:
 def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except (ProcessLookupError, PermissionError) as error:  # gone, or another user's
+        return isinstance(error, PermissionError)
     return True
 
 

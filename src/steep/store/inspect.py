@@ -49,7 +49,7 @@ def inspect_store(
     store = open_store(path, format=format, eos_id=eos_id, bos_id=bos_id, say=messages.append)
     manifest = store.manifest
     sizes = store.text_bytes if store.num_tokens else None
-    formats = ", ".join(dict.fromkeys(shard.file.format for shard in store.shards))
+    formats = ", ".join(dict.fromkeys(shard.format for shard in store.shards))
     known = tokenizer or _tokenizer_of(store)
     counts = count_ids(store, 0 if known is None else known.vocab_size)
     found = {

@@ -81,27 +81,21 @@ def prepare_sources(
             inputs = gather_inputs(sources)
             started = time.monotonic()
         assert inputs is not None
-        return _prepare_locked(inputs, sources, tokenizer, out, config, progress, overwrite, started)
-
-
-def _prepare_locked(
-    inputs: list[HashedInput], sources: list[SourceConfig], tokenizer: TextTokenizer, out: Path, config: PrepareConfig,
-    progress: Optional[Progress], overwrite: bool, started: float,
-) -> PrepareResult:  # fmt: skip
-    identity = store_identity(inputs, sources, tokenizer, config)
-    if overwrite:
-        remove_store(out)
-    if has_manifest(out):
-        return _found(out, identity, started)
-    items = divide_into_items(inputs, sources, config.shard_bytes)
-    dtype, stop = token_dtype(tokenizer.vocab_size), config.on_bad_record == "stop"
-    preparation = Preparation(out, sources, dtype, stop, {}, kinds_of_notes(config), config.chooses)
-    unfinished = _continue_or_start(preparation, identity, items, tokenizer)
-    if config.check_against:
-        write_table(preparation.folder, config.check_against)
-    preparation = replace(preparation, backends=_choose_backends(inputs, sources, tokenizer, config.tokenizer_backend))
-    _run(preparation, items, unfinished, tokenizer, config, progress)
-    manifest = finish_store(preparation, items, identity["settings"], inputs, config, tokenizer)
+        identity = store_identity(inputs, sources, tokenizer, config)
+        if overwrite:
+            remove_store(out)
+        if has_manifest(out):
+            return _found(out, identity, started)
+        items = divide_into_items(inputs, sources, config.shard_bytes)
+        dtype, stop = token_dtype(tokenizer.vocab_size), config.on_bad_record == "stop"
+        preparation = Preparation(out, sources, dtype, stop, {}, kinds_of_notes(config), config.chooses)
+        unfinished = _continue_or_start(preparation, identity, items, tokenizer)
+        if config.check_against:
+            write_table(folder, config.check_against)
+        backends = _choose_backends(inputs, sources, tokenizer, config.tokenizer_backend)
+        preparation = replace(preparation, backends=backends)
+        _run(preparation, items, unfinished, tokenizer, config, progress)
+        manifest = finish_store(preparation, items, identity["settings"], inputs, config, tokenizer)
     seconds = time.monotonic() - started
     continued = len(items) - len(unfinished)
     return PrepareResult(out, manifest["documents"], manifest["tokens"], manifest["ledger"], seconds, False, continued)

@@ -54,18 +54,23 @@ def finish_store(
         ledger["not_used"] = {"bytes": unused, "reason": "max_tokens was reached"}
     _write_lists(preparation, choice, config, ledger)
     backends = [tokenizer.encoder(name).description for _, name in sorted(preparation.backends.items())]
-    names, spooled = [source_name(source) for source in preparation.sources], preparation.folder / SPOOL_FILE
+    sources = [
+        {
+            "source": source_name(preparation.sources[file.source]),
+            "number": file.source,
+            "path": STANDARD_INPUT if file.path == preparation.folder / SPOOL_FILE else str(file.path),
+            "format": file.format,
+            "size": file.size,
+            "sha256": file.sha256,
+        }
+        for file in inputs
+    ]
     manifest = make_manifest(
         shards=[{key: value for key, value in shard.items() if key != "max_token_id"} for shard in shards],
         dtype=preparation.dtype.name,
         tokenizer={"fingerprint": tokenizer.fingerprint, **tokenizer.policy, "vocab_size": tokenizer.vocab_size,
                    "description": tokenizer.description, "backends": backends},
-        sources=[
-            {"source": names[file.source], "number": file.source,
-             "path": STANDARD_INPUT if file.path == spooled else str(file.path),
-             "format": file.format, "size": file.size, "sha256": file.sha256}
-            for file in inputs
-        ],
+        sources=sources,
         settings=settings,
         ledger=ledger,
         max_token_id=max(shard["max_token_id"] for shard in shards),

@@ -81,7 +81,7 @@ def reasons_by_itself(preparation: Preparation, documents: ItemDocuments, config
     lengths = documents.lengths
     reasons = np.zeros(len(lengths), dtype=np.uint8)
     if config.drop_contaminated and config.check_against:
-        reasons[_evaluation_notes(preparation, documents.item)["runs"] > 0] = CONTAMINATED
+        reasons[read_notes(preparation.folder, documents.item.name, EVALUATION)["runs"] > 0] = CONTAMINATED
     if config.max_tokens_per_document is not None:
         reasons[lengths > config.max_tokens_per_document] = OVER_MAX
     if config.min_tokens is not None:
@@ -172,7 +172,10 @@ def write_shards(preparation: Preparation, choice: Choice, shard_tokens: Optiona
                 writer = None
 
         for documents, _, reasons in choice.parts():
-            tokens = _tokens_of(preparation, documents)
+            tokens = np.empty(0, dtype=preparation.dtype)
+            if documents.entry["shard"]["tokens"]:  # an empty file cannot be mapped
+                path = preparation.shard_folder / f"{documents.item.name}.bin"
+                tokens = np.memmap(path, dtype=preparation.dtype, mode="r")
             for begin, end in _runs(reasons == KEPT):
                 while begin < end:
                     if writer is None:
@@ -224,7 +227,7 @@ def report_contamination(preparation: Preparation, documents: list[ItemDocuments
     by_text = [0] * len(described)
     locations = Locations()
     for part in documents:
-        notes = _evaluation_notes(preparation, part.item)
+        notes = read_notes(preparation.folder, part.item.name, EVALUATION)
         where = read_notes(preparation.folder, part.item.name, LOCATIONS)
         lengths = part.lengths
         for document in np.flatnonzero(notes["runs"]).tolist():
@@ -255,17 +258,6 @@ def _runs(kept: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
-def _tokens_of(preparation: Preparation, documents: ItemDocuments) -> np.ndarray:
-    path = preparation.shard_folder / f"{documents.item.name}.bin"
-    if not documents.entry["shard"]["tokens"]:
-        return np.empty(0, dtype=preparation.dtype)  # an empty file cannot be mapped
-    return np.memmap(path, dtype=preparation.dtype, mode="r")
-
-
-def _evaluation_notes(preparation: Preparation, item: WorkItem) -> np.ndarray:
-    return read_notes(preparation.folder, item.name, EVALUATION)
-
-
 def _detail(
     preparation: Preparation, config: PrepareConfig, documents: ItemDocuments, document: int, reason: int
 ) -> str:
@@ -276,6 +268,6 @@ def _detail(
         return f"{tokens:,} tokens; max_tokens_per_document is {config.max_tokens_per_document:,}"
     if reason == BEYOND:
         return f"the store already has {config.max_tokens:,} tokens"
-    notes = _evaluation_notes(preparation, documents.item)[document]
+    notes = read_notes(preparation.folder, documents.item.name, EVALUATION)[document]
     text = read_descriptions(preparation.folder)[int(notes["text"])]["text"]
     return f"shares {int(notes['runs']):,} runs of 13 words with {text}"

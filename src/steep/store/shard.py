@@ -48,6 +48,11 @@ class Shard:
         return self.file.path
 
     @property
+    def format(self) -> str:
+        """Its format."""
+        return self.file.format
+
+    @property
     def num_documents(self) -> int:
         """Documents, empty ones included."""
         return len(self.lengths)
@@ -70,7 +75,7 @@ class Shard:
         if self.index_path is not None:
             return [size, sha256_file(self.index_path), digest.hexdigest()]
         starts = hashlib.sha256(np.ascontiguousarray(self.starts).data)
-        return [self.file.format, size, starts.hexdigest(), digest.hexdigest()]
+        return [self.format, size, starts.hexdigest(), digest.hexdigest()]
 
 
 @dataclass

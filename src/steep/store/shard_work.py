@@ -126,8 +126,13 @@ class _Sink:
     """Takes the records of one shard: each becomes tokens or is listed as rejected, and is counted once."""
 
     def __init__(
-        self, preparation: Preparation, writer: ShardWriter, rejected_file: IO[bytes], tokenizer: TextTokenizer, notes: Notes
-    ):  # fmt: skip
+        self,
+        preparation: Preparation,
+        writer: ShardWriter,
+        rejected_file: IO[bytes],
+        tokenizer: TextTokenizer,
+        notes: Notes,
+    ):
         self._writer, self._rejected_file, self._tokenizer = writer, rejected_file, tokenizer
         self._stop, self._folder = preparation.stop_on_bad_record, preparation.folder
         self._notes = notes
