@@ -53,7 +53,10 @@ def make_batch(
     lengths: list[int] = []
     for row, sequence in enumerate(sequences):
         store = stores[sequence.source]
-        filled = _fill_row(sequence.ranges, store, input_ids[row])
+        filled = 0
+        for document, start, count in sequence.ranges:
+            store.read(document, start, count, input_ids[row, filled : filled + count])
+            filled += count
         labels[row, : filled - 1] = input_ids[row, 1:filled]
         labels[row, filled - 1 :] = IGNORE_INDEX
         if document_mask:
@@ -76,15 +79,6 @@ def make_batch(
         max_seqlen=max(lengths, default=0),
         source_ids=torch.tensor([sequence.source for sequence in sequences], dtype=torch.int32),
     )
-
-
-def _fill_row(ranges: list[TokenRange], store: TokenReader, input_ids: NDArray[np.int64]) -> int:
-    """Read one sequence into its row; returns how many tokens it has."""
-    place = 0
-    for document, start, count in ranges:
-        store.read(document, start, count, input_ids[place : place + count])
-        place += count
-    return place
 
 
 def _end_documents(ranges: list[TokenRange], store: TokenReader, labels: NDArray[np.int64]) -> None:

@@ -136,7 +136,15 @@ def _run_rows(
     layout: _Layout, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor
 ) -> _Result:
     num_rows = hidden_ND.shape[0]
-    result = _allocate(layout, hidden_ND, weight_VD, bias_V)
+    # the first chunk writes the weight's gradient, so it is zeroed only where there is no row
+    fill = torch.empty if num_rows else torch.zeros
+    options: dict[str, Any] = {"dtype": layout.sum_dtype, "device": hidden_ND.device}
+    result = _Result(
+        losses_N=torch.empty(num_rows, **options),
+        hidden_grad_ND=torch.empty_like(hidden_ND) if layout.needs_hidden else None,
+        weight_grad_VD=fill(weight_VD.shape, **options) if layout.needs_weight else None,
+        bias_grad_V=torch.zeros(bias_V.shape, **options) if layout.needs_bias and bias_V is not None else None,
+    )
     weight_VD = weight_VD.detach().to(layout.compute_dtype)  # one copy per call, where the dtypes differ
     bias_V = None if bias_V is None else bias_V.detach().to(layout.compute_dtype)
     hidden_ND = hidden_ND.detach().to(layout.compute_dtype)
@@ -158,18 +166,6 @@ def _aligned_rows(rows: int, columns: int, like: Tensor) -> Tensor:
     per_line = ROW_ALIGNMENT_BYTES // like.element_size()
     lines = math.ceil(columns / per_line) | 1
     return like.new_empty(rows, lines * per_line)[:, :columns]
-
-
-def _allocate(layout: _Layout, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> _Result:
-    """Outputs. The weight's gradient is written, not added, by the first chunk, so it is zeroed only where there is no row."""
-    fill = torch.zeros if hidden_ND.shape[0] == 0 else torch.empty
-    options: dict[str, Any] = {"dtype": layout.sum_dtype, "device": hidden_ND.device}
-    return _Result(
-        losses_N=torch.empty(hidden_ND.shape[0], **options),
-        hidden_grad_ND=torch.empty_like(hidden_ND) if layout.needs_hidden else None,
-        weight_grad_VD=fill(weight_VD.shape, **options) if layout.needs_weight else None,
-        bias_grad_V=torch.zeros(bias_V.shape, **options) if layout.needs_bias and bias_V is not None else None,
-    )
 
 
 def _softmax_blocks(layout: _Layout, logits_NV: Tensor, labels_N: Tensor, losses_N: Tensor) -> None:
@@ -251,16 +247,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        in_place = not _graph_is_kept()
-        scaled = [_scale(saved, grad_outputs[0], in_place) for saved in ctx.saved_tensors]
+        factor, kept = grad_outputs[0], _graph_is_kept()
+        scaled = [None if g is None else g * factor if kept else g.mul_(factor) for g in ctx.saved_tensors]
         typed = [None if s is None else s.to(dtype) for s, dtype in zip(scaled, ctx.dtypes, strict=True)]
         return *typed, None, None
-
-
-def _scale(gradient: Tensor | None, factor: Tensor, in_place: bool) -> Tensor | None:
-    if gradient is None:
-        return None
-    return gradient.mul_(factor) if in_place else gradient * factor
 
 
 def _graph_is_kept() -> bool:

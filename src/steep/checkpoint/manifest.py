@@ -166,8 +166,12 @@ def _manifest_from(content: dict[str, Any], checkpoint: Path) -> Manifest:
     if not isinstance(content.get("files"), Mapping):
         raise CheckpointError(f"{label}: files is not a mapping")
     files = {name: _entry_from(name, entry, checkpoint) for name, entry in content["files"].items()}
-    missing = [name for name in _required(counts["world_size"]) if name not in files]
-    if missing:
+    world_size = counts["world_size"]
+    if not 1 <= world_size <= 1_000_000:
+        raise CheckpointError(f"{label}: world_size {world_size} is not possible")
+    shared = ["config.yaml", "train_state.json", "model/shards.json", "optim/shards.json", "optim/state.json"]
+    required = [*shared, *(f"rng/rank_{rank:05d}.json" for rank in range(world_size))]
+    if missing := [name for name in required if name not in files]:
         raise CheckpointError(f"{label}: lists no {', '.join(missing)}")
     return Manifest(**counts, **texts, score=score, files=files)  # type: ignore[arg-type]
 
@@ -177,13 +181,6 @@ def _count(content: dict[str, Any], key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise CheckpointError(f"{MANIFEST_NAME}: {key} is {str(value)[:40]!r}, not a count")
     return value
-
-
-def _required(world_size: int) -> list[str]:
-    if not 1 <= world_size <= 1_000_000:
-        raise CheckpointError(f"{MANIFEST_NAME}: world_size {world_size} is not possible")
-    shared = ["config.yaml", "train_state.json", "model/shards.json", "optim/shards.json", "optim/state.json"]
-    return shared + [f"rng/rank_{rank:05d}.json" for rank in range(world_size)]
 
 
 def _entry_from(name: str, entry: Any, checkpoint: Path) -> FileEntry:

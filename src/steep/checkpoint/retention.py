@@ -75,19 +75,14 @@ def apply_retention(checkpoints: Path, keep_last: int, keep_best: bool = True) -
     if keep_best and scored:
         keep.add(min(scored, key=lambda kept: (kept.manifest.score, -kept.manifest.step)).path)
     gone = [kept.path for kept in candidates if kept.path not in keep]
-    for path in gone:
-        delete_checkpoint(path)
-    return gone
-
-
-def delete_checkpoint(path: Path) -> None:
-    """Delete a checkpoint: first rename it to a temporary name, so that it is never seen half deleted."""
-    doomed = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-deleted-{path.name}")
-    if doomed.exists():
+    for path in gone:  # first renamed to a temporary name, so that none is ever seen half deleted
+        doomed = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-deleted-{path.name}")
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        os.rename(path, doomed)
+        sync_directory(checkpoints)
         shutil.rmtree(doomed)
-    os.rename(path, doomed)
-    sync_directory(path.parent)
-    shutil.rmtree(doomed)
+    return gone
 
 
 def publish(temporary: Path, final: Path) -> None:

@@ -190,7 +190,6 @@ class CheckpointWriter:
             apply_retention(self.directory, self._keep_last, self._keep_best)
 
     def _explain(self, name: str, needed: int, available: int | None, error: Exception) -> str:
-        """What to tell the person about an error while `name` was written."""
         if isinstance(error, CheckpointError):
             return str(error)
         if isinstance(error, OSError) and error.errno in NO_SPACE:

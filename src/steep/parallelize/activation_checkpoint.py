@@ -42,7 +42,13 @@ def checkpoint_layers(
     device_type: where the model trains; default: where its weights are. Layers may be compiled afterwards, by `compile_layers`.
     Raises ModelError for a model without a list of layers, or whose layers are already checkpointed.
     """
-    layers = _layers(model)
+    try:
+        layers = transformer_layers(model)
+    except ModelError as error:
+        advice = "Set it to false and use a smaller train.micro_batch_size."
+        raise ModelError(f"train.activation_checkpointing: {error}. {advice}") from None
+    if any(isinstance(layer.forward, CheckpointedForward) for layer in layers):
+        raise ModelError(f"the layers of this {type(model).__name__} are already checkpointed")
     chosen = chosen_layers(model, mode, every)
     device_type = device_type or compute_device(model).type
     moves = offload and device_type != "cpu"
@@ -84,18 +90,6 @@ class KeptBytes(TorchDispatchMode):
             parts = result if isinstance(result, (tuple, list)) else (result,)
             self.total += sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
         return result
-
-
-def _layers(model: nn.Module) -> nn.ModuleList:
-    try:
-        layers = transformer_layers(model)
-    except ModelError as error:
-        raise ModelError(
-            f"train.activation_checkpointing: {error}. Set it to false and use a smaller train.micro_batch_size."
-        ) from None
-    if any(isinstance(layer.forward, CheckpointedForward) for layer in layers):
-        raise ModelError(f"the layers of this {type(model).__name__} are already checkpointed")
-    return layers
 
 
 class CheckpointedForward:

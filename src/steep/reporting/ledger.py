@@ -52,7 +52,6 @@ def ledger_section(run: RunFiles) -> str:
 
 
 def _documents(spike: dict[str, Any]) -> str:
-    """The documents of the batch that spiked, by source."""
     found = spike.get("documents") or {}
     return "; ".join(f"{name}: {', '.join(map(str, ids))}" for name, ids in found.items())
 
@@ -73,7 +72,6 @@ def _ledger_sum(sources: list[dict[str, Any]], key: str) -> float | None:
 
 
 def _plan_sources(run: RunFiles) -> str:
-    """Epochs and sequences of each source, as planned."""
     data = run.plan.get("data") or {}
     rows = [
         [_source_name(source), *(plain(source.get(key)) for key in PLANNED_COLUMNS), f"{source.get('share', 0):.1%}"]

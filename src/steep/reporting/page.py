@@ -97,7 +97,6 @@ def _header(run: RunFiles) -> str:
 
 
 def _facts(run: RunFiles) -> list[str]:
-    """Status, model, size and date, each in a few words."""
     status, model = run.summary.get("status"), run.plan.get("model") or {}
     facts = [STATUS.get(str(status), str(status)) if status else "no summary yet: still running, or killed"]
     if model.get("name"):
@@ -242,7 +241,6 @@ def _speed(run: RunFiles) -> str:
 
 
 def _memory(run: RunFiles) -> str:
-    """The predicted parts and the measured peak."""
     memory, measured = run.plan.get("memory") or {}, measured_memory(run)
     parts = memory_parts(memory)
     if not parts:

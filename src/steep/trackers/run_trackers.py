@@ -77,7 +77,7 @@ class Trackers:
 
     def flush(self) -> None:
         """Make metrics.jsonl durable, as at every checkpoint."""
-        self._jsonl.flush(fsync=True)
+        self._jsonl.flush()
 
     def expect_steps(self, total_steps: int, completed_steps: int) -> None:
         """Tell the console how long the run is."""

@@ -91,19 +91,15 @@ def _attribute(found: Any, names: list[str], written: str) -> Any:
                 raise ConfigError(f"{written} is a module; name a function or class in it") from error
             owner = getattr(found, "__name__", type(found).__name__)
             public = [other for other in dir(found) if not other.startswith("_")]
-            near = _nearest(name, [*public, *_submodules(found)])
+            names_there = [*public, *_submodules(found)]
+            same = [other for other in names_there if other.lower() == name.lower()]
+            near = same[:1] or get_close_matches(name, names_there, n=1, cutoff=0.6)
             few = f"; it has {', '.join(public[:8])}" if 0 < len(public) <= 8 else ""
             hint = f"; did you mean {near[0]!r}?" if near else few
             raise ConfigError(f"{written}: {_display(owner)} has no {name!r}{hint}") from error
         except ImportError as error:  # transformers' lazy modules import on access
             raise ConfigError(f"{written}: {own_words(error)}") from error
     return found
-
-
-def _nearest(name: str, names: list[str]) -> list[str]:
-    """The name that differs in case alone, else the one most like it, else none."""
-    same = [other for other in names if other.lower() == name.lower()]
-    return same[:1] or get_close_matches(name, names, n=1, cutoff=0.6)
 
 
 def _display(owner: str) -> str:

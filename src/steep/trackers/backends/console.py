@@ -172,8 +172,11 @@ class ConsoleTracker(Tracker):
 
     def _show_sources(self, stop_step: int) -> None:
         """The training loss of each source since the last such line, where a run has several; at evaluations and at the end."""
-        if self._sources.means():
-            self.output.line(source_line(self._sources, range(self._sources_from, stop_step)))
+        if means := self._sources.means():
+            show = METRICS["loss"].number
+            parts = [f"{source} {show(mean)} ({show_count(tokens)} tokens)" for source, (mean, tokens) in means.items()]
+            steps = f"steps {self._sources_from} to {stop_step - 1}"
+            self.output.line(f"  training loss by source, {steps}: {', '.join(parts)}")
             self._sources = SourceTotals()
 
     def close(self) -> None:
@@ -215,27 +218,14 @@ def train_line(record: Record, total_steps: int | None, width: int) -> str:
     step = f"step {int(record['step']):>{digits}}" + (f"/{total_steps}" if total_steps is not None else "")
     cells = {name: METRICS[name].show(record.get(name), digits) for name, digits in NUMBER_WIDTHS.items()}
     if record.get("forecast_loss") is not None:
-        cells["forecast_loss"] = forecast_cell(record)
+        low, high = (METRICS["loss"].number(record[name]) for name in ("forecast_low", "forecast_high"))
+        expected = METRICS["forecast_loss"].show(record["forecast_loss"])
+        cells["forecast_loss"] = f"{expected} ({low} to {high})"  # with the 90 % band
     for name in LEAST_IMPORTANT_FIRST:
         if len(SEPARATOR.join([step, *cells.values()])) <= width:
             break
         cells.pop(name, None)
     return SEPARATOR.join([step, *cells.values()])
-
-
-def forecast_cell(record: Record) -> str:
-    """`ends at 2.701 (2.651 to 2.761)`: the expected mean loss of the run's last steps, and its 90 % band."""
-    low, high = (METRICS["loss"].number(record[name]) for name in ("forecast_low", "forecast_high"))
-    return f"{METRICS['forecast_loss'].show(record['forecast_loss'])} ({low} to {high})"
-
-
-def source_line(totals: SourceTotals, steps: range) -> str:
-    """`  training loss by source, steps 0 to 59: manuals 2.913 (24.6k tokens), general 3.102 (1,312 tokens)`."""
-    parts = [
-        f"{source} {METRICS['loss'].number(mean)} ({show_count(tokens)} tokens)"
-        for source, (mean, tokens) in totals.means().items()
-    ]
-    return f"  training loss by source, steps {steps.start} to {steps.stop - 1}: {', '.join(parts)}"
 
 
 def evaluation_row(record: Record, score_at_start: float | None, text_width: int) -> str:

@@ -47,16 +47,15 @@ class JsonlTracker(Tracker):
         if self._file is not None:
             self._file.write(record_line(record))
 
-    def flush(self, fsync: bool = False) -> None:
-        """Hand everything to the operating system; with `fsync` also to the disk (at every checkpoint)."""
+    def flush(self) -> None:
+        """Hand everything to the operating system and the disk (at every checkpoint)."""
         if self._file is not None:
             self._file.flush()
-            if fsync:
-                os.fsync(self._file.fileno())
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
-            self.flush(fsync=True)
+            self.flush()
             self._file.close()
             self._file = None
 
