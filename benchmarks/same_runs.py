@@ -377,6 +377,10 @@ def make_run(name: str, folder: Path, environment: dict[str, str], gpt2: str) ->
 # ---- comparing ----
 
 
+SENTENCES = ("verdict_sentence", "reason")
+"""Keys of text for people, which may be worded anew. They are recorded and not compared."""
+
+
 def compare(arguments: argparse.Namespace) -> int:
     """Print every difference of two recordings. Returns 1 where there is one."""
     before, after = (json.loads(Path(path).read_text("utf-8")) for path in (arguments.before, arguments.after))
@@ -399,7 +403,7 @@ def compare(arguments: argparse.Namespace) -> int:
 def differences(before: Any, after: Any, place: str) -> Iterator[str]:
     """One line for each value that differs or stands on one side only."""
     if isinstance(before, dict) and isinstance(after, dict):
-        for key in sorted(before.keys() | after.keys()):
+        for key in sorted((before.keys() | after.keys()) - set(SENTENCES)):
             if key in before and key in after:
                 yield from differences(before[key], after[key], f"{place} | {key}")
             else:
