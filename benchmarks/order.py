@@ -200,7 +200,9 @@ def steep_batches(prefix: str, batches: int, packing: str) -> dict[str, float]:
     for step in range(20):
         loader.step_batches(step)
     start = time.perf_counter()
-    tokens = sum(batch.input_ids.numel() for step in range(20, 20 + batches) for batch in loader.step_batches(step).batches)
+    tokens = sum(
+        batch.input_ids.numel() for step in range(20, 20 + batches) for batch in loader.step_batches(step).batches
+    )
     return {"tokens_per_second": tokens / (time.perf_counter() - start)}
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from steep.models.flops import count_matmul_parameters, flops_per_token, model_flops_per_token, peak_flops
+from steep.models.flops import count_matmul_parameters, flops_per_token, model_flops_per_token
 from steep.models.gpt2 import build_gpt2_model
+from steep.runtime.device import peak_flops
 
 
 def test_gpt2_124m_at_1024_tokens():

@@ -9,8 +9,7 @@ import pytest
 
 from steep.config.redact import redact_arguments
 from steep.core.errors import ConfigError
-from steep.models.flops import peak_flops
-from steep.runtime.device import choose_device, choose_precision, peak_resident_bytes
+from steep.runtime.device import choose_device, choose_precision, peak_flops, peak_resident_bytes
 
 
 def test_unknown_precision_and_device_are_refused() -> None:

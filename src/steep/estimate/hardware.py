@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass
 
 from steep.core.errors import ConfigError
-from steep.models.flops import peak_flops
-from steep.runtime.device import choose_device, cpu_has_bf16, cpu_name, device_name, total_memory_bytes
+from steep.runtime.device import choose_device, cpu_has_bf16, cpu_name, device_name, peak_flops, total_memory_bytes
 
 GIB = 2**30
 

@@ -1,4 +1,4 @@
-"""Arithmetic of a model: operations per token, and what share of the device's peak a rate is.
+"""Arithmetic of a model: operations per token.
 
 In: sizes or a loaded model. Out: FLOPs per token by the convention of PaLM and nanoGPT: 6 per parameter that takes part
 in a matrix product (2 forward, 4 backward; a tied head counts once, embeddings that are only looked up not at all),
@@ -14,17 +14,6 @@ from typing import Any
 from torch import nn
 
 from steep.models.layers import output_layer, parameter_numbers, text_config
-
-PEAK_BF16_FLOPS = (
-    ("gb200", 2.5e15), ("b200", 2.25e15), ("b100", 1.75e15),
-    ("h100 pcie", 756e12), ("h100 nvl", 835e12), ("h100", 989e12), ("h200", 989e12), ("gh200", 989e12),
-    ("h800", 989e12), ("h20", 148e12), ("a100", 312e12), ("a800", 312e12), ("a40", 149.7e12), ("a30", 165e12),
-    ("a10g", 70e12), ("a10", 125e12), ("l40s", 362e12), ("l40", 181e12), ("l4", 121e12),
-    ("rtx a6000", 154.8e12), ("rtx 6000 ada", 364e12), ("rtx 5090", 209.5e12), ("rtx 4090", 165.2e12),
-    ("rtx 3090", 71e12), ("mi325x", 1307e12), ("mi300x", 1307e12), ("mi250x", 191.5e12),
-)  # fmt: skip
-"""Dense bf16 peak of GPUs in FLOP/s, from the makers' data sheets, by a part of the name that the driver reports. Longer names
-come before the ones they contain."""
 
 
 def flops_per_token(matmul_parameters: int, num_layers: int, attention_width: int, sequence_length: int) -> int:
@@ -71,9 +60,3 @@ def _matmul_parameters(model: nn.Module) -> list[Any]:
     return [
         parameter for _, parameter in model.named_parameters() if parameter.ndim >= 2 and id(parameter) not in looked_up
     ]
-
-
-def peak_flops(device_name: str) -> float | None:
-    """The dense bf16 peak of a GPU in FLOP/s by its name; None for any other device, such as a CPU."""
-    name = f" {' '.join(device_name.lower().replace('-', ' ').split())} "  # whole words: an A1000 is not an A100
-    return next((peak for part, peak in PEAK_BF16_FLOPS if f" {part} " in name), None)

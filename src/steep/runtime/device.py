@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "mixed_bf16", "bf16", "fp32")
 
+PEAK_BF16_FLOPS = (
+    ("gb200", 2.5e15), ("b200", 2.25e15), ("b100", 1.75e15),
+    ("h100 pcie", 756e12), ("h100 nvl", 835e12), ("h100", 989e12), ("h200", 989e12), ("gh200", 989e12),
+    ("h800", 989e12), ("h20", 148e12), ("a100", 312e12), ("a800", 312e12), ("a40", 149.7e12), ("a30", 165e12),
+    ("a10g", 70e12), ("a10", 125e12), ("l40s", 362e12), ("l40", 181e12), ("l4", 121e12),
+    ("rtx a6000", 154.8e12), ("rtx 6000 ada", 364e12), ("rtx 5090", 209.5e12), ("rtx 4090", 165.2e12),
+    ("rtx 3090", 71e12), ("mi325x", 1307e12), ("mi300x", 1307e12), ("mi250x", 191.5e12),
+)  # fmt: skip
+"""Dense bf16 peak of GPUs in FLOP/s, from the makers' data sheets, by a part of the name that the driver reports. Longer names
+come before the ones they contain."""
+
 
 def choose_device(name: str) -> torch.device:
     """The torch device for `auto`, `cpu`, `cuda` or `cuda:1`. Raises ConfigError for one that is not there."""
@@ -166,3 +177,9 @@ def total_memory_bytes(device_type: str) -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
     return min(physical, int(text)) if text.isdigit() else physical
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The dense bf16 peak of a GPU in FLOP/s by its name; None for any other device, such as a CPU."""
+    name = f" {' '.join(device_name.lower().replace('-', ' ').split())} "  # whole words: an A1000 is not an A100
+    return next((peak for part, peak in PEAK_BF16_FLOPS if f" {part} " in name), None)

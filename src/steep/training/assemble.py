@@ -28,7 +28,7 @@ from steep.models.adapters import adapter_files, add_adapter, capacity_line
 from steep.models.attention_choice import leak_test, prepare_lm_loss
 from steep.models.config import ModelConfig
 from steep.models.embeddings import offload_embeddings
-from steep.models.flops import model_flops_per_token, peak_flops
+from steep.models.flops import model_flops_per_token
 from steep.models.freeze import freeze
 from steep.models.layers import check_sequence_length, count_trained, has_adapter, max_positions, vocab_size
 from steep.models.load import load_model
@@ -47,6 +47,7 @@ from steep.runtime.device import (
     device_name,
     frozen_dtype,
     parameter_dtype,
+    peak_flops,
 )
 from steep.runtime.ranks import Ranks
 from steep.runtime.seed import seed_everything, set_determinism
