@@ -95,13 +95,6 @@ class DataConfig(Section):
     cache_directory: Optional[str] = None
     """Where prepared text is kept. Default: $STEEP_CACHE, else ~/.cache/steep."""
 
-    @model_validator(mode="after")
-    def _one_share(self) -> DataConfig:
-        shares = [name for name, validation in self.validation.items() if validation.share is not None]
-        if len(shares) > 1:
-            raise ValueError(f"validation: {' and '.join(shares)} both hold out a share; only one can")
-        return self
-
     def _refuse_in_megatron_order(self) -> None:
         """Raise ValueError for settings that only the native order has."""
         native = {
@@ -111,12 +104,15 @@ class DataConfig(Section):
             "train: max_epochs": any(source.max_epochs is not None for source in self.train),
             "validation: share": any(validation.share is not None for validation in self.validation.values()),
         }
-        if any(native.values()):
-            given = ", ".join(name for name, value in native.items() if value)
-            raise ValueError(f"order megatron has no {given}; these belong to the native order")
+        given = [name for name, value in native.items() if value]
+        if given:
+            raise ValueError(f"order megatron has no {', '.join(given)}; these belong to the native order")
 
     @model_validator(mode="after")
-    def _weights(self) -> DataConfig:
+    def _fits_together(self) -> DataConfig:
+        shares = [name for name, validation in self.validation.items() if validation.share is not None]
+        if len(shares) > 1:
+            raise ValueError(f"validation: {' and '.join(shares)} both hold out a share; only one can")
         given = [source.weight for source in self.train]
         if any(weight is None for weight in given) and any(weight is not None for weight in given):
             raise ValueError("train: some sources have a weight and some have none; give all or none one")
@@ -127,7 +123,7 @@ class DataConfig(Section):
             raise ValueError("train: with stream, whose size is not known, every source needs a weight")
         if any(source.max_epochs is not None for source in streams):
             raise ValueError("train: max_epochs needs prepared text; the size of a stream is not known")
-        if streams and any(validation.share is not None for validation in self.validation.values()):
+        if streams and shares:
             raise ValueError(
                 "validation: a share is chosen from prepared text; with stream, name held-out files by path"
             )

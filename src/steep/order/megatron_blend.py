@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,23 +32,25 @@ def samples_per_dataset(weights: Sequence[float], size: int, surplus: float = 0.
 
 def blend_by_weights(weights: Sequence[float], size: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     """The dataset of each of `size` positions and its sample there. weights: (datasets,), add up to 1."""
-    return _with_samples(_greedy(np.asarray(weights, dtype=np.float64), size, None), len(weights))
+    datasets = _greedy(np.asarray(weights, dtype=np.float64), size, None)
+    return datasets, sample_numbers(datasets, len(weights))
 
 
 def blend_all(sizes: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     """Every sample of every dataset once, in proportion to their sizes while each lasts. sizes: (datasets,)."""
     limits = np.asarray(sizes, dtype=np.int64)
     total = int(limits.sum())
-    return _with_samples(_greedy(limits / float(total), total, limits.astype(np.float64)), len(sizes))
+    datasets = _greedy(limits / float(total), total, limits.astype(np.float64))
+    return datasets, sample_numbers(datasets, len(sizes))
 
 
-def _with_samples(datasets: NDArray[np.int16], num_datasets: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    """Add to each position how often its dataset came before."""
+def sample_numbers(datasets: NDArray[np.int16], num_datasets: int) -> NDArray[np.int64]:
+    """For each position how often its dataset came before."""
     counts = np.bincount(datasets, minlength=num_datasets)
     samples = np.empty(len(datasets), dtype=np.int64)
     firsts = np.cumsum(counts) - counts
     samples[np.argsort(datasets, kind="stable")] = np.arange(len(datasets)) - np.repeat(firsts, counts)
-    return datasets, samples
+    return samples
 
 
 def _greedy(weights: NDArray[np.float64], size: int, limits: NDArray[np.float64] | None) -> NDArray[np.int16]:
@@ -81,17 +84,14 @@ def _guess(weights: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[n
     return taken + (rank < missing[:, None])
 
 
+@dataclass
 class _Parts:
     """Parts of the sequence that run side by side; `chosen` (steps, parts) receives their datasets."""
 
-    def __init__(
-        self,
-        weights: NDArray[np.float64],
-        limits: NDArray[np.float64] | None,
-        starts: NDArray[np.int64],
-        chosen: NDArray[np.int16],
-    ):
-        self.weights, self.limits, self.starts, self.chosen = weights, limits, starts, chosen
+    weights: NDArray[np.float64]
+    limits: NDArray[np.float64] | None
+    starts: NDArray[np.int64]
+    chosen: NDArray[np.int16]
 
     def first(self, begin: NDArray[np.float64]) -> NDArray[np.float64]:
         """Run all parts from the counts `begin`, (parts, datasets); returns the counts at their ends."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from steep.core.files import atomic_writer, write_text
 from steep.core.say import Say
-from steep.order.megatron_blend import blend_all, blend_by_weights
+from steep.order.megatron_blend import blend_all, blend_by_weights, sample_numbers
 from steep.order.megatron_index import (
     SPLIT_NAMES,
     IndexSettings,
@@ -187,12 +187,10 @@ def _blend_damage(
         return "it has another size"
     if expected and (datasets.min() < 0 or datasets.max() >= len(weights)):
         return "it names datasets that are not there"
-    counts = np.bincount(datasets, minlength=len(weights))
-    order = np.argsort(datasets, kind="stable")
-    numbers = np.arange(expected) - np.repeat(np.cumsum(counts) - counts, counts)
-    if not np.array_equal(samples[order], numbers):
+    if not np.array_equal(samples, sample_numbers(datasets, len(weights))):
         return "its samples are not numbered in order"
     if size is None:
-        return None if counts.tolist() == [int(weight) for weight in weights] else "it does not hold every sample once"
+        counts = np.bincount(datasets, minlength=len(weights)).tolist()
+        return None if counts == [int(weight) for weight in weights] else "it does not hold every sample once"
     first, _ = blend_by_weights(weights, min(size, _CHECKED_POSITIONS))
     return None if np.array_equal(datasets[: len(first)], first) else "it follows other weights"
