@@ -101,7 +101,10 @@ def test_an_offloaded_embedding_leaves_the_device(mapping: dict[str, Any]) -> No
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
-    [({}, "the embedding is trained"), ({"config": {**WIDE_LLAMA, "tie_word_embeddings": True}}, "output head too")],
+    [
+        ({}, "the embedding is trained"),
+        ({"config": {**WIDE_LLAMA, "tie_word_embeddings": True}}, "also its output head"),
+    ],
 )
 def test_an_embedding_that_cannot_leave_is_refused(mapping: dict[str, Any], changes: Any, problem: str) -> None:
     mapping["model"] |= {"offload_embeddings": True, **changes}

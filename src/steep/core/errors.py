@@ -42,3 +42,8 @@ class MissingExtraError(SteepError):
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs the package {package!r}. Install it with: pip install 'steep[{extra}]'")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class; a library's messages may be many lines long."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -6,11 +6,21 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from steep.core.errors import CallError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Readable(Protocol):
+    """A result that Python shows as text for people. Its dataclass is made with repr=False."""
+
+    def to_text(self) -> str:
+        """For people."""
+
+    def __repr__(self) -> str:
+        return self.to_text()
 
 
 def public(function: Function) -> Function:

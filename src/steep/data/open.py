@@ -22,7 +22,7 @@ from steep.data.self_generated import (
     with_self_generated,
 )
 from steep.order.batches import requested_sequences
-from steep.order.config import TrainSourceConfig, ValidationConfig
+from steep.order.config import TrainSourceConfig
 from steep.order.data_order import DataOrder, NativeOrder, OrderedSource, held_out
 from steep.order.megatron import build_megatron_orders
 from steep.sources.config import SourceConfig
@@ -83,16 +83,12 @@ class RunData:
         sequences_seen: of the whole run. tokens_by_source: trained on, in the order of the sources; empty before the first step.
         skipped_tokens: of steps without an update, by source name. The others are written down as they are.
         """
-        trained = tokens_by_source or [0] * len(self.stores)
-        sequences = self.order.counts(sequences_seen)
+        order, trained = self.order, tokens_by_source or [0] * len(self.stores)
+        rows = zip(self.stores, order.sources, trained, order.counts(sequences_seen), order.dropped_tokens, strict=True)
         sources = [
-            source_ledger(*row)
-            for row in zip(
-                self.names, self.stores, self.order.sources, trained, sequences, self.order.dropped_tokens, strict=True
-            )
+            {"name": name, **_source_ledger(*row), "tokens_skipped": skipped_tokens.get(name, 0)}
+            for name, row in zip(self.names, rows, strict=True)
         ]
-        for source in sources:
-            source["tokens_skipped"] = skipped_tokens.get(source["name"], 0)
         return {"sources": sources, "padding_tokens": padding_tokens, "data_changes": data_changes, "spikes": spikes}
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
@@ -121,33 +117,24 @@ class RunData:
         return found if sum(map(len, found)) <= MOST_NAMED_FILES else [{} for _ in found]
 
 
-def source_ledger(
-    name: str,
-    store: TokenStore | StreamSource,
-    ordered: OrderedSource,
-    tokens_trained: int,
-    sequences: int,
-    dropped_tokens: dict[str, int],
+def _source_ledger(
+    store: TokenStore | StreamSource, ordered: OrderedSource, trained: int, sequences: int, left_out: dict[str, int]
 ) -> dict[str, Any]:
-    """One source: records read = kept + dropped by reason; tokens = held out + available to training.
-
-    sequences: trained on, of this source. dropped_tokens: tokens that the order never takes, by reason.
-    """
+    """One source: records read = kept + dropped by reason; tokens = held out + available to training."""
     if isinstance(store, StreamSource):
-        return {"name": name, "role": ordered.role, **store.ledger(sequences), "tokens_trained": tokens_trained}
+        return {"role": ordered.role, **store.ledger(sequences), "tokens_trained": trained}
     recorded = store.manifest.get("ledger", {})
     return {
-        "name": name,
         "role": ordered.role,
         "records_read": recorded.get("records_read"),
         "documents_kept": store.num_documents,
         "dropped": recorded.get("dropped", {}),
-        "dropped_tokens": {**recorded.get("dropped_tokens", {}), **dropped_tokens},
+        "dropped_tokens": {**recorded.get("dropped_tokens", {}), **left_out},
         "tokens": store.num_tokens,
         "tokens_held_out": store.num_tokens - ordered.num_tokens,
         "tokens_per_epoch": ordered.num_tokens,
-        "tokens_trained": tokens_trained,
-        "epochs": tokens_trained / ordered.num_tokens if ordered.num_tokens else 0.0,
+        "tokens_trained": trained,
+        "epochs": trained / ordered.num_tokens if ordered.num_tokens else 0.0,
     }
 
 
@@ -190,30 +177,26 @@ def _open_written(run: RunConfig, tokenizer: TextTokenizer, say: Say, progress: 
     of_own: list[str] = []
     of_train: list[str] = []
     of_order: list[str] = []
-    own = {
-        name: opened([_validation_source(validation)], say=of_own.append)
-        for name, validation in config.validation.items()
-        if validation.path is not None
-    }
+    own: dict[str, list[TokenStore]] = {}
+    for name, validation in config.validation.items():
+        if validation.path is not None:
+            fields = validation.model_dump(exclude={"share", "path", "role", "generate_tokens"})
+            source = SourceConfig(**fields, path=validation_paths(paths_of(validation)))
+            own[name] = opened([source], say=of_own.append)
     if config.order == "megatron":
         data = _megatron(run, tokenizer, of_train.append, of_order.append)
     else:
         data = _native(run, tokenizer, partial(opened, say=of_train.append), of_train.append, of_order.append)
     for line in dict.fromkeys([*of_train, *of_own, *of_order]):  # stores may have the same to say
         say(line)
-    texts = {name: _whole_text(name, stores) for name, stores in own.items()}
-    shared = {text.name: text for text in data.held_out_texts}
-    names = [*config.validation, *(name for name in shared if name not in config.validation)]
+    texts = {text.name: text for text in data.held_out_texts}
+    for name, stores in own.items():
+        texts[name] = HeldOutText(name, [(store, np.arange(store.num_documents)) for store in stores])
     return replace(
         data,
-        held_out_texts=[texts.get(name) or shared[name] for name in names],
+        held_out_texts=[texts[name] for name in dict.fromkeys([*config.validation, *texts])],
         held_out_stores=[*data.held_out_stores, *(store for stores in own.values() for store in stores)],
     )
-
-
-def _validation_source(validation: ValidationConfig) -> SourceConfig:
-    fields = validation.model_dump(exclude={"share", "path", "role", "generate_tokens"})
-    return SourceConfig(**fields, path=validation_paths(paths_of(validation)))
 
 
 def _native(
@@ -236,9 +219,24 @@ def _native(
 
     stores = [open_one(source) for source in config.train]
     share = next((validation.share for validation in config.validation.values() if validation.share), None)
-    split = [_split(store, share) for store in stores]
+    ordered: list[OrderedSource] = []
+    parts: list[tuple[TokenStore, np.ndarray]] = []
+    for name, source, store in zip(names, config.train, stores, strict=True):
+        training, stream = None, None
+        if isinstance(store, UnwrittenText):
+            lengths = store.lengths
+        elif isinstance(store, StreamSource):
+            lengths, stream = np.empty(0, dtype=np.int64), store
+        else:
+            lengths = store.document_lengths
+            if share is not None:
+                out = held_out(store.content_hashes, share)
+                training = np.flatnonzero(~out)
+                parts.append((store, np.flatnonzero(out)))
+        about = (store.fingerprint, source.weight, source.role, source.max_epochs)
+        ordered.append(OrderedSource(name, training, lengths, *about, order=stream))
     order = NativeOrder(
-        [_ordered_source(*row) for row in zip(names, config.train, stores, (train for train, _ in split), strict=True)],
+        ordered,
         config.sequence_length,
         seed,
         packing=config.packing,
@@ -246,25 +244,8 @@ def _native(
         align_to_bos=config.align_to_bos,
         say=say_of_order,
     )
-    parts = [(store, out) for store, (_, out) in zip(stores, split, strict=True) if isinstance(store, TokenStore)]
-    texts = [
-        _shared_text(name, text.share, parts) for name, text in config.validation.items() if text.share is not None
-    ]
-    return RunData(names, stores, order, texts, [])
-
-
-def _ordered_source(
-    name: str, source: TrainSourceConfig, store: TokenStore | StreamSource, training: np.ndarray | None
-) -> OrderedSource:
-    if isinstance(store, UnwrittenText):
-        return OrderedSource(
-            name, None, store.lengths, store.fingerprint, source.weight, source.role, source.max_epochs
-        )
-    if isinstance(store, StreamSource):
-        lengths = np.empty(0, dtype=np.int64)
-        return OrderedSource(name, None, lengths, store.fingerprint, source.weight, source.role, order=store)
-    lengths = store.document_lengths
-    return OrderedSource(name, training, lengths, store.fingerprint, source.weight, source.role, source.max_epochs)
+    shared = [name for name, validation in config.validation.items() if validation.share]
+    return RunData(names, stores, order, [_shared_text(name, share, parts) for name in shared], [])
 
 
 def _megatron(run: RunConfig, tokenizer: TextTokenizer, say_of_stores: Say, say_of_order: Say) -> RunData:
@@ -302,18 +283,6 @@ def _megatron_blend(sources: Sequence[TrainSourceConfig]) -> Any:
             f"data.train: in Megatron's order a weight belongs to one dataset, and {several[0]} are {len(several[0])}"
         )
     return [item for source, [path] in zip(sources, paths, strict=True) for item in (source.weight, path)]
-
-
-def _split(store: TokenStore | StreamSource, share: float | None) -> tuple[np.ndarray | None, np.ndarray]:
-    """Document numbers to train on (None: all) and to hold out."""
-    if share is None or isinstance(store, StreamSource):
-        return None, np.arange(0)
-    out = held_out(store.content_hashes, share)
-    return np.flatnonzero(~out), np.flatnonzero(out)
-
-
-def _whole_text(name: str, stores: list[TokenStore]) -> HeldOutText:
-    return HeldOutText(name, [(store, np.arange(store.num_documents)) for store in stores])
 
 
 def _shared_text(name: str, share: float | None, parts: list[tuple[TokenStore, np.ndarray]]) -> HeldOutText:

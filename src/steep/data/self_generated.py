@@ -98,38 +98,24 @@ def with_self_generated(run: RunConfig, say: Say, generator: TextGenerator | Non
     if not count_self_generated(run):
         return run
     data = run.data
-    cache, base = _Cache(run, generator), str(getattr(run.model, "pretrained", None))
+    cache, base = _Cache(run, generator), Path(str(getattr(run.model, "pretrained", None))).name
 
     def replaced(section: str, name: str, source: Any) -> Any:
         """The source with its file; as it is where it has one of its own or none is written."""
-        text = cache.text(section + name, source.generate_tokens) if is_self_generated(source) else None
-        if text is None:
+        path = cache.text(section + name, source.generate_tokens) if is_self_generated(source) else None
+        if path is None:
             return source
-        say(f"data.{section}.{name}: {text.line(base)}")
-        return source.model_copy(update={"path": str(text.path), "name": source.name or SELF_GENERATED})
+        about = read_json(path.with_suffix(".json"))
+        say(
+            f"data.{section}.{name}: {about['tokens']:,} tokens in {about['documents']:,} documents that {base} wrote itself, "
+            f"{about['ended']:,} of them to their end: {path}"
+        )
+        return source.model_copy(update={"path": str(path), "name": source.name or SELF_GENERATED})
 
     train = [replaced("train", str(number), source) for number, source in enumerate(data.train)]
     found = {name: replaced("validation", name, text) for name, text in data.validation.items()}
     validation = {name: text for name, text in found.items() if not is_self_generated(text)}
     return run.model_copy(update={"data": data.model_copy(update={"train": train, "validation": validation})})
-
-
-@dataclass(frozen=True)
-class WrittenText:
-    """A text that the base wrote."""
-
-    path: Path
-    documents: int
-    tokens: int
-    ended: int
-    """Documents that the model ended itself; the others were cut after a whole sentence."""
-
-    def line(self, base: str) -> str:
-        """For the person at the terminal."""
-        return (
-            f"{self.tokens:,} tokens in {self.documents:,} documents that {Path(base).name} wrote itself, "
-            f"{self.ended:,} of them to their end: {self.path}"
-        )
 
 
 class _Cache:
@@ -149,8 +135,11 @@ class _Cache:
             self.base.max_tokens,
         ]
 
-    def text(self, name: str, wanted_tokens: int) -> WrittenText | None:
-        """The text called `name`, of `wanted_tokens` and the rest of the last batch; None if nothing writes it."""
+    def text(self, name: str, wanted_tokens: int) -> Path | None:
+        """The text called `name`, of `wanted_tokens` and the rest of the last batch; None if nothing writes it.
+
+        Its numbers are in a .json file beside it; documents that did not end themselves were cut after a whole sentence.
+        """
         draw_key = fingerprint([name, BATCH_DOCUMENTS, *self._identity])
         folder = self._folder / "written" / fingerprint([draw_key, SAMPLING_VERSION])
         path, about = folder / f"{wanted_tokens}.jsonl", folder / f"{wanted_tokens}.json"
@@ -163,13 +152,9 @@ class _Cache:
                 file.writelines(
                     json.dumps({"text": document["text"]}, ensure_ascii=False) + "\n" for document in written
                 )
-            facts = {
-                "documents": len(written),
-                "tokens": sum(document["tokens"] for document in written),
-                "ended": sum(document["ended"] for document in written),
-            }
-            write_json(about, facts)
-        return WrittenText(path, **read_json(about))
+            facts = {key: sum(document[key] for document in written) for key in ("tokens", "ended")}
+            write_json(about, {"documents": len(written), **facts})
+        return path
 
     def _batches(
         self, folder: Path, draw_key: str, wanted_tokens: int, generator: TextGenerator

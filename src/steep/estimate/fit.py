@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Union
 
 from steep.config.load import ConfigLike, as_config
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
-from steep.core.public import public
+from steep.core.public import Readable, public
 from steep.core.section import Target
 from steep.core.units import format_bytes, parse_bytes
 from steep.estimate.run_plan import RunPlan, plan_unchecked
@@ -69,8 +70,8 @@ class Proposal:
         return f"  {format_bytes(self.peak_bytes):>9}  {self.work_ratio:.2f} x the work  {keys}{mark}"
 
 
-@dataclass(frozen=True)
-class MemoryFit:
+@dataclass(frozen=True, repr=False)
+class MemoryFit(Readable):
     """What fits into `limit_bytes`, fastest first."""
 
     limit_bytes: int
@@ -84,7 +85,6 @@ class MemoryFit:
         return {"limit_bytes": self.limit_bytes, "fits": found, "smallest": self.smallest.to_mapping()}
 
     def to_text(self) -> str:
-        """For people."""
         if not self.proposals:
             return (
                 f"nothing that steep can set makes this run fit into {format_bytes(self.limit_bytes)}. The least:\n"
@@ -93,9 +93,6 @@ class MemoryFit:
             )
         head = f"fits into {format_bytes(self.limit_bytes)}, fastest first:"
         return "\n".join([head, *(proposal.to_text() for proposal in self.proposals)])
-
-    def __repr__(self) -> str:
-        return self.to_text()
 
 
 @public
@@ -109,32 +106,22 @@ def plan_fit(config: ConfigLike, size: Union[int, str], *, device: str = "auto",
         limit_bytes = parse_bytes(size)
     except ValueError as error:
         raise ConfigError(f"fit: {error}") from None
-    return fit_memory(plan_unchecked(as_config(config), device=device, allow_code=allow_code), limit_bytes)
-
-
-def fit_memory(plan: RunPlan, limit_bytes: int) -> MemoryFit:
-    """At most `MOST_PROPOSALS` proposals for the run of `plan`. Several plans are made, a few seconds each for a large model."""
-    smallest: Proposal | None = None
-    for changes_result, base in _bases(plan):
-        tried: list[Proposal] = []
-        for checkpointing, work in CHECKPOINTING:
-            if isinstance(checkpointing, dict) and checkpointing.get("offload") and plan.hardware.device_type == "cpu":
-                continue
-            found = _largest(plan, base, checkpointing, work, limit_bytes, changes_result)
-            tried.append(found)
-            if smallest is None or found.peak_bytes < smallest.peak_bytes:
-                smallest = found
-        fitting = [proposal for proposal in tried if proposal.peak_bytes <= limit_bytes]
+    plan = plan_unchecked(as_config(config), device=device, allow_code=allow_code)
+    on_cpu = plan.hardware.device_type == "cpu"  # where there is nothing to offload to
+    settings = [row for row in CHECKPOINTING if not (on_cpu and isinstance(row[0], dict) and row[0].get("offload"))]
+    tried: list[Proposal] = []
+    for changes_result, base in _bases(plan.config):
+        here = [_largest(plan, base, setting, work, limit_bytes, changes_result) for setting, work in settings]
+        tried += here
+        fitting = [proposal for proposal in here if proposal.peak_bytes <= limit_bytes]
         if fitting:
             fitting.sort(key=lambda proposal: (proposal.work_ratio, -proposal.micro_batch_size))
-            return MemoryFit(limit_bytes, fitting[:MOST_PROPOSALS], smallest or fitting[0])
-    assert smallest is not None
-    return MemoryFit(limit_bytes, [], smallest)
+            break
+    return MemoryFit(limit_bytes, fitting[:MOST_PROPOSALS], min(tried, key=lambda proposal: proposal.peak_bytes))
 
 
-def _bases(plan: RunPlan) -> Iterator[tuple[bool, dict[str, Any]]]:
+def _bases(config: RunConfig) -> Iterator[tuple[bool, dict[str, Any]]]:
     """Changes to start from: none, smaller chunks of logits, then those that change the result. Each includes the one before."""
-    config = plan.config
     changes: dict[str, Any] = {}
     yield False, dict(changes)
     if config.train.loss_chunk_bytes > SMALL_LOGITS_BYTES:
@@ -154,11 +141,12 @@ def _largest(
     """The proposal with the largest micro-batch that fits; where none fits, the one with a micro-batch of one sequence."""
     batch = plan.sizes.global_batch_size
     sizes = [n for n in range(1, batch + 1) if batch % n == 0]
-    best = _propose(plan, base, checkpointing, work, sizes[0], changes_result)
+    propose = partial(_propose, plan, base, checkpointing, work, changes_result)
+    best = propose(sizes[0])
     low, high = 0, len(sizes) - 1
     while best.peak_bytes <= limit_bytes and low < high:
         middle = (low + high + 1) // 2
-        found = _propose(plan, base, checkpointing, work, sizes[middle], changes_result)
+        found = propose(sizes[middle])
         if found.peak_bytes <= limit_bytes:
             best, low = found, middle
         else:
@@ -167,16 +155,14 @@ def _largest(
 
 
 def _propose(
-    plan: RunPlan, base: dict[str, Any], checkpointing: Any, work: float, micro_batch_size: int, changes_result: bool
+    plan: RunPlan, base: dict[str, Any], checkpointing: Any, work: float, changes_result: bool, micro_batch_size: int
 ) -> Proposal:
     wanted = {**base, "train.micro_batch_size": micro_batch_size, "train.activation_checkpointing": checkpointing}
     before = plan.config.to_mapping()
     mapping = changed(before, wanted)
-    accumulates = micro_batch_size < plan.sizes.global_batch_size
-    on_gpu = plan.hardware.device_type != "cpu"
-    facts = measure_structure(
-        RunConfig.model_validate(mapping), micro_batch_size, accumulates, plan.precision, on_gpu, plan.vocabulary_rows
-    )
+    config = RunConfig.model_validate(mapping)
+    accumulates, on_gpu = micro_batch_size < plan.sizes.global_batch_size, plan.hardware.device_type != "cpu"
+    facts = measure_structure(config, micro_batch_size, accumulates, plan.precision, on_gpu, plan.vocabulary_rows)
     shown = {key: value for key, value in wanted.items() if _at(before, key) != _at(mapping, key)}
     if micro_batch_size == plan.sizes.micro_batch_size:
         shown.pop("train.micro_batch_size", None)

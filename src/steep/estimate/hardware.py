@@ -60,18 +60,13 @@ def find_hardware(name: str) -> Hardware:
     except ConfigError as error:
         raise ConfigError(f"{error}. To plan for a GPU that is not here, name one of: {', '.join(GPUS)}.") from None
     if device.type == "cuda":
-        return _gpu(device_name(device), (peak_flops(device_name(device)) or UNKNOWN_GPU_BF16_FLOPS) / 8,
-                    total_memory_bytes("cuda"), is_here=True)  # fmt: skip
+        name = device_name(device)
+        fp32 = (peak_flops(name) or UNKNOWN_GPU_BF16_FLOPS) / 8
+        return _gpu(name, fp32, total_memory_bytes("cuda"), is_here=True)
     fp32 = matrix_product_flops("float32")
     bf16 = matrix_product_flops("bfloat16") if cpu_has_bf16() else fp32
-    return Hardware(
-        cpu_name(),
-        "cpu",
-        total_memory_bytes("cpu"),
-        bf16 * CPU_UTILIZATION["bf16"],
-        fp32 * CPU_UTILIZATION["fp32"],
-        "from a matrix product timed just now",
-    )
+    rates = bf16 * CPU_UTILIZATION["bf16"], fp32 * CPU_UTILIZATION["fp32"]
+    return Hardware(cpu_name(), "cpu", total_memory_bytes("cpu"), *rates, "from a matrix product timed just now")
 
 
 def _gpu(name: str, fp32_flops: float, memory_bytes: int, *, is_here: bool) -> Hardware:

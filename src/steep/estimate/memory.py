@@ -71,15 +71,16 @@ def peak_memory(
     optimizer's whole state. host_bytes: of weights that are in host memory.
     """
     parameters = list(model.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    weights = sum(_nbytes(tensor) for tensor in [*parameters, *model.buffers()])
-    gradients = sum(_nbytes(parameter) for parameter in trained)
+    weights = sum(tensor.nbytes for tensor in [*parameters, *model.buffers()])
+    gradients = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
     rows, (vocabulary, width) = micro_batch_size * sequence_length, head_shape  # B*T, (V, D)
     compute_bytes = autocast_bytes or parameters[0].element_size()
     chunk = min(max(loss_chunk_bytes, vocabulary * compute_bytes), rows * vocabulary * compute_bytes)
     head_copy = vocabulary * width * compute_bytes if autocast_bytes else 0
     head_gradient = vocabulary * width * 4 if head_trained else 0  # (V, D) fp32
     hidden = rows * width * (4 + compute_bytes)  # (B*T, D): the states before the head, and their fp32 gradient
+    tables = (module.weight for module in model.modules() if isinstance(module, nn.Embedding))
+    embedding = max((table.nbytes for table in tables if table.requires_grad), default=0)
     before = gradients if accumulates else 0
     pending = head_gradient if head_tied or not accumulates else 0
     # (gradients, activations, logits) at the four moments that may need most. 1: at the loss, all activations and the head's
@@ -90,15 +91,15 @@ def peak_memory(
         (before, activations.kept, chunk + head_copy + head_gradient + hidden),
         (before, activations.kept + activations.recomputed, pending + hidden),
         (gradients, activations.recomputed, head_gradient if head_tied else 0),
-        (gradients + (_largest_embedding_bytes(model) if accumulates else 0), 0, head_gradient if head_tied else 0),
+        (gradients + (embedding if accumulates else 0), 0, head_gradient if head_tied else 0),
     ]
-    parts = max(moments, key=sum)
+    gradients, kept, logits = max(moments, key=sum)
     return PeakMemory(
         weights=weights - host_bytes,
-        gradients=parts[0],
+        gradients=gradients,
         optimizer=optimizer_bytes,
-        activations=parts[1],
-        logits=parts[2],
+        activations=kept,
+        logits=logits,
         checkpoint=weights + optimizer_bytes if asynchronous_checkpoint else 0,
     )
 
@@ -131,13 +132,4 @@ def layer_input_bytes(layers: Iterable[nn.Module], forward: Callable[[], torch.T
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(_nbytes(tensor) for tensor in inputs)
-
-
-def _largest_embedding_bytes(model: nn.Module) -> int:
-    tables = (module.weight for module in model.modules() if isinstance(module, nn.Embedding))
-    return max((_nbytes(table) for table in tables if table.requires_grad), default=0)
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return sum(tensor.nbytes for tensor in inputs)

@@ -14,7 +14,7 @@ from steep.config.run import RunConfig
 from steep.core import targets
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
-from steep.core.public import public
+from steep.core.public import Readable, public
 from steep.core.say import tell
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
@@ -30,8 +30,8 @@ from steep.tokenizer.open import load_tokenizer
 BAR_COLUMNS = 40
 
 
-@dataclass(frozen=True)
-class RunPlan:
+@dataclass(frozen=True, repr=False)
+class RunPlan(Readable):
     """Everything about a run that is known before it starts."""
 
     config: RunConfig
@@ -72,7 +72,7 @@ class RunPlan:
 
     def to_mapping(self) -> dict[str, Any]:
         """The plan as JSON values: plan.json."""
-        optimizer, schedule = self.config.optimizer, self.config.schedule
+        optimizer = self.config.optimizer
         roles = configured_roles(self.config.data.validation)
         return {
             "model": {
@@ -97,7 +97,7 @@ class RunPlan:
             "optimizer": optimizer.target if isinstance(optimizer, Target) else optimizer.name,
             "learning_rate": None if isinstance(optimizer, Target) else optimizer.learning_rate,
             "embedding_learning_rate": None if isinstance(optimizer, Target) else optimizer.embedding_learning_rate,
-            "schedule": schedule.name,
+            "schedule": self.config.schedule.name,
             "global_batch_size": self.sizes.global_batch_size,
             "micro_batch_size": self.sizes.micro_batch_size,
             "grad_accum_steps": self.sizes.grad_accum_steps,
@@ -110,13 +110,9 @@ class RunPlan:
             "seconds": self.seconds,
         }
 
-    def _capacity(self) -> str:
-        return capacity_line(self.structure.trainable, self.data.new_text_tokens(self.tokens))
-
     def _sources(self) -> list[dict[str, Any]]:
         order = self.data.order
         counts = order.counts(self.sizes.total_sequences)
-        rows = zip(order.sources, order.sequences_of_source, counts, strict=True)
         return [
             {
                 "name": source.name,
@@ -127,20 +123,21 @@ class RunPlan:
                 "epochs": None if source.order is not None else count / sequences if sequences else 0.0,
                 "share": count / max(1, sum(counts)),
             }
-            for source, sequences, count in rows
+            for source, sequences, count in zip(order.sources, order.sequences_of_source, counts, strict=True)
         ]
 
     def to_text(self) -> str:
-        """The plan for people."""
         facts, sizes = self.structure, self.sizes
         accumulation = f", {sizes.grad_accum_steps} x {sizes.micro_batch_size}" if sizes.grad_accum_steps > 1 else ""
         trained = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trained"
+        adapted = self.config.adapter is not None
+        capacity = capacity_line(facts.trainable, self.data.new_text_tokens(self.tokens)) if adapted else ""
         lines = [
             f"plan of {self.config.run.name}",
             f"  model     {facts.name}: {facts.family}, {format_count(facts.parameters)} parameters{trained}",
-            *([f"            {self._capacity()}"] if self.config.adapter is not None else []),
+            *([f"            {capacity}"] if capacity else []),
             f"  device    {self.hardware.name}, precision {self.precision}",
-            *(_source_line(source) for source in self._sources()),
+            *map(_source_line, self._sources()),
             *(f"            {remark}" for remark in self.remarks),
             *(f"  held out  {text.name}: {format_count(text.num_tokens)} tokens" for text in self.data.held_out_texts),
             f"  run       {sizes.steps:,} steps of {sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation} = "
@@ -151,9 +148,6 @@ class RunPlan:
             *(f"  {line}" for line in recipe_lines(self.config.to_mapping())),
         ]
         return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return self.to_text()
 
 
 def _source_line(source: dict[str, Any]) -> str:
@@ -203,11 +197,9 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
 
 def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardware, vocabulary_rows: int) -> RunPlan:
     """The plan of a run whose data is open. vocabulary_rows: embeddings that its tokenizer needs."""
-    wanted = config.train.precision
-    if wanted == "auto" and not hardware.is_here:
-        precision = "mixed_bf16"  # every GPU of the table but the T4 has it, and the T4 emulates it
-    else:
-        precision = choose_precision(wanted, hardware.device_type)
+    precision = "mixed_bf16"  # every GPU of the table but the T4 has it, and the T4 emulates it
+    if config.train.precision != "auto" or hardware.is_here:
+        precision = choose_precision(config.train.precision, hardware.device_type)
     on_gpu = hardware.device_type != "cpu"
     rows = vocabulary_rows if config.vocabulary is not None else None
     structure = measure_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, on_gpu, rows)

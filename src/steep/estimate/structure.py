@@ -16,10 +16,11 @@ from torch import nn
 
 from steep.config.run import RunConfig
 from steep.core.errors import ModelError
+from steep.core.say import say_nothing
 from steep.core.section import Target
 from steep.estimate.memory import ActivationLayout, PeakMemory, layer_input_bytes, peak_memory, saved_bytes
 from steep.models.adapters import plan_adapter
-from steep.models.config import ModelConfig, RopeConfig
+from steep.models.config import ModelConfig
 from steep.models.embeddings import frozen_embedding
 from steep.models.flops import count_matmul_parameters, flops_saved_by_freezing, model_flops_per_token
 from steep.models.freeze import freeze
@@ -44,10 +45,6 @@ from steep.parallelize.config import ActivationCheckpointing
 GUESSED_BYTES_PER_WIDTH = 68
 """Bytes per token, layer and unit of width: 34 numbers of 2 bytes, without attention (Korthikanti et al. 2022,
 arXiv:2205.05198)."""
-
-
-def silent(line: str) -> None:
-    """What a run says while its model is built, a plan does not."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,14 @@ def measure_structure(
 
     vocabulary_rows: embeddings that the run's tokenizer needs, where the run adds tokens to the model.
     """
-    # fake tensors belong to torch's private modules, so they are imported where they are needed
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode  # one of torch's private modules
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _model_of_run(config, precision, vocabulary_rows)
-        host_bytes = _host_bytes(model, config.model) if on_gpu else 0
-        head = _head_shape(model)
-        head_table = head_weight(model)
+        offloaded = on_gpu and not isinstance(config.model, Target) and config.model.offload_embeddings
+        host_bytes = frozen_embedding(model).weight.nbytes if offloaded else 0  # stays in host memory beside a GPU
+        ema_bytes = 4 * count_trained(model) if config.train.ema_decay is not None else 0
+        head, head_table = _head_shape(model), head_weight(model)
         mixed = precision == "mixed_bf16"
         activations = _activations(model, config, micro_batch_size, head[1], mixed, on_gpu)
         memory = peak_memory(
@@ -97,7 +94,7 @@ def measure_structure(
             head_tied=is_tied(model),
             autocast_bytes=2 if mixed else None,
             accumulates=accumulates,
-            optimizer_bytes=optimizer_state_bytes(model, config.optimizer) + _ema_bytes(model, config.train.ema_decay),
+            optimizer_bytes=optimizer_state_bytes(model, config.optimizer) + ema_bytes,
             loss_chunk_bytes=config.train.loss_chunk_bytes,
             asynchronous_checkpoint=config.checkpoint.copies_state,
             host_bytes=host_bytes,
@@ -117,28 +114,19 @@ def measure_structure(
 
 
 def _model_of_run(config: RunConfig, precision: str, vocabulary_rows: int | None) -> nn.Module:
-    """The structure of the model that the run trains: frozen, quantized and with an adapter, as configured."""
     frozen_in_bf16 = precision == "bf16" or (precision == "mixed_bf16" and config.adapter is not None)
     model = build_structure(config.model, torch.bfloat16 if frozen_in_bf16 else torch.float32, vocabulary_rows)
     check_sequence_length(model, config.data.sequence_length)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
-        freeze(model, config.model.freeze, silent)
+        freeze(model, config.model.freeze, say_nothing)  # what a run says while its model is built, a plan does not
     if vocabulary_rows is not None and config.adapter is None:
         require_trained(model)
     if isinstance(config.model, ModelConfig) and config.model.quantize is not None:
         plan_quantized(model, config.model.quantize)
     if config.adapter is not None:
-        adapter = config.adapter if vocabulary_rows is None else with_embeddings(config.adapter, model, silent)
+        adapter = config.adapter if vocabulary_rows is None else with_embeddings(config.adapter, model, say_nothing)
         plan_adapter(model, adapter)
     return model
-
-
-def _host_bytes(model: nn.Module, config: ModelConfig | Target) -> int:
-    """Bytes of weights that stay in host memory beside a GPU."""
-    if isinstance(config, Target) or not config.offload_embeddings:
-        return 0
-    weight = frozen_embedding(model).weight
-    return weight.numel() * weight.element_size()
 
 
 def _activations(
@@ -176,7 +164,7 @@ def _measured(
         with KeptBytes() as counted:
             forward()
         selected = counted.total
-    checkpoint_layers(model, lambda line: None, checkpointing.mode, checkpointing.every)
+    checkpoint_layers(model, say_nothing, checkpointing.mode, checkpointing.every)
     kept = saved_bytes(model, forward)
     return ActivationLayout(
         kept + selected - (inputs if checkpointing.offload and on_gpu else 0),
@@ -193,23 +181,17 @@ def build_structure(config: ModelConfig | Target, dtype: torch.dtype, rows: int 
             return build_target(config, seed=0).train()
         if config.config is not None:
             return build_fresh(config.config, config.revision, seed=0, dtype=dtype, rope=config.rope).train()
+        from transformers import AutoModelForCausalLM
+
         assert config.pretrained is not None
-        return _structure_of_pretrained(config.pretrained, config.revision, dtype, config.rope, rows).train()
+        hf_config = pretrained_config(config.pretrained, config.revision)
+        extend_rope(hf_config, config.rope, config.pretrained)
+        text = hf_config.get_text_config()
+        text.vocab_size = max(text.vocab_size, rows or 0)
+        model: nn.Module = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, dtype=dtype)
+        return model.train()
     finally:
         torch.set_default_dtype(usual)
-
-
-def _structure_of_pretrained(
-    reference: str, revision: str | None, dtype: torch.dtype, rope: RopeConfig | None, rows: int | None
-) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    hf_config = pretrained_config(reference, revision)
-    extend_rope(hf_config, rope, reference)
-    text = hf_config.get_text_config()
-    text.vocab_size = max(text.vocab_size, rows or 0)
-    model: nn.Module = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, dtype=dtype)
-    return model
 
 
 def _hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -226,10 +208,6 @@ def _head_shape(model: nn.Module) -> tuple[int, int]:
         return weight.shape[0], weight.shape[1]
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return (linear[-1].out_features, linear[-1].in_features) if linear else (vocab_size(model) or 0, 0)
-
-
-def _ema_bytes(model: nn.Module, decay: float | None) -> int:
-    return 4 * count_trained(model) if decay is not None else 0
 
 
 def model_name(config: ModelConfig | Target) -> str:

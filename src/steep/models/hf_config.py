@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from steep.core.errors import ModelError
+from steep.core.errors import ModelError, first_line
 from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field
 from steep.models.reference import resolve_reference
 
@@ -175,8 +175,3 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from steep.core.errors import MissingExtraError, ModelError
+from steep.core.errors import MissingExtraError, ModelError, first_line
 from steep.core.section import Target
 from steep.models.adapters import load_adapter
 from steep.models.config import ModelConfig
 from steep.models.fresh import build_fresh, build_target
-from steep.models.hf_config import first_line, quiet_transformers, read_config, read_gguf_config
+from steep.models.hf_config import quiet_transformers, read_config, read_gguf_config
 from steep.models.quantize import quantize
 from steep.models.reference import ADAPTER_CONFIG, base_config_of, base_reference, resolve_reference
 from steep.models.rope import extend_rope

@@ -139,6 +139,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak_resident_bytes()
 
 
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM now; None where the system does not say (no /proc). Needs no torch."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else None
+
+
 def peak_resident_bytes() -> int:
     """Largest resident set of this process so far (no torch).
 

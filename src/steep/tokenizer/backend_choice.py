@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from steep.core.errors import ConfigError
+from steep.core.errors import ConfigError, first_line
 from steep.core.plugins import load_plugin, plugin_names
 from steep.core.say import Say, tell
 from steep.tokenizer.encode import BACKENDS, REFERENCE_BACKEND, TextEncoder, TextTokenizer
@@ -38,15 +38,13 @@ class BackendChooser:
     """
 
     def __init__(self, wanted: str, tokenizer: TextTokenizer, say: Say = tell):
-        self._say = say
-        self._tokenizer = tokenizer
-        self._wanted = wanted
+        self._say, self._tokenizer, self._wanted = say, tokenizer, wanted
         self._missing: list[str] = []
+        """Backends that are not installed, until the person has been told."""
         self._about_hard_strings: dict[str, str] = {}
         """What is wrong with each backend, or an empty string."""
         names = fast_backend_names() if wanted == AUTO else [wanted]
         self._candidates = [name for name in names if name != REFERENCE_BACKEND and self._is_there(name)]
-        self._told_missing = False
 
     def choose(self, source: str, source_bytes: int, documents: Iterable[NamedText]) -> str:
         """The name of the backend for a source.
@@ -64,7 +62,12 @@ class BackendChooser:
             if not problem:
                 return name
             self._say(f"{source}: {REFERENCE_BACKEND} is used instead of {name}, which {problem}")
-        self._tell_missing()
+        if self._missing:
+            self._say(
+                f"{REFERENCE_BACKEND} is used; with {' or '.join(self._missing)} (pip install 'steep[fast]') this would be many "
+                "times as fast"
+            )
+            self._missing = []
         return REFERENCE_BACKEND
 
     def _is_there(self, name: str) -> bool:
@@ -79,32 +82,22 @@ class BackendChooser:
         self._missing.append(name)
         return False
 
-    def _tell_missing(self) -> None:
-        if self._missing and not self._told_missing:
-            self._say(
-                f"{REFERENCE_BACKEND} is used; with {' or '.join(self._missing)} (pip install 'steep[fast]') this would be many "
-                "times as fast"
-            )
-        self._told_missing = True
-
     def _problem_with_hard_strings(self, name: str) -> str:
         if name not in self._about_hard_strings:
-            problem = self._problem_when_built(name) or self._difference(name, hard_strings(self._tokenizer).items())
+            try:
+                self._tokenizer.encoder(name)
+            except Exception as error:  # noqa: BLE001  (a library may raise anything; it is said)
+                problem = f"cannot take this tokenizer: {first_line(error)[:200]}"
+            else:
+                problem = self._difference(name, hard_strings(self._tokenizer).items())
             self._about_hard_strings[name] = problem
         return self._about_hard_strings[name]
-
-    def _problem_when_built(self, name: str) -> str:
-        try:
-            self._tokenizer.encoder(name)
-        except Exception as error:  # noqa: BLE001  (a library may raise anything; it is said)
-            return f"cannot take this tokenizer: {_first_line(error)}"
-        return ""
 
     def _difference(self, name: str, texts: Iterable[NamedText]) -> str:
         try:
             return first_difference(self._tokenizer.encoder(name), self._tokenizer.encoder(), texts)
         except Exception as error:  # noqa: BLE001  (as above)
-            return f"fails: {_first_line(error)}"
+            return f"fails: {first_line(error)[:200]}"
 
 
 def fast_backend_names() -> list[str]:
@@ -115,24 +108,15 @@ def fast_backend_names() -> list[str]:
 def first_difference(encoder: TextEncoder, reference: TextEncoder, texts: Iterable[NamedText]) -> str:
     """Where the ids of two encoders first differ, in words; empty if they are equal for every text."""
     for batch in _batches(texts):
-        mine, theirs = (each.encode([text for _, text in batch]) for each in (encoder, reference))
-        if np.array_equal(mine.lengths, theirs.lengths) and np.array_equal(mine.ids, theirs.ids):
-            continue
-        for (name, _), a, b in zip(batch, _rows(*mine), _rows(*theirs), strict=True):
-            if not np.array_equal(a, b):
-                return _describe(name, a, b)
+        encoded = [each.encode([text for _, text in batch]) for each in (encoder, reference)]
+        rows = (np.split(ids, np.cumsum(lengths)[:-1]) for ids, lengths in encoded)
+        for (name, _), ids, expected in zip(batch, *rows, strict=True):
+            if not np.array_equal(ids, expected):
+                shorter = min(len(ids), len(expected))
+                position = next(iter(np.flatnonzero(ids[:shorter] != expected[:shorter])), shorter)
+                given, wanted = (str(row[position]) if position < len(row) else "no token" for row in (ids, expected))
+                return f"gives other ids for {name!r}: {given} instead of {wanted} at token {position}"
     return ""
-
-
-def _describe(name: str, ids: np.ndarray, expected: np.ndarray) -> str:
-    shorter = min(len(ids), len(expected))
-    position = next(iter(np.flatnonzero(ids[:shorter] != expected[:shorter])), shorter)
-    given, wanted = (str(row[position]) if position < len(row) else "no token" for row in (ids, expected))
-    return f"gives other ids for {name!r}: {given} instead of {wanted} at token {position}"
-
-
-def _rows(ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    return np.split(ids, np.cumsum(lengths)[:-1])
 
 
 def _batches(texts: Iterable[NamedText]) -> Iterator[list[NamedText]]:
@@ -146,7 +130,3 @@ def _batches(texts: Iterable[NamedText]) -> Iterator[list[NamedText]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -17,7 +17,6 @@ from typing import Any
 from steep.core.errors import ModelError
 
 PIECE_CHARACTERS, HELD_OUT_EVERY = 4000, 10
-
 FEWEST = 2
 """A pair that occurs less often makes no token."""
 
@@ -64,8 +63,7 @@ def count_words(backend: Any, texts: Iterable[str]) -> Counter[str]:
     for text in texts:
         if backend.normalizer is not None:
             text = backend.normalizer.normalize_str(text)
-        pieces = backend.pre_tokenizer.pre_tokenize_str(text)
-        counts.update(piece for piece, _ in pieces)
+        counts.update(piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text))
     return counts
 
 
@@ -144,10 +142,8 @@ def with_merges(tokenizer_json: str, merges: Merges) -> str:
     model = content["model"]
     for token in content.get("added_tokens", []):
         model["vocab"].setdefault(token["content"], token["id"])
-    taken = model["vocab"].values()
-    first = max(taken) + 1
-    for offset, token in enumerate(merges.tokens):
-        model["vocab"][token] = first + offset
+    for number, token in enumerate(merges.tokens, max(model["vocab"].values()) + 1):
+        model["vocab"][token] = number
     as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
     model["merges"] += [" ".join(pair) if as_text else list(pair) for pair in merges.pairs]
     return json.dumps(content, ensure_ascii=False)

@@ -66,8 +66,7 @@ class TextTokenizer:
     @cached_property
     def tokenizer_json(self) -> str:
         """The content of tokenizer.json."""
-        text: str = self.backend.to_str()
-        return text
+        return self.backend.to_str()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -83,12 +82,7 @@ class TextTokenizer:
     @property
     def policy(self) -> dict[str, Any]:
         """What goes around a document, as JSON."""
-        return {
-            "bos_id": self.bos_id,
-            "eos_id": self.eos_id,
-            "append_eos": self.append_eos,
-            "prepend_bos": self.prepend_bos,
-        }
+        return {name: getattr(self, name) for name in ("bos_id", "eos_id", "append_eos", "prepend_bos")}
 
     @property
     def num_extra_tokens(self) -> int:
@@ -129,8 +123,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without BOS and EOS."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, special tokens shown."""

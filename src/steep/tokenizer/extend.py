@@ -16,7 +16,7 @@ from typing import Any, Union
 
 from steep.core.errors import ConfigError, DataError, ModelError
 from steep.core.files import temporary_path
-from steep.core.public import public
+from steep.core.public import Readable, public
 from steep.sources.inputs import read_texts
 from steep.tokenizer.bpe import (
     continue_merges,
@@ -32,8 +32,8 @@ from steep.tokenizer.hard_strings import hard_strings
 from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 
 
-@dataclass(frozen=True)
-class ExtendResult:
+@dataclass(frozen=True, repr=False)
+class ExtendResult(Readable):
     """An extended tokenizer on disk."""
 
     path: Path
@@ -48,21 +48,15 @@ class ExtendResult:
     """New tokens that do not occur in the whole text: parts of longer ones."""
 
     def to_text(self) -> str:
-        """For people."""
         change = self.bytes_per_token_after / self.bytes_per_token_before - 1
         never = ", ".join(map(repr, self.unreachable[:10])) or "none"
-        return "\n".join(
-            [
-                f"{self.path}: {len(self.tokens):,} new tokens, such as {', '.join(map(repr, self.tokens[:12]))}",
-                f"bytes per token on held-out text: {self.bytes_per_token_before:.3f} before, "
-                f"{self.bytes_per_token_after:.3f} after ({change:+.1%})",
-                f"unreachable: {never}; {self.unused:,} occur only inside longer ones",
-                f"train it: vocabulary: {{add: {self.path}}}",
-            ]
+        return (
+            f"{self.path}: {len(self.tokens):,} new tokens, such as {', '.join(map(repr, self.tokens[:12]))}\n"
+            f"bytes per token on held-out text: {self.bytes_per_token_before:.3f} before, "
+            f"{self.bytes_per_token_after:.3f} after ({change:+.1%})\n"
+            f"unreachable: {never}; {self.unused:,} occur only inside longer ones\n"
+            f"train it: vocabulary: {{add: {self.path}}}"
         )
-
-    def __repr__(self) -> str:
-        return self.to_text()
 
 
 @public
@@ -92,9 +86,11 @@ def tokenizer_extend(
     words = count_words(backend, documents)
     produced = {part.value for word in words for part in extended.model.tokenize(word)}
     size = sum(len(piece.encode("utf-8", "surrogatepass")) for piece in held_out)
+    vocabulary = extended.get_vocab()
+    shown = ((token, extended.decode([vocabulary[token]])) for token in merges.tokens)
     return ExtendResult(
         folder,
-        [_readable(extended, token) for token in merges.tokens],
+        [token if "\N{REPLACEMENT CHARACTER}" in text else text for token, text in shown],
         size / max(1, count_tokens(backend, held_out)),
         size / max(1, count_tokens(extended, held_out)),
         unreachable(extended, merges.tokens),
@@ -133,8 +129,3 @@ def _check(tokenizer: Any, extended: Any, again: Any) -> None:
             raise ModelError(
                 f"not written: transformers reads the tokenizer back with other ids for {name} ({text[:40]!r})"
             )
-
-
-def _readable(backend: Any, token: str) -> str:
-    text: str = backend.decode([backend.token_to_id(token)])
-    return text if "\N{REPLACEMENT CHARACTER}" not in text else token

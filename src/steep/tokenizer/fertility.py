@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Optional, Union
 
 from steep.core.errors import DataError
-from steep.core.public import public
+from steep.core.public import Readable, public
 from steep.core.units import format_count
 from steep.sources.inputs import read_texts
 from steep.tokenizer.bpe import can_continue, continue_merges, count_tokens, count_words, split_pieces, with_merges
@@ -60,8 +60,8 @@ class Fertility:
         )
 
 
-@dataclass(frozen=True)
-class FertilityReport:
+@dataclass(frozen=True, repr=False)
+class FertilityReport(Readable):
     """A text, another to compare with, and the advice."""
 
     text: Fertility
@@ -85,22 +85,17 @@ class FertilityReport:
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""
-        texts = [text for text in (self.text, self.general) if text is not None]
-        rows = [
-            {**asdict(t), "bytes_per_token": t.bytes_per_token, "tokens_per_word": t.tokens_per_word} for t in texts
+        texts = [
+            {**asdict(text), "bytes_per_token": text.bytes_per_token, "tokens_per_word": text.tokens_per_word}
+            for text in (self.text, self.general)
+            if text is not None
         ]
-        return {"texts": rows, "saved_ratio": self.saved_ratio, "advice": self.advice}
+        return {"texts": texts, "saved_ratio": self.saved_ratio, "advice": self.advice}
 
     def to_text(self) -> str:
-        """For people."""
         lines = [text.to_text() for text in (self.text, self.general) if text is not None]
-        lines.append(
-            "words that cost most (times x tokens): " + ", ".join(f"{w} {n:,} x {t}" for w, n, t in self.text.costliest)
-        )
-        return "\n".join([*lines, self.advice])
-
-    def __repr__(self) -> str:
-        return self.to_text()
+        costliest = ", ".join(f"{word} {count:,} x {tokens}" for word, count, tokens in self.text.costliest)
+        return "\n".join([*lines, f"words that cost most (times x tokens): {costliest}", self.advice])
 
 
 @public

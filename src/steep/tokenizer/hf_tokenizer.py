@@ -6,17 +6,18 @@ transformers is imported inside the functions that need it; it is the reference 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from steep.core.errors import ModelError
+from steep.core.errors import ModelError, first_line
 from steep.core.files import read_json
+from steep.core.gguf_metadata import read_string_field
 from steep.core.say import Say, tell
 from steep.tokenizer.encode import BACKEND_FILE, POLICY_FILE, backend_from_file
-from steep.tokenizer.gguf import restore_digit_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Two names of the same class: a tokenizer that is entirely in tokenizer.json."""
+SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r")
+"""Values of `tokenizer.ggml.pre` whose first expression in llama.cpp's `llama-vocab.cpp` is \\p{N}."""
 TOKENIZER_FILES = (BACKEND_FILE, "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -37,19 +40,18 @@ def load_hf_tokenizer(reference: str, revision: Optional[str] = None, say: Say =
         return _from_folder(path, say)
     if path.is_file():
         return _from_file(path, say)
-    if _looks_like_path(reference):
+    like_a_path = reference.startswith((".", "/", "~")) or reference.endswith((".json", ".gguf"))
+    if like_a_path or reference.count("/") > 1:
         raise ModelError(f"{reference}: there is no such tokenizer file or folder.")
     return _auto(reference, revision=revision)
 
 
 def find_tokenizer_folder(path: Path) -> Path:
     """The folder with the tokenizer's files in a model folder, token store, checkpoint or run. Raises ModelError."""
-    for folder in (path, path / "tokenizer", path / "model" / "consolidated", path / "consolidated"):
-        if any((folder / name).is_file() for name in TOKENIZER_FILES):
-            return folder
-    checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    for checkpoint in _newest_checkpoints(checkpoints):
-        folder = checkpoint / "model" / "consolidated"
+    checkpoints = _newest_checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    parts = ("model/consolidated", "consolidated")
+    places = [path, path / "tokenizer", *(path / part for part in parts), *(step / parts[0] for step in checkpoints)]
+    for folder in places:
         if any((folder / name).is_file() for name in TOKENIZER_FILES):
             return folder
     raise ModelError(
@@ -62,15 +64,9 @@ def _newest_checkpoints(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("*step_*") if path.is_dir() and not path.name.startswith(".")]
     found.sort(key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], reverse=True)
     latest = folder / "LATEST"
-    if latest.is_dir():
-        return [latest, *found]
     if latest.is_file():
-        return [folder / latest.read_text(encoding="utf-8").strip(), *found]
-    return found
-
-
-def _looks_like_path(reference: str) -> bool:
-    return reference.startswith((".", "/", "~")) or reference.count("/") > 1 or reference.endswith((".json", ".gguf"))
+        latest = folder / latest.read_text(encoding="utf-8").strip()
+    return [latest, *found]
 
 
 def _from_folder(path: Path, say: Say) -> PreTrainedTokenizerBase:
@@ -117,8 +113,27 @@ def _from_file(path: Path, say: Say) -> PreTrainedTokenizerBase:
 def _from_gguf(path: Path, mtime_ns: int, size: int) -> PreTrainedTokenizerBase:
     """Kept for the next caller, since transformers takes about ten seconds to read it; read again if the file has changed."""
     tokenizer = _auto(str(path.parent), gguf_file=path.name)
-    restore_digit_split(tokenizer, path, tell)  # not a caller's `say`: the result is for all callers
+    _restore_digit_split(tokenizer, path)
     return tokenizer
+
+
+def _restore_digit_split(hf_tokenizer: Any, path: Path) -> None:
+    """Make the tokenizer of a .gguf split digits one by one if the file says so; say it.
+
+    transformers 5.23 knows many values of `tokenizer.ggml.pre`, but not those whose vocabularies split digits one by one (SmolLM2
+    among them): "  1" then gets other ids than in the model's training and in llama.cpp.
+    """
+    from tokenizers import pre_tokenizers
+
+    kind = read_string_field(path, "tokenizer.ggml.pre")
+    backend = hf_tokenizer.backend_tokenizer
+    present = json.loads(backend.to_str())["pre_tokenizer"]
+    if kind not in SINGLE_DIGITS or present is None or "Digits" in json.dumps(present):
+        return
+    # not a caller's `say`: the result is for all callers
+    tell(f"{path.name}: digits are split one by one (tokenizer.ggml.pre is {kind!r}), which transformers leaves out")
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
 
 
 def _from_backend_file(path: Path, say: Say) -> PreTrainedTokenizerBase:
@@ -158,6 +173,4 @@ def _loaded(
     try:
         return load(*given, **named)
     except Exception as error:
-        # the library's messages are many lines long; the first one says what happened
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"{where}: the tokenizer cannot be loaded: {first_line}") from error
+        raise ModelError(f"{where}: the tokenizer cannot be loaded: {first_line(error)}") from error

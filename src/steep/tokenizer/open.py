@@ -34,13 +34,10 @@ def load_tokenizer(
     Raises ConfigError if neither names one, ModelError if it cannot be loaded or lacks a token that is needed.
     """
     reference = tokenizer_reference(config, model)
-    own = config.pretrained is None
-    revision = revision or (getattr(model, "revision", None) if own else None)
+    revision = revision or (getattr(model, "revision", None) if config.pretrained is None else None)
     found = load_hf_tokenizer(reference, revision, say)
-    if vocabulary is not None:
-        extension = extend_tokenizer(found, vocabulary)
-        found = found if extension is None else extension.tokenizer
-    return text_tokenizer(found, config, reference)
+    extension = extend_tokenizer(found, vocabulary)
+    return text_tokenizer(found if extension is None else extension.tokenizer, config, reference)
 
 
 def tokenizer_reference(config: TokenizerConfig, model: Union[ModelConfig, Target, None] = None) -> str:
@@ -68,19 +65,17 @@ def text_tokenizer(
             f"the tokenizer {description} ({type(hf_tokenizer).__name__}) exists only in Python. steep needs a fast one: "
             "convert it once with transformers (save_pretrained of a fast tokenizer writes tokenizer.json)."
         )
-    prepend_bos = adds_bos(hf_tokenizer) if config.prepend_bos is None else config.prepend_bos
     return make_text_tokenizer(
         backend,
         bos_id=hf_tokenizer.bos_token_id,
         eos_id=hf_tokenizer.eos_token_id,
         append_eos=config.append_eos,
-        prepend_bos=prepend_bos,
+        prepend_bos=_adds_bos(hf_tokenizer) if config.prepend_bos is None else config.prepend_bos,
         description=description,
     )
 
 
-def adds_bos(hf_tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer itself puts BOS before a text: found by encoding one word."""
+def _adds_bos(hf_tokenizer: PreTrainedTokenizerBase) -> bool:
     if hf_tokenizer.bos_token_id is None:
         return False
     with_specials = hf_tokenizer("word", add_special_tokens=True)["input_ids"]

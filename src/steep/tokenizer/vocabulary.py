@@ -57,12 +57,11 @@ def new_tokens(add: str | Sequence[str]) -> list[str]:
         tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     else:
         tokens = list(add)
-    empty = [token for token in tokens if not token.strip()]
-    twice = sorted({token for token in tokens if tokens.count(token) > 1})
     if not tokens:
         raise ConfigError("vocabulary.add: holds no token")
-    if empty:
+    if not all(token.strip() for token in tokens):
         raise ConfigError("vocabulary.add: holds an empty token (in a file, a blank line)")
+    twice = sorted({token for token in tokens if tokens.count(token) > 1})
     if twice:
         raise ConfigError(f"vocabulary.add: {', '.join(map(repr, twice[:5]))} is named more than once")
     return tokens
@@ -84,6 +83,8 @@ def _with_tokens(base: Any, tokens: list[str]) -> Extension:
 
 
 def _from_folder(base: Any, folder: Path) -> Extension:
+    from tokenizers import Tokenizer
+
     extended: Any = load_hf_tokenizer(str(folder))
     before, after = base.get_vocab(), extended.get_vocab()
     moved = [token for token, number in before.items() if after.get(token) != number]
@@ -95,28 +96,16 @@ def _from_folder(base: Any, folder: Path) -> Extension:
     added = sorted(set(after.values()) - set(before.values()))
     if not added:
         raise ConfigError(f"vocabulary.add: {folder} has no token that the model's own tokenizer lacks")
-    return Extension(extended, subtokens_of(base, extended, added))
-
-
-def subtokens_of(base: Any, extended: Any, added: Sequence[int]) -> dict[int, list[int]]:
-    """The ids of `base` for each of the tokens `added` of `extended`. Raises ModelError for a token that has none.
-
-    The tokenizer's model splits the token itself, not its text: a token may hold part of a character, which has no text.
-    """
-    from tokenizers import Tokenizer
-
     model = Tokenizer.from_str(base.backend_tokenizer.to_str()).model
-    names = {number: token for token, number in extended.get_vocab().items()}
-    special = extended.added_tokens_decoder
-    found = {}
+    names = {number: token for token, number in after.items()}
+    subtokens = {}
     for number in added:
         name = names[number]
-        parts = (
-            base(name, add_special_tokens=False)["input_ids"]
-            if number in special
-            else [p.id for p in model.tokenize(name)]
-        )
+        if number in extended.added_tokens_decoder:
+            parts = base(name, add_special_tokens=False)["input_ids"]
+        else:  # the token itself is split, not its text: a token may hold part of a character, which has no text
+            parts = [part.id for part in model.tokenize(name)]
         if not parts:
             raise ModelError(f"the token {name!r} has no tokens in the model's own tokenizer")
-        found[number] = parts
-    return found
+        subtokens[number] = parts
+    return Extension(extended, subtokens)

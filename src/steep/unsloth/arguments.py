@@ -172,14 +172,7 @@ class UnslothTrainingArguments:
 
         Raises ConfigError for an optimizer, schedule or tracker without a counterpart.
         """
-        train: dict[str, Any] = {
-            "max_grad_norm": self.max_grad_norm or None,
-            "compile": bool(self.torch_compile),
-        }
-        if self.max_steps > 0:
-            train["steps"] = self.max_steps
-        else:
-            train["epochs"] = self.num_train_epochs
+        length = {"steps": self.max_steps} if self.max_steps > 0 else {"epochs": self.num_train_epochs}
         name = _counterpart("optim", self.optim, OPTIMIZERS)
         optimizer: dict[str, Any] = {
             "name": name,
@@ -189,17 +182,19 @@ class UnslothTrainingArguments:
         }
         if name in ("adamw", "adamw_8bit", "adamw_8bit_torchao", "schedule_free_adamw", "galore"):
             optimizer |= {"betas": (self.adam_beta1, self.adam_beta2), "eps": self.adam_epsilon}
+        if 0 < self.logging_steps < 1:
+            raise ConfigError(
+                f"{CALL}: logging_steps={self.logging_steps} is a share of the run; give steps, such as 10"
+            )
+        kept = {"keep_last": self.save_total_limit} if self.save_total_limit else {}
         return {
             "run": {"directory": str(self.output_dir), "seed": self.seed},
-            "train": train,
+            "train": {"max_grad_norm": self.max_grad_norm or None, "compile": bool(self.torch_compile), **length},
             "optimizer": optimizer,
             "schedule": self._schedule(),
-            "checkpoint": {
-                "every_steps": self.save_steps,
-                **({"keep_last": self.save_total_limit} if self.save_total_limit else {}),
-            },
+            "checkpoint": {"every_steps": self.save_steps, **kept},
             "evaluate": {"every_steps": self.eval_steps, "batch_size": self.per_device_eval_batch_size},
-            "console": {"log_every_steps": self._logging_steps()},
+            "console": {"log_every_steps": max(1, int(self.logging_steps))},
             "trackers": _trackers(self.report_to),
         }
 
@@ -218,16 +213,8 @@ class UnslothTrainingArguments:
             return {**schedule, "warmup_steps": 0}
         if 0 < self.warmup_steps < 1:  # transformers 5: a share of the run
             return {**schedule, "warmup_ratio": self.warmup_steps}
-        if self.warmup_steps:
-            return {**schedule, "warmup_steps": self.warmup_steps}
-        return {**schedule, "warmup_ratio": self.warmup_ratio}
-
-    def _logging_steps(self) -> int:
-        if 0 < self.logging_steps < 1:
-            raise ConfigError(
-                f"{CALL}: logging_steps={self.logging_steps} is a share of the run; give steps, such as 10"
-            )
-        return max(1, int(self.logging_steps))
+        warmup = {"warmup_steps": self.warmup_steps} if self.warmup_steps else {"warmup_ratio": self.warmup_ratio}
+        return {**schedule, **warmup}
 
 
 def _counterpart(key: str, value: Any, table: dict[str, Any]) -> Any:
@@ -240,9 +227,9 @@ def _counterpart(key: str, value: Any, table: dict[str, Any]) -> Any:
 def _trackers(report_to: Any) -> list[dict[str, Any]]:
     names = [report_to] if isinstance(report_to, str) else list(report_to or [])
     wanted = [name for name in names if name not in ("none", "all")]
-    unknown = [name for name in wanted if name != "tensorboard"]
-    if unknown:
-        raise ConfigError(
-            f"{CALL}: report_to={unknown[0]!r} is not supported; use 'tensorboard', or 'none' (metrics.jsonl has everything)"
-        )
+    for name in wanted:
+        if name != "tensorboard":
+            raise ConfigError(
+                f"{CALL}: report_to={name!r} is not supported; use 'tensorboard', or 'none' (metrics.jsonl has everything)"
+            )
     return [{"name": name} for name in wanted]

@@ -8,37 +8,29 @@ the machine, the resident set of the process and its peak. Weakness: a resident 
 from __future__ import annotations
 
 import functools
-import resource
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import BatchEncoding
 
-from steep.runtime.device import cpu_name, peak_resident_bytes, total_memory_bytes
+from steep.runtime.device import cpu_name, peak_resident_bytes, resident_bytes, total_memory_bytes
 from steep.unsloth.translate import say
-
-
-def resident_bytes() -> int:
-    """Memory that this process uses now; its peak so far where the kernel does not say."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return peak_resident_bytes()
-    return int(statm.read_text().split()[1]) * resource.getpagesize()
 
 
 def gpu_mem_used() -> str:
     """Memory in use as text, such as "5.02 GB" (2**30 bytes): of the GPU by all processes, the figure of nvidia-smi; without a
     GPU, of this process."""
-    used = resident_bytes()
+    used = _used_now()
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         used = total - free
     return f"{used / 2**30:.2f} GB"
 
 
-# ---- torch ----
+def _used_now(device: Any = None) -> int:
+    """Memory that this process uses; its peak so far where the kernel does not say."""
+    return resident_bytes() or peak_resident_bytes()
 
 
 class View(ModuleType):
@@ -67,22 +59,17 @@ def _view_of_torch() -> Any:
     return View(torch, {"cuda": View(torch.cuda, CPU_ANSWERS)})
 
 
-def _properties(device: Any = None) -> SimpleNamespace:
-    return SimpleNamespace(name=cpu_name(), total_memory=total_memory_bytes("cpu"))
-
-
 CPU_ANSWERS: dict[str, Any] = {
-    "get_device_properties": _properties,
+    "get_device_properties": lambda device=None: SimpleNamespace(
+        name=cpu_name(), total_memory=total_memory_bytes("cpu")
+    ),
     "get_device_name": lambda device=None: cpu_name(),
-    "memory_allocated": lambda device=None: resident_bytes(),
-    "memory_reserved": lambda device=None: resident_bytes(),
+    "memory_allocated": _used_now,
+    "memory_reserved": _used_now,
     "max_memory_allocated": lambda device=None: peak_resident_bytes(),
     "max_memory_reserved": lambda device=None: peak_resident_bytes(),
 }
 """What a notebook asks torch.cuda about memory, answered for this process and this machine."""
-
-
-# ---- inputs ----
 
 
 def encodings_stay_here(tokenizer: Any) -> Any:

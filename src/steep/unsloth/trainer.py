@@ -8,6 +8,7 @@ therefore holds about as many documents as was asked for; `packing=True`, as in 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -106,8 +107,9 @@ class UnslothTrainer:
         """The steep configuration that `train` runs. Writes the datasets into `<output_dir>/data/`."""
         mapping = self.args.sections()
         folder = Path(mapping["run"]["directory"]).expanduser()
-        mapping["run"]["name"] = self.args.run_name or _next_name(folder)
-        model = self.notebook.config.model_dump(mode="json")
+        free = (f"run-{number}" for number in itertools.count(1) if not (folder / f"run-{number}").exists())
+        mapping["run"]["name"] = self.args.run_name or next(free)
+        mapping["model"] = self.notebook.config.model_dump(mode="json")
         if self.notebook.adapter is not None:
             mapping["adapter"] = self.notebook.adapter.model_dump(mode="json")
         checkpointing = self.args.gradient_checkpointing
@@ -118,18 +120,16 @@ class UnslothTrainer:
         }
         path, texts = self._write(folder, "train")
         batches = self._batches(texts)
-        mapping["train"] |= {
-            "global_batch_size": batches.global_batch_size,
-            "micro_batch_size": batches.micro_batch_size,
-        }
-        data: dict[str, Any] = {
+        sizes = ("global_batch_size", "micro_batch_size")
+        mapping["train"] |= {size: getattr(batches, size) for size in sizes}
+        mapping["data"] = {
             "sequence_length": batches.sequence_length,
             "cache_directory": str(folder / "cache"),
             "train": [{"path": path, "name": "train_dataset"}],
         }
         if self._datasets["eval"] is not None:
-            data["validation"] = {"eval_dataset": {"path": self._write(folder, "eval")[0]}}
-        return load_run_config(mapping={**mapping, "model": model, "data": data})
+            mapping["data"]["validation"] = {"eval_dataset": {"path": self._write(folder, "eval")[0]}}
+        return load_run_config(mapping=mapping)
 
     def _batches(self, texts: list[str]) -> DocumentBatches:
         """The batch of a step, and a line that says how it follows from the notebook's."""
@@ -182,8 +182,7 @@ class UnslothTrainer:
         self.run_directory = self.notebook.run_directory = result.run_directory
         lines = [record for record in read_records(result.run_directory / "metrics.jsonl") if record["kind"] == "train"]
         self.state.log_history, self.state.global_step = lines, result.step
-        losses = [line["loss"] for line in lines]
-        mean = sum(losses) / len(losses)
+        mean = sum(line["loss"] for line in lines) / len(lines)
         metrics = {
             "train_runtime": result.seconds,
             "train_steps_per_second": result.step / result.seconds,
@@ -213,44 +212,36 @@ class UnslothTrainer:
         dataset = self._datasets[name]
         if isinstance(dataset, (str, Path)):
             return str(dataset), []
-        texts, lines, digest, ended = [], [], hashlib.sha256(), 0
         eos = self.tokenizer.eos_token
-        for text in self._texts(dataset):
-            if eos and text.endswith(eos):
-                text, ended = text.removesuffix(eos), ended + 1
-            texts.append(text)
-            lines.append(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            digest.update(lines[-1].encode("utf-8", "surrogatepass"))
-        if not lines:
+        given = list(self._texts(dataset))
+        if not given:
             raise DataError(f"{CALL}: the {name} dataset has no rows")
+        texts = [text.removesuffix(eos or "") for text in given]
+        ended = sum(text != whole for text, whole in zip(texts, given, strict=True))
         if ended:
-            say(f"{ended:,} of {len(lines):,} documents ended with {eos!r}; steep ends every document with it once")
+            say(f"{ended:,} of {len(texts):,} documents ended with {eos!r}; steep ends every document with it once")
+        lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+        content = lines.encode("utf-8", "surrogatepass")
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        path = folder / "data" / f"{name}-{digest.hexdigest()[:12]}.jsonl"
+        path = folder / "data" / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
         with atomic_writer(path) as file:
-            file.write("".join(lines).encode("utf-8", "surrogatepass"))
+            file.write(content)
         return str(path), texts
 
     def _texts(self, dataset: Iterable[Any]) -> Iterator[str]:
         for number, row in enumerate(dataset):
-            made = self._format(row) if self._format is not None else _field_of(row, self._field, number)
+            if self._format is not None:
+                made = self._format(row)
+            elif isinstance(row, Mapping) and self._field in row:
+                made = row[self._field]
+            elif isinstance(row, str):
+                made = row
+            else:
+                has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+                raise DataError(
+                    f"{CALL}: row {number} has no field {self._field!r} (it has: {has}); name it with dataset_text_field"
+                )
             for text in made if isinstance(made, list) else [made]:
                 if not isinstance(text, str):
                     raise DataError(f"{CALL}: row {number} gives {type(text).__name__}, but text is needed")
                 yield text
-
-
-def _field_of(row: Any, field: str, number: int) -> Any:
-    if isinstance(row, str):
-        return row
-    if not isinstance(row, Mapping) or field not in row:
-        has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-        raise DataError(f"{CALL}: row {number} has no field {field!r} (it has: {has}); name it with dataset_text_field")
-    return row[field]
-
-
-def _next_name(folder: Path) -> str:
-    number = 1
-    while (folder / f"run-{number}").exists():
-        number += 1
-    return f"run-{number}"

@@ -14,7 +14,6 @@ Weakness: one text of more than 50 MB in which hardly any word repeats takes mor
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -22,6 +21,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from steep.runtime.device import resident_bytes
 from steep.tokenizer.encode import EncodedTexts, TextEncoder, TextTokenizer
 
 PACKAGE = "gigatoken"
@@ -79,7 +79,7 @@ def digits() -> str:
     return "".join(piece for piece, _ in pieces if len(piece) == 1 and piece != "a")
 
 
-class GigatokenEncoder:
+class GigatokenEncoder(TextEncoder):
     """Encodes on the calling thread, text by text: a batch would be 20 % faster and comes as an awkward array, whose import
     takes as long as encoding 100 MB."""
 
@@ -100,7 +100,6 @@ class GigatokenEncoder:
         self._make()
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """The ids of each text, without BOS and EOS."""
         if not texts:
             return EncodedTexts(np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int64))
         characters = sum(map(len, texts))
@@ -135,10 +134,8 @@ class GigatokenEncoder:
 
     def _make_room(self, characters: int) -> None:
         """Build anew if the cache could grow too large with `characters` more."""
-        now = resident_bytes()
-        if now is None or self._size_when_made is None:
-            growth = GROWTH_PER_CHARACTER * self._encoded_characters
-        else:
+        now, growth = resident_bytes(), GROWTH_PER_CHARACTER * self._encoded_characters
+        if now is not None and self._size_when_made is not None:
             growth = now - self._size_when_made
         if self._encoded_characters and growth + GROWTH_PER_CHARACTER * characters > self._most_growth_bytes:
             self._make()
@@ -179,12 +176,3 @@ def _count_pieces(raw: bytes) -> int:
     """How many non-empty pieces are between cuts."""
     cuts = np.flatnonzero(np.frombuffer(_CUT + raw + _CUT, dtype=np.uint8) == _CUT[0])
     return int(np.count_nonzero(np.diff(cuts) > 1))
-
-
-def resident_bytes() -> Optional[int]:
-    """Memory of this process that is in RAM; None where the system does not say (no /proc)."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except FileNotFoundError:
-        return None

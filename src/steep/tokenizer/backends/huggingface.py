@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steep.tokenizer.encode import EncodedTexts, TextTokenizer
+from steep.tokenizer.encode import EncodedTexts, TextEncoder, TextTokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +21,7 @@ def build(tokenizer: TextTokenizer) -> HuggingFaceEncoder:
     return HuggingFaceEncoder(tokenizer.backend)
 
 
-class HuggingFaceEncoder:
+class HuggingFaceEncoder(TextEncoder):
     """Encodes with `encode_batch_fast`, which computes no offsets."""
 
     def __init__(self, backend: Tokenizer):
@@ -31,7 +31,6 @@ class HuggingFaceEncoder:
         self._backend = backend
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """The ids of each text, without BOS and EOS."""
         rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         return EncodedTexts(np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum())), lengths)
