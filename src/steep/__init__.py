@@ -14,44 +14,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from steep.estimate.fit import plan_fit
-    from steep.estimate.run_plan import plan
-    from steep.evaluation.evaluate_model import evaluate
-    from steep.evaluation.generate import generate
-    from steep.evaluation.harness import evaluate_tasks
-    from steep.exporters.run import export
-    from steep.inspection import inspect
-    from steep.merge.average import average
-    from steep.merge.blend import blend
-    from steep.merge.restore_instruct import restore_instruct
-    from steep.reporting.page import report
-    from steep.reporting.plots import memory_plot
-    from steep.store.prepare_text import prepare
-    from steep.tokenizer.extend import tokenizer_extend
-    from steep.tokenizer.fertility import tokenizer_fertility
-    from steep.training.loop import train
-    from steep.training.lr_find import lr_find
-
-__all__ = [
-    "__version__",
-    "average",
-    "blend",
-    "evaluate",
-    "evaluate_tasks",
-    "export",
-    "generate",
-    "inspect",
-    "lr_find",
-    "memory_plot",
-    "plan",
-    "plan_fit",
-    "prepare",
-    "report",
-    "restore_instruct",
-    "tokenizer_extend",
-    "tokenizer_fertility",
-    "train",
-]
+    from steep.estimate.fit import plan_fit as plan_fit
+    from steep.estimate.run_plan import plan as plan
+    from steep.evaluation.evaluate_model import evaluate as evaluate
+    from steep.evaluation.generate import generate as generate
+    from steep.evaluation.harness import evaluate_tasks as evaluate_tasks
+    from steep.exporters.run import export as export
+    from steep.inspection import inspect as inspect
+    from steep.merge.average import average as average
+    from steep.merge.blend import blend as blend
+    from steep.merge.restore_instruct import restore_instruct as restore_instruct
+    from steep.reporting.page import report as report
+    from steep.reporting.plots import memory_plot as memory_plot
+    from steep.store.prepare_text import prepare as prepare
+    from steep.tokenizer.extend import tokenizer_extend as tokenizer_extend
+    from steep.tokenizer.fertility import tokenizer_fertility as tokenizer_fertility
+    from steep.training.loop import train as train
+    from steep.training.lr_find import lr_find as lr_find
 
 MODULES = {
     "average": "steep.merge.average",
@@ -73,6 +52,8 @@ MODULES = {
     "train": "steep.training.loop",
 }
 """The module of each function."""
+
+__all__ = ["__version__", *MODULES]
 
 TUNED = ("evaluate", "evaluate_tasks", "generate", "lr_find", "train")
 """Functions that are faster in a tuned process. It must be tuned before torch is imported, which these modules do."""

@@ -58,7 +58,10 @@ def inspect(
     if (folder / "train_state.json").is_file():
         return _inspect_checkpoint(folder, verify)
     if is_store(folder) or (format != "auto" and folder.exists()):
-        return _inspect_store(folder, verify, tokenizer, seed, format)
+        given = None
+        if tokenizer is not None:
+            given = load_tokenizer(TokenizerConfig(pretrained=tokenizer, append_eos=False, prepend_bos=False))
+        return inspect_store(folder, tokenizer=given, seed=seed, format=format, verify=verify)
     if (folder / "config.json").is_file():
         return _inspect_model(folder)
     what = "there is nothing" if not folder.exists() else "this is none of them"
@@ -66,13 +69,6 @@ def inspect(
         f"{path}: {what}. steep inspect takes a token store (a folder with manifest.json, or token files of another tool), "
         "a run directory, a checkpoint, or a model folder with config.json."
     )
-
-
-def _inspect_store(path: Path, verify: bool, tokenizer: str | None, seed: int, format: str) -> dict[str, Any]:
-    given = None
-    if tokenizer is not None:
-        given = load_tokenizer(TokenizerConfig(pretrained=tokenizer, append_eos=False, prepend_bos=False))
-    return inspect_store(path, tokenizer=given, seed=seed, format=format, verify=verify)
 
 
 def _inspect_run(run: RunDirectory, verify: bool) -> dict[str, Any]:
@@ -137,20 +133,18 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
     store = data.stores[sequence.source]
     if not sequence.ranges:
         raise DataError(f"sequence {index} is empty")
+    documents = []
+    for part in sequence.ranges:
+        tokens = np.empty(part.count, dtype=np.int64)
+        store.read(part.document, part.start, part.count, tokens)
+        text = tokenizer.decode(tokens)
+        documents.append({"document": part.document, "start": part.start, "tokens": part.count, "text": text})
     return {
         "kind": "sequence",
         "index": index,
         "epoch": index // order.sequences_per_epoch,
         "source": data.names[sequence.source],
-        "documents": [
-            {
-                "document": part.document,
-                "start": part.start,
-                "tokens": part.count,
-                "text": tokenizer.decode(_tokens(store, part)),
-            }
-            for part in sequence.ranges
-        ],
+        "documents": documents,
     }
 
 
@@ -208,8 +202,14 @@ def store_as_text(found: dict[str, Any]) -> str:
         lines.append(f"  unknown (id {ids['unknown']['id']}): {100 * ids['unknown']['share']:.4f} % of the tokens")
     if ids.get("beyond_the_tokenizer"):
         lines.append(f"  beyond the tokenizer's vocabulary: {ids['beyond_the_tokenizer']:,} tokens")
-    lines.append("  most frequent: " + ", ".join(_frequent(entry) for entry in ids["most_frequent"]))
-    lines += ["random documents:", *(line for example in found["examples"] for line in _example(example))]
+    frequent = [
+        (entry["id"] if entry["text"] is None else repr(entry["text"]), entry) for entry in ids["most_frequent"]
+    ]
+    lines.append("  most frequent: " + ", ".join(f"{name} {100 * entry['share']:.1f} %" for name, entry in frequent))
+    lines.append("random documents:")
+    for example in found["examples"]:
+        content = " ".join(map(str, example["first_ids"])) if example["text"] is None else example["text"]
+        lines.append(f"  {example['document']:,} ({example['tokens']:,} tokens): {_short(content)}")
     return "\n".join(lines)
 
 
@@ -219,32 +219,11 @@ def _histogram(bins: list[dict[str, int]]) -> list[str]:
         f"{entry['from']:,}" if entry["from"] == entry["to"] else f"{entry['from']:,}-{entry['to']:,}" for entry in bins
     ]
     width = max(map(len, ranges), default=0)
-    return [
-        f"  {text:>{width}} {_bar(entry['documents'], most):<{BAR_CHARACTERS}} {entry['documents']:,}"
-        for text, entry in zip(ranges, bins, strict=True)
-    ]
-
-
-def _bar(count: int, most: int) -> str:
-    return "█" * max(round(BAR_CHARACTERS * count / most), 1) if count else ""
-
-
-def _frequent(entry: dict[str, Any]) -> str:
-    name = entry["id"] if entry["text"] is None else repr(entry["text"])
-    return f"{name} {100 * entry['share']:.1f} %"
-
-
-def _example(example: dict[str, Any]) -> list[str]:
-    content = example["text"]
-    if content is None:
-        content = " ".join(map(str, example["first_ids"]))
-    return [f"  {example['document']:,} ({example['tokens']:,} tokens): {_short(content)}"]
-
-
-def _tokens(store: Any, part: Any) -> np.ndarray:
-    tokens = np.empty(part.count, dtype=np.int64)
-    store.read(part.document, part.start, part.count, tokens)
-    return tokens
+    lines = []
+    for text, count in zip(ranges, [entry["documents"] for entry in bins], strict=True):
+        bar = "█" * max(round(BAR_CHARACTERS * count / most), 1) if count else ""
+        lines.append(f"  {text:>{width}} {bar:<{BAR_CHARACTERS}} {count:,}")
+    return lines
 
 
 def as_text(value: Any, indent: int = 0) -> str:
