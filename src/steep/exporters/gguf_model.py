@@ -157,7 +157,8 @@ def write_keys(writer: Any, config: Any, family: Family, name: str, dtype: str, 
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_feed_forward_length(_feed_forward(config))
+    feed_forward = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    writer.add_feed_forward_length(int(feed_forward or 4 * config.hidden_size))
     writer.add_head_count(heads)
     writer.add_head_count_kv(getattr(config, "num_key_value_heads", None) or heads)
     if family.architecture == "gpt2":
@@ -170,11 +171,6 @@ def write_keys(writer: Any, config: Any, family: Family, name: str, dtype: str, 
     _write_rope(writer, config)
     if family.architecture in SLIDING_PERIOD:
         _write_gemma(writer, config, family)
-
-
-def _feed_forward(config: Any) -> int:
-    size = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
-    return int(size or 4 * config.hidden_size)
 
 
 def _write_rope(writer: Any, config: Any) -> None:
@@ -315,5 +311,4 @@ def _llama3_factors(model: Any) -> NDArray[np.float32] | None:
     size = _head_size(model.config)
     plain = 1.0 / rope["rope_theta"] ** (np.arange(0, size, 2, dtype=np.float64) / size)
     own = model.model.rotary_emb.inv_freq.float().numpy().astype(np.float64)
-    factors: NDArray[np.float32] = (plain / own).astype(np.float32)
-    return factors
+    return (plain / own).astype(np.float32)

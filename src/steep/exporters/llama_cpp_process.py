@@ -23,19 +23,17 @@ def main() -> None:
         asked["path"], n_ctx=longest + 8, n_batch=longest + 8, n_ubatch=longest + 8, logits_all=True, verbose=False,
         n_gpu_layers=0, type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, seed=0,
     )  # fmt: skip
-    arrays: dict[str, Any] = {f"text:{name}": _logits(model, ids) for name, ids in asked["texts"].items()}
+    arrays: dict[str, Any] = {}
+    for name, ids in asked["texts"].items():
+        model.reset()
+        model.eval(ids)
+        arrays[f"text:{name}"] = np.array(model.scores[: len(ids)], dtype=np.float32)
     arrays["greedy"] = np.array(_greedy(model, asked["prompt"], asked["new_tokens"]), dtype=np.int64)
     for name, text in asked["strings"].items():
         ids = model.tokenize(text.encode("utf-8"), add_bos=False, special=True)
         arrays[f"ids:{name}"] = np.array(ids, dtype=np.int64)
     np.savez(sys.argv[1], **arrays)
     print(f"llama.cpp (llama-cpp-python {llama_cpp.__version__})")
-
-
-def _logits(model: Any, ids: list[int]) -> Any:
-    model.reset()
-    model.eval(ids)
-    return np.array(model.scores[: len(ids)], dtype=np.float32)
 
 
 def _greedy(model: Any, prompt: list[int], new_tokens: int) -> list[int]:

@@ -9,7 +9,7 @@ trained model's only where that model's own choice was closer to a tie than the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,6 @@ import numpy as np
 from steep.core.errors import ModelError
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
 GREEDY_TOKENS = 32
@@ -36,10 +35,6 @@ class Questions:
     new_tokens: int
     strings: Mapping[str, str] = field(default_factory=dict)
     """Name -> string to encode; only for formats that carry the rules of their own tokenizer."""
-
-    def to_mapping(self) -> dict[str, Any]:
-        """JSON values, for another process."""
-        return asdict(self)
 
 
 @dataclass
@@ -117,9 +112,7 @@ def _logits(model: Any, input_ids: list[int]) -> NDArray[np.float32]:
     import torch
 
     with torch.no_grad():
-        out: torch.Tensor = model(input_ids=torch.tensor([input_ids]), use_cache=False).logits[0]
-        logits_TV: NDArray[np.float32] = out.float().numpy()
-        return logits_TV
+        return model(input_ids=torch.tensor([input_ids]), use_cache=False).logits[0].float().numpy()
 
 
 def _greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[list[int], NDArray[np.float32]]:
@@ -244,8 +237,7 @@ def _sums(trained_TV: NDArray[np.float32], found_TV: NDArray[np.float32], ids: l
 def _log_softmax(logits_TV: NDArray[np.float32]) -> NDArray[np.float64]:
     logits = logits_TV.astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
-    shifted: NDArray[np.float64] = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return shifted
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
 def first_difference(

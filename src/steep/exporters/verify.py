@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from steep.core.errors import ModelError
 from steep.exporters.parity import Answers, Questions, answer
 
 LLAMA_CPP_PROCESS = Path(__file__).with_name("llama_cpp_process.py")
+SAME_IN_BOTH = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+                "rms_norm_eps", "layer_norm_epsilon", "tie_word_embeddings")  # fmt: skip
+"""What llama.cpp's keys must say as the configuration in the file does."""
 
 
 def ask_transformers(kind: str, path: Path, questions: Questions) -> Answers:
@@ -33,7 +37,7 @@ def ask_llama_cpp(python: str, path: Path, questions: Questions) -> Answers:
 
 
 def _ask(command: list[str], path: Path, questions: Questions) -> Answers:
-    asked = {**questions.to_mapping(), "path": str(path)}
+    asked = {**asdict(questions), "path": str(path)}
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "answers.npz"
         done = subprocess.run([*command, str(result)], input=json.dumps(asked), capture_output=True, text=True)
@@ -41,15 +45,9 @@ def _ask(command: list[str], path: Path, questions: Questions) -> Answers:
             reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             raise ModelError(f"the export {path} does not load in a new process ({Path(command[0]).name}): {reason}")
         with np.load(result, allow_pickle=False) as arrays:
-            return _answers(done.stdout.strip().splitlines()[-1], {name: arrays[name] for name in arrays.files})
-
-
-def _answers(program: str, arrays: dict[str, Any]) -> Answers:
-    def named(prefix: str) -> dict[str, Any]:
-        return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
-
-    ids = {name: array.tolist() for name, array in named("ids:").items()}
-    return Answers(program, named("text:"), arrays["greedy"].tolist(), ids=ids)
+            logits = {name.removeprefix("text:"): arrays[name] for name in arrays if name.startswith("text:")}
+            ids = {name.removeprefix("ids:"): arrays[name].tolist() for name in arrays if name.startswith("ids:")}
+            return Answers(done.stdout.strip().splitlines()[-1], logits, arrays["greedy"].tolist(), ids=ids)
 
 
 def _main(kind: str, result: str) -> None:
@@ -108,20 +106,14 @@ def _load_gguf(path: Path) -> tuple[Any, Any]:
 
     config = read_gguf_config(path)
     derived = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-    _compare_configurations(config, derived)
+    for name in SAME_IN_BOTH:
+        one, other = getattr(config, name, None), getattr(derived, name, None)
+        if one is not None and other is not None and not np.isclose(float(one), float(other), rtol=1e-6):
+            raise ModelError(f"the file gives {name} {other!r} to llama.cpp, and the model has {one!r}")
     model = AutoModelForCausalLM.from_pretrained(
         str(path.parent), gguf_file=path.name, config=config, dtype=torch.float32
     )
     return model, load_hf_tokenizer(str(path))
-
-
-def _compare_configurations(written: Any, derived: Any) -> None:
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-             "rms_norm_eps", "layer_norm_epsilon", "tie_word_embeddings")  # fmt: skip
-    for name in names:
-        one, other = getattr(written, name, None), getattr(derived, name, None)
-        if one is not None and other is not None and not np.isclose(float(one), float(other), rtol=1e-6):
-            raise ModelError(f"the file gives {name} {other!r} to llama.cpp, and the model has {one!r}")
 
 
 if __name__ == "__main__":

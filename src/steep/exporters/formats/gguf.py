@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from steep.core.errors import ConfigError, MissingExtraError, ModelError
 from steep.core.files import write_text
-from steep.exporters.format import ExportTask, refuse
+from steep.exporters.format import ExportTask, check_ids, refuse, with_strings
 from steep.exporters.gguf_model import Tensor, config_mapping, family_of, tensors_of, write_keys
 from steep.exporters.gguf_tokenizer import describe_tokenizer, say_differences, write_tokenizer
-from steep.exporters.ids import check_ids, with_strings
 from steep.exporters.parity import Answers, Bounds, Parity, answer, check, compare
 from steep.exporters.verify import ask_llama_cpp, ask_transformers
 
@@ -73,8 +72,10 @@ def llama_cpp_python(given: str | None) -> str | None:
     if named:
         found = shutil.which(named)
         if found is None:
-            raise ConfigError(f"{named} (--verify-with, {PYTHON_VARIABLE}): there is no such program; name a Python "
-                              "interpreter that has llama-cpp-python")  # fmt: skip
+            raise ConfigError(
+                f"{named} (--verify-with, {PYTHON_VARIABLE}): there is no such program; name a Python interpreter that has "
+                "llama-cpp-python"
+            )
         return found
     return sys.executable if importlib.util.find_spec("llama_cpp") is not None else None
 
@@ -98,21 +99,18 @@ def write_gguf(task: ExportTask, path: Path) -> None:
     write_keys(writer, model.config, family, task.name, task.dtype, config_mapping(model.config, eos_ids))
     found = describe_tokenizer(hf_tokenizer, model.config.vocab_size, task.options.tokenizer_pre)
     write_tokenizer(writer, found, hf_tokenizer, eos_ids, task.loaded.tokenizer.prepend_bos)
-    tensors = tensors_of(model, family)
-    kinds = [_kind(tensor, task.dtype) for tensor in tensors]
-    odd = [
-        tensor.name for tensor, kind in zip(tensors, kinds, strict=True) if task.dtype == "q8_0" and kind == "float16"
-    ]
+    tensors = [(tensor, _kind(tensor, task.dtype)) for tensor in tensors_of(model, family)]
+    odd = [tensor.name for tensor, kind in tensors if task.dtype == "q8_0" and kind == "float16"]
     if odd:
         task.say(
             f"{len(odd)} tensors are written in fp16, not q8_0: their row length is not a multiple of {BLOCK} ({odd[0]}, ...)"
         )
-    for tensor, kind in zip(tensors, kinds, strict=True):
+    for tensor, kind in tensors:
         _announce(writer, tensor, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for tensor, kind in zip(tensors, kinds, strict=True):
+    for tensor, kind in tensors:
         packed = pack(tensor.read(), kind, tensor.name)
         writer.write_tensor_data(packed)
         tensor.write_back(unpack(packed, kind))
@@ -128,19 +126,17 @@ def _kind(tensor: Tensor, dtype: str) -> str:
 def _ggml_type(kind: str) -> Any:
     from gguf import GGMLQuantizationType
 
-    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-    return GGMLQuantizationType[names[kind]]
+    return GGMLQuantizationType[{"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}[kind]]
 
 
 def _announce(writer: Any, tensor: Tensor, kind: str) -> None:
     from gguf.quants import quant_shape_to_byte_shape
 
-    stored, number = (tensor.shape, np.dtype(kind)) if kind in ("float32", "float16") else (
-        quant_shape_to_byte_shape(tensor.shape, _ggml_type(kind)), np.dtype(np.uint8)
-    )  # fmt: skip
-    writer.add_tensor_info(
-        tensor.name, stored, number, int(np.prod(stored)) * number.itemsize, raw_dtype=_ggml_type(kind)
-    )
+    plain, kind_number = kind in ("float32", "float16"), _ggml_type(kind)
+    number = np.dtype(kind if plain else np.uint8)
+    shape = tensor.shape if plain else quant_shape_to_byte_shape(tensor.shape, kind_number)
+    size = int(np.prod(shape)) * number.itemsize
+    writer.add_tensor_info(tensor.name, shape, number, size, raw_dtype=kind_number)
 
 
 def pack(values: NDArray[np.float32], kind: str, name: str) -> NDArray[Any]:
@@ -151,18 +147,14 @@ def pack(values: NDArray[np.float32], kind: str, name: str) -> NDArray[Any]:
         return values
     if kind == "float16" and float(np.abs(values).max()) > FLOAT16_MAX:
         raise ModelError(f"{name} holds {np.abs(values).max():.3g}, beyond fp16's {FLOAT16_MAX:.0f}; use --dtype bf16")
-    packed: NDArray[Any] = values.astype(np.float16) if kind == "float16" else quantize(values, _ggml_type(kind))
-    return packed
+    return values.astype(np.float16) if kind == "float16" else quantize(values, _ggml_type(kind))
 
 
 def unpack(packed: NDArray[Any], kind: str) -> NDArray[np.float32]:
     """The numbers that a program reads from the file."""
     from gguf.quants import dequantize
 
-    if kind in ("float32", "float16"):
-        return packed.astype(np.float32)
-    values: NDArray[np.float32] = dequantize(packed, _ggml_type(kind))
-    return values
+    return packed.astype(np.float32) if kind in ("float32", "float16") else dequantize(packed, _ggml_type(kind))
 
 
 # ---- verification ----

@@ -1,24 +1,28 @@
 """Export for transformers and programs that read its folders, such as vLLM: safetensors, configuration, tokenizer, card.
 
-With `--quantize` the linear layers are written in 4 or 8 bits; see `quantized.py`.
+With `--quantize` the linear layers are written in 4 or 8 bits, through transformers' own integration of bitsandbytes and torchao:
+the model is written unquantized into a scratch folder, loaded by transformers with the quantization, and saved, so the served
+model is what transformers itself makes. Disk: the unquantized model for a while. Memory: the trained model is freed first.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from steep.core.files import write_text
-from steep.exporters.format import ExportTask, refuse
-from steep.exporters.ids import check_ids, with_strings
+from steep.core.errors import ConfigError, MissingExtraError
+from steep.core.files import temporary_path, write_text
+from steep.exporters.format import ExportTask, check_ids, refuse, with_strings
 from steep.exporters.parity import Answers, Bounds, Parity, answer, check, compare
-from steep.exporters.quantized import BOUNDS, check_method, write_quantized
 from steep.exporters.verify import ask_transformers
 from steep.models.hf_config import quiet_transformers
 from steep.models.load import cast_weights
+from steep.models.load_quantized import calm_bitsandbytes
 
 SAME_KERNELS = "same weights, same kernels: only the order of sums may differ"
 DTYPES = {
@@ -31,23 +35,36 @@ KL and loss against fp32: about ten times the usual cost of rounding every weigh
 DEFAULT_DTYPE = "bfloat16"
 ENDINGS = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
 
+QUANTIZING_PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao_int8": "torchao"}
+EIGHT_BITS = "8 bits hold a weight to 0.4 % of its row's largest"
+QUANTIZED_BOUNDS = {
+    "nf4": Bounds(2e-2, 0.5, 0.3, "4 bits hold a weight to about 5 % of its block's largest"),
+    "int8": Bounds(2e-2, 0.05, 0.05, EIGHT_BITS + ", and activations are rounded in the same way"),
+    "torchao_int8": Bounds(2e-2, 0.05, 0.05, EIGHT_BITS),
+}
+"""Logits against the quantized model in this process (the same numbers: nearly exact); KL and loss against the trained model."""
+
 
 def check_task(task: ExportTask) -> None:
     """Raises ConfigError, MissingExtraError for what this format cannot do."""
     refuse(task.options, "hf", tokenizer_pre="--to gguf", verify_with="--to gguf")
-    if task.options.quantize is not None:
-        check_method(task.options.quantize, task.dtype)
+    method = task.options.quantize
+    if method is not None and method not in QUANTIZING_PACKAGES:
+        raise ConfigError(f"--quantize {method}: use one of {', '.join(QUANTIZING_PACKAGES)}")
+    if method is not None and importlib.util.find_spec(QUANTIZING_PACKAGES[method]) is None:
+        raise MissingExtraError(QUANTIZING_PACKAGES[method], "quant", f"--quantize {method}")
 
 
 def write(task: ExportTask, folder: Path) -> Answers:
     """Write the model in the task's dtype, or quantized. Returns the answers that the folder must give."""
     _prepare_configurations(task)
     if task.options.quantize is not None:
-        expected = write_quantized(task, folder)
+        expected = _write_quantized(task, task.options.quantize, folder)
     else:
-        model = cast_weights(task.model, getattr(torch, task.dtype))
+        model: Any = cast_weights(task.model, getattr(torch, task.dtype))
         expected = answer(model, task.questions, "trained")
-        _save(model, folder, task.options.max_shard_size)
+        with quiet_transformers():
+            model.save_pretrained(folder, max_shard_size=task.options.max_shard_size)
     task.loaded.hf_tokenizer.save_pretrained(folder)
     write_text(folder / "README.md", task.card)
     return expected
@@ -55,7 +72,7 @@ def write(task: ExportTask, folder: Path) -> Answers:
 
 def verify(task: ExportTask, folder: Path, expected: Answers) -> list[Parity]:
     """Compare the folder as transformers loads it in a new process. Raises ModelError, with the numbers, if it differs."""
-    bounds = DTYPES[task.dtype] if task.options.quantize is None else BOUNDS[task.options.quantize]
+    bounds = DTYPES[task.dtype] if task.options.quantize is None else QUANTIZED_BOUNDS[task.options.quantize]
     questions = with_strings(task, normal_only=False)
     found = ask_transformers("hf", folder, questions)
     parity = compare(task.trained, expected, found, task.questions.texts)
@@ -75,6 +92,38 @@ def _prepare_configurations(task: ExportTask) -> None:
     model.config.use_cache = True  # off in training, on for serving
 
 
-def _save(model: Any, folder: Path, max_shard_size: int | str) -> None:
-    with quiet_transformers():
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+def _write_quantized(task: ExportTask, method: str, folder: Path) -> Answers:
+    """Write `task.model` quantized into `folder`; the answers of the quantized model in this process."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, task.dtype)
+    calm_bitsandbytes()
+    scratch = temporary_path(folder.parent / f"unquantized-{folder.name}")
+    try:
+        with quiet_transformers():
+            cast_weights(task.model, dtype).save_pretrained(scratch)  # type: ignore[operator]
+            task.model.to("meta")  # one model in memory at a time
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                scratch, quantization_config=_quantization(method, dtype), dtype=dtype, device_map="cpu"
+            )
+            model.eval()
+            model.save_pretrained(folder, max_shard_size=task.options.max_shard_size)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    # After saving: bitsandbytes may repack the weights at the first use.
+    return answer(model, task.questions, "trained")
+
+
+def _quantization(method: str, dtype: torch.dtype) -> Any:
+    if method == "torchao_int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    from transformers import BitsAndBytesConfig
+
+    if method == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
