@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatch
+from fnmatch import filter as filter_names
 from pathlib import Path
 from typing import Any
 
@@ -124,36 +124,35 @@ def find_tasks(
     wanted = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks) if name.strip()]
     if not wanted:
         raise ConfigError("--harness: name at least one task")
-    if folder is not None:
-        path = Path(folder).expanduser()
+    path = None if folder is None else Path(folder).expanduser()
+    if path is not None:
         if not path.is_dir():
             raise ConfigError(f"--harness-path {path}: is not a folder; give one with task files (.yaml) of lm-eval")
         if not allow_code:
             raise ConfigError(f"--harness-path {path}: task files may contain code, and --no-code refuses it")
         say(f"tasks are read from {path}; task files may run code")
         manager = TaskManager(include_path=str(path), include_defaults=False)
-        if not _unknown(wanted, manager.all_tasks):
-            return manager, _expand(wanted, manager.all_tasks)
+        if not _unknown(wanted, manager):
+            return manager, _expand(wanted, manager)
     say("reading lm-eval's own list of tasks, which takes about 20 s")
-    manager = TaskManager(include_path=None if folder is None else str(Path(folder).expanduser()))
-    unknown = _unknown(wanted, manager.all_tasks)
-    if unknown:
+    manager = TaskManager(include_path=None if path is None else str(path))
+    if unknown := _unknown(wanted, manager):
         near = get_close_matches(unknown[0], manager.all_tasks)
         hint = f" Similar: {', '.join(near)}." if near else ""
         raise ConfigError(
             f"--harness: lm-eval has no task {', '.join(unknown)}.{hint} Name a folder of your own task files "
             "with --harness-path; `lm-eval ls tasks` lists those that come with lm-eval."
         )
-    return manager, _expand(wanted, manager.all_tasks)
+    return manager, _expand(wanted, manager)
 
 
-def _unknown(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
-    return [name for name in wanted if not any(fnmatch(task, name) for task in known)]
+def _unknown(wanted: Sequence[str], manager: Any) -> list[str]:
+    return [name for name in wanted if not filter_names(manager.all_tasks, name)]
 
 
-def _expand(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+def _expand(wanted: Sequence[str], manager: Any) -> list[str]:
     """The names, each wildcard replaced by the tasks that match."""
-    return list(dict.fromkeys(task for name in wanted for task in known if fnmatch(task, name)))
+    return list(dict.fromkeys(task for name in wanted for task in filter_names(manager.all_tasks, name)))
 
 
 def _run(loaded: LoadedModel, manager: Any, names: list[str], limit: int | None, batch_size: int) -> dict[str, Any]:

@@ -79,7 +79,11 @@ def _load(reference: ModelReference, device: str, precision: str, allow_code: bo
     how = choose_precision(precision, where.type)
     if isinstance(reference.model, Target):
         folder = None
-        model = _load_target(reference, parameter_dtype(how), where, allow_code, say)
+        targets.announce(reference.model, say)
+        targets.check(reference.model, allow_code=allow_code, location="model")
+        checkpoint = find_checkpoint(reference.reference, say)
+        model = load_model(reference.model, dtype=parameter_dtype(how), device=where)
+        restore(model, None, open_checkpoint(checkpoint))
         tokenizer_folder = str(reference.tokenizer.pretrained)
     else:
         folder = verified_reference(str(reference.model.pretrained), say)
@@ -125,15 +129,3 @@ def note_adapter_merge(folder: Path, run: Path | None, say: Say) -> None:
             f"the adapter is merged into the weights of {base}, dequantized: what quantization lost is not restored. To serve "
             "the unquantized model, train on that"
         )
-
-
-def _load_target(
-    reference: ModelReference, dtype: torch.dtype, device: torch.device, allow_code: bool, say: Say
-) -> torch.nn.Module:
-    """A model that only its `_target_` can build, with the weights of the newest complete checkpoint."""
-    targets.announce(reference.model, say)
-    targets.check(reference.model, allow_code=allow_code, location="model")
-    checkpoint = find_checkpoint(reference.reference, say)
-    model = load_model(reference.model, dtype=dtype, device=device)
-    restore(model, None, open_checkpoint(checkpoint))
-    return model

@@ -66,17 +66,12 @@ class ExportTask:
 class ExportFormat(Protocol):
     """The members of a file in `formats/`."""
 
-    @property
-    def DTYPES(self) -> Mapping[str, Bounds]:
-        """The dtypes it can be written in, and how far the serving program's answers may differ in each."""
-
-    @property
-    def DEFAULT_DTYPE(self) -> str:
-        """One of DTYPES."""
-
-    @property
-    def ENDINGS(self) -> Set[str]:
-        """Endings (or whole names) of the files that it writes: --overwrite replaces nothing else."""
+    DTYPES: Mapping[str, Bounds]
+    """The dtypes it can be written in, and how far the serving program's answers may differ in each."""
+    DEFAULT_DTYPE: str
+    """One of DTYPES."""
+    ENDINGS: Set[str]
+    """Endings (or whole names) of the files that it writes: --overwrite replaces nothing else."""
 
     def check_task(self, task: ExportTask) -> None:
         """Raise a SteepError, before any work, for what cannot be exported."""

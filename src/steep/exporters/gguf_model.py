@@ -76,14 +76,16 @@ def _problems(config: Any, family: Family) -> Iterator[str]:
     activation = getattr(config, "activation_function", activation)
     if activation not in family.activations:
         yield f"its activation is {activation!r}, and llama.cpp's {family.architecture} has {family.activations[0]!r}"
-    if family.architecture == "llama" and _window(config) is not None and _window(config) < _positions(config):
-        yield f"it has a sliding window of {_window(config)} tokens, and llama.cpp runs {config.model_type} without one"
+    window = getattr(config, "sliding_window", None)
+    if family.architecture == "llama" and window is not None and window < config.max_position_embeddings:
+        yield f"it has a sliding window of {window} tokens, and llama.cpp runs {config.model_type} without one"
     if family.architecture in ("qwen2", "qwen3") and getattr(config, "use_sliding_window", False):
         yield "it has a sliding window (use_sliding_window)"
-    if family.architecture in MANY_LAYERS and config.query_pre_attn_scalar != _assumed_scalar(config, family):
-        yield (
-            f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, and llama.cpp assumes {_assumed_scalar(config, family)}"
-        )
+    if family.architecture in MANY_LAYERS:
+        has_many = config.num_hidden_layers == MANY_LAYERS[family.architecture]
+        assumed = float(config.hidden_size / config.num_attention_heads if has_many else _head_size(config))
+        if config.query_pre_attn_scalar != assumed:
+            yield f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, and llama.cpp assumes {assumed}"
     if family.architecture == "gpt2" and not getattr(config, "scale_attn_weights", True):
         yield "scale_attn_weights is off"
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
@@ -97,22 +99,8 @@ def _problems(config: Any, family: Family) -> Iterator[str]:
             yield f"it rotates {rope['partial_rotary_factor']} of each head"
 
 
-def _window(config: Any) -> Any:
-    return getattr(config, "sliding_window", None)
-
-
-def _positions(config: Any) -> int:
-    return int(config.max_position_embeddings)
-
-
 def _head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _assumed_scalar(config: Any, family: Family) -> float:
-    if config.num_hidden_layers == MANY_LAYERS[family.architecture]:
-        return float(config.hidden_size / config.num_attention_heads)
-    return float(_head_size(config))
 
 
 def _ropes(config: Any) -> dict[str, dict[str, Any]]:
@@ -153,7 +141,7 @@ def write_keys(writer: Any, config: Any, family: Family, name: str, dtype: str, 
     writer.add_file_type(FILE_TYPES[dtype])
     writer.add_quantization_version(2)  # GGML_QNT_VERSION
     writer.add_string(CONFIG_FIELD, json.dumps(config_json, sort_keys=True))
-    writer.add_context_length(_positions(config))
+    writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_vocab_size(config.vocab_size)
@@ -187,7 +175,7 @@ def _write_rope(writer: Any, config: Any) -> None:
     writer.add_rope_scaling_type(RopeScalingType.LINEAR if kind == "linear" else RopeScalingType.YARN)
     writer.add_rope_scaling_factor(rope["factor"])
     if kind == "yarn":
-        original = rope.get("original_max_position_embeddings") or _positions(config)
+        original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         writer.add_rope_scaling_orig_ctx_len(original)
         if rope.get("beta_fast") is not None:
             writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
@@ -293,14 +281,12 @@ def interleave(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
     values: (N*H, ...) with N `heads` of size H, viewed as (N, 2, H/2, ...), the two middle dims swapped.
     """
-    shape = (heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
-    return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
+    return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
 def deinterleave(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """The inverse of `interleave`."""
-    shape = (heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
-    return values.reshape(shape).swapaxes(1, 2).reshape(values.shape)
+    return values.reshape(heads, -1, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
 def _llama3_factors(model: Any) -> NDArray[np.float32] | None:

@@ -34,6 +34,9 @@ RULES: dict[tuple[tuple[str, ...], bool], str] = {
 }
 """(splits in order, whether a whole word that is a token is used without merging) -> llama.cpp's name."""
 
+KEEPS_ALL = (("Isolated", False), ("Isolated", True), ("Removed", True))
+"""(behavior, invert) of a split whose matches become pieces; the rules cover every character, so inverted removal does that."""
+
 
 @dataclass
 class GgufTokenizer:
@@ -46,7 +49,7 @@ class GgufTokenizer:
     types: list[int]
     merges: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    add_space_prefix: bool | None = None
+    add_space_prefix: bool = False
 
 
 def describe_tokenizer(hf_tokenizer: Any, vocab_size: int, rule: str | None = None) -> GgufTokenizer:
@@ -59,16 +62,13 @@ def describe_tokenizer(hf_tokenizer: Any, vocab_size: int, rule: str | None = No
     if kind != "BPE":
         raise ModelError(f"the tokenizer is a {kind}; a gguf file can be written for BPE tokenizers only")
     tokens, types = _tokens(hf_tokenizer, vocab_size, spaces=_is_sentencepiece(rules))
-    if _is_sentencepiece(rules):
-        found = GgufTokenizer("llama", "default", tokens, types)
-        found.scores = _scores(rules["model"], tokens)
-        found.add_space_prefix = _adds_space(rules)
-    else:
-        found = GgufTokenizer("gpt2", rule or _rule_of(rules), tokens, types)
-        found.merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in rules["model"]["merges"]]
-    if rule is not None and found.kind == "llama":
+    if not _is_sentencepiece(rules):
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in rules["model"]["merges"]]
+        return GgufTokenizer("gpt2", rule or _rule_of(rules), tokens, types, merges=merges)
+    if rule is not None:
         raise ConfigError(f"--tokenizer-pre {rule}: this is a SentencePiece tokenizer, which has no such rule")
-    return found
+    scores, adds_space = _scores(rules["model"], tokens), _adds_space(rules)
+    return GgufTokenizer("llama", "default", tokens, types, scores=scores, add_space_prefix=adds_space)
 
 
 def _is_sentencepiece(rules: dict[str, Any]) -> bool:
@@ -134,16 +134,11 @@ def _splits(rules: dict[str, Any]) -> tuple[str, ...]:
             found += [GPT2_SPLIT] if part.get("use_regex", True) else []
         elif part["type"] == "Digits" and part.get("individual_digits"):
             found.append("digits")
-        elif part["type"] == "Split" and _keeps_all(part):
+        elif part["type"] == "Split" and (part.get("behavior"), bool(part.get("invert"))) in KEEPS_ALL:
             found.append(part["pattern"].get("Regex", json.dumps(part["pattern"])))
         else:
             found.append(json.dumps(part))
     return tuple(found)
-
-
-def _keeps_all(split: dict[str, Any]) -> bool:
-    """Whether each match becomes a piece; the rules cover every character, so inverted removal does the same."""
-    return split.get("behavior") == "Isolated" or (split.get("behavior") == "Removed" and bool(split.get("invert")))
 
 
 def _flat(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
@@ -178,7 +173,7 @@ def write_tokenizer(writer: Any, found: GgufTokenizer, hf_tokenizer: Any, eos_id
     writer.add_token_types(found.types)
     if found.kind == "llama":
         writer.add_token_scores(found.scores)
-        writer.add_add_space_prefix(bool(found.add_space_prefix))
+        writer.add_add_space_prefix(found.add_space_prefix)
     else:
         writer.add_token_merges(found.merges)
     add_id = {"bos": writer.add_bos_token_id, "unk": writer.add_unk_token_id, "pad": writer.add_pad_token_id}

@@ -41,11 +41,6 @@ class ChatFamily:
         ]
         return "{{ range .Messages }}" + "".join(branches) + "{{ end }}{{ end }}" + self.answer
 
-    @property
-    def stop(self) -> str:
-        """The text that ends an answer."""
-        return self.turns["assistant"][1].strip()
-
 
 def _headed(before: str, after: str, end: str, assistant: str = "assistant") -> ChatFamily:
     names = {"system": "system", "user": "user", "assistant": assistant}
@@ -135,7 +130,7 @@ def modelfile(
     if found is not None:
         system = default_system(hf_tokenizer, found[1])
         lines += [f'SYSTEM """{system}"""'] if system else []
-        stops.append(found[1].stop)
+        stops.append(found[1].turns["assistant"][1].strip())
     lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops) if stop]
     lines += [
         f"PARAMETER {theirs} {generation[ours]}"

@@ -103,16 +103,15 @@ class Parity:
 
 def answer(model: Any, questions: Questions, program: str = "") -> Answers:
     """The answers of a transformers model, logits computed in its own dtype and returned in fp32."""
-    logits = {name: _logits(model, ids) for name, ids in questions.texts.items()}
-    greedy, greedy_logits_TV = _greedy(model, questions.prompt, questions.new_tokens)
-    return Answers(program, logits, greedy, greedy_logits_TV)
-
-
-def _logits(model: Any, input_ids: list[int]) -> NDArray[np.float32]:
     import torch
 
     with torch.no_grad():
-        return model(input_ids=torch.tensor([input_ids]), use_cache=False).logits[0].float().numpy()
+        logits = {
+            name: model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+            for name, ids in questions.texts.items()
+        }
+    greedy, greedy_logits_TV = _greedy(model, questions.prompt, questions.new_tokens)
+    return Answers(program, logits, greedy, greedy_logits_TV)
 
 
 def _greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[list[int], NDArray[np.float32]]:

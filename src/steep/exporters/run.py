@@ -140,14 +140,22 @@ def open_task(
         if getattr(loaded.model.config, "quantization_config", None) is not None:
             raise ModelError(f"{reference} is quantized already; export the model that it was made from")
         card = model_card(reference, loaded.run, options.quantize or dtype)
-        task = ExportTask(loaded, options, dtype, _model_name(loaded), card, say)
+        name = (loaded.run or Path(loaded.reference)).resolve().name.removesuffix(".gguf") or "model"
+        task = ExportTask(loaded, options, dtype, name, card, say)
         exporter.check_task(task)
         yield exporter, task
 
 
 def ask_trained(task: ExportTask) -> None:
-    """Ask the model in fp32 its questions, before anything is rounded."""
-    task.questions = questions_for(task.loaded, task.say)
+    """Ask the model in fp32, before anything is rounded: its verification texts, and a sentence to continue."""
+    loaded = task.loaded
+    room = max_positions(loaded.model) or 2048
+    most = min(MOST_TOKENS, room)
+    start = [loaded.tokenizer.bos_id] if loaded.tokenizer.prepend_bos and loaded.tokenizer.bos_id is not None else []
+    ids = start + loaded.tokenizer.encode(VERIFICATION_TEXT)
+    texts = {"verification text": ids[:most], **_held_out_ids(loaded, most, task.say)}
+    prompt = ids[: min(PROMPT_TOKENS, room // 2)]
+    task.questions = Questions(texts, prompt, min(GREEDY_TOKENS, room - len(prompt)))
     task.trained = answer(task.model, task.questions, "trained")
 
 
@@ -177,22 +185,6 @@ def _default_folder(loaded: LoadedModel, to: str, quantize: str | None) -> Path:
     if loaded.run is None:
         raise ConfigError(f"{loaded.reference} is not in a run directory; name the folder for the export with --out")
     return loaded.run / "export" / (to if quantize is None else f"{to}-{quantize}")
-
-
-def _model_name(loaded: LoadedModel) -> str:
-    path = loaded.run or Path(loaded.reference)
-    return path.resolve().name.removesuffix(".gguf") or "model"
-
-
-def questions_for(loaded: LoadedModel, say: Say) -> Questions:
-    """The questions to both programs: the verification text, the run's held-out texts, and a sentence to continue."""
-    room = max_positions(loaded.model) or 2048
-    most = min(MOST_TOKENS, room)
-    start = [loaded.tokenizer.bos_id] if loaded.tokenizer.prepend_bos and loaded.tokenizer.bos_id is not None else []
-    ids = start + loaded.tokenizer.encode(VERIFICATION_TEXT)
-    texts = {"verification text": ids[:most], **_held_out_ids(loaded, most, say)}
-    prompt = ids[: min(PROMPT_TOKENS, room // 2)]
-    return Questions(texts, prompt, min(GREEDY_TOKENS, room - len(prompt)))
 
 
 def _held_out_ids(loaded: LoadedModel, most_tokens: int, say: Say) -> dict[str, list[int]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from steep.checkpoint.load import find_checkpoint, open_checkpoint
@@ -19,9 +18,8 @@ from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.evaluation.evaluate_model import Evaluation, evaluate
 from steep.evaluation.model_reference import Reference, run_of
-from steep.merge.card import merge_card
-from steep.merge.reload_check import verify_folder
-from steep.merge.weights import FolderWeights, MergedAdapter, combine, open_weights, require_free, write_model
+from steep.merge.verified import write_verified
+from steep.merge.weights import FolderWeights, MergedAdapter, combine, open_weights, require_free
 from steep.models.adapters import adapter_name
 from steep.optim.ema import KEY
 
@@ -74,10 +72,7 @@ def average(
     made = dict(zip(parts, shares, strict=True))
     if len(made) < len(parts):
         raise ConfigError(f"a model is named twice: {', '.join(parts)}")
-    card = merge_card(folder.name, [f"{share:.6g} x `{name}`" for name, share in made.items()])
-    write_model(
-        tensors, newest.folder, folder, card, finish=partial(verify_folder, tensors=tensors, architecture=newest.folder)
-    )
+    write_verified(tensors, newest.folder, folder, [f"{share:.6g} x `{name}`" for name, share in made.items()])
     if score and not texts and run_of(folder) is None:
         say("not scored: the average is not in a run directory, and no text was named")
         score = False
@@ -109,10 +104,7 @@ def _running_average(
         raise ConfigError(f"{path} has no model folder")
     own = {} if isinstance(newest, MergedAdapter) else averages
     tensors = {name: own[name].to(tensor.dtype) if name in own else tensor for name, tensor in newest.items()}
-    card = merge_card(folder.name, [f"moving average of the weights in training, at `{path.name}`"])
-    write_model(
-        tensors, newest.folder, folder, card, finish=partial(verify_folder, tensors=tensors, architecture=newest.folder)
-    )
+    write_verified(tensors, newest.folder, folder, [f"moving average of the weights in training, at `{path.name}`"])
     evaluation = evaluate(str(folder), texts, against=str(path), say=say) if score else None
     return AverageResult(folder, {f"the moving average at {path.name}": 1.0}, evaluation)
 

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from steep.core.errors import ConfigError
@@ -19,10 +20,9 @@ from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.core.table import text_table
 from steep.evaluation.evaluate_model import evaluate
-from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
+from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, configured_roles, forgetting_report
 from steep.evaluation.model_reference import Reference, base_model_reference, config_of_run, run_of
-from steep.merge.card import merge_card
-from steep.merge.reload_check import verify_folder
+from steep.merge.verified import write_verified
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model
 from steep.reporting.palette import LIGHT, TEXT_STYLES
 from steep.reporting.plots import drawing
@@ -90,7 +90,11 @@ def blend(
         raise ConfigError(
             f"{trained}: config and tokenizer are taken from the trained model, so it must be a run or a folder"
         )
-    start = _open_base(trained, base, say)
+    if base is not None:
+        start = open_weights(os.fspath(base), say)
+    else:
+        origin = base_model_reference(trained)
+        start = open_weights(origin.reference, say, getattr(origin.model, "revision", None))
     points = [_score(alpha, start, end, run, texts, tokens, say) for alpha in wanted]
     config = None if run is None else config_of_run(run)
     roles = configured_roles(config.data.validation) if config and not texts else {}
@@ -99,20 +103,8 @@ def blend(
     chosen, reason = choose(points, cap, roles)
     tensors = combine([start, end], [1 - chosen.alpha, chosen.alpha])
     made = [f"{1 - chosen.alpha:g} x `{start.folder}`", f"{chosen.alpha:g} x `{trained}`", reason]
-
-    def finish(path: Path) -> None:
-        verify_folder(path, tensors, end.folder)
-        _draw(points, chosen, path / "blend.svg", say)
-
-    write_model(tensors, end.folder, folder, merge_card(folder.name, made), finish=finish)
+    write_verified(tensors, end.folder, folder, made, finish=partial(_draw, points, chosen, say))
     return BlendResult(folder, chosen.alpha, points, reason)
-
-
-def _open_base(trained: str, base: Reference | None, say: Say) -> Weights:
-    if base is not None:
-        return open_weights(os.fspath(base), say)
-    reference = base_model_reference(trained)
-    return open_weights(reference.reference, say, getattr(reference.model, "revision", None))
 
 
 def _score(
@@ -136,9 +128,10 @@ def _score(
     finally:
         shutil.rmtree(scratch)
     bits = {score.text: score.bits_per_byte for score in scores}
-    if not bits or any(value is None for value in bits.values()):
+    known = {name: value for name, value in bits.items() if value is not None}
+    if not bits or known != bits:
         raise ConfigError(f"choosing a blend needs bits per byte, and the texts give {bits}; name texts to score")
-    return BlendPoint(alpha, {name: value for name, value in bits.items() if value is not None})
+    return BlendPoint(alpha, known)
 
 
 def choose(
@@ -150,7 +143,13 @@ def choose(
     general text there is no cap, and the reason tells.
     """
     base = next(point for point in points if point.alpha == 0)
-    reports = [(_report(base, point, roles, cap), point) for point in points]
+    reports = []
+    for point in points:
+        scores = {
+            text: {"before": {"bits_per_byte": base.bits_per_byte[text]}, "after": {"bits_per_byte": bits}}
+            for text, bits in point.bits_per_byte.items()
+        }
+        reports.append((forgetting_report(scores, roles=roles, cap_ratio=cap), point))
     first = reports[0][0]
     names = ", ".join(base.bits_per_byte)
     if first.gain is None:
@@ -162,17 +161,7 @@ def choose(
     return best, f"alpha {best.alpha:g}: best domain score with {general} at most {cap:.1%} worse than the base"
 
 
-def _report(
-    base: BlendPoint, point: BlendPoint, roles: Mapping[str, str | None] | None, cap: float
-) -> ForgettingReport:
-    scores = {
-        text: {"before": {"bits_per_byte": base.bits_per_byte[text]}, "after": {"bits_per_byte": bits}}
-        for text, bits in point.bits_per_byte.items()
-    }
-    return forgetting_report(scores, roles=roles, cap_ratio=cap)
-
-
-def _draw(points: Sequence[BlendPoint], chosen: BlendPoint, path: Path, say: Say) -> None:
+def _draw(points: Sequence[BlendPoint], chosen: BlendPoint, say: Say, folder: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         say("no plot: matplotlib is not installed")
         return
@@ -185,4 +174,4 @@ def _draw(points: Sequence[BlendPoint], chosen: BlendPoint, path: Path, say: Say
         axes.set_xlabel("alpha (0: base, 1: trained)")
         axes.set_ylabel("bits per byte")
         figure.legend(loc="outside upper left", ncols=4)
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        figure.savefig(folder / "blend.svg", format="svg", metadata={"Date": None})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from steep.core.errors import ConfigError, ModelError
 from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.evaluation.model_reference import Reference
-from steep.merge.card import merge_card
-from steep.merge.reload_check import verify_folder
-from steep.merge.weights import FolderWeights, combine, open_weights, require_free, write_model
+from steep.merge.verified import write_verified
+from steep.merge.weights import FolderWeights, combine, open_weights, require_free
 from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 
 
@@ -61,10 +59,8 @@ def restore_instruct(
     check_vocabularies(ours, bases, "the base", say)
     check_vocabularies(ours, theirs, "the instruct model", say)
     tensors = combine([one, two, three], [1.0, -scale, scale], like=0)
-    card = merge_card(folder.name, [f"`{trained}`", f"+ {scale:g} x (`{instruct}` - `{base}`)"])
-
-    verify = partial(verify_folder, tensors=tensors, architecture=one.folder)
-    write_model(tensors, three.folder, folder, card, config_from=one.folder, finish=verify)
+    made = [f"`{trained}`", f"+ {scale:g} x (`{instruct}` - `{base}`)"]
+    write_verified(tensors, three.folder, folder, made, config_from=one.folder)
     return RestoreResult(folder, scale)
 
 

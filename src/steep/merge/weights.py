@@ -40,13 +40,11 @@ class FolderWeights(Mapping[str, Tensor]):
 
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
-        files = _weight_files(self.folder)
-        self._open = [safe_open(path, framework="pt") for path in files]
+        self._open = [safe_open(path, framework="pt") for path in _weight_files(self.folder)]
         self._file_of = {name: file for file in self._open for name in file.keys()}  # noqa: SIM118 (no mapping)
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file_of[name].get_tensor(name)
-        return tensor
+        return self._file_of[name].get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
@@ -70,7 +68,10 @@ class MergedAdapter(FolderWeights):
         self._made = tempfile.TemporaryDirectory(prefix="steep-merged-")
         made = Path(self._made.name)
         source = adapter if replaced is None else _adapter_with(adapter, replaced, made / "adapter")
-        _write_merged(source, made / "model")
+        model: Any = load_model(ModelConfig(pretrained=str(source)))
+        with quiet_transformers():
+            model.save_pretrained(made / "model")
+        load_hf_tokenizer(str(source)).save_pretrained(made / "model")
         super().__init__(made / "model")
 
 
@@ -88,37 +89,21 @@ def _adapter_with(adapter: Path, replaced: Mapping[str, Tensor], out: Path) -> P
     return out
 
 
-def _write_merged(adapter: Path, out: Path) -> None:
-    model: Any = load_model(ModelConfig(pretrained=str(adapter)))
-    with quiet_transformers():
-        model.save_pretrained(out)
-    load_hf_tokenizer(str(adapter)).save_pretrained(out)
-
-
-class ModelWeights(Mapping[str, Tensor]):
+class ModelWeights(dict[str, Tensor]):
     """Tensors by name of a model that must be loaded to be read (a .gguf file, a hub id). Tied weights count once."""
 
     def __init__(self, reference: str, revision: str | None = None):
+        super().__init__()
         self.folder = Path(reference)
         seen: set[int] = set()
-        self._tensors: dict[str, Tensor] = {}
         for name, tensor in load_model(ModelConfig(pretrained=reference, revision=revision)).state_dict().items():
             if tensor.data_ptr() not in seen:
                 seen.add(tensor.data_ptr())
-                self._tensors[name] = tensor
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+                self[name] = tensor
 
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor."""
-        return list(self._tensors[name].shape)
+        return list(self[name].shape)
 
 
 Weights = Union[FolderWeights, ModelWeights]
@@ -157,8 +142,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def check_same(first: Weights, second: Weights) -> None:
     """Raises ModelError naming the first difference of names or shapes."""
     for one, other in ((first, second), (second, first)):
-        missing = sorted(set(one) - set(other))
-        if missing:
+        if missing := sorted(set(one) - set(other)):
             raise ModelError(
                 f"{one.folder} has {missing[0]} ({len(missing)} such tensors), and {other.folder} does not"
             )
