@@ -105,8 +105,7 @@ class EndOfTextAudit:
         """The audit for people."""
         return "\n".join(audit_lines(self.to_mapping()))
 
-    def __repr__(self) -> str:
-        return self.to_text()
+    __repr__ = to_text
 
 
 def audit_lines(audit: Mapping[str, Any]) -> list[str]:

@@ -79,8 +79,7 @@ class Evaluation:
         reports = [report.to_text() for report in (self.forgetting, self.end_of_text) if report is not None]
         return "\n".join([title, *text_table(rows), tokens, *(f"\n{report}" for report in reports)])
 
-    def __repr__(self) -> str:
-        return self.to_text()
+    __repr__ = to_text
 
 
 def _bits(score: Score) -> str:
@@ -225,10 +224,9 @@ def _named_texts(texts: Mapping[str, str] | Sequence[str] | None, text_key: str 
     if not isinstance(texts, Mapping):
         listed = [texts] if isinstance(texts, (str, os.PathLike)) else texts or []
         pairs = [_name_and_path(os.fspath(text)) for text in listed]
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"two texts have the same name; write NAME=PATH: {', '.join(names)}")
         texts = dict(pairs)
+        if len(texts) < len(pairs):
+            raise ConfigError(f"two texts have the same name; write NAME=PATH: {', '.join(name for name, _ in pairs)}")
     return {
         name: SourceConfig(path=validation_paths([str(path)]), name=name, text_key=text_key)
         for name, path in texts.items()

@@ -220,8 +220,7 @@ class ForgettingReport:
             ]
         )
 
-    def __repr__(self) -> str:
-        return self.to_text()
+    __repr__ = to_text
 
 
 def role_of(text: str, configured: str | None = None) -> tuple[Role, str]:

@@ -59,8 +59,7 @@ class HarnessResult:
         limited = f", the first {self.limit} documents of each task" if self.limit is not None else ""
         return "\n".join([f"lm-eval {self.version}{limited}", *tables])
 
-    def __repr__(self) -> str:
-        return self.to_text()
+    __repr__ = to_text
 
 
 def _table(model: str, results: dict[str, Any]) -> str:

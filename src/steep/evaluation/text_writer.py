@@ -44,16 +44,13 @@ def open_writer(base: BaseModel) -> DrawDocuments:
         )
 
     def draw(seed: int) -> list[dict[str, Any]]:
-        sampled = sample_documents(
-            model,
-            start_id,
-            ends,
-            count=BATCH_DOCUMENTS,
-            max_tokens=base.max_tokens,
-            vocab_size=len(base.tokenizer),
-            seed=seed,
-        )
-        return [_document(base.tokenizer, ids, ids[-1] in ends) for ids in sampled]
+        sizes = {"count": BATCH_DOCUMENTS, "max_tokens": base.max_tokens, "vocab_size": len(base.tokenizer)}
+        drawn = []
+        for ids in sample_documents(model, start_id, ends, **sizes, seed=seed):
+            text = base.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            ended = ids[-1] in ends
+            drawn.append({"text": text if ended else _whole_sentences(text), "tokens": len(ids), "ended": ended})
+        return drawn
 
     return draw
 
@@ -90,11 +87,6 @@ def sample_documents(
                 cache.batch_select_indices(kept)
                 rows, ids_B1 = [rows[index] for index in going], ids_B1[kept]
     return documents
-
-
-def _document(tokenizer: Any, ids: list[int], ended: bool) -> dict[str, Any]:
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return {"text": text if ended else _whole_sentences(text), "tokens": len(ids), "ended": ended}
 
 
 def _whole_sentences(text: str) -> str:

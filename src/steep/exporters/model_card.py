@@ -14,9 +14,8 @@ def model_card(reference: str, run: Path | None, dtype: str) -> str:
     """The card as Markdown with the metadata block that model hubs read."""
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [steep]"]
     if run is None:
-        return "\n".join(
-            [*lines, "---", "", f"# {Path(reference).name}", "", f"Exported from {reference} in {dtype}.", ""]
-        )
+        lines += ["---", "", f"# {Path(reference).name}", "", f"Exported from {reference} in {dtype}.", ""]
+        return "\n".join(lines)
     directory = RunDirectory(run)
     plan, summary, ledger = (directory.read(name) or {} for name in ("plan.json", "summary.json", "ledger.json"))
     model = plan.get("model", {})
@@ -24,11 +23,8 @@ def model_card(reference: str, run: Path | None, dtype: str) -> str:
     is_hub_id = base is not None and not Path(base).exists()
     head = [*lines, *([f"base_model: {base}"] if is_hub_id else []), "---", "", f"# {run.name}", ""]
     parameters = format_count(model.get("parameters", 0))
-    made_from = (
-        f"`{model['name']}`, trained further"
-        if base
-        else f"a {model.get('family', 'model')} trained from fresh weights"
-    )
+    fresh = f"a {model.get('family', 'model')} trained from fresh weights"
+    made_from = f"`{model['name']}`, trained further" if base else fresh
     trained = f"This is {made_from} ({parameters} parameters, {dtype}), with steep {__version__}."
     return "\n".join([*head, trained, "", *_data(ledger), *_settings(plan, summary), *_scores(summary)])
 
@@ -63,16 +59,8 @@ def _scores(summary: dict[str, Any]) -> list[str]:
         f"| {name} | {_bits(scores.get('before'))} | {_bits(scores.get('after'))} |"
         for name, scores in summary.get("texts", {}).items()
     ]
-    if not rows:
-        return []
-    return [
-        "## Held-out scores, bits per byte (lower is better)",
-        "",
-        "| Text | Before | After |",
-        "|---|---|---|",
-        *rows,
-        "",
-    ]
+    head = ["| Text | Before | After |", "|---|---|---|"]
+    return ["## Held-out scores, bits per byte (lower is better)", "", *head, *rows, ""] if rows else []
 
 
 def _bits(score: dict[str, Any] | None) -> str:

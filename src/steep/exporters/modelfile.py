@@ -28,9 +28,8 @@ class ChatFamily:
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """A conversation up to the beginning of the next answer."""
-        written = (self.turns[message["role"]] for message in messages)
-        pairs = zip(written, messages, strict=True)
-        return "".join(before + message["content"] + after for (before, after), message in pairs) + self.answer
+        turns = ((*self.turns[message["role"]], message["content"]) for message in messages)
+        return "".join(before + content + after for before, after, content in turns) + self.answer
 
     def go_template(self) -> str:
         """The same as a Go template. A system message is written like a user's where the family has none."""

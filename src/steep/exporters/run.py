@@ -170,12 +170,7 @@ def check_replaceable(folder: Path, overwrite: bool, endings: Set[str]) -> None:
     holds_model = (folder / "config.json").is_file() or any(folder.glob("*.gguf"))
     if not folder.is_dir() or (any(folder.iterdir()) and not holds_model):
         raise ConfigError(f"{folder} is not an exported model, so it is not overwritten; choose another --out")
-    others = [
-        path.name
-        for path in folder.iterdir()
-        if path.is_dir() or (path.suffix not in endings and path.name not in endings)
-    ]
-    if others:
+    if others := [path.name for path in folder.iterdir() if path.is_dir() or not {path.suffix, path.name} & endings]:
         raise ConfigError(
             f"{folder} has more than an export in it ({others[0]}), so it is not overwritten; choose another --out"
         )
