@@ -55,7 +55,7 @@ MODULES = {
 
 __all__ = ["__version__", *MODULES]
 
-TUNED = ("evaluate", "evaluate_tasks", "generate", "lr_find", "train")
+TUNED = ("lr_find", "train")
 """Functions that are faster in a tuned process. It must be tuned before torch is imported, which these modules do."""
 
 

@@ -45,7 +45,7 @@ def make_batch(
 
     A label is the next token of the same document, also where the sequence ends before the document does; the last token
     of a document has no label. Without `document_mask` it is the first token of the document that follows in the sequence.
-    Places that a short sequence leaves free hold `pad_id`, no label, and are a segment of their own.
+    Positions that a short sequence leaves free hold `pad_id`, no label, and are a segment of their own.
     """
     shape = (len(sequences), sequence_length)
     input_ids = np.full(shape, pad_id, dtype=np.int64)
@@ -83,14 +83,14 @@ def make_batch(
 
 def _end_documents(ranges: list[TokenRange], store: TokenReader, labels: NDArray[np.int64]) -> None:
     """At the end of every range: the next token of its document if that goes on elsewhere, else no label."""
-    place = 0
+    position = 0
     for token_range in ranges:
-        place += token_range.count
+        position += token_range.count
         following = _following(token_range, store)
         if following is None:
-            labels[place - 1] = IGNORE_INDEX
+            labels[position - 1] = IGNORE_INDEX
         else:
-            store.read(following.document, following.start, 1, labels[place - 1 : place])
+            store.read(following.document, following.start, 1, labels[position - 1 : position])
 
 
 def _following(token_range: TokenRange, store: TokenReader) -> TokenRange | None:
@@ -137,16 +137,17 @@ class Loader:
 
     def step_batches(self, step: int) -> StepBatches:
         """`step`, read now."""
-        batches = [self._batch(sequences) for sequences in self._sizes.micro_batches(step, self._rank)]
+        sequences = {index: self._order.sequence(index) for index in self._sizes.sequences_of_step(step)}
+        micro_batches = self._sizes.micro_batches(step, self._rank)
+        batches = [self._batch([sequences[index] for index in indices]) for indices in micro_batches]
         lengths = [store.document_lengths for store in self._stores]
-        counts = count_step(self._order, self._sizes.sequences_of_step(step), lengths, self._document_mask)
+        counts = count_step(list(sequences.values()), self._order.sequence_length, lengths, self._document_mask)
         return StepBatches(batches, counts)
 
-    def _batch(self, sequences: range) -> Batch:
+    def _batch(self, sequences: list[OrderedSequence]) -> Batch:
         if not sequences:
             return empty_batch(self._order.sequence_length)
-        taken = [self._order.sequence(index) for index in sequences]
-        batch = make_batch(taken, self._stores, self._order.sequence_length, document_mask=self._document_mask)
+        batch = make_batch(sequences, self._stores, self._order.sequence_length, document_mask=self._document_mask)
         if not self._pin_memory:
             return batch
         names = ("input_ids", "labels", "position_ids", "cu_seqlens")

@@ -9,6 +9,7 @@ read; nothing is imported.
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ LAYERS = (
 
 FORMER_NAMES = {"train": "training", "evaluate": "evaluation", "export": "exporters", "report": "reporting"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+REASON = re.compile(r"#\s*(?!noqa|type:|fmt:)\S")
+"""A comment for people, as opposed to one for a tool."""
 
 
 @dataclass(frozen=True)
@@ -179,12 +182,11 @@ def _running(tree: ast.Module) -> Iterator[tuple[ast.Import | ast.ImportFrom, bo
 
 
 def _is_explained(text: list[str], node: ast.stmt) -> bool:
-    own = text[node.lineno - 1 : node.end_lineno]
-    if any("#" in line for line in own):
+    if any(REASON.search(line) for line in text[node.lineno - 1 : node.end_lineno]):
         return True
     number = node.lineno - 2
     while number >= 0 and (text[number].strip().startswith(("from ", "import ", ")")) or text[number].endswith(",")):
-        if "#" in text[number]:
+        if REASON.search(text[number]):
             return True
         number -= 1
     return number >= 0 and text[number].strip().startswith("#")

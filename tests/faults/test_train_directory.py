@@ -128,7 +128,7 @@ def test_changed_data_is_named_and_taken_only_when_that_is_asked_for(
     said = io.StringIO()
     result = train(config, accept_data_change=True, stream=said)
     assert result.step == 6
-    assert "the data has changed; from sequence" in said.getvalue()
+    assert "the data has changed; the current data is used from sequence" in said.getvalue()
     ledger = json.loads((tmp_path / "runs" / "small" / "ledger.json").read_text())
     assert [change["changed"][-1] for change in ledger["data_changes"]] == [named]
     assert train(load_run_config(mapping=mapping, overrides=["--train.steps", "8"]), stream=io.StringIO()).step == 8

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import steep
+from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.models.fresh import build_fresh
-from steep.training.lr_find import Trial, choose, explain
+from steep.training.lr_find import Trial, choose, explain, shortened
 from support import LLAMA, run_mapping
 
 BASE = {"own": 5.0, "general": 3.0}
@@ -25,7 +26,7 @@ def test_the_smallest_rate_that_gains_nearly_as_much_is_chosen() -> None:
     trials = [trial(1e-5, 4.9), trial(1e-4, 4.05), trial(1e-3, 4.0), trial(1e-2, None)]
     best = choose(BASE, trials, ["own"])
     assert best.learning_rate == 1e-4
-    assert "95% of that of 0.001" in explain(BASE, trials, best, ["own"])
+    assert "95% of the gain at 0.001" in explain(BASE, trials, best, ["own"])
 
 
 def test_a_best_rate_at_the_edge_is_said() -> None:
@@ -95,3 +96,10 @@ def test_what_cannot_be_swept_is_refused(mapping: dict[str, Any], changes: Any, 
         mapping[section] = {**mapping[section], name: value}
     with pytest.raises(ConfigError, match=problem):
         steep.lr_find(mapping, rates=rates)
+
+
+def test_trials_keep_no_moving_average() -> None:
+    """It would take memory that the run was not planned with, and no score looks at it."""
+    mapping = {"model": {"config": {}}, "data": {"train": [{"path": "text"}]}, "train": {"ema_decay": 0.9}}
+    config = RunConfig.model_validate(mapping)
+    assert shortened(config, 5).train.ema_decay is None

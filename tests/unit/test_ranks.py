@@ -72,7 +72,7 @@ def test_the_world_of_one_gives_back_what_it_is_given() -> None:
 
 @pytest.mark.parametrize("world", ["2", "8"])
 def test_more_than_one_process_is_refused(world: str) -> None:
-    with pytest.raises(ConfigError, match=f"WORLD_SIZE is {world}: steep trains in one process"):
+    with pytest.raises(ConfigError, match=f"WORLD_SIZE is {world}: steep runs in one process"):
         join_ranks({"WORLD_SIZE": world})
     assert join_ranks({"WORLD_SIZE": "1"}).world == 1
 

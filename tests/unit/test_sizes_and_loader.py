@@ -113,10 +113,10 @@ def test_the_counts_of_a_step_are_those_of_the_batches_of_all_ranks(packing: str
 def test_the_counts_of_a_step_by_hand() -> None:
     lengths = np.array([5, 7, 9])
     order = NativeOrder([OrderedSource("s", None, lengths, "f")], 8, seed=0, packing="concat")
-    counts = count_step(order, range(3), [lengths])
+    counts = count_step([order.sequence(index) for index in range(3)], 8, [lengths])
     assert (counts.sources, sum(counts.tokens), counts.padding_tokens) == ([0, 0, 0], 21, 3)
     assert counts.num_label_tokens == 21 - 3  # the last token of each document has no label
-    assert count_step(order, range(4, 4), [lengths]) == StepCounts(8, [], [], [])
+    assert count_step([], 8, [lengths]) == StepCounts(8, [], [], [])
 
 
 def test_a_rank_without_sequences_in_the_last_step_gets_a_batch_without_labels() -> None:

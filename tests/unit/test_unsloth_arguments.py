@@ -75,7 +75,7 @@ def test_what_means_nothing_is_said_once_and_what_is_switched_off_is_not(capsys:
     UnslothTrainingArguments(dataset_num_proc=8, group_by_length=False, push_to_hub=True)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert "dataset_num_proc=8 means nothing here: text is read by steep's own processes" in lines[0]
+    assert "dataset_num_proc=8 has no effect here: text is read by steep's own processes" in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_what_would_change_the_result_is_refused(given: dict[str, Any], problem:
 
 def test_refusing_and_ignoring_look_at_the_value(capsys: pytest.CaptureFixture[str]) -> None:
     refuse("f", {"loftq_config": None, "neft": 0}, {"loftq_config": "why", "neft": "why"})
-    with pytest.raises(ConfigError, match="loftq_config=.* cannot be done here: why"):
+    with pytest.raises(ConfigError, match="loftq_config=.* is not supported: why"):
         refuse("f", {"loftq_config": {"bits": 4}}, {"loftq_config": "why"})
     say_ignored("f", {"a": None, "b": 1}, {"a": "x", "b": "y"})
-    assert capsys.readouterr().err == "steep: f: b=1 means nothing here: y\n"
+    assert capsys.readouterr().err == "steep: f: b=1 has no effect here: y\n"
     with pytest.raises(ConfigError, match="from_unsloth.md"):
         check_keys("f", ["zzzz"], ["rank"])
 

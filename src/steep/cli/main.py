@@ -33,6 +33,7 @@ from steep.cli import (
     train,
 )
 from steep.core.errors import ConfigError, SteepError
+from steep.runtime.ranks import join_ranks
 
 
 def interrupted(error: KeyboardInterrupt) -> int:
@@ -99,6 +100,7 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
     if version:
         typer.echo(f"steep {steep.__version__}")
         raise typer.Exit
+    join_ranks()  # one process for now, whatever the command
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -112,7 +112,7 @@ def new_tokens_are_trained(config: RunConfig) -> Iterator[Problem]:
     if isinstance(model, Target) or model.pretrained is None:
         yield Problem(
             ("vocabulary",),
-            "adds tokens to pretrained weights; a model with fresh weights takes its tokenizer as it is (tokenizer.pretrained)",
+            "adds tokens to pretrained weights; a model with fresh weights uses its tokenizer unchanged (tokenizer.pretrained)",
         )
     elif model.freeze is not None and model.freeze.embeddings:
         yield Problem(

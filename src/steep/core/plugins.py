@@ -36,17 +36,19 @@ def plugin_constant(package: str, name: str, constant: str) -> Any:
     return next(map(ast.literal_eval, values), None)
 
 
-def load_plugin(package: str, name: str, functions: tuple[str, ...] = ()) -> ModuleType:
+def load_plugin(package: str, name: str, functions: tuple[str, ...] = (), what: str = "") -> ModuleType:
     """Import plug-in `name` of `package`.
 
-    functions: what every plug-in of the folder defines. Raises ConfigError with the nearest name for an unknown plug-in, and
-    for one that lacks any of the functions.
+    functions: what every plug-in of the folder defines. what: how the person names the choice, for messages. Raises ConfigError
+    with the nearest name for an unknown plug-in, and for one that lacks any of the functions.
     """
     names = plugin_names(package)
     if name not in names:
         near = get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{package.split('.')[1]}: there is no {name!r}.{hint} There are: {', '.join(names)}.")
+        raise ConfigError(
+            f"{what or package.split('.')[1]}: there is no {name!r}.{hint} There are: {', '.join(names)}."
+        )
     plugin = importlib.import_module(f"{package}.{name}")
     missing = [function for function in functions if not callable(getattr(plugin, function, None))]
     if missing:

@@ -141,7 +141,11 @@ class _Cache:
         Its numbers are in a .json file beside it; documents that did not end themselves were cut after a whole sentence.
         """
         draw_key = fingerprint([name, BATCH_DOCUMENTS, *self._identity])
-        folder = self._folder / "written" / fingerprint([draw_key, SAMPLING_VERSION])
+        folder = (
+            self._folder
+            / "written"
+            / (draw_key if SAMPLING_VERSION == 1 else fingerprint([draw_key, SAMPLING_VERSION]))
+        )
         path, about = folder / f"{wanted_tokens}.jsonl", folder / f"{wanted_tokens}.json"
         if not about.is_file():
             if self._generator is None:

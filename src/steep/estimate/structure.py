@@ -186,7 +186,7 @@ def build_structure(config: ModelConfig | Target, dtype: torch.dtype, rows: int 
         assert config.pretrained is not None
         hf_config = pretrained_config(config.pretrained, config.revision)
         extend_rope(hf_config, config.rope, config.pretrained)
-        text = hf_config.get_text_config()
+        text = text_config(hf_config)
         text.vocab_size = max(text.vocab_size, rows or 0)
         model: nn.Module = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, dtype=dtype)
         return model.train()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from steep.core.errors import ModelError
+from steep.core.errors import ConfigError, ModelError
 from steep.core.public import public, refuse_unknown
 from steep.evaluation.loaded_model import open_model
 from steep.evaluation.model_reference import ModelReference, Reference, model_reference
@@ -91,9 +91,12 @@ def generate(
 def sampling_options(
     do_sample: bool | None = None, *, temperature: float | None = None, **others: float | None
 ) -> dict[str, Any]:
-    """Options for transformers' `generate`. Temperature 0 is greedy, and so is a call without temperature, top_k and top_p."""
+    """Options for transformers' `generate`. Temperature 0 is greedy, and so is a call without temperature, top_k and top_p.
+    Raises ConfigError for options that contradict each other."""
     options: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
     if temperature == 0:
+        if do_sample:
+            raise ConfigError("do_sample is true and temperature is 0, which is greedy; give a temperature above 0")
         return {**options, "do_sample": False}
     if temperature is not None:
         options["temperature"] = temperature

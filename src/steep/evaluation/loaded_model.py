@@ -99,7 +99,7 @@ def _load(reference: ModelReference, device: str, precision: str, allow_code: bo
         own = reference.tokenizer.pretrained in (None, reference.model.pretrained)
         tokenizer_folder = folder if own else str(reference.tokenizer.pretrained)
     model.eval()
-    hf_tokenizer = load_hf_tokenizer(tokenizer_folder, getattr(reference.model, "revision", None))
+    hf_tokenizer = load_hf_tokenizer(tokenizer_folder, getattr(reference.model, "revision", None), say)
     policy = reference.tokenizer
     if reference.run is None and hf_tokenizer.eos_token_id is None:
         policy = policy.model_copy(update={"append_eos": False})

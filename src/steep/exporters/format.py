@@ -85,7 +85,7 @@ class ExportFormat(Protocol):
 
 def load_format(name: str) -> ExportFormat:
     """The format of this name. Raises ConfigError with the nearest name for an unknown one."""
-    return cast(ExportFormat, load_plugin(PACKAGE, name))
+    return cast(ExportFormat, load_plugin(PACKAGE, name, what="--to"))
 
 
 def dtype_name(given: str | None, exporter: ExportFormat, format: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from steep.core.errors import ModelError
 from steep.models.config import RopeConfig
+from steep.models.layers import text_config
 
 
 def extend_rope(config: Any, rope: RopeConfig | None, source: str) -> None:
@@ -20,7 +21,7 @@ def extend_rope(config: Any, rope: RopeConfig | None, source: str) -> None:
     """
     if rope is None:
         return
-    text = config.get_text_config()
+    text = text_config(config)
     known = getattr(text, "rope_parameters", None)
     positions = getattr(text, "max_position_embeddings", None)
     if not isinstance(known, dict) or not known or not positions:

@@ -35,7 +35,7 @@ class OptimizerPlugin(Protocol):
 
 def load_optimizer(config: OptimizerConfig) -> OptimizerPlugin:
     """The file of the optimizer `config.name`. Raises ConfigError for an unknown name or an incomplete file."""
-    return cast(OptimizerPlugin, load_plugin(PACKAGE, config.name, ("build", "state_bytes")))
+    return cast(OptimizerPlugin, load_plugin(PACKAGE, config.name, ("build", "state_bytes"), "optimizer.name"))
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig | Target) -> torch.optim.Optimizer:

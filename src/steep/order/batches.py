@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from steep.core.errors import ConfigError
-from steep.order.data_order import DataOrder, OrderedSequence
+from steep.order.data_order import OrderedSequence
 from steep.training.config import TrainConfig
 
 
@@ -119,16 +119,15 @@ class StepCounts:
 
 
 def count_step(
-    order: DataOrder, sequences: range, document_lengths: Sequence[Any], document_mask: bool = True
+    sequences: list[OrderedSequence], sequence_length: int, document_lengths: Sequence[Any], document_mask: bool = True
 ) -> StepCounts:
     """What the sequences of a step hold, from the order alone: no token is read, so every rank counts the same.
 
     document_lengths: for each source, tokens of a document by its number. document_mask: see `label_tokens`.
     """
-    taken = [order.sequence(index) for index in sequences]
-    labels = [label_tokens(sequence, document_lengths[sequence.source], document_mask) for sequence in taken]
-    sources, tokens = [sequence.source for sequence in taken], [sequence.num_tokens for sequence in taken]
-    return StepCounts(order.sequence_length, sources, tokens, labels)
+    labels = [label_tokens(sequence, document_lengths[sequence.source], document_mask) for sequence in sequences]
+    sources, tokens = [sequence.source for sequence in sequences], [sequence.num_tokens for sequence in sequences]
+    return StepCounts(sequence_length, sources, tokens, labels)
 
 
 def label_tokens(sequence: OrderedSequence, document_lengths: Any, document_mask: bool) -> int:

@@ -129,8 +129,8 @@ class DataConfig(Section):
             )
         if streams and self.prepare.changes_documents:
             raise ValueError(
-                f"prepare.{self.prepare.changes_documents[0]} is for prepared text and would do nothing to a stream; prepare the "
-                "text with `steep prepare` first, or remove it"
+                f"prepare.{self.prepare.changes_documents[0]} applies to prepared text only and has no effect on a stream; "
+                "prepare the text with `steep prepare` first, or remove it"
             )
         if streams and self.align_to_bos:
             raise ValueError("align_to_bos needs prepared text; a stream is laid end to end")

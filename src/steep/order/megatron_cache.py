@@ -168,7 +168,7 @@ class IndexCache:
                 why = damage(*stored)
                 if why is None:
                     return stored
-            self.say(f"{self.directory / stem}-*: the stored index is not used and is built anew: {why}")
+            self.say(f"{self.directory / stem}-*: the stored index is not used and will be rebuilt: {why}")
         built = build()
         self.directory.mkdir(parents=True, exist_ok=True)
         for path, array in zip(paths, built, strict=True):

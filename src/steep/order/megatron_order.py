@@ -101,7 +101,7 @@ class MegatronOrder(DataOrder):
     def beginning_at(self, first_sequence: int) -> MegatronOrder:
         """Raises ConfigError: Megatron's order has one beginning."""
         raise ConfigError(
-            f"data.order: Megatron's order cannot begin anew at sequence {first_sequence:,}. Restore the data, or start "
+            f"data.order: Megatron's order cannot restart at sequence {first_sequence:,}. Restore the data, or start "
             "another run."
         )
 

@@ -54,15 +54,15 @@ class Ranks:
         """Return when every rank has come here."""
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What `make` gives on the first rank, on every rank; a SteepError that it raises there is raised everywhere."""
-        made: Value | SteepError | None = None
+        """What `make` gives on the first rank, on every rank; an error that it raises there is raised everywhere."""
+        made: Value | SteepError | OSError | None = None
         if self.is_first:
             try:
                 made = make()
-            except SteepError as error:
+            except (SteepError, OSError) as error:
                 made = error
         made = self.broadcast(made)
-        if isinstance(made, SteepError):
+        if isinstance(made, (SteepError, OSError)):
             raise made
         return made  # type: ignore[return-value]  # None on another rank is replaced by what the first one sends
 
@@ -70,7 +70,11 @@ class Ranks:
     def first_only(self, context: AbstractContextManager[Any]) -> Iterator[None]:
         """Hold a context on the first rank alone, such as a lock; a SteepError in entering it is raised on every rank."""
         with ExitStack() as stack:
-            self.from_first(lambda: stack.enter_context(context) and None)
+
+            def enter() -> None:  # what entering gives stays on the first rank
+                stack.enter_context(context)
+
+            self.from_first(enter)
             yield
 
     @contextmanager
@@ -98,7 +102,7 @@ def join_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     world = environment.get("WORLD_SIZE", "1")
     if world not in ("", "1"):
         raise ConfigError(
-            f"WORLD_SIZE is {world}: steep trains in one process for now, and each of these would train the whole run. "
+            f"WORLD_SIZE is {world}: steep runs in one process for now, and each of these would do all of the work. "
             "Start it once, without torchrun."
         )
     return Ranks()

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Literal, Optional, Union
 
 from pydantic import Field
 
-from steep.core.plugins import plugin_names
+from steep.core.plugins import plugin_constant, plugin_names
 from steep.core.section import Bytes, Section
 
-TEXT_FORMATS = tuple(name for name in plugin_names("steep.sources.formats") if name != "hub")
-"""The formats of text files. Datasets of the hub are named by their path, `hub:NAME`."""
+TEXT_FORMATS = tuple(
+    name for name in plugin_names("steep.sources.formats") if plugin_constant("steep.sources.formats", name, "ENDINGS")
+)
+"""The formats of text files. What has no file ending, such as a dataset of the hub, is named by its path, `hub:NAME`."""
 FORMATS = ("auto", *TEXT_FORMATS, "store", *plugin_names("steep.store.formats"))
 
 if TYPE_CHECKING:

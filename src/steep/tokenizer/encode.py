@@ -118,7 +118,7 @@ class TextTokenizer:
         """
         built: dict[str, TextEncoder] = self.__dict__.setdefault("_encoders", {})
         if name not in built:
-            built[name] = load_plugin(BACKENDS, name).build(self)
+            built[name] = load_plugin(BACKENDS, name, what="data.prepare.backend").build(self)
         return built[name]
 
     def encode(self, text: str) -> list[int]:

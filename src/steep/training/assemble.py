@@ -69,7 +69,7 @@ class Job:
     sizes: Sizes
     engine: Engine
     hf_files: dict[str, bytes]
-    """What stands beside the weights in a checkpoint's folder for transformers, by name."""
+    """The other files of the transformers folder in a checkpoint, by name."""
     weights_file: str
     """What transformers or peft call the weights there."""
     flops_per_token: float | None
@@ -214,7 +214,7 @@ def _source_of_weights(config: RunConfig, say: Say, weights: Path | None) -> Mod
 def _add_tokens(model: nn.Module, extension: Extension, vocabulary: VocabularyConfig, say: Say) -> None:
     extend_embeddings(model, extension.subtokens, extension.rows, vocabulary.initialise, say)
     say(
-        "vocabulary: lines at step 0 are of the model with its untrained new tokens; the report at the end compares with "
+        "vocabulary: scores at step 0 are those of the model with untrained new tokens; the report at the end compares with "
         "the base and its own tokenizer"
     )
 

@@ -29,7 +29,7 @@ from steep.tokenizer.encode import TextTokenizer
 from steep.training.trainable_check import TrainableCheck
 
 ShouldUpdate = Callable[[float, float], bool]
-"""From the loss and the gradient norm of a step to whether its update is to be made."""
+"""Whether to apply the update of a step, from its loss and its gradient norm."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class Engine(Protocol):
 
     @property
     def peak_rates(self) -> dict[str, float]:
-        """The learning rate of each parameter group, by its name, where the schedule is at its peak."""
+        """The learning rate at the peak of the schedule, by the name of the parameter group."""
 
     def train_step(self, step: StepBatches, multiplier: float, should_update: ShouldUpdate | None = None) -> StepResult:
         """One update on the micro-batches of a step, every learning rate times `multiplier`; none if `should_update` says no."""
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Dropout off inside the block; the mode of before afterwards."""
+        """No dropout and no gradients inside the block; each module has its own mode again afterwards."""
 
     def token_losses(self, batch: Batch) -> Tensor:
         """(B, T) fp32: -log p of each label token, 0 where there is none; without gradients."""

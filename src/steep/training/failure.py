@@ -62,7 +62,7 @@ def removed(run: RunDirectory) -> SteepError:
     """The error for a run whose folder is gone."""
     return CheckpointError(
         f"the run directory {run.path} was removed or renamed while the run was writing to it, and its checkpoints with it. "
-        "Put it back and run the same command again, or start anew."
+        "Put it back and run the same command again, or start a new run."
     )
 
 

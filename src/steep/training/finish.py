@@ -53,8 +53,8 @@ def is_finished(run: RunDirectory, job: Job, state: TrainState) -> bool:
     """Whether every step was made and everything was written at the end. Raises ConfigError for a run that is past its end."""
     if state.step > job.sizes.steps:
         raise ConfigError(
-            f"{run.path} has made {state.step} steps already, and the run is now to end after {job.sizes.steps}. Give a "
-            "length beyond that to continue it, or another --run.name to train a shorter run from the start."
+            f"{run.path} has made {state.step} steps already, and the run is now configured to end after {job.sizes.steps}. Give "
+            "a length beyond that to continue it, or another --run.name to train a shorter run from the start."
         )
     summary = run.read("summary.json") or {}
     return state.step == job.sizes.steps and summary.get("status") == "done" and summary.get("step") == state.step

@@ -58,7 +58,8 @@ def train(
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
     accept_data_change: continue with other data than the checkpoint was trained on, from its beginning, and record it.
     allow_code: whether `_target_` may run code outside steep, torch and transformers.
-    stream: where the console writes; standard output by default. model: see `assemble`; such a run starts anew.
+    stream: where the console writes; standard output by default.
+    model: a model made from this configuration, adapter included, to train in place; such a run starts at step 0.
     """
     config = as_config(config)
     ranks = join_ranks()

@@ -129,7 +129,7 @@ def lr_find(
     optimizer = config.optimizer
     if isinstance(optimizer, Target):
         raise ConfigError(
-            "lr-find varies optimizer.learning_rate; an optimizer given as _target_ has none that it knows"
+            "lr-find varies optimizer.learning_rate; an optimizer given as _target_ has no learning rate that lr-find can set"
         )
     if not config.data.validation:
         raise ConfigError("lr-find judges by held-out text: give data.validation, such as {own: {share: 0.05}}")
@@ -166,7 +166,7 @@ def lr_find(
 
 def shortened(config: RunConfig, steps: int) -> RunConfig:
     """The same run, `steps` long."""
-    train = config.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None})
+    train = config.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None, "ema_decay": None})
     return config.model_copy(update={"train": train})
 
 
@@ -228,7 +228,7 @@ def choose(base: dict[str, float], trials: Sequence[Trial], domain: Sequence[str
     if most <= 0:
         raise ConfigError(
             "lr-find: no rate made the domain text better than the base. Try lower rates (--rates), more --steps, or look at "
-            "whether the held-out text is of the kind that is trained on."
+            "whether the held-out text resembles the training text."
         )
     enough = [trial for gain, trial in gains if gain >= NEARLY_ALL * most]
     return min(enough, key=lambda trial: (trial.learning_rate, trial.embedding_learning_rate or 0.0))

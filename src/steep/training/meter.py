@@ -98,8 +98,8 @@ class Meter:
             if pending.result.applied and not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 raise TrainingError(not_finite_message(step, loss, grad_norm, pending.sequences))
             record = {"kind": "train", "step": step, "loss": loss, "grad_norm": grad_norm, **pending.record}
-            by_source = losses_by_source(self._job.data.names, pending.counts, numbers.sequence_losses)
-            if len(self._job.data.names) > 1 and by_source:
+            names = self._job.data.names
+            if len(names) > 1 and (by_source := losses_by_source(names, pending.counts, numbers.sequence_losses)):
                 record["loss_by_source"] = by_source
             records.append(record)
         return records
@@ -110,7 +110,7 @@ def not_finite_message(step: int, loss: float, grad_norm: float, sequences: rang
     return (
         f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. The run stops here and saves nothing more; the "
         f"newest checkpoint is from before this step.\n  The step trained on sequences {sequences.start} to "
-        f"{sequences.stop - 1} of the plan (steep inspect RUN --sequence {sequences.start} shows one).\n"
+        f"{sequences.stop - 1} of the sample order (steep inspect RUN --sequence {sequences.start} shows one).\n"
         "  What helps most often, in another run (--run.name): a lower optimizer.learning_rate, more schedule.warmup_steps, "
         "or train.precision fp32 to see whether bf16 is the cause."
     )

@@ -141,16 +141,16 @@ def _other_order(
     here if that was asked for. Raises CheckpointError."""
     assert resume_point.checkpoint is not None
     if not changed:
-        say(f"the order changes from sequence {state.sequences_seen:,} on; what was trained does not")
+        say(f"the order changes from sequence {state.sequences_seen:,} on; earlier sequences stay the same")
         return order
     lines = "".join(f"  {line}\n" for line in changed)
     if not resume_point.accept_data_change:
         raise CheckpointError(
             f"the data has changed since {resume_point.checkpoint.path.name} was saved:\n{lines}"
             "Restore it to continue exactly, start another run with --run.name, or give --accept-data-change to continue with "
-            "the present data from its beginning."
+            "the current data from its beginning."
         )
-    say(f"the data has changed; from sequence {state.sequences_seen:,} on the present data is used:\n{lines.rstrip()}")
+    say(f"the data has changed; the current data is used from sequence {state.sequences_seen:,} on:\n{lines.rstrip()}")
     state.streams = []
     state.data_changes.append({
         "step": state.step, "first_sequence": state.sequences_seen, "changed": changed,

@@ -93,9 +93,9 @@ class SpikeWatch:
             self._roll_back(spike)
         if self._in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise TrainingError(
-                f"{self._in_a_row} steps in a row were skipped for their loss (the last: {loss:.3f}). This is not a spike: the "
-                "model has diverged, or the data has changed. Look at the sequences above; lower optimizer.learning_rate, or set "
-                "train.on_spike to continue."
+                f"{self._in_a_row} steps in a row were skipped because of their loss (the last: {loss:.3f}). This is not a "
+                "spike: the model has diverged, or the data has changed. Look at the sequences above; lower "
+                "optimizer.learning_rate, or set train.on_spike to continue."
             )
         return False
 

@@ -30,7 +30,7 @@ class TrainState:
     tokens_by_source: list[int] = field(default_factory=list)
     """The same for each training source, in the order of the configuration."""
     padding_tokens: int = 0
-    """Places of trained sequences that held no token."""
+    """Positions of trained sequences that held no token."""
     elapsed_seconds: float = 0.0
     """Time spent in training, over all restarts."""
     skipped_tokens: dict[str, int] = field(default_factory=dict)

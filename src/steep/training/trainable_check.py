@@ -41,12 +41,12 @@ def check_groups(model: nn.Module, optimizer: torch.optim.Optimizer, say: Say) -
     kind = type(optimizer).__name__
     if left_out:
         raise ConfigError(
-            f"optimizer {kind} updates none of these trainable tensors: {listing(left_out)}. Give it all of the parameter "
+            f"optimizer {kind} updates none of these trainable tensors: {listing(left_out)}. Pass it all parameter "
             "groups, or freeze the tensors (model.freeze)"
         )
     if held:
         raise ConfigError(
-            f"optimizer {kind} holds frozen tensors: {listing(held)}. Give it the parameter groups as they are"
+            f"optimizer {kind} holds frozen tensors: {listing(held)}. Pass the parameter groups unchanged"
         )
     for group in optimizer.param_groups:
         say(f"  {describe_group(group)}")
@@ -146,8 +146,8 @@ class TrainableCheck:
         if unreached:
             raise TrainingError(
                 f"{_tensors(len(unreached))} had no gradient in the first {self.updates} updates: {listing(unreached)}. "
-                "What takes no part in the loss is not trained, though weight decay may change it. Freeze it (model.freeze, "
-                "or requires_grad_(False) in a model of your own), or see why the model does not use it."
+                "A tensor that does not affect the loss is not trained, though weight decay may change it. Freeze it "
+                "(model.freeze, or requires_grad_(False) in a model of your own), or see why the model does not use it."
             )
         if self.updates < PATIENCE_UPDATES:
             return
@@ -155,7 +155,7 @@ class TrainableCheck:
         if zero:
             raise TrainingError(
                 f"{_tensors(len(zero))} had a gradient of exactly zero in the first {self.updates} updates: {listing(zero)}. "
-                "Something from there to the loss is zero, or cuts the gradient. Freeze (model.freeze) what is not to be trained."
+                "Something from there to the loss is zero, or cuts the gradient. Freeze (model.freeze) what should not train."
             )
 
     def _check_movement(self, at_peak: bool) -> None:

@@ -3,7 +3,7 @@
     from steep.unsloth import FastLanguageModel, UnslothTrainer, UnslothTrainingArguments, is_bfloat16_supported
 
 In: the calls of such a notebook. Out: a steep run, with its checkpoints, report and configuration, and the notebook's own model
-object, trained. Main choice: every argument is either translated, accepted with one line that says why it means nothing here, or
+object, trained. Main choice: every argument is either translated, accepted with one line that says why it has no effect here, or
 refused; none is dropped silently, and no other package is patched. Weakness: instruction data and chat templates are outside of
 steep, and are left to the user.
 

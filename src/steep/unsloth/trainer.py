@@ -82,7 +82,7 @@ class UnslothTrainer:
             )
         if self.notebook.adapter is None and not self.notebook.full_finetuning:
             raise ConfigError(
-                "nothing is to be trained: add an adapter (FastLanguageModel.get_peft_model), or load with "
+                "no parameter is trainable: add an adapter (FastLanguageModel.get_peft_model), or load with "
                 "full_finetuning=True"
             )
         say_ignored(CALL, given, MEANS_NOTHING)

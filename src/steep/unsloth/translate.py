@@ -32,17 +32,17 @@ def check_keys(call: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def say_ignored(call: str, given: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
-    """Say one line for each given key that means nothing here and is not switched off."""
+    """Say one line for each given key that has no effect here and is not switched off."""
     for key, value in given.items():
         if key in reasons and not _is_neutral(value):
-            say(f"{call}: {key}={value!r} means nothing here: {reasons[key]}")
+            say(f"{call}: {key}={value!r} has no effect here: {reasons[key]}")
 
 
 def refuse(call: str, given: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
     """Raise ConfigError for a key that would change the result and has no counterpart, unless it is switched off."""
     for key, value in given.items():
         if key in reasons and not _is_neutral(value):
-            raise ConfigError(f"{call}: {key}={value!r} cannot be done here: {reasons[key]}")
+            raise ConfigError(f"{call}: {key}={value!r} is not supported: {reasons[key]}")
 
 
 def _is_neutral(value: Any) -> bool:

@@ -68,7 +68,7 @@ class Output:
         except BrokenPipeError:
             if self._log is None:
                 raise
-            # A run of days does not end because whatever reads its output (head, a dead tee) has ended.
+            # A run of days does not end because the reader of its output (head, tee) has exited.
             discard(self.stream)
             self._log.write("standard output was closed; the run continues, and its output is in this file\n")
 

@@ -1,0 +1,103 @@
+"""The engine: its state by pieces and whole, put back bit for bit, and begun again for a trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from steep.batch import StepBatches
+from steep.checkpoint.folder import CheckpointState
+from steep.checkpoint.load import open_checkpoint
+from steep.checkpoint.pieces import capture_rng
+from steep.checkpoint.save import CheckpointWriter
+from steep.loader import make_batch
+from steep.models.attention_choice import prepare_lm_loss
+from steep.models.fresh import build_fresh
+from steep.models.runner import ModelRunner
+from steep.optim.build import build_optimizer
+from steep.optim.config import OptimizerConfig
+from steep.order.batches import count_step
+from steep.order.data_order import OrderedSequence
+from steep.order.packing import TokenRange
+from steep.training.engine import TorchEngine
+from support import LLAMA
+
+LENGTH = 16
+TIED = {**LLAMA, "tie_word_embeddings": True}
+
+
+class Documents:
+    document_lengths = (40,)
+
+    def read(self, document: int, start: int, count: int, out: object) -> None:
+        out[:] = range(start + 1, start + count + 1)  # type: ignore[index]
+
+
+def make_engine(model: dict[str, object] = LLAMA, seed: int = 0) -> TorchEngine:
+    lm_loss = prepare_lm_loss(build_fresh(model, None, seed), print, vocab_size=512)
+    optimizer = build_optimizer(lm_loss.model, OptimizerConfig(learning_rate=1e-2))
+    return TorchEngine(ModelRunner(lm_loss, torch.device("cpu"), "fp32"), optimizer, max_grad_norm=1.0, ema_decay=0.9)
+
+
+def step(start: int) -> StepBatches:
+    sequences = [OrderedSequence(0, [TokenRange(0, start, LENGTH)])]
+    counts = count_step(sequences, LENGTH, [Documents.document_lengths])
+    return StepBatches([make_batch(sequences, [Documents()], LENGTH)], counts)
+
+
+def losses(engine: TorchEngine, starts: list[int]) -> list[float]:
+    return [engine.train_step(step(start), 1.0).numbers().loss for start in starts]
+
+
+@pytest.mark.parametrize("model", [LLAMA, TIED])
+def test_the_whole_tensors_are_the_pieces_and_the_state_dict(model: dict[str, object]) -> None:
+    engine = make_engine(model)
+    losses(engine, [0])
+    whole = dict(engine.whole())
+    pieces = engine.pieces().model
+    assert [piece.name for piece in pieces] == list(whole)
+    assert all(piece.offset == (0,) * piece.tensor.dim() for piece in pieces)
+    assert all(piece.global_shape == tuple(whole[piece.name].shape) for piece in pieces)
+    assert all(torch.equal(piece.tensor, whole[piece.name]) for piece in pieces)
+    assert ("lm_head.weight" in whole) is (model is LLAMA)  # a tied tensor comes once
+
+
+def test_an_engine_that_loads_a_checkpoint_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    engine = make_engine()
+    losses(engine, [0, 3])
+    pieces = engine.pieces()
+    with CheckpointWriter(tmp_path) as writer:
+        writer.save("epoch_0_step_2", CheckpointState(
+            model=pieces.model, optimizer=pieces.optimizer, optimizer_state=pieces.optimizer_state, rng=capture_rng(),
+            config_yaml="", step=2, tokens=0, sequences_seen=2, plan_fingerprint="",
+        ))  # fmt: skip
+    straight = losses(engine, [5, 7])
+    other = make_engine(seed=1)
+    losses(other, [9])
+    other.load(open_checkpoint(tmp_path / "epoch_0_step_2"))
+    assert losses(other, [5, 7]) == straight
+    assert all(torch.equal(one, dict(engine.whole())[name]) for name, one in other.whole())
+
+
+def test_a_restart_gives_the_first_trial_again() -> None:
+    engine = make_engine()
+    beginning = engine.trained_weights()
+    config = OptimizerConfig(learning_rate=3e-3)
+    engine.restart(beginning, config)
+    first = losses(engine, [0, 5])
+    engine.restart(beginning, config)
+    assert losses(engine, [0, 5]) == first
+    assert engine.peak_rates["decay"] == 3e-3
+
+
+def test_a_step_that_may_not_update_leaves_the_weights() -> None:
+    engine = make_engine()
+    before = {name: tensor.clone() for name, tensor in engine.whole()}
+    asked: list[tuple[float, float]] = []
+    result = engine.train_step(step(0), 1.0, lambda loss, norm: bool(asked.append((loss, norm))))
+    numbers = result.numbers()
+    assert not result.applied
+    assert asked == [(numbers.loss, numbers.grad_norm)]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.whole())
