@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steep.core.public import Readable
 from steep.order.data_order import OrderedSequence
 from steep.order.packing import TokenRange
 
@@ -69,8 +70,8 @@ class StopScore:
     """Share of the ends where EOS is the most probable token: where greedy generation would stop."""
 
 
-@dataclass(frozen=True)
-class EndOfTextAudit:
+@dataclass(frozen=True, repr=False)
+class EndOfTextAudit(Readable):
     """Data, model and files together."""
 
     eos_id: int | None
@@ -102,10 +103,7 @@ class EndOfTextAudit:
         return {**asdict(self), "warnings": self.warnings}
 
     def to_text(self) -> str:
-        """The audit for people."""
         return "\n".join(audit_lines(self.to_mapping()))
-
-    __repr__ = to_text
 
 
 def audit_lines(audit: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_bar
-from steep.core.public import public
+from steep.core.public import Readable, public
 from steep.core.say import Say, say_nothing, tell
 from steep.core.table import text_table
 from steep.core.units import parse_count
@@ -42,8 +42,8 @@ DEFAULT_SEQUENCE_LENGTH = 1024
 DEFAULT_TOKENS = 200_000
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Readable):
     """The scores of a model, and of another model for comparison."""
 
     model: str
@@ -68,7 +68,6 @@ class Evaluation:
         return mapping
 
     def to_text(self) -> str:
-        """A table for people."""
         rows = [("text", "nats/token", "perplexity", "bits/byte", *(["against", "change"] if self.against else []))]
         others: Sequence[Score | None] = self.against_scores or [None] * len(self.scores)
         for score, other in zip(self.scores, others, strict=True):
@@ -78,8 +77,6 @@ class Evaluation:
         tokens = ", ".join(f"{s.text}: {s.tokens:,} tokens of {s.documents:,} documents" for s in self.scores)
         reports = [report.to_text() for report in (self.forgetting, self.end_of_text) if report is not None]
         return "\n".join([title, *text_table(rows), tokens, *(f"\n{report}" for report in reports)])
-
-    __repr__ = to_text
 
 
 def _bits(score: Score) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from steep.core.public import Readable
 from steep.core.table import text_table
 
 Role = Literal["domain", "general"]
@@ -61,8 +62,8 @@ class TextChange:
         return f"On {self.text} it is {abs(100 * self.change_ratio):.1f} % {word} ({numbers})."
 
 
-@dataclass(frozen=True)
-class ForgettingReport:
+@dataclass(frozen=True, repr=False)
+class ForgettingReport(Readable):
     """Gain on domain texts, loss on general texts, and a verdict."""
 
     changes: list[TextChange]
@@ -206,7 +207,6 @@ class ForgettingReport:
         return rows
 
     def to_text(self) -> str:
-        """The report for people."""
         if not self.changes:
             return "forgetting report: no held-out text was scored before and after; name texts in data.validation"
         table = text_table([["text", "role", "base", "trained", "change"], *self.rows()], left=2)
@@ -219,8 +219,6 @@ class ForgettingReport:
                 *(f"  roles: {note}" for note in self.role_notes),
             ]
         )
-
-    __repr__ = to_text
 
 
 def role_of(text: str, configured: str | None = None) -> tuple[Role, str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ConfigError, DataError, MissingExtraError, ModelError
-from steep.core.public import public
+from steep.core.public import Readable, public
 from steep.core.say import Say, tell
 from steep.evaluation.loaded_model import LoadedModel, open_model
 from steep.evaluation.model_reference import Reference, base_model_reference, model_reference
@@ -28,8 +28,8 @@ KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_
 """The parts of lm-eval's results that are kept; the rest describes the machine."""
 
 
-@dataclass(frozen=True)
-class HarnessResult:
+@dataclass(frozen=True, repr=False)
+class HarnessResult(Readable):
     """What lm-eval measured of one or two models."""
 
     model: str
@@ -58,8 +58,6 @@ class HarnessResult:
             tables.append(_table(self.against, self.against_results))
         limited = f", the first {self.limit} documents of each task" if self.limit is not None else ""
         return "\n".join([f"lm-eval {self.version}{limited}", *tables])
-
-    __repr__ = to_text
 
 
 def _table(model: str, results: dict[str, Any]) -> str:

@@ -33,8 +33,7 @@ SplitMatrix = list[tuple[float, float] | None]
 def normalize(weights: Sequence[float]) -> list[float]:
     """Weights divided by their sum, in the arithmetic of numpy that Megatron uses (the last bits enter its hashes)."""
     values = np.array(weights, dtype=np.float64)
-    normalized: list[float] = (values / np.sum(values)).tolist()
-    return normalized
+    return (values / np.sum(values)).tolist()
 
 
 def parse_split(split: str) -> list[float]:

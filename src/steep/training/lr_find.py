@@ -19,7 +19,7 @@ from steep.config.run import RunConfig
 from steep.core import targets
 from steep.core.errors import ConfigError
 from steep.core.files import write_json
-from steep.core.public import public
+from steep.core.public import Readable, public
 from steep.core.say import Say, tell
 from steep.core.section import Target
 from steep.core.table import text_table
@@ -67,8 +67,8 @@ class Trial:
         return not self.losses or any(not math.isfinite(value) for value in self.losses.values())
 
 
-@dataclass(frozen=True)
-class LearningRates:
+@dataclass(frozen=True, repr=False)
+class LearningRates(Readable):
     """What a sweep found."""
 
     learning_rate: float
@@ -87,7 +87,6 @@ class LearningRates:
         return {**asdict(self), "path": str(self.path)}
 
     def to_text(self) -> str:
-        """For people."""
         names = list(self.base)
         with_embeddings = any(trial.embedding_learning_rate is not None for trial in self.trials)
         rows = [["learning rate", *(["embeddings"] if with_embeddings else []), *names]]
@@ -102,9 +101,6 @@ class LearningRates:
         return "\n".join(
             [f"nats per token after {self.steps} steps", *text_table(rows, left=0), self.reason, f"proposed: {keys}"]
         )
-
-    def __repr__(self) -> str:
-        return self.to_text()
 
 
 @public
