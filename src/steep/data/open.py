@@ -208,33 +208,33 @@ def _native(
 ) -> RunData:
     config, seed = run.data, run.run.seed
     kept = STEPS_IN_FLIGHT * run.train.global_batch_size + 2 * READERS
-    names = source_names(config.train)
-
-    def open_one(source: TrainSourceConfig) -> TokenStore | StreamSource:
-        if source.stream:
-            return StreamSource(source, tokenizer, config.sequence_length, seed, kept)
-        if is_self_generated(source):
-            return UnwrittenText(source.generate_tokens, config.sequence_length, say_of_stores)
-        return opened([source])[0]
-
-    stores = [open_one(source) for source in config.train]
     share = next((validation.share for validation in config.validation.values() if validation.share), None)
+    names: list[str] = []
+    stores: list[TokenStore | StreamSource] = []
     ordered: list[OrderedSource] = []
     parts: list[tuple[TokenStore, np.ndarray]] = []
-    for name, source, store in zip(names, config.train, stores, strict=True):
+    for source in config.train:
+        name = source_name(source)
+        names.append(name if name not in names else f"{name} ({len(names) + 1})")
         training, stream = None, None
-        if isinstance(store, UnwrittenText):
-            lengths = store.lengths
-        elif isinstance(store, StreamSource):
-            lengths, stream = np.empty(0, dtype=np.int64), store
+        if source.stream:
+            stream = StreamSource(source, tokenizer, config.sequence_length, seed, kept)
+            stores.append(stream)
+            lengths = np.empty(0, dtype=np.int64)
+        elif is_self_generated(source):
+            unwritten = UnwrittenText(source.generate_tokens, config.sequence_length, say_of_stores)
+            stores.append(unwritten)
+            lengths = unwritten.lengths
         else:
+            store = opened([source])[0]
+            stores.append(store)
             lengths = store.document_lengths
             if share is not None:
                 out = held_out(store.content_hashes, share)
                 training = np.flatnonzero(~out)
                 parts.append((store, np.flatnonzero(out)))
-        about = (store.fingerprint, source.weight, source.role, source.max_epochs)
-        ordered.append(OrderedSource(name, training, lengths, *about, order=stream))
+        about = (stores[-1].fingerprint, source.weight, source.role, source.max_epochs)
+        ordered.append(OrderedSource(names[-1], training, lengths, *about, order=stream))
     order = NativeOrder(
         ordered,
         config.sequence_length,
@@ -303,12 +303,3 @@ def _files(store: TokenStore | StreamSource) -> dict[str, str]:
     if entries:
         return {entry["path"]: entry["sha256"][:12] for entry in entries}
     return {str(path): digest[:12] for path, digest in store.file_fingerprints.items()}
-
-
-def source_names(sources: Sequence[SourceConfig]) -> list[str]:
-    """A name for each source: its own, else the last part of its path; made different by numbers where equal."""
-    names: list[str] = []
-    for source in sources:
-        name = source_name(source)
-        names.append(name if name not in names else f"{name} ({len(names) + 1})")
-    return names

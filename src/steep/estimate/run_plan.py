@@ -178,7 +178,15 @@ def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -
     work.
     """
     found = plan_unchecked(as_config(config), device=device, allow_code=allow_code)
-    check_fits(found)
+    found.data.check_vocabulary(found.structure.vocab_size)
+    if found.peak_bytes > found.hardware.memory_bytes:
+        raise ConfigError(
+            f"the run needs about {format_bytes(found.peak_bytes)}, and {found.hardware.name} has "
+            f"{format_bytes(found.hardware.memory_bytes)}.\n"
+            + "\n".join(memory_bar(found.memory))
+            + "\n  What helps: a smaller train.micro_batch_size (same result), train.activation_checkpointing true (same "
+            "result), train.precision bf16, checkpoint.asynchronous false on a CPU; steep plan --fit lists what fits."
+        )
     return found
 
 
@@ -204,16 +212,3 @@ def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardwa
     rows = vocabulary_rows if config.vocabulary is not None else None
     structure = measure_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, on_gpu, rows)
     return RunPlan(config, structure, hardware, precision, sizes, data, rows)
-
-
-def check_fits(plan: RunPlan) -> None:
-    """Raise ConfigError, with what would help, for a run that the device has no memory for."""
-    plan.data.check_vocabulary(plan.structure.vocab_size)
-    if plan.peak_bytes > plan.hardware.memory_bytes:
-        raise ConfigError(
-            f"the run needs about {format_bytes(plan.peak_bytes)}, and {plan.hardware.name} has "
-            f"{format_bytes(plan.hardware.memory_bytes)}.\n"
-            + "\n".join(memory_bar(plan.memory))
-            + "\n  What helps: a smaller train.micro_batch_size (same result), train.activation_checkpointing true (same "
-            "result), train.precision bf16, checkpoint.asynchronous false on a CPU; steep plan --fit lists what fits."
-        )

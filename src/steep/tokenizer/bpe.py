@@ -14,8 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from steep.core.errors import ModelError
-
 PIECE_CHARACTERS, HELD_OUT_EVERY = 4000, 10
 FEWEST = 2
 """A pair that occurs less often makes no token."""
@@ -44,17 +42,6 @@ def can_continue(backend: Any) -> bool:
     long word to count.
     """
     return type(backend.model).__name__ == "BPE" and backend.pre_tokenizer is not None
-
-
-def require_bpe(backend: Any, name: str) -> None:
-    """Raise ModelError for a tokenizer whose merges cannot be continued."""
-    if not can_continue(backend):
-        kind = type(backend.model).__name__
-        what = "does not cut text into words before it merges" if kind == "BPE" else f"is a {kind} tokenizer"
-        raise ModelError(
-            f"{name} {what}, so its vocabulary cannot be continued by merges; name the words themselves in vocabulary.add, as a "
-            "list or a file"
-        )
 
 
 def count_words(backend: Any, texts: Iterable[str]) -> Counter[str]:

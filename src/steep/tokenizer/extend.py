@@ -19,10 +19,10 @@ from steep.core.files import temporary_path
 from steep.core.public import Readable, public
 from steep.sources.inputs import read_texts
 from steep.tokenizer.bpe import (
+    can_continue,
     continue_merges,
     count_tokens,
     count_words,
-    require_bpe,
     split_pieces,
     unreachable,
     with_merges,
@@ -74,7 +74,13 @@ def tokenizer_extend(
     base: Any = load_hf_tokenizer(tokenizer)
     documents, folder = read_texts(texts), Path(out)
     backend = base.backend_tokenizer
-    require_bpe(backend, str(base.name_or_path))
+    if not can_continue(backend):
+        kind = type(backend.model).__name__
+        what = "does not cut text into words before it merges" if kind == "BPE" else f"is a {kind} tokenizer"
+        raise ModelError(
+            f"{base.name_or_path} {what}, so its vocabulary cannot be continued by merges; name the words themselves in "
+            "vocabulary.add, as a list or a file"
+        )
     if folder.exists():
         raise ConfigError(f"{folder} exists already; name another folder")
     chosen, held_out = split_pieces(documents)

@@ -241,20 +241,19 @@ def _write_under_autocast(model: Any, device: torch.device, precision: str) -> N
     model.forward = MethodType(forward, model)
 
 
-def trained_run(model: Any) -> Path:
-    """The run that trained `model`. Raises ConfigError before it was trained."""
-    found = notebook_state(model).run_directory
-    if found is None:
+def _export(model: Any, folder: str, **arguments: Any) -> Any:
+    from steep.exporters.run import export  # needed only at the end of a notebook
+
+    run = notebook_state(model).run_directory
+    if run is None:
         raise ConfigError("this model was not trained yet: call trainer.train() first")
-    return found
+    return export(run, out=folder, overwrite=True, **arguments)
 
 
 def save_merged(
     model: Any, save_directory: str, tokenizer: Any = None, save_method: str = "merged_16bit", **given: Any
 ) -> Any:
     """A folder with the adapter added to the weights, verified by transformers in a new process; `lora`: the adapter alone."""
-    from steep.exporters.run import export  # needed only at the end of a notebook
-
     check_keys("save_pretrained_merged", given, ["max_shard_size"])
     methods: dict[str, dict[str, Any]] = {
         "merged_16bit": {"to": "hf", "dtype": "bfloat16"},
@@ -263,15 +262,13 @@ def save_merged(
     }
     if save_method not in methods:
         raise ConfigError(f"save_method={save_method!r} is not one of {', '.join(methods)}")
-    return export(trained_run(model), out=save_directory, overwrite=True, **methods[save_method], **given)
+    return _export(model, save_directory, **methods[save_method], **given)
 
 
 def save_gguf(
     model: Any, save_directory: str, tokenizer: Any = None, quantization_method: str = "q8_0", **given: Any
 ) -> Any:
     """A .gguf file with the tokenizer in it, verified."""
-    from steep.exporters.run import export  # needed only at the end of a notebook
-
     check_keys("save_pretrained_gguf", given, [])
     types = {
         "not_quantized": "bf16",
@@ -286,4 +283,4 @@ def save_gguf(
             f"quantization_method={quantization_method!r} is not one of {', '.join(types)}; llama.cpp's llama-quantize makes "
             "the others from f16"
         )
-    return export(trained_run(model), to="gguf", dtype=types[quantization_method], out=save_directory, overwrite=True)
+    return _export(model, save_directory, to="gguf", dtype=types[quantization_method])
