@@ -25,7 +25,7 @@ from steep.order.data_order import OrderedSequence
 from steep.order.packing import TokenRange
 from steep.training.engine import TorchEngine
 from steep.training.loop import train
-from steep.training.source_losses import losses_by_source
+from steep.training.meter import losses_by_source
 from support import LLAMA, run_mapping, train_lines
 
 LENGTH = 24

@@ -47,7 +47,7 @@ def flops_saved_by_freezing(model: nn.Module) -> int:
 
     Assumes that parameters are used in the order in which the model lists them, except a tied head.
     """
-    order = [parameter for _, parameter in model.named_parameters()]
+    order = list(model.parameters())
     first = next((number for number, parameter in enumerate(order) if parameter.requires_grad), len(order))
     before = {id(parameter) for parameter in order[:first]} - {id(getattr(output_layer(model), "weight", None))}
     frozen = [parameter for parameter in _matmul_parameters(model) if not parameter.requires_grad]
@@ -57,6 +57,4 @@ def flops_saved_by_freezing(model: nn.Module) -> int:
 def _matmul_parameters(model: nn.Module) -> list[Any]:
     looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     looked_up.discard(id(getattr(output_layer(model), "weight", None)))  # a tied head multiplies by the embedding
-    return [
-        parameter for _, parameter in model.named_parameters() if parameter.ndim >= 2 and id(parameter) not in looked_up
-    ]
+    return [parameter for parameter in model.parameters() if parameter.ndim >= 2 and id(parameter) not in looked_up]

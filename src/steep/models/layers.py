@@ -21,9 +21,8 @@ WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 def text_config(model_or_config: Any) -> Any:
     """The configuration of the part that reads tokens, for a model that also sees or hears. None if the model has none."""
-    config: Any = (
-        getattr(model_or_config, "config", None) if isinstance(model_or_config, nn.Module) else model_or_config
-    )
+    is_model = isinstance(model_or_config, nn.Module)
+    config: Any = getattr(model_or_config, "config", None) if is_model else model_or_config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 

@@ -59,11 +59,8 @@ def _tables(model: Any) -> list[torch.Tensor]:
 
 def require_trained(model: Any) -> None:
     """Raise ConfigError where a table that holds the new rows is frozen: they would stay the means they begin as."""
-    frozen = [
-        name
-        for name, parameter in model.named_parameters()
-        if not parameter.requires_grad and any(parameter is table for table in _tables(model))
-    ]
+    tables, named = _tables(model), model.named_parameters()
+    frozen = [name for name, p in named if not p.requires_grad and any(p is table for table in tables)]
     if frozen:
         raise ConfigError(
             f"model.freeze freezes {', '.join(frozen)}, and the rows of new tokens must be trained; remove it from the "

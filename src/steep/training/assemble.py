@@ -51,7 +51,6 @@ from steep.runtime.device import (
 )
 from steep.runtime.ranks import Ranks
 from steep.runtime.seed import seed_everything, set_determinism
-from steep.tokenizer.config import VocabularyConfig
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 from steep.tokenizer.open import text_tokenizer, tokenizer_reference
@@ -153,11 +152,7 @@ def open_texts(config: RunConfig, say: Say, ranks: Ranks, tokenizer_folder: Path
     lines: list[str] = []  # said once the progress bar is gone
     with progress_when_needed("preparing text", "bytes") as show, ranks.first_before_others():
         data = open_run_data(
-            config,
-            tokenizer,
-            lines.append,
-            progress=lambda done, total, tokens: show(done, total),
-            generator=open_writer,
+            config, tokenizer, lines.append, progress=lambda done, total, _: show(done, total), generator=open_writer
         )
     for line in (*lines, *recipe_lines(config.to_mapping())):
         say(line)
@@ -180,7 +175,12 @@ def load_trained(
         model = load_model(source, dtype=dtype, device=compute.device, seed=config.run.seed)
     if texts.extension is not None and config.vocabulary is not None:
         if weights is None or adapter is not None:  # a complete model that is resumed has them
-            _add_tokens(model, texts.extension, config.vocabulary, say)
+            extension = texts.extension
+            extend_embeddings(model, extension.subtokens, extension.rows, config.vocabulary.initialise, say)
+            say(
+                "vocabulary: scores at step 0 are those of the model with untrained new tokens; the report at the end "
+                "compares with the base and its own tokenizer"
+            )
         if adapter is not None:
             adapter = with_embeddings(adapter, model, say)
     check_sequence_length(model, config.data.sequence_length)
@@ -209,14 +209,6 @@ def _source_of_weights(config: RunConfig, say: Say, weights: Path | None) -> Mod
     if model.pretrained is None:
         return model
     return model.model_copy(update={"pretrained": verified_reference(model.pretrained, say)})
-
-
-def _add_tokens(model: nn.Module, extension: Extension, vocabulary: VocabularyConfig, say: Say) -> None:
-    extend_embeddings(model, extension.subtokens, extension.rows, vocabulary.initialise, say)
-    say(
-        "vocabulary: scores at step 0 are those of the model with untrained new tokens; the report at the end compares with "
-        "the base and its own tokenizer"
-    )
 
 
 def prepare_runner(config: RunConfig, texts: Texts, compute: Compute, model: nn.Module, say: Say) -> ModelRunner:

@@ -165,7 +165,11 @@ class TorchEngine(Engine):
     def train_step(self, step: StepBatches, multiplier: float, should_update: ShouldUpdate | None = None) -> StepResult:
         num_label_tokens = max(1, step.counts.num_label_tokens)
         if len(step.batches) > 1:
-            self._keep_gradients()
+            # Gradients that accumulate live through the next forward pass anyway, so they get their memory before the first one:
+            # made in the backward pass they would lie in the gaps that activations leave, and those grow by as much.
+            for parameter in self._trained:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         if prepare := getattr(self.optimizer, "prepare_step", None):
             prepare()  # an optimizer that takes gradients elsewhere than at the weights it leaves behind
         losses = []
@@ -174,9 +178,7 @@ class TorchEngine(Engine):
             with autocast(self.device, self.precision):
                 total, losses_B = self._runner.lm_loss(on_device)
             (total / num_label_tokens).backward()
-            losses.append(
-                losses_B[: len(batch.source_ids)]
-            )  # a batch that only keeps step with other ranks has no sequence
+            losses.append(losses_B[: len(batch.source_ids)])  # none of a batch that only keeps step with other ranks
         grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         sequence_losses = torch.cat(losses)
         loss = sequence_losses.double().sum() / num_label_tokens  # mean over labels = sum over sequences / their labels
@@ -189,13 +191,6 @@ class TorchEngine(Engine):
                 update_ema(self.optimizer, self._ema_decay)
         self.optimizer.zero_grad(set_to_none=len(step.batches) == 1)
         return StepResult(loss, grad_norm.detach(), sequence_losses, applied)
-
-    def _keep_gradients(self) -> None:
-        """Give every gradient its memory before the first forward pass. Accumulated gradients live through the next forward pass
-        anyway; made in the backward pass they would lie in the gaps that activations leave, and those grow by as much."""
-        for parameter in self._trained:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
 
     def evaluating(self) -> AbstractContextManager[None]:
         return self._runner.evaluating()

@@ -22,44 +22,33 @@ def explained_errors(run: RunDirectory) -> Iterator[None]:
         yield
     except SteepError as error:
         if not run.path.exists():
-            raise removed(run) from error
+            raise _removed(run) from error
         _note(run, str(error))
         raise
     except torch.OutOfMemoryError as error:
-        explained = out_of_memory(str(error))
+        first_line = next(iter(str(error).splitlines()), "out of memory")
+        explained: SteepError = TrainingError(
+            f"the device has not enough memory: {first_line}\n  What helps: a smaller train.micro_batch_size or "
+            "train.activation_checkpointing (the result stays the same), a smaller train.loss_chunk_bytes; steep plan shows "
+            "what uses the memory, and steep plan --fit what fits."
+        )
         _note(run, str(explained))
         raise explained from error
     except BrokenPipeError:  # the reader of standard output is gone; no file of the run
         raise
     except OSError as error:
-        explained = explain(run, error)
+        reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        explained = TrainingError(
+            f"a file could not be read or written: {reason}. The run stops here; the checkpoints in {run.checkpoints} are "
+            "complete. Free some space or restore access, then run the same command again to continue."
+        )
+        if not run.path.exists():
+            explained = _removed(run)
         _note(run, str(explained))
         raise explained from error
 
 
-def explain(run: RunDirectory, error: OSError) -> SteepError:
-    """The error with the run directory and what to do."""
-    if not run.path.exists():
-        return removed(run)
-    reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    return TrainingError(
-        f"a file could not be read or written: {reason}. The run stops here; the checkpoints in {run.checkpoints} are complete. "
-        "Free some space or restore access, then run the same command again to continue."
-    )
-
-
-def out_of_memory(message: str) -> SteepError:
-    """The error for a device that is too small for the run."""
-    first_line = message.splitlines()[0] if message else "out of memory"
-    return TrainingError(
-        f"the device has not enough memory: {first_line}\n  What helps: a smaller train.micro_batch_size or "
-        "train.activation_checkpointing (the result stays the same), a smaller train.loss_chunk_bytes; steep plan shows "
-        "what uses the memory, and steep plan --fit what fits."
-    )
-
-
-def removed(run: RunDirectory) -> SteepError:
-    """The error for a run whose folder is gone."""
+def _removed(run: RunDirectory) -> SteepError:
     return CheckpointError(
         f"the run directory {run.path} was removed or renamed while the run was writing to it, and its checkpoints with it. "
         "Put it back and run the same command again, or start a new run."

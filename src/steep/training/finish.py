@@ -75,10 +75,10 @@ def describe_end(
 ) -> TrainResult:
     """Write ledger.json, summary.json and the report, and say where things are."""
     done = state.step == state.scores_step == job.sizes.steps
-    exit_code = 0 if done else exit_code
+    status, exit_code = ("done", 0) if done else ("interrupted", exit_code)
     seconds = state.elapsed_seconds
     texts = {name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()}
-    reports = _reports(config, job, state) if done else {}
+    reports = _reports(config, job, state, texts) if done else {}
     ledger = job.data.ledger(
         sequences_seen=state.sequences_seen,
         tokens_by_source=state.tokens_by_source,
@@ -91,7 +91,7 @@ def describe_end(
     run.write(
         "summary.json",
         {
-            "status": "done" if done else "interrupted",
+            "status": status,
             "step": state.step,
             "steps": job.sizes.steps,
             "tokens": state.tokens_seen,
@@ -103,7 +103,7 @@ def describe_end(
         },
     )
     spent = f"{format_count(state.tokens_seen)} tokens in {format_seconds(seconds)}"
-    trackers.line(f"{'done' if done else 'interrupted'} at step {state.step} of {job.sizes.steps}: {spent}")
+    trackers.line(f"{status} at step {state.step} of {job.sizes.steps}: {spent}")
     for report in reports.values():
         for line in report.to_text().splitlines():
             trackers.line(line)
@@ -112,17 +112,17 @@ def describe_end(
         trackers.line(f"report: {write_report(run.path)}")
     if not done:
         trackers.line("run the same command again to continue")
-    return _result(run, state, "done" if done else "interrupted", exit_code, state.scores)
+    return _result(run, state, status, exit_code, state.scores)
 
 
-def _reports(config: RunConfig, job: Job, state: TrainState) -> dict[str, ForgettingReport | EndOfTextAudit]:
+def _reports(
+    config: RunConfig, job: Job, state: TrainState, texts: dict[str, Any]
+) -> dict[str, ForgettingReport | EndOfTextAudit]:
     """By key of summary.json: what a run from pretrained weights forgot, and whether the model learned to stop."""
     reports: dict[str, ForgettingReport | EndOfTextAudit] = {}
     if getattr(config.model, "pretrained", None) is not None:
         reports["forgetting"] = forgetting_report(
-            {name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()},
-            roles=configured_roles(config.data.validation),
-            cap_ratio=config.evaluate.forgetting_cap,
+            texts, roles=configured_roles(config.data.validation), cap_ratio=config.evaluate.forgetting_cap
         )
     if state.scores:
         stops = (state.base_end_of_text, state.end_of_text)

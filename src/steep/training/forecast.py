@@ -108,18 +108,20 @@ def forecast(losses: Numbers, rates: Numbers, warmup: int = 0) -> Forecast | Non
     left = ends[ends >= len(losses)]
     measured = float(np.nansum(losses[ends[ends < len(losses)]]))
     noise = _noise_variance(losses[known])
-    known = _without_spikes(losses, known, noise)
-    bins = _bins(known, log_area)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(losses[known], 4, mode="edge"), 9)
+    known = known[losses[known] - np.median(around, axis=1) <= 6 * np.sqrt(noise)]  # without spikes
+    edges = np.linspace(log_area[known[0]], log_area[known[-1]], MOST_BINS + 1)[1:-1]  # of equal width in x
+    bins = [part for part in np.split(known, np.searchsorted(log_area[known], edges)) if len(part)]
     points = np.array(  # (bins, 4): x, rate, loss, variance of the mean loss
         [[log_area[part].mean(), rates[part].mean(), losses[part].mean(), noise / len(part)] for part in bins]
     )
     evidence, means, deviations = [], [], []
     for decay in DECAYS:
         for wandering in WANDERINGS:
-            found = _filtered(points, decay, wandering)
-            mean, variance = _carried(found, points[-1, 0], log_area[left], rates[left], decay, wandering)
-            evidence.append(found.evidence)
-            means.append(mean)
+            mean, covariance, log_likelihood = _filtered(points, decay, wandering)
+            total, variance = _carried(mean, covariance, points[-1, 0], log_area[left], rates[left], decay, wandering)
+            evidence.append(log_likelihood)
+            means.append(total)
             deviations.append(np.sqrt(variance + len(left) * noise))
     weights = np.exp(np.array(evidence) - max(evidence))  # p(pair | losses), up to a factor
     generator = np.random.default_rng(0)
@@ -129,33 +131,11 @@ def forecast(losses: Numbers, rates: Numbers, warmup: int = 0) -> Forecast | Non
     return Forecast(float(expected), float(low), float(high))
 
 
-def _without_spikes(losses: Numbers, known: NDArray[np.int64], noise: float) -> NDArray[np.int64]:
-    """The steps whose loss is not far above those around it."""
-    values = losses[known]
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(values, 4, mode="edge"), 9)
-    return known[values - np.median(around, axis=1) <= 6 * np.sqrt(noise)]
+def _filtered(points: Numbers, decay: float, wandering: float) -> tuple[Numbers, Numbers, float]:
+    """The state s = (level, slope, B) after all points: its mean (3,) and covariance (3, 3), and log p(losses) up to a constant.
 
-
-def _bins(known: NDArray[np.int64], log_area: Numbers) -> list[NDArray[np.int64]]:
-    """Steps in bins of equal width in x = log(area), at least one step each."""
-    edges = np.linspace(log_area[known[0]], log_area[known[-1]], MOST_BINS + 1)[1:-1]
-    return [part for part in np.split(known, np.searchsorted(log_area[known], edges)) if len(part)]
-
-
-@dataclass(frozen=True)
-class _Posterior:
-    """Of the state s = (level, slope, B)."""
-
-    mean: Numbers
-    """(3,)."""
-    covariance: Numbers
-    """(3, 3)."""
-    evidence: float
-    """log p(losses), up to a constant."""
-
-
-def _filtered(points: Numbers, decay: float, wandering: float) -> _Posterior:
-    """The state after all points. points: (bins, 4) of x, rate, loss and the variance of the loss."""
+    points: (bins, 4) of x, rate, loss and the variance of the loss.
+    """
     loss = float(points[0, 2])
     mean = np.array([loss, 0.0, ANNEALED_RATIO * loss])
     covariance = np.diag([loss, loss, ANNEALED_DEVIATION_RATIO * loss]) ** 2
@@ -168,7 +148,7 @@ def _filtered(points: Numbers, decay: float, wandering: float) -> _Posterior:
         evidence -= 0.5 * (surprise**2 / spread + np.log(spread))  # log N(e; 0, S)
         gain = covariance @ seen / spread  # K = P H' / S
         mean, covariance, before = mean + gain * surprise, covariance - np.outer(gain, seen @ covariance), x
-    return _Posterior(mean, covariance, evidence)
+    return mean, covariance, evidence
 
 
 def _moved(mean: Numbers, covariance: Numbers, far: float, decay: float, wandering: float) -> tuple[Numbers, Numbers]:
@@ -182,16 +162,16 @@ def _moved(mean: Numbers, covariance: Numbers, far: float, decay: float, wanderi
 
 
 def _carried(
-    posterior: _Posterior, x: float, later: Numbers, rates: Numbers, decay: float, wandering: float
+    mean: Numbers, covariance: Numbers, x: float, later: Numbers, rates: Numbers, decay: float, wandering: float
 ) -> tuple[float, float]:
-    """Mean and variance of the sum of the losses at later x, without the noise of single steps.
+    """From the state at x to mean and variance of the sum of the losses at later x, without the noise of single steps.
 
     They lie close together, so their mean stands for all: sum = n * level + sum(rates) * B.
     """
     if not len(later):
         return 0.0, 0.0
-    level = wandering * float(posterior.mean[0])
-    mean, covariance = _moved(posterior.mean, posterior.covariance, float(later.mean()) - x, decay, level)
+    level = wandering * float(mean[0])
+    mean, covariance = _moved(mean, covariance, float(later.mean()) - x, decay, level)
     target = np.array([len(later), 0.0, rates.sum()])
     return float(target @ mean), float(target @ covariance @ target)
 

@@ -88,13 +88,14 @@ class LearningRates(Readable):
 
     def to_text(self) -> str:
         names = list(self.base)
-        with_embeddings = any(trial.embedding_learning_rate is not None for trial in self.trials)
-        rows = [["learning rate", *(["embeddings"] if with_embeddings else []), *names]]
-        rows.append(["base", *([""] if with_embeddings else []), *(f"{self.base[name]:.4f}" for name in names)])
+        rows = [["learning rate", "embeddings", *names]]
+        rows.append(["base", "", *(f"{self.base[name]:.4f}" for name in names)])
         for trial in self.trials:
             embeddings = "" if trial.embedding_learning_rate is None else f"{trial.embedding_learning_rate:.2g}"
             values = ["ran away"] if trial.diverged else [f"{trial.losses[name]:.4f}" for name in names]
-            rows.append([f"{trial.learning_rate:.2g}", *([embeddings] if with_embeddings else []), *values])
+            rows.append([f"{trial.learning_rate:.2g}", embeddings, *values])
+        if all(trial.embedding_learning_rate is None for trial in self.trials):
+            rows = [[rate, *values] for rate, _, *values in rows]
         keys = f"--optimizer.learning_rate {self.learning_rate:.2g}"
         if self.embedding_learning_rate is not None:
             keys += f" --optimizer.embedding_learning_rate {self.embedding_learning_rate:.2g}"
@@ -132,7 +133,8 @@ def lr_find(
     wanted = sorted(set(rates or [ratio * optimizer.learning_rate for ratio in RATIOS]))
     if len(wanted) < 2 or any(not (rate > 0 and math.isfinite(rate)) for rate in wanted):
         raise ConfigError(f"lr-find: rates {', '.join(f'{rate:g}' for rate in wanted)}: give at least two, all above 0")
-    sweep = Sweep(shortened(config, steps), say, join_ranks())
+    train = config.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None, "ema_decay": None})
+    sweep = Sweep(config.model_copy(update={"train": train}), say, join_ranks())
     trials = [sweep.trial(with_rate(optimizer, rate)) for rate in wanted]
     best = choose(sweep.base, trials, sweep.domain)
     reason = explain(sweep.base, trials, best, sweep.domain)
@@ -145,25 +147,11 @@ def lr_find(
         best = choose(sweep.base, others, sweep.domain)
     folder = Path(config.run.directory).expanduser() / config.run.name / "lr_find"
     folder.mkdir(parents=True, exist_ok=True)
-    found = LearningRates(
-        best.learning_rate,
-        best.embedding_learning_rate,
-        reason,
-        sweep.base,
-        trials,
-        sweep.domain,
-        steps,
-        folder / "lr_find.json",
-    )
+    rates_found = (best.learning_rate, best.embedding_learning_rate)
+    found = LearningRates(*rates_found, reason, sweep.base, trials, sweep.domain, steps, folder / "lr_find.json")
     write_json(found.path, found.to_mapping())
     _draw(found, folder / "lr_find.png")
     return found
-
-
-def shortened(config: RunConfig, steps: int) -> RunConfig:
-    """The same run, `steps` long."""
-    train = config.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None, "ema_decay": None})
-    return config.model_copy(update={"train": train})
 
 
 def with_rate(optimizer: OptimizerConfig, rate: float, embedding_rate: float | None = None) -> OptimizerConfig:
@@ -203,14 +191,11 @@ class Sweep:
         trial = Trial(
             optimizer.learning_rate, engine.peak_rates.get("embeddings"), losses, self._scores() if complete else {}
         )
-        self._say_trial(trial)
-        return trial
-
-    def _say_trial(self, trial: Trial) -> None:
         scores = ", ".join(f"{name} {loss:.4f}" for name, loss in trial.losses.items())
         embeddings = trial.embedding_learning_rate
         rates = f"{trial.learning_rate:.2g}" + (f", embeddings {embeddings:.2g}" if embeddings else "")
-        self.say(f"learning rate {rates}: {scores or f'ran away at step {len(trial.training_losses) - 1}'}")
+        self.say(f"learning rate {rates}: {scores or f'ran away at step {len(losses) - 1}'}")
+        return trial
 
     def _scores(self) -> dict[str, float]:
         texts = self.job.data.held_out_texts
@@ -242,9 +227,9 @@ def explain(base: dict[str, float], trials: Sequence[Trial], best: Trial, domain
     top = max(ordered, key=lambda trial: _gain(base, trial, domain))
     share = _gain(base, best, domain) / _gain(base, top, domain)
     reason = (
-        f"{best.learning_rate:.2g} is the smallest rate with at least {NEARLY_ALL:.0%} of the best gain ({share:.0%}"
+        f"{best.learning_rate:.2g} is the smallest rate with at least {NEARLY_ALL:.0%} of the best gain "
+        f"({share:.0%} of the gain at {top.learning_rate:.2g})"
     )
-    reason += f" of the gain at {top.learning_rate:.2g})"
     if best is ordered[-1]:
         reason += "; it is the highest that was tried: try higher ones too"
     elif best is ordered[0]:
@@ -253,10 +238,11 @@ def explain(base: dict[str, float], trials: Sequence[Trial], best: Trial, domain
 
 
 def _draw(found: LearningRates, path: Path) -> None:
+    main = {trial.learning_rate: trial for trial in reversed(found.trials)}  # the first of each rate: the main sweep
     with drawing(700, 380) as (figure, axes):
         for number, (name, base) in enumerate(found.base.items()):
             colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]
-            good = sorted((t.learning_rate, t.losses[name]) for t in _main_trials(found) if not t.diverged)
+            good = sorted((t.learning_rate, t.losses[name]) for t in main.values() if not t.diverged)
             axes.plot(*zip(*good, strict=True), dash, marker=marker, color=LIGHT[colour], label=name)
             axes.axhline(base, color=LIGHT[colour], linewidth=0.8, linestyle=":")
         axes.axvline(found.learning_rate, color=LIGHT["faint"], linewidth=0.8)
@@ -266,11 +252,3 @@ def _draw(found: LearningRates, path: Path) -> None:
         figure.legend(loc="outside upper right", ncols=4)
     with report_style():
         figure.savefig(path, format="png", dpi=144, metadata={"Software": None})
-
-
-def _main_trials(found: LearningRates) -> list[Trial]:
-    """The sweep of the main rate: the first trial of each."""
-    first: dict[float, Trial] = {}
-    for trial in found.trials:
-        first.setdefault(trial.learning_rate, trial)
-    return list(first.values())

@@ -1,6 +1,7 @@
 """From step results to the numbers of a training line. In: what a step took and gave. Out: records for the trackers.
 
 Results of a CUDA device are read one step late, so that nothing in a step waits for the device; those of a CPU at once.
+Weakness: of a source with few label tokens in a step the mean loss is noise; read it over many steps, as console and report do.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from steep.core.errors import TrainingError
 from steep.order.batches import StepCounts
 from steep.training.assemble import Job
 from steep.training.engine import StepResult
-from steep.training.source_losses import losses_by_source
 from steep.training.state import TrainState
 
 ETA_WINDOW_STEPS = 20
@@ -96,7 +96,15 @@ class Meter:
             step, numbers = pending.record["step"], pending.result.numbers()
             loss, grad_norm = numbers.loss, numbers.grad_norm
             if pending.result.applied and not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise TrainingError(not_finite_message(step, loss, grad_norm, pending.sequences))
+                first, last = pending.sequences.start, pending.sequences.stop - 1
+                raise TrainingError(
+                    f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. The run stops here and saves nothing "
+                    "more; the newest checkpoint is from before this step.\n"
+                    f"  The step trained on sequences {first} to {last} of the sample order (steep inspect RUN --sequence "
+                    f"{first} shows one).\n  What helps most often, in another run (--run.name): a lower "
+                    "optimizer.learning_rate, more schedule.warmup_steps, or train.precision fp32 to see whether bf16 is the "
+                    "cause."
+                )
             record = {"kind": "train", "step": step, "loss": loss, "grad_norm": grad_norm, **pending.record}
             names = self._job.data.names
             if len(names) > 1 and (by_source := losses_by_source(names, pending.counts, numbers.sequence_losses)):
@@ -105,12 +113,21 @@ class Meter:
         return records
 
 
-def not_finite_message(step: int, loss: float, grad_norm: float, sequences: range) -> str:
-    """What went wrong at which step on which data, and what to try."""
-    return (
-        f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. The run stops here and saves nothing more; the "
-        f"newest checkpoint is from before this step.\n  The step trained on sequences {sequences.start} to "
-        f"{sequences.stop - 1} of the sample order (steep inspect RUN --sequence {sequences.start} shows one).\n"
-        "  What helps most often, in another run (--run.name): a lower optimizer.learning_rate, more schedule.warmup_steps, "
-        "or train.precision fp32 to see whether bf16 is the cause."
-    )
+def losses_by_source(
+    names: Sequence[str], counts: StepCounts, sequence_losses: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """{source: {"nats_per_token": mean over its label tokens, "label_tokens": their number}}, without sources that have none.
+
+    names: of the sources. sequence_losses: summed nats of each sequence of the step, in the order of `counts`. A sequence holds
+    documents of one source, packed or not, so its sum belongs to that source whole. The mean over all label tokens of a step is
+    the mean of its sources weighted by their label tokens.
+    """
+    nats, tokens = [0.0] * len(names), [0] * len(names)
+    for source, count, loss in zip(counts.sources, counts.label_tokens, sequence_losses, strict=True):
+        nats[source] += loss
+        tokens[source] += count
+    return {
+        name: {"nats_per_token": total / count, "label_tokens": count}
+        for name, total, count in zip(names, nats, tokens, strict=True)
+        if count
+    }

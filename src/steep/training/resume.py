@@ -43,11 +43,6 @@ class ResumePoint:
         return folder if self.same_tokenizer and folder and (folder / "tokenizer.json").is_file() else None
 
     @property
-    def step(self) -> int:
-        """Updates that are already made."""
-        return self.checkpoint.manifest.step if self.checkpoint else 0
-
-    @property
     def weights(self) -> Path | None:
         """A folder that transformers loads the weights from, faster than the base was made (a .gguf is dequantized)."""
         return self.checkpoint.path / "model" / "consolidated" if self.checkpoint else None
@@ -64,7 +59,12 @@ def find_resume_point(
     if not any(run.checkpoints.glob("epoch_*_step_*")):
         if resume:
             raise CheckpointError(f"--resume: {run.path} holds no checkpoint. Start the run without --resume.")
-        _refuse_another_run(run, config)
+        if run.config.exists():  # a run that stopped before its first checkpoint starts anew, if it is the same
+            saved = parse_yaml(run.config.read_text(encoding="utf-8")).data
+            what = (
+                "belongs to a different run, which stopped before its first checkpoint (so the folder can be deleted)"
+            )
+            _refuse(run, saved, redact(config.to_mapping()), what)
         return ResumePoint()
     if resume is False:
         raise CheckpointError(
@@ -81,19 +81,6 @@ def find_resume_point(
         accept_data_change,
         scores_change=any(line.endswith(SCORES_CHANGE) for line in warned),
         same_tokenizer=all(saved.get(key) == current.get(key) for key in ("tokenizer", "vocabulary")),
-    )
-
-
-def _refuse_another_run(run: RunDirectory, config: RunConfig) -> None:
-    """A run that stopped before its first checkpoint starts anew; if it was another run, say so instead."""
-    if not run.config.exists():
-        return
-    saved = parse_yaml(run.config.read_text(encoding="utf-8")).data
-    _refuse(
-        run,
-        saved,
-        redact(config.to_mapping()),
-        "belongs to a different run, which stopped before its first checkpoint (so the folder can be deleted)",
     )
 
 

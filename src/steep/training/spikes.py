@@ -137,7 +137,10 @@ class SpikeWatch:
                 "optimizer.learning_rate in another run."
             )
         self.wait_for_save()
-        from_step = newest_checkpoint_step(self.run)
+        try:
+            from_step = open_checkpoint(find_checkpoint(self.run.path)).manifest.step
+        except CheckpointError:  # none yet
+            from_step = 0
         first = max(from_step, spike["step"] - self.config.spike_window_steps + 1)
         entry = {**spike, "from_step": from_step, "first_step": first, "last_step": spike["step"]}
         self.run.write(ROLLBACKS_FILE, [*done, entry])
@@ -159,11 +162,3 @@ class SpikeWatch:
             known = found.setdefault(self.names[ordered.source], [])
             known += [r.document for r in ordered.ranges if r.document not in known]
         return {name: ids[:DOCUMENTS_NAMED] for name, ids in found.items()}
-
-
-def newest_checkpoint_step(run: RunDirectory) -> int:
-    """Updates in the newest complete checkpoint; 0 where there is none."""
-    try:
-        return open_checkpoint(find_checkpoint(run.path)).manifest.step
-    except CheckpointError:
-        return 0

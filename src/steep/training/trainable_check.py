@@ -9,7 +9,7 @@ changes inside one block of a large tensor that cancel to the bit are not seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,8 +62,6 @@ class _Watched:
     parameter: nn.Parameter
     before: Tensor
     group: dict[str, Any]
-    has_gradient: bool = False
-    """Whether the backward pass has reached it."""
     largest: Tensor | None = None
     """() fp32: the largest number in any of its gradients."""
 
@@ -82,6 +80,8 @@ class TrainableCheck:
     updates: int = 0
     """Updates with a rate above zero."""
     _moving: dict[str, _Watched] = field(default_factory=dict)
+    _reached: set[str] = field(default_factory=set)
+    """The tensors that a backward pass has given a gradient."""
     _resting: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _trainable: int = 0
     _last_multiplier: float = 0.0
@@ -93,8 +93,10 @@ class TrainableCheck:
             if parameter.numel() == 0:
                 continue
             if parameter.requires_grad:
-                watched = self._moving[name] = _Watched(parameter, fingerprint(parameter), groups[parameter])
-                self._handles.append(parameter.register_post_accumulate_grad_hook(_noting(watched)))
+                self._moving[name] = _Watched(parameter, fingerprint(parameter), groups[parameter])
+                self._handles.append(
+                    parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._reached.add(name))
+                )
             elif (
                 parameter.is_floating_point() and isinstance(parameter, nn.Parameter) and type(parameter.data) is Tensor
             ):
@@ -116,7 +118,9 @@ class TrainableCheck:
         self._check_gradients()
         self._check_movement(at_peak=last or not rising)
         if last or not self._moving:
-            self._end()
+            for handle in self._handles:
+                handle.remove()
+            self._handles, self._moving, self._resting = [], {}, {}
 
     def _look_at_gradients(self) -> None:
         for watched in self._moving.values():
@@ -135,14 +139,12 @@ class TrainableCheck:
 
     def _forget_those_that_train(self) -> None:
         changed = _changed({name: (watched.parameter, watched.before) for name, watched in self._moving.items()})
-        trained = [
-            name for name in changed if self._moving[name].largest_gradient != 0
-        ]  # NaN counts: it is reported elsewhere
-        for name in trained:
-            del self._moving[name]
+        for name in changed:
+            if self._moving[name].largest_gradient != 0:  # NaN counts: it is reported elsewhere
+                del self._moving[name]
 
     def _check_gradients(self) -> None:
-        unreached = [name for name, w in self._moving.items() if not w.has_gradient and not _may_rest(name)]
+        unreached = [name for name in self._moving if name not in self._reached and not _may_rest(name)]
         if unreached:
             raise TrainingError(
                 f"{_tensors(len(unreached))} had no gradient in the first {self.updates} updates: {listing(unreached)}. "
@@ -183,18 +185,6 @@ class TrainableCheck:
         for name in still:
             del self._moving[name]
         self.say(line)
-
-    def _end(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._moving, self._resting = [], {}, {}
-
-
-def _noting(watched: _Watched) -> Callable[[Tensor], None]:
-    def note(_: Tensor) -> None:
-        watched.has_gradient = True
-
-    return note
 
 
 def _may_rest(name: str) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from steep.config.run import RunConfig
 from steep.core.errors import DataError
 from steep.data.held_out_text import HeldOutText
-from steep.evaluation.config import EvaluateConfig
-from steep.evaluation.end_of_text import StopScore, measure_stops
+from steep.evaluation.end_of_text import measure_stops
 from steep.evaluation.evaluate_model import score_base
 from steep.evaluation.held_out import Score, score_text
 from steep.runtime.run_directory import RunDirectory
@@ -21,16 +20,13 @@ def validate(config: RunConfig, job: Job, state: TrainState, trackers: Trackers,
     An interrupted process may leave it undone; the process that resumes does it before its first step.
     """
     always = state.step in (0, job.sizes.steps)
-    every_steps = evaluation_interval(config.evaluate, job.sizes.steps)
+    every_steps, every_ratio = config.evaluate.every_steps, config.evaluate.every_ratio
+    if every_ratio is not None:
+        every_steps = max(1, round(every_ratio * job.sizes.steps))
     if state.scores_step != state.step and (always or due(every_steps, state.step)):
         evaluate(config, job, state, trackers, run)
     if state.samples_step != state.step and (always or due(config.evaluate.sample_every_steps, state.step)):
         write_samples(config, job, state, trackers, run)
-
-
-def evaluation_interval(config: EvaluateConfig, steps: int) -> int | None:
-    """Steps between two scores of the validation texts in a run of `steps`; None: only at its start and end."""
-    return config.every_steps if config.every_ratio is None else max(1, round(config.every_ratio * steps))
 
 
 def due(every_steps: int | None, step: int) -> bool:
@@ -45,7 +41,15 @@ def evaluate(config: RunConfig, job: Job, state: TrainState, trackers: Trackers,
     if state.step == 0 and config.vocabulary is not None and scores:
         state.base_scores = _scores_before_new_tokens(config, job, trackers, run) or state.base_scores
     if state.step in (0, job.sizes.steps):
-        state.note_stops(stops(config, job))
+        with job.engine.evaluating():
+            stops = measure_stops(
+                job.engine.logits_at,
+                job.data.held_out_texts,
+                job.tokenizer.eos_id,
+                sequence_length=job.sizes.sequence_length,
+                batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
+            )
+        state.note_stops(stops)
     for result in scores:
         trackers.log({"kind": "evaluate", "step": state.step, **result.to_mapping()})
 
@@ -82,18 +86,6 @@ def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
             sequence_length=job.sizes.sequence_length,
             eos_id=job.tokenizer.eos_id if job.tokenizer.append_eos else None,
             decode=job.tokenizer.decode_text,
-        )
-
-
-def stops(config: RunConfig, job: Job) -> StopScore | None:
-    """What the model gives at the true ends of the held-out documents, dropout off."""
-    with job.engine.evaluating():
-        return measure_stops(
-            job.engine.logits_at,
-            job.data.held_out_texts,
-            job.tokenizer.eos_id,
-            sequence_length=job.sizes.sequence_length,
-            batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
         )
 
 
