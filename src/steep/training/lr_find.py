@@ -133,8 +133,7 @@ def lr_find(
     wanted = sorted(set(rates or [ratio * optimizer.learning_rate for ratio in RATIOS]))
     if len(wanted) < 2 or any(not (rate > 0 and math.isfinite(rate)) for rate in wanted):
         raise ConfigError(f"lr-find: rates {', '.join(f'{rate:g}' for rate in wanted)}: give at least two, all above 0")
-    train = config.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None, "ema_decay": None})
-    sweep = Sweep(config.model_copy(update={"train": train}), say, join_ranks())
+    sweep = Sweep(shortened(config, steps), say, join_ranks())
     trials = [sweep.trial(with_rate(optimizer, rate)) for rate in wanted]
     best = choose(sweep.base, trials, sweep.domain)
     reason = explain(sweep.base, trials, best, sweep.domain)
@@ -152,6 +151,12 @@ def lr_find(
     write_json(found.path, found.to_mapping())
     _draw(found, folder / "lr_find.png")
     return found
+
+
+def shortened(config: RunConfig, steps: int) -> RunConfig:
+    """The same run, `steps` long."""
+    train = config.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None, "ema_decay": None})
+    return config.model_copy(update={"train": train})
 
 
 def with_rate(optimizer: OptimizerConfig, rate: float, embedding_rate: float | None = None) -> OptimizerConfig:
