@@ -131,8 +131,8 @@ def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tas
     ("arguments", "words"),
     [
         (["--limit", "3"], "--limit needs --harness TASKS"),
-        (["text.jsonl", "--harness", "keywords"], "texts is for texts"),
-        (["--harness", "keywords", "--tokens", "5k"], "--tokens is for texts"),
+        (["text.jsonl", "--harness", "keywords"], "texts applies to texts"),
+        (["--harness", "keywords", "--tokens", "5k"], "--tokens applies to texts"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(
