@@ -137,7 +137,7 @@ def test_nan_stops_the_run_and_a_later_start_goes_on(mapping: dict[str, Any], tm
     failed = steep("train", str(config), NAN_AT="4")
     assert failed.returncode == 1, failed.stdout
     assert "step 3: the loss is nan" in failed.stderr
-    assert "sequences 12 to 15 of the plan" in failed.stderr
+    assert "sequences 12 to 15 of the sample order" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert read_json(run / "summary.json")["status"] == "failed"
     assert "step 3: the loss is nan" in read_json(run / "summary.json")["error"]
