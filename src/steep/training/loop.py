@@ -19,7 +19,7 @@ from steep.core.public import public
 from steep.core.say import Say
 from steep.optim.schedule import multiplier
 from steep.runtime.preemption import Interrupted, StopSignals
-from steep.runtime.ranks import Ranks, join_ranks
+from steep.runtime.ranks import join_ranks
 from steep.runtime.run_directory import RunDirectory
 from steep.trackers.backends.jsonl import read_records
 from steep.trackers.run_trackers import Trackers
@@ -68,7 +68,7 @@ def train(
     run.create()
     while True:
         try:
-            return _process(config, run, ranks, resume, accept_data_change, allow_code, stream, model)
+            return _process(config, run, resume, accept_data_change, allow_code, stream, model)
         except RollBack:
             resume, accept_data_change = None, False
 
@@ -76,7 +76,6 @@ def train(
 def _process(
     config: RunConfig,
     run: RunDirectory,
-    ranks: Ranks,
     resume: bool | None,
     accept_data_change: bool,
     allow_code: bool,
@@ -84,6 +83,7 @@ def _process(
     model: nn.Module | None,
 ) -> TrainResult:
     """From the newest checkpoint to the end of the run, an interruption, or a rollback (see spikes.py)."""
+    ranks = run.ranks
     with ExitStack() as stack:
         stack.enter_context(ranks.first_only(RunLock(run.path)))
         run.remove_leftovers()
@@ -104,13 +104,12 @@ def _process(
             )
         )
         stop = stack.enter_context(StopSignals())
-        return _run(config, run, ranks, resume_point, notes, trackers, stop, model)
+        return _run(config, run, resume_point, notes, trackers, stop, model)
 
 
 def _run(
     config: RunConfig,
     run: RunDirectory,
-    ranks: Ranks,
     resume_point: ResumePoint,
     notes: list[str],
     trackers: Trackers,
@@ -118,27 +117,26 @@ def _run(
     model: nn.Module | None,
 ) -> TrainResult:
     weights, tokenizer = resume_point.weights, resume_point.tokenizer
-    job = assemble(config, trackers.line, ranks=ranks, weights=weights, tokenizer_folder=tokenizer, model=model)
+    job = assemble(config, trackers.line, ranks=run.ranks, weights=weights, tokenizer_folder=tokenizer, model=model)
     for note in notes:
         trackers.line(note)
     state, job = restore_state(resume_point, job, trackers.line)
     if is_finished(run, job, state):
         return already_finished(run, job, state, trackers)
-    if ranks.is_first:
+    if run.ranks.is_first:
         describe_start(run, config, job)
     trackers.rewind(state.step if resume_point.checkpoint else -1)
     trackers.expect_steps(job.sizes.steps, state.step)
-    restore_job(resume_point, job, ranks)  # after all that draws random numbers; evaluation and samples draw none
+    restore_job(resume_point, job, run.ranks)  # after all that draws random numbers; evaluation and samples draw none
     validate(config, job, state, trackers, run)
     stop.may_save()
-    _train_steps(config, run, ranks, job, state, trackers, stop)
+    _train_steps(config, run, job, state, trackers, stop)
     return describe_end(run, config, job, state, trackers, stop.exit_code)
 
 
 def _train_steps(
     config: RunConfig,
     run: RunDirectory,
-    ranks: Ranks,
     job: Job,
     state: TrainState,
     trackers: Trackers,
@@ -149,9 +147,9 @@ def _train_steps(
     started, elapsed_before, first_step = time.monotonic(), state.elapsed_seconds, state.step
     saved_step, saved_at = state.step, started
     check = engine.trainable_check(say)
-    meter, loader = Meter(job), open_loader(config, job, state.step, ranks)
+    meter, loader = Meter(job), open_loader(config, job, state.step, run.ranks)
     forecaster = Forecaster(sizes.steps, config.schedule, read_records(run.metrics))
-    with _writer(config, run, ranks, say) as writer:
+    with _writer(config, run, say) as writer:
         watch = SpikeWatch(config.train, state, job.data.order, job.data.names, sizes, run, say, writer.wait)
         for step in loader:
             meter.batch_arrived()
@@ -170,7 +168,7 @@ def _train_steps(
                 validate(config, job, state, trackers, run)
             leaving = stop.received is not None or state.step == sizes.steps or _past(config.train.max_seconds, started)
             wanted = due(config.checkpoint.every_steps, state.step) or _past(config.checkpoint.every_seconds, saved_at)
-            leaving, wanted = ranks.agree(leaving, wanted)  # clocks and signals differ by rank
+            leaving, wanted = run.ranks.agree(leaving, wanted)  # clocks and signals differ by rank
             if (leaving or wanted) and state.step > saved_step:
                 # a NaN of the newest step is seen before anything is written
                 trackers.log_all(forecaster.observe(watch.observe(meter.flush())))
@@ -186,10 +184,10 @@ def _train_steps(
             meter.start_step()
 
 
-def _writer(config: RunConfig, run: RunDirectory, ranks: Ranks, say: Say) -> CheckpointWriter:
+def _writer(config: RunConfig, run: RunDirectory, say: Say) -> CheckpointWriter:
     settings = config.checkpoint
     return CheckpointWriter(
-        run.checkpoints, settings.copies_state, ranks=ranks, keep_last=settings.keep_last, keep_best=settings.keep_best,
+        run.checkpoints, settings.copies_state, ranks=run.ranks, keep_last=settings.keep_last, keep_best=settings.keep_best,
         on_event=say,
     )  # fmt: skip
 
