@@ -193,8 +193,8 @@ def test_a_global_batch_of_many_sequences_can_be_streamed_and_saved(mapping: dic
         ("train", {"steps": None}, "needs its length in train.tokens or train.steps"),
         ("data", {"validation": {"x": {"share": 0.1}}}, "name held-out files by path"),
         ("data", {"align_to_bos": True}, "align_to_bos needs prepared text"),
-        ("data", {"prepare": {"min_tokens": 100}}, "prepare.min_tokens is for prepared text"),
-        ("data", {"prepare": {"on_bad_record": "stop"}}, "prepare.on_bad_record is for prepared text"),
+        ("data", {"prepare": {"min_tokens": 100}}, "prepare.min_tokens applies to prepared text only"),
+        ("data", {"prepare": {"on_bad_record": "stop"}}, "prepare.on_bad_record applies to prepared text only"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused_at_once(
