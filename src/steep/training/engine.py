@@ -102,7 +102,7 @@ class Engine(Protocol):
         """The greedy continuation of a prompt. Draws no random number."""
 
     def trainable_check(self, say: Say) -> TrainableCheck:
-        """Watches the first updates from here on: does everything train that should?"""
+        """A check that watches the updates from here on: does everything train that should?"""
 
     def pieces(self) -> Pieces:
         """This rank's part of the state, by name, global shape and offset. The tensors are the live ones."""
@@ -114,7 +114,7 @@ class Engine(Protocol):
         """The complete tensors of the model under their names in checkpoints, one at a time."""
 
     def restart(self, weights: list[Tensor], optimizer: OptimizerConfig) -> None:
-        """Begin anew from trained weights that `trained_weights` copied, with a new optimizer."""
+        """Start again from weights that `trained_weights` copied, with a new optimizer."""
 
     def trained_weights(self) -> list[Tensor]:
         """Copies in host memory of what is trained."""
