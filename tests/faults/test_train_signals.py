@@ -1,9 +1,15 @@
-"""SIGTERM, SIGINT and time limits: the run saves and leaves with the right exit code, and goes on as if nothing had been."""
+"""SIGTERM, SIGHUP, SIGINT and time limits: the run saves, leaves with the right exit code, and goes on as if nothing had been."""
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
 import signal
+import subprocess
+import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -59,7 +65,7 @@ def latest_step(run: Path) -> int:
     return int((run / "checkpoints" / "LATEST").read_text().rpartition("_")[2])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_leaves(number: signal.Signals, code: int, config: Path, whole: Path) -> None:
     with Steep("train", config) as process:
         assert process.wait_for("step ", 2)
@@ -75,6 +81,40 @@ def test_a_signal_saves_and_leaves(number: signal.Signals, code: int, config: Pa
     assert_ends_like(whole, config)
 
 
+@pytest.mark.parametrize("progress", ["bar", "plain"])
+def test_a_closed_terminal_saves_and_leaves(progress: str, config: Path, whole: Path) -> None:
+    """Whatever is written to a terminal that is gone is an error, of standard error too: none of them ends the run early."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "steep", "train", str(config), "--console.progress", progress],
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(slave)
+    try:
+        written = b""
+        while b"step 1/" not in written:
+            written += os.read(master, 65536)
+        os.close(master)
+        assert process.wait(timeout=120) == 129
+    finally:
+        process.kill()
+    run = config.parent / "runs" / "small"
+    assert read_json(run / "summary.json")["status"] == "interrupted"
+    assert latest_step(run) == len([record for record in same_records(run) if record["kind"] == "train"]) < 9
+    assert "run the same command again to continue" in (run / "console.log").read_text()
+    assert_ends_like(whole, config)
+
+
+def test_a_run_under_nohup_outlives_its_terminal(config: Path, whole: Path) -> None:
+    with Steep("train", config, prepare_child=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
+        assert process.wait_for("step ", 2)
+        process.send(signal.SIGHUP)
+        assert process.finish() == 0, process.errors
+    run = config.parent / "runs" / "small"
+    assert (latest_step(run), same_records(run)) == (9, same_records(whole))
+
+
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path) -> None:
     """A step of minutes: only leaving at once ends it before the test's patience."""
     mapping = small_run(tmp_path, corpus_directory, tiny_tokenizer_directory, train={"global_batch_size": 100_000})
@@ -86,6 +126,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, corpus_directory: Path, 
         process.wait_for_error("Ctrl-C again leaves at once")
         process.press_ctrl_c()
         assert process.finish(60) == 130
+    assert process.errors.rstrip().endswith("the same command continues from the newest complete checkpoint")
     assert "Traceback" not in process.errors
     assert not list((tmp_path / "runs" / "small" / "checkpoints").iterdir())
     assert read_lock_is_free(tmp_path / "runs" / "small")

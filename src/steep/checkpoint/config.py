@@ -10,7 +10,7 @@ from steep.core.section import Count, Seconds, Section
 
 
 class CheckpointConfig(Section):
-    """When the run is saved and what is kept. The end of the run and SIGTERM or SIGINT always save."""
+    """When the run is saved and what is kept. Its end, SIGTERM, SIGHUP (a closed terminal) and SIGINT always save."""
 
     every_steps: Optional[Count] = Field(default=None, ge=1)
     """Save every N optimizer steps."""

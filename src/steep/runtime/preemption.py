@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish that the loop grants between steps: save, then leave."""
+"""SIGTERM, SIGHUP and SIGINT as a wish that the loop grants between steps: save, then leave."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What a cluster, a person and a terminal that is closed send."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came while there was nothing to save. No Exception, so that nothing takes it for a mistake."""
+    """A signal came while there was nothing to save. No Exception, so that nothing takes it for a mistake."""
 
     def __init__(self, number: signal.Signals):
         super().__init__(number.name)
@@ -20,13 +23,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 def tell_terminal(text: str) -> None:
-    """Write a line to standard error from a signal handler, past Python's streams, which may be in the middle of a line."""
+    """Write a line to standard error from a signal handler, past Python's streams, which may be in the middle of a line.
+
+    Does nothing where nobody reads it: the terminal that has just been closed gives an error.
+    """
     start = "\r\n" if os.isatty(2) else ""
-    os.write(2, f"{start}{text}\n".encode())
+    with suppress(OSError):
+        os.write(2, f"{start}{text}\n".encode())
 
 
 class StopSignals:
-    """While open, SIGTERM and SIGINT are noted in `received`; a second SIGINT leaves at once.
+    """While open, SIGTERM, SIGHUP and SIGINT are noted in `received`; a SIGINT after another of them leaves at once.
+
+    SIGHUP stays ignored where it is ignored already: that is what `nohup` does.
 
     Until `may_save` is called there is nothing to save, and a signal raises Interrupted; so it does inside `prompt`.
     tell: called in the handler with a line for the terminal. Outside the main thread nothing is installed, since only the
@@ -64,19 +73,24 @@ class StopSignals:
                 leave_at_once()
             return
         self.received = signal.Signals(number)
+        if number == signal.SIGHUP:
+            discard_closed_terminal()
         if self._raises:
             raise Interrupted(self.received)
-        self._tell(f"{self.received.name} received: saving after this step, then leaving (Ctrl-C again leaves at once)")
+        self._tell(
+            f"{self.received.name} received: leaving as soon as everything is saved (Ctrl-C again leaves at once)"
+        )
 
     @property
     def exit_code(self) -> int:
-        """0 without a signal, 130 after SIGINT, 143 after SIGTERM."""
+        """0 without a signal, 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM."""
         return 0 if self.received is None else 128 + self.received
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
+            for number in STOPS:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -85,7 +99,24 @@ class StopSignals:
 
 
 def leave_at_once() -> None:
-    """End the process now, with 130: the newest complete checkpoint on disk stands. A bar has hidden the cursor."""
+    """End the process now, with 130 and a line: the newest complete checkpoint on disk stands. A bar has hidden the cursor."""
     if sys.__stdout__ is not None and os.isatty(1):
         os.write(1, b"\x1b[?25h\n")
+    tell_terminal("left at once, without saving; the same command continues from the newest complete checkpoint")
     os._exit(130)
+
+
+def discard_closed_terminal() -> None:
+    """Discard from now on what is written to a terminal that was closed, where each write is an error; files stay as they are."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            discard(descriptor)
+
+
+def discard(descriptor: int) -> None:
+    """Discard everything that is written to `descriptor`, a file or pipe, from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)

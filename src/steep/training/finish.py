@@ -28,7 +28,7 @@ class TrainResult:
     status: str
     """done, or interrupted by a signal or a time limit."""
     exit_code: int
-    """0, 130 after SIGINT, 143 after SIGTERM."""
+    """0, 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM."""
     step: int
     tokens: int
     seconds: float

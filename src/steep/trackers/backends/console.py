@@ -7,16 +7,19 @@ control characters before it is shown.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from steep.core.progress import live_progress
 from steep.metrics import METRICS, MISSING, SourceTotals, show_count, show_perplexity
+from steep.runtime.preemption import discard
 from steep.trackers.backends.jsonl import FILE_NAME, read_records
 from steep.trackers.tracker import Record, Tracker
 
@@ -56,36 +59,40 @@ class Output:
         text = clean_text(text)
         if self._log is not None:
             self._log.write(text + "\n")
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, emoji=False, no_wrap=True, crop=False)
-        else:
-            self._write(text)
+        with self._outliving_its_reader():
+            if self._bar is not None:
+                self._bar.console.print(text, markup=False, highlight=False, emoji=False, no_wrap=True, crop=False)
+            else:
+                self.stream.write(encodable(text, self.stream) + "\n")
+                self.stream.flush()
 
-    def _write(self, text: str) -> None:
+    @contextmanager
+    def _outliving_its_reader(self) -> Iterator[None]:
+        """A run of days does not end because the reader of its output (head, tee) has exited or its terminal was closed."""
         try:
-            self.stream.write(encodable(text, self.stream) + "\n")
-            self.stream.flush()
-        except BrokenPipeError:
-            if self._log is None:
+            yield
+        except OSError as error:
+            if self._log is None or error.errno not in (errno.EPIPE, errno.EIO):  # EIO: a terminal that is gone
                 raise
-            # A run of days does not end because the reader of its output (head, tee) has exited.
-            discard(self.stream)
+            discard(self.stream.fileno())
             self._log.write("standard output was closed; the run continues, and its output is in this file\n")
 
     def show_bar(self, completed: int, total: int) -> None:
         """Draw or move the bar. Does nothing where the stream is not a terminal."""
         if not self.live:
             return
-        if self._bar is None:
-            self._bar = live_progress(self.stream, "steps")
-            self._task = self._bar.add_task("training", total=total, completed=completed)
-            self._bar.start()
-        self._bar.update(self._task, total=total, completed=completed)
+        with self._outliving_its_reader():
+            if self._bar is None:
+                self._bar = live_progress(self.stream, "steps")
+                self._task = self._bar.add_task("training", total=total, completed=completed)
+                self._bar.start()
+            self._bar.update(self._task, total=total, completed=completed)
 
     def close(self) -> None:
         """Remove the bar and close the log. Lines can still be written to the stream."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._outliving_its_reader():
+                self._bar.stop()
             self._bar = None
         if self._log is not None:
             self._log.close()
@@ -195,13 +202,6 @@ def build(
     """
     output = Output(stream or sys.stdout, bar=progress != "plain")
     return ConsoleTracker(output, width, log_every_steps)
-
-
-def discard(stream: TextIO) -> None:
-    """Discard everything that is written to `stream`, a file or pipe, from now on."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
 
 
 def is_terminal(stream: TextIO) -> bool:
