@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from steep.checkpoint.consolidate import huggingface_files
 from steep.core.errors import ConfigError, ModelError
 from steep.core.section import Target
 from steep.models.config import ModelConfig
@@ -144,6 +145,32 @@ def test_a_folder_that_is_refused(folder, changes, message):
 def test_harmless_underscore_keys_of_old_transformers_are_dropped(folder):
     edit(folder, _name_or_path="meta/llama", _attn_implementation_autoset=True)
     assert equal(pretrained(folder), from_config(LLAMA))
+
+
+MAMBA2 = {
+    "model_type": "mamba2", "vocab_size": 30, "hidden_size": 8, "num_heads": 4, "head_dim": 4, "num_hidden_layers": 1,
+    "state_size": 4, "n_groups": 1,
+}  # fmt: skip
+OPT = {
+    "model_type": "opt", "vocab_size": 30, "hidden_size": 8, "word_embed_proj_dim": 8, "ffn_dim": 8, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "max_position_embeddings": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [MAMBA2, OPT], ids=["infinite float", "own underscore key"])
+def test_a_configuration_is_read_and_written_as_transformers_does(tmp_path, sizes):
+    model = from_config(sizes)
+    model.save_pretrained(tmp_path / "base")
+    assert equal(pretrained(tmp_path / "base"), model)
+    written = huggingface_files(pretrained(tmp_path / "base"))["config.json"]
+    assert json.loads(written) == json.loads((tmp_path / "base" / "config.json").read_text())
+    assert b"__float__" in written or b"_remove_final_layer_norm" in written
+
+
+def test_an_underscore_key_of_another_family_is_refused(folder):
+    edit(folder, _remove_final_layer_norm=False)
+    with pytest.raises(ModelError, match="_remove_final_layer_norm"):
+        pretrained(folder)
 
 
 def test_pickles_are_refused(folder):

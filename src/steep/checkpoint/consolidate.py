@@ -19,6 +19,7 @@ from steep.checkpoint.manifest import FileEntry, contained_path, write_file
 from steep.checkpoint.safetensors_writer import write_safetensors
 from steep.checkpoint.shards import Index, files_of, open_files, rank_file, read_tensor
 from steep.core.files import sha256_file
+from steep.models.hf_config import without_hidden_keys
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, file size limit
 
@@ -72,8 +73,8 @@ def huggingface_files(model: nn.Module, tokenizer: Any = None) -> dict[str, byte
 
     Made once per run, since training does not change them. model: a transformers model; tokenizer: a transformers tokenizer
     or None. `config.json` gets the class of the model and the dtype of its weights. It loses what would run code or name
-    hub kernels when it is loaded (`auto_map` and keys that begin with an underscore), and what says that the weights are
-    quantized.
+    hub kernels when it is loaded (`auto_map`, and keys that begin with an underscore unless their family declares them), and what
+    says that the weights are quantized; all else is as transformers writes it.
     """
     with tempfile.TemporaryDirectory() as folder:
         _config_of(model).save_pretrained(folder)
@@ -86,15 +87,10 @@ def huggingface_files(model: nn.Module, tokenizer: Any = None) -> dict[str, byte
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     for name in ("config.json", "generation_config.json"):
         if name in files:
-            files[name] = (json.dumps(_without_underscores(json.loads(files[name])), indent=2) + "\n").encode("utf-8")
+            written = json.loads(files[name])
+            if (kept := without_hidden_keys(written)) != written:  # else the file stays as transformers wrote it
+                files[name] = (json.dumps(kept, indent=2, sort_keys=True) + "\n").encode("utf-8")
     return files
-
-
-def _without_underscores(value: Any) -> Any:
-    """The JSON value without keys that begin with an underscore: transformers adds one to what it reads from a .gguf file."""
-    if isinstance(value, dict):
-        return {key: _without_underscores(item) for key, item in value.items() if not key.startswith("_")}
-    return [_without_underscores(item) for item in value] if isinstance(value, list) else value
 
 
 def _config_of(model: nn.Module) -> Any:

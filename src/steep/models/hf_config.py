@@ -6,6 +6,7 @@ Main choice: a downloaded model is data, not code. A config.json that names code
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from steep.models.reference import resolve_reference
 
 HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_sliding_window_pattern")
 """Underscore keys that versions of transformers write into config.json. They are dropped; layer_types replaces the last one."""
+
+FLOAT_TAG = "__float__"
+SPECIAL_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+"""How transformers writes floats that JSON has no word for: `{"__float__": "Infinity"}`."""
 
 
 def pretrained_config(reference: str, revision: str | None = None) -> Any:
@@ -51,6 +56,7 @@ def make_config(content: dict[str, Any], source: str) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    content = with_special_floats(content)
     if content.get("quantization_config"):
         method = content["quantization_config"].get("quant_method", "unknown")
         raise ModelError(
@@ -65,7 +71,8 @@ def make_config(content: dict[str, Any], source: str) -> Any:
         near = get_close_matches(model_type, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ModelError(f"{source}: this version of transformers has no model_type {model_type!r}.{hint}")
-    cleaned = _without_underscores({key: value for key, value in content.items() if key != "model_type"})
+    cleaned = without_hidden_keys(content)
+    del cleaned["model_type"]
     try:
         with quiet_transformers():
             config = AutoConfig.for_model(model_type, **cleaned)
@@ -102,7 +109,7 @@ def _refuse_code(content: dict[str, Any], source: str) -> None:
         raise ModelError(
             f"{source}: its config.json names code to run (auto_map), and steep never runs such code; {what}"
         )
-    hidden = sorted(key for key in _all_keys(content) if key.startswith("_") and key not in HARMLESS_KEYS)
+    hidden = sorted(set(_hidden_keys(content)) - set(HARMLESS_KEYS))
     if hidden:
         raise ModelError(
             f"{source}: its configuration sets {', '.join(hidden)}; keys with an underscore control transformers' "
@@ -110,18 +117,59 @@ def _refuse_code(content: dict[str, Any], source: str) -> None:
         )
 
 
-def _all_keys(content: Any) -> Iterator[str]:
-    """The keys of nested configurations."""
+def _hidden_keys(content: Any) -> Iterator[str]:
+    """The keys with an underscore, of nested configurations too, that are no settings of their family."""
+    if isinstance(content, list):
+        for item in content:
+            yield from _hidden_keys(item)
     if isinstance(content, dict):
+        own = _own_underscore_keys(content.get("model_type"))
         for key, value in content.items():
-            yield str(key)
-            yield from _all_keys(value)
+            if str(key).startswith("_") and key not in own and not _is_special_float(content):
+                yield str(key)
+            yield from _hidden_keys(value)
 
 
-def _without_underscores(content: Any) -> Any:
+def without_hidden_keys(content: Any) -> Any:
+    """The JSON value without the keys that `make_config` refuses or drops: those with an underscore that their family does not
+    declare. What transformers needs to read the configuration back stays as it writes it."""
+    if isinstance(content, list):
+        return [without_hidden_keys(item) for item in content]
+    if not isinstance(content, dict) or _is_special_float(content):
+        return content
+    own = _own_underscore_keys(content.get("model_type"))
+    return {
+        key: without_hidden_keys(value) for key, value in content.items() if not str(key).startswith("_") or key in own
+    }
+
+
+@lru_cache(maxsize=64)
+def _own_underscore_keys(model_type: Any) -> frozenset[str]:
+    """Settings with an underscore that the configuration class of a family declares (OPT's `_remove_final_layer_norm`). Those of
+    transformers' base class, which choose kernels, are not among them."""
+    from transformers import CONFIG_MAPPING, PretrainedConfig
+
+    if not isinstance(model_type, str) or model_type not in _known_types():
+        return frozenset()
+    declared, internal = (
+        {f.name for f in dataclasses.fields(kind)} for kind in (CONFIG_MAPPING[model_type], PretrainedConfig)
+    )
+    return frozenset(name for name in declared - internal if name.startswith("_"))
+
+
+def with_special_floats(content: Any) -> Any:
+    """The JSON value with transformers' `{"__float__": "Infinity"}` as the float that it stands for."""
+    if isinstance(content, list):
+        return [with_special_floats(item) for item in content]
     if not isinstance(content, dict):
         return content
-    return {key: _without_underscores(value) for key, value in content.items() if not str(key).startswith("_")}
+    if _is_special_float(content):
+        return SPECIAL_FLOATS[content[FLOAT_TAG]]
+    return {key: with_special_floats(value) for key, value in content.items()}
+
+
+def _is_special_float(content: dict[Any, Any]) -> bool:
+    return len(content) == 1 and content.get(FLOAT_TAG) in SPECIAL_FLOATS
 
 
 def _known_types() -> list[str]:
