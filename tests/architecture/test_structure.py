@@ -40,6 +40,7 @@ HEAVY = {"torch", "transformers", "pyarrow", "matplotlib", "tokenizers", "safete
 
 BROAD_HANDLERS = {
     "checkpoint/save.py": "sent to all ranks, which raise it: one that raised alone would leave the others waiting",
+    "core/hub.py": "the client of the hub may be the user's own and raise anything; it is said as the reason",
     "cli/main.py": "usage errors of typer, whose class depends on its version; anything else is raised again",
     "loader.py": "handed to the thread that waits for it",
     "estimate/structure.py": "a model may do anything in its forward pass; the plan says that its figure is a guess, and why",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -16,8 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from steep.core.errors import ModelError, first_line
+from steep.core.errors import ModelError
 from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field
+from steep.core.hub import cached_folder, explain_failure
 from steep.models.reference import resolve_reference
 
 HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_sliding_window_pattern")
@@ -39,6 +39,8 @@ def pretrained_config(reference: str, revision: str | None = None) -> Any:
 def read_config(source: str, revision: str | None = None) -> Any:
     """transformers' configuration of a hub id, folder or config.json, checked. Raises ModelError."""
     path = Path(source).expanduser()
+    if not path.exists() and (folder := cached_folder(source, revision)) is not None:
+        path = folder
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         return make_config(_download_config(source, revision), source)
@@ -90,11 +92,7 @@ def _download_config(source: str, revision: str | None) -> dict[str, Any]:
         with quiet_transformers():
             content, _ = PretrainedConfig.get_config_dict(source, revision=revision)
     except (OSError, HFValidationError) as error:
-        offline = " The hub is disabled here (HF_HUB_OFFLINE)." if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        raise ModelError(
-            f"model {source!r} is neither a local folder nor found on the hub or in its cache.{offline} "
-            f"Give a local folder, a .gguf file, or a hub id that is reachable or cached. ({first_line(error)})"
-        ) from error
+        raise ModelError(f"model {explain_failure(source, error)}") from error
     if not content:
         raise ModelError(f"model {source!r} has no config.json")
     return dict(content)

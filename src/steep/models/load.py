@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from steep.core.errors import MissingExtraError, ModelError, first_line
+from steep.core.hub import cached_folder, explain_failure
 from steep.core.section import Target
 from steep.models.adapters import load_adapter
 from steep.models.config import ModelConfig
@@ -73,13 +74,13 @@ def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, a
         return load_adapter(load_adapter_base(path, torch.float32, adjust), path, merge=True)
     if path is not None and path.suffix == ".gguf":
         return _load_gguf(path, dtype, adjust)
-    source = reference if path is None else str(path)
+    source = str(path or cached_folder(reference, revision) or reference)
     config = read_config(source, revision)
     adjust(config, source)
     try:
         return _from_pretrained(source, revision=revision, config=config, dtype=dtype, use_safetensors=True)
     except OSError as error:
-        raise ModelError(_no_weights(source, path, error)) from error
+        raise ModelError(_no_weights(reference, path, error)) from error
 
 
 def load_adapter_base(folder: Path, dtype: torch.dtype, adjust: Adjust = lambda config, source: None) -> nn.Module:
@@ -140,7 +141,7 @@ def _from_pretrained(source: str, **arguments: Any) -> nn.Module:
 
 def _no_weights(source: str, path: Path | None, error: OSError) -> str:
     if path is None:
-        return f"model {source!r}: its weights could not be loaded from the hub ({first_line(error)})"
+        return f"the weights of {explain_failure(source, error)}"
     pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
     if pickles:
         return (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,19 +36,40 @@ class RunDirectory:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
-    def create(self) -> None:
-        """Make the folders. Raises CheckpointError where that is not possible."""
-        self.ranks.from_first(self._create)
+    @contextmanager
+    def created(self) -> Iterator[None]:
+        """Make the folders, for the run inside. One that fails before it has begun (no `config.yaml`) leaves none that it made.
 
-    def _create(self) -> None:
+        Raises CheckpointError where they cannot be made.
+        """
+        made = self.ranks.from_first(self._create)
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            (self.path / "samples").mkdir(exist_ok=True)
+            yield
+        except BaseException:
+            if made and self.ranks.is_first and not self.config.exists():
+                shutil.rmtree(self.path, ignore_errors=True)
+                for parent in made[1:]:
+                    with suppress(OSError):  # it holds something else by now
+                        parent.rmdir()
+            raise
+
+    def _create(self) -> list[Path]:
+        """Make the folders. Returns the run's own and those above it that were not there; none if the run's was."""
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir()
+            except FileExistsError:
+                missing = []
+            for folder in (self.checkpoints, self.path / "samples"):
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise CheckpointError(
                 f"cannot create the run directory {self.path}: {error.strerror}. "
                 "Choose another with --run.directory, or make it writable."
             ) from error
+        return missing
 
     def write(self, name: str, value: Any) -> None:
         """Write one of the run's JSON files."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from steep.core.errors import ModelError, first_line
 from steep.core.files import read_json
 from steep.core.gguf_metadata import read_string_field
+from steep.core.hub import cached_folder
 from steep.core.say import Say, tell
 from steep.tokenizer.encode import BACKEND_FILE, POLICY_FILE, backend_from_file
 
@@ -43,7 +44,8 @@ def load_hf_tokenizer(reference: str, revision: Optional[str] = None, say: Say =
     like_a_path = reference.startswith((".", "/", "~")) or reference.endswith((".json", ".gguf"))
     if like_a_path or reference.count("/") > 1:
         raise ModelError(f"{reference}: there is no such tokenizer file or folder.")
-    return _auto(reference, revision=revision)
+    folder = cached_folder(reference, revision, TOKENIZER_FILES)
+    return _auto(reference, revision=revision) if folder is None else _from_folder(folder, say)
 
 
 def find_tokenizer_folder(path: Path) -> Path:

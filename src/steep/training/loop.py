@@ -65,12 +65,12 @@ def train(
     ranks = join_ranks()
     targets.check_run(config, lambda line: print(line, file=stream), allow_code)
     run = RunDirectory(Path(config.run.directory).expanduser() / config.run.name, ranks)
-    run.create()
-    while True:
-        try:
-            return _process(config, run, resume, accept_data_change, allow_code, stream, model)
-        except RollBack:
-            resume, accept_data_change = None, False
+    with run.created():
+        while True:
+            try:
+                return _process(config, run, resume, accept_data_change, allow_code, stream, model)
+            except RollBack:
+                resume, accept_data_change = None, False
 
 
 def _process(

@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 from steep.core.errors import DataError, MissingExtraError
 from steep.core.fingerprint import fingerprint
+from steep.core.hub import SWITCHED_OFF, hub_silence, not_at_hand
 from steep.sources.config import SourceConfig
 from steep.sources.document import NO_FIELD, Location, Record, Span, text_record
 
@@ -47,6 +48,7 @@ def identity(path: Path) -> tuple[int, str]:
     """(bytes of the split, 0 if the dataset does not say; hash of its name, revision and files)."""
     name, configuration, split = _parse_name(path)
     with _errors(path):
+        _require_reachable(name)
         builder = _datasets().load_dataset_builder(name, configuration)
         files = (builder.config.data_files or {}).get(split)
         origin = [list(map(str, entry)) for entry in getattr(files, "origin_metadata", None) or []]
@@ -67,6 +69,7 @@ def _parse_name(path: Path) -> tuple[str, Optional[str], str]:
 
 def _open(path: Path) -> Any:
     name, configuration, split = _parse_name(path)
+    _require_reachable(name)
     return _datasets().load_dataset(name, configuration, split=split, streaming=True)
 
 
@@ -76,6 +79,20 @@ def _datasets() -> Any:
     except ImportError as error:
         raise MissingExtraError("datasets", "hub", "Streaming a dataset (hub:NAME)") from error
     return datasets
+
+
+def _require_reachable(name: str) -> None:
+    """Raise DataError at once for a dataset of a hub that does not answer; `datasets` itself would try for a minute."""
+    reason = "" if Path(name).exists() else hub_silence()
+    if not reason:
+        return
+    cache = Path(_datasets().config.HF_DATASETS_CACHE)
+    cached = sorted(folder.name.replace("___", "/") for folder in cache.glob("*___*") if folder.is_dir())
+    if name not in cached:
+        local = "the path of a local folder of text files, or hub:FOLDER for one laid out like a dataset of the hub"
+        raise DataError(not_at_hand(name, reason, cache, local, cached, " --repo-type dataset"))
+    if reason != SWITCHED_OFF:
+        raise DataError(f"{name}: {reason}. The dataset is in the cache: set HF_HUB_OFFLINE=1 to read it from there.")
 
 
 @contextlib.contextmanager
