@@ -126,6 +126,14 @@ def test_names_of_older_configurations_are_taken():
         from_config({"model_type": "gpt2", "vocab_size": 30, "n_embd": 8, "n_layer": 1, "n_head": 2, "rope_theta": 1.0})
 
 
+def test_a_key_that_only_the_code_of_the_family_reads_is_taken() -> None:
+    sizes = {**LLAMA, "num_experts": 4, "moe_intermediate_size": 16}
+    model = from_config({**sizes, "model_type": "qwen3_moe", "head_dim": 16})  # not declared by its class
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (4 * 16, 32)
+    with pytest.raises(ModelError, match="no setting 'head_dims'. Did you mean 'head_dim'"):
+        from_config({**sizes, "model_type": "qwen3_moe", "head_dims": 16})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

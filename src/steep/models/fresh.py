@@ -15,7 +15,7 @@ from steep.core.errors import ConfigError, ModelError
 from steep.core.section import Target
 from steep.core.targets import build
 from steep.models.config import RopeConfig
-from steep.models.hf_config import make_config, quiet_transformers, read_config
+from steep.models.hf_config import known_keys, make_config, quiet_transformers, read_config
 from steep.models.reference import resolve_reference
 from steep.models.rope import extend_rope
 
@@ -53,15 +53,11 @@ def _config_from_mapping(mapping: dict[str, Any]) -> Any:
     if missing:
         raise ModelError(f"model.config needs {' and '.join(missing)}; given: {', '.join(mapping) or 'no keys'}")
     config = make_config(mapping, "model.config")
-    known = set(type(config)().to_dict()) | set(type(config).attribute_map) | {"model_type", "torch_dtype"}
-    if hasattr(config, "rope_parameters"):
-        known |= {"rope_theta", "rope_scaling"}  # what most config.json files give instead; transformers converts them
-        if "sliding_attention" in (config.rope_parameters or {}):
-            known.add("rope_local_base_freq")
+    known = known_keys(config)
     unknown = [key for key in mapping if key not in known]
     if unknown:
         near = get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = f" Did you mean {near[0]!r}?" if near else " Remove it: nothing in the family's code reads it."
         raise ModelError(f"model.config: {config.model_type} has no setting {', '.join(map(repr, unknown))}.{hint}")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name, None)

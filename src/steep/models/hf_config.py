@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -82,6 +84,44 @@ def make_config(content: dict[str, Any], source: str) -> Any:
         raise ModelError(f"{source}: transformers refuses the configuration: {error}") from error
     _require_causal(config, source)
     return config
+
+
+NAMES_IN_CODE = re.compile(
+    r"""\bconfig\.(?!json\b)([a-z]\w*)                          # config.head_dim
+    |\bgetattr\(\s*(?:self\.)?config,\s*"([a-z]\w*)"  # getattr(config, "head_dim", None)
+    |\bkwargs(?:\.pop|\.get|\.setdefault)?[([]\s*"([a-z]\w*)"  # kwargs.pop("rope_theta", None)
+    """,
+    re.VERBOSE,
+)
+"""Where the code of a family in transformers names a key of its configuration."""
+
+SAVED_KEYS = ("model_type", "torch_dtype", "pretraining_tp", "task_specific_params", "tokenizer_class")
+"""Keys that versions of transformers wrote into config.json for many families, and that change no weight."""
+
+
+def known_keys(config: Any) -> set[str]:
+    """The keys that a config.json of this family may have: those that its class declares or renames, and those that the code of
+    the family reads without declaring them (transformers keeps every other key as an attribute, so a typo would be one too)."""
+    from transformers import PretrainedConfig
+
+    kind = type(config)
+    known = set(PretrainedConfig().to_dict()) | {field.name for field in dataclasses.fields(kind)}
+    known |= set(kind.attribute_map) | set(SAVED_KEYS)
+    for source in (kind.__module__, kind.__module__.replace(".configuration_", ".modeling_")):
+        spec = importlib.util.find_spec(source)
+        if spec is not None and spec.origin is not None:
+            for match in NAMES_IN_CODE.finditer(Path(spec.origin).read_text(encoding="utf-8")):
+                known.update(name for name in match.groups() if name)
+    known = {key for key in known if not callable(getattr(kind, key, None))}
+    if hasattr(config, "rope_parameters"):
+        known |= {
+            "rope_theta",
+            "rope_scaling",
+            "partial_rotary_factor",
+        }  # what most config.json files give instead; transformers converts them
+        if "sliding_attention" in (config.rope_parameters or {}):
+            known.add("rope_local_base_freq")
+    return known
 
 
 def _download_config(source: str, revision: str | None) -> dict[str, Any]:
