@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -78,6 +77,7 @@ def make_batch(
         cu_seqlens=torch.from_numpy(cu_seqlens),
         max_seqlen=max(lengths, default=0),
         source_ids=torch.tensor([sequence.source for sequence in sequences], dtype=torch.int32),
+        row_tokens=torch.tensor([sum(count for _, _, count in sequence.ranges) for sequence in sequences]),
     )
 
 
@@ -109,6 +109,7 @@ def empty_batch(sequence_length: int) -> Batch:
         cu_seqlens=torch.tensor([0, sequence_length], dtype=torch.int32),
         max_seqlen=sequence_length,
         source_ids=torch.empty(0, dtype=torch.int32),
+        row_tokens=torch.zeros(1, dtype=torch.int64),
     )
 
 
@@ -148,10 +149,7 @@ class Loader:
         if not sequences:
             return empty_batch(self._order.sequence_length)
         batch = make_batch(sequences, self._stores, self._order.sequence_length, document_mask=self._document_mask)
-        if not self._pin_memory:
-            return batch
-        names = ("input_ids", "labels", "position_ids", "cu_seqlens")
-        return replace(batch, **{name: getattr(batch, name).pin_memory() for name in names})
+        return batch.pin_memory() if self._pin_memory else batch
 
     def __iter__(self) -> Iterator[StepBatches]:
         steps = range(self._start_step, self._sizes.steps)

@@ -91,7 +91,7 @@ def test_the_sums_of_sequences_come_from_the_training_forward(has_head: bool) ->
     lm_loss = LMLoss(build_fresh(LLAMA, None, 0), "document", has_head)
     enable_document_attention(lm_loss.model)
     [batch] = batches([7])
-    loss, losses_B = lm_loss(batch)
+    loss, losses_B, _ = lm_loss(batch)
     torch.testing.assert_close(losses_B, lm_loss.token_losses(batch).sum(1))
     torch.testing.assert_close(loss, losses_B.sum())
     assert loss.requires_grad

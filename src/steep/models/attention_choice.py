@@ -42,8 +42,6 @@ def prepare_lm_loss(
     compiling layers. Raises ModelError if the attention asked for is impossible.
     """
     chosen = _choose_attention(model, attention, vocab_size, say)
-    if getattr(layers.text_config(model), "output_router_logits", False):
-        say("loss: cross-entropy only; the load-balancing loss of this mixture of experts is not added")
     problem = check_decomposition(LMLoss(model, chosen, has_head=True), vocab_size)
     if problem is not None:
         say(f"loss: whole logits of the model's own forward, because {problem}")
@@ -56,7 +54,7 @@ def leak_test(lm_loss: LMLoss, vocab_size: int | None = None) -> None:
     Costs two forward passes over 32 tokens.
     """
     model = lm_loss.model
-    batch = _check_batch(model, vocab_size)
+    batch = check_batch(model, vocab_size)
     first = CHECK_LENGTHS[0]
     ids = batch.input_ids.clone()
     ids[0, :first] = ids[0, :first].flip(0).roll(1)
@@ -80,7 +78,7 @@ def check_decomposition(lm_loss: LMLoss, vocab_size: int | None = None) -> str |
         head = read_head(model)
     except ModelError as error:
         return str(error)
-    batch = _check_batch(model, vocab_size)
+    batch = check_batch(model, vocab_size)
     with layers.evaluating(model):
         own_NV = lm_loss.own_logits(batch)
         has_base = getattr(model, "base_model", model) is not model
@@ -129,7 +127,7 @@ def _document_problem(model: nn.Module, vocab_size: int | None) -> str | None:
     reason = enable_document_attention(model)
     if reason is not None:
         return reason
-    batch = _check_batch(model, vocab_size)
+    batch = check_batch(model, vocab_size)
     try:
         with layers.evaluating(model):
             packed_NV = LMLoss(model, "document", has_head=False).own_logits(batch)
@@ -146,7 +144,7 @@ def _document_problem(model: nn.Module, vocab_size: int | None) -> str | None:
 # ---- small parts ----
 
 
-def _check_batch(model: nn.Module, vocab_size: int | None) -> Batch:
+def check_batch(model: nn.Module, vocab_size: int | None) -> Batch:
     """Two rows of 16 tokens in three documents. Draws no random numbers. Raises ModelError without a vocabulary size."""
     vocab_size = vocab_size or layers.vocab_size(model)
     if vocab_size is None:

@@ -112,6 +112,9 @@ class ModelConfig(Section):
     offload_embeddings: bool = False
     """On a GPU, keep the frozen input embedding in host memory and copy the rows that a batch needs. Not possible if it is
     trained or tied to the output head."""
+    balance_loss: Optional[float] = Field(default=None, ge=0)
+    """Coefficient of the balancing loss of a mixture of experts; 0 adds none. Default: the model's own, such as
+    `router_aux_loss_coef` in its config.json; a model without one gets none."""
     freeze: Freeze = None
     """What is not trained: `embeddings`, a list of name patterns, or a mapping with both and with layers from either end."""
 

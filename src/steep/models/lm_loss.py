@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,20 @@ from torch import Tensor, nn
 from steep.batch import IGNORE_INDEX, Batch
 from steep.core.errors import ModelError
 from steep.loss import DEFAULT_CHUNK_BYTES, linear_cross_entropy
+from steep.models.balance import Routing, RoutingRecorder
 from steep.models.document_attention import placeholder_mask
 from steep.models.layers import head_weight, output_layer, text_config
+
+
+class BatchLoss(NamedTuple):
+    """What a batch gave in training."""
+
+    total: Tensor
+    """() fp32 with gradients: the SUM of the cross-entropy of all label tokens."""
+    sequences: Tensor
+    """(B,) fp32 without gradients: that of each sequence."""
+    routing: Routing | None = None
+    """What the routers of a mixture of experts did, where `LMLoss.watch_routing` was called."""
 
 
 class LMLoss(nn.Module):
@@ -40,11 +52,21 @@ class LMLoss(nn.Module):
         self.attention = attention
         self.has_head = has_head
         self.chunk_bytes = chunk_bytes
+        self.routing: RoutingRecorder | None = None
+        self.balance_coefficient = 0.0
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The SUM of the cross-entropy of all label tokens, () fp32 with gradients; that of each sequence, (B,) fp32 without."""
-        loss, losses_N = self._losses(batch, self.chunk_bytes)
-        return loss, losses_N.view(batch.labels.shape).sum(1)
+    def watch_routing(self, recorder: RoutingRecorder, balance_coefficient: float) -> None:
+        """Let every training forward report what the routers did. The coefficient is that of the balancing loss in training."""
+        self.routing, self.balance_coefficient = recorder, balance_coefficient
+
+    def forward(self, batch: Batch) -> BatchLoss:
+        """The loss of a batch, in training."""
+        if self.routing is None:
+            loss, losses_N = self._losses(batch, self.chunk_bytes)
+            return BatchLoss(loss, losses_N.view(batch.labels.shape).sum(1))
+        with self.routing.recording() as outputs:
+            loss, losses_N = self._losses(batch, self.chunk_bytes)
+        return BatchLoss(loss, losses_N.view(batch.labels.shape).sum(1), self.routing.routing(outputs, batch))
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:

@@ -26,6 +26,7 @@ from steep.evaluation.text_writer import open_writer
 from steep.loader import Loader
 from steep.models.adapters import adapter_files, add_adapter, capacity_line
 from steep.models.attention_choice import leak_test, prepare_lm_loss
+from steep.models.balance_choice import prepare_balance
 from steep.models.config import ModelConfig
 from steep.models.embeddings import offload_embeddings
 from steep.models.flops import model_flops_per_token
@@ -227,6 +228,7 @@ def prepare_runner(config: RunConfig, texts: Texts, compute: Compute, model: nn.
         if config.data.document_mask:
             leak_test(lm_loss, rows)
             say("leak test passed: changing one document changes no prediction in its neighbour")
+        prepare_balance(lm_loss, say, getattr(config.model, "balance_loss", None), rows)
     if config.train.compile:
         say(f"compiling {compile_layers(model)} layers; the first steps are slow")
     return ModelRunner(lm_loss, device, precision)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,6 +20,7 @@ from steep.checkpoint.load import Checkpoint
 from steep.checkpoint.pieces import Pieces, model_tensors, restore, take_pieces
 from steep.core.say import Say
 from steep.evaluation.generate import generate_text
+from steep.models.balance import Routing, sum_routings
 from steep.models.runner import ModelRunner
 from steep.optim.build import build_optimizer
 from steep.optim.config import OptimizerConfig
@@ -42,17 +43,28 @@ class StepNumbers:
     """Before clipping."""
     sequence_losses: list[float]
     """The summed nats of each sequence of the step, in the order of the sequences."""
+    balance_losses: list[float] = field(default_factory=list)
+    """The balancing loss of each layer of a mixture of experts, per token; without its coefficient."""
+    expert_loads: list[list[float]] = field(default_factory=list)
+    """For each of these layers, the share of the assignments of tokens that each expert got."""
 
 
 class StepResult:
     """The numbers of a step, on their way to the host: `numbers` waits for their step and for no later one.
 
-    loss: () fp64. grad_norm: (). sequence_losses: (sequences,) fp32. applied: whether the weights were updated.
+    loss: () fp64. grad_norm: (). sequence_losses: (sequences,) fp32. applied: whether the weights were updated. routing: of the
+    step, the losses per token.
     """
 
-    def __init__(self, loss: Tensor, grad_norm: Tensor, sequence_losses: Tensor, applied: bool):
+    def __init__(
+        self, loss: Tensor, grad_norm: Tensor, sequence_losses: Tensor, applied: bool, routing: Routing | None = None
+    ):
         self.applied = applied
-        values = torch.cat([torch.stack([loss.double(), grad_norm.double()]), sequence_losses.double()])
+        parts = [torch.stack([loss.double(), grad_norm.double()]), sequence_losses.double()]
+        if routing is not None:
+            parts += [routing.losses.double(), *(counts.double() / counts.sum() for counts in routing.counts)]
+        self._sizes = [len(part) for part in parts[1:]]
+        values = torch.cat(parts)
         self._arrived = torch.cuda.Event() if values.is_cuda else None
         self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
         self._host.copy_(values, non_blocking=True)
@@ -63,8 +75,9 @@ class StepResult:
         """The numbers of the step, once they have arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        loss, grad_norm, *sequence_losses = self._host.tolist()
-        return StepNumbers(loss, grad_norm, sequence_losses)
+        (loss, grad_norm), *parts = (part.tolist() for part in self._host.split([2, *self._sizes]))
+        sequence_losses, *routing = parts
+        return StepNumbers(loss, grad_norm, sequence_losses, routing[0] if routing else [], routing[1:])
 
 
 class Engine(Protocol):
@@ -172,13 +185,20 @@ class TorchEngine(Engine):
                     parameter.grad = torch.zeros_like(parameter)
         if prepare := getattr(self.optimizer, "prepare_step", None):
             prepare()  # an optimizer that takes gradients elsewhere than at the weights it leaves behind
-        losses = []
+        losses, routings = [], []
         for batch in step.batches:
             on_device = batch.to(self.device)
             with autocast(self.device, self.precision):
-                total, losses_B = self._runner.lm_loss(on_device)
-            (total / num_label_tokens).backward()
-            losses.append(losses_B[: len(batch.source_ids)])  # none of a batch that only keeps step with other ranks
+                result = self._runner.lm_loss(on_device)
+            total = result.total / num_label_tokens
+            if result.routing is not None:
+                if coefficient := self._runner.lm_loss.balance_coefficient:
+                    total = total + coefficient * result.routing.losses.sum() / max(1, step.counts.num_tokens)
+                routings.append(result.routing.detached())
+            total.backward()
+            losses.append(
+                result.sequences[: len(batch.source_ids)]
+            )  # none of a batch that only keeps step with other ranks
         grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         sequence_losses = torch.cat(losses)
         loss = sequence_losses.double().sum() / num_label_tokens  # mean over labels = sum over sequences / their labels
@@ -190,7 +210,8 @@ class TorchEngine(Engine):
             if self._ema_decay is not None:
                 update_ema(self.optimizer, self._ema_decay)
         self.optimizer.zero_grad(set_to_none=len(step.batches) == 1)
-        return StepResult(loss, grad_norm.detach(), sequence_losses, applied)
+        routing = sum_routings(routings, step.counts.num_tokens)
+        return StepResult(loss, grad_norm.detach(), sequence_losses, applied, routing)
 
     def evaluating(self) -> AbstractContextManager[None]:
         return self._runner.evaluating()

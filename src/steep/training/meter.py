@@ -109,8 +109,41 @@ class Meter:
             names = self._job.data.names
             if len(names) > 1 and (by_source := losses_by_source(names, pending.counts, numbers.sequence_losses)):
                 record["loss_by_source"] = by_source
+            record |= expert_metrics(numbers.balance_losses, numbers.expert_loads, step)
             records.append(record)
         return records
+
+
+TABLE_VALUES_PER_STEP = 256
+"""Shares of experts that metrics.jsonl gets for each step on average; a larger model has its table in every n-th line."""
+
+
+def expert_metrics(balance_losses: Sequence[float], loads: Sequence[Sequence[float]], step: int) -> dict[str, Any]:
+    """The metrics of a mixture of experts, empty for other models.
+
+    loads: for each layer the share of the assignments that each expert got. An expert's load is that share over an even one.
+    """
+    if not loads:
+        return {}
+    even = [[share * len(layer) for share in layer] for layer in loads]
+    entropies = [
+        -sum(share * math.log(share) for share in layer if share > 0) / math.log(len(layer)) for layer in loads
+    ]
+    metrics: dict[str, Any] = {
+        "balance_loss": sum(balance_losses) / len(balance_losses),
+        "expert_load_max": max(map(max, even)),
+        "expert_load_min": min(map(min, even)),
+        "expert_entropy": sum(entropies) / len(entropies),
+        "experts_by_layer": {
+            "balance_loss": [round(loss, 4) for loss in balance_losses],
+            "load_max": [round(max(layer), 3) for layer in even],
+            "load_min": [round(min(layer), 3) for layer in even],
+            "entropy": [round(entropy, 4) for entropy in entropies],
+        },
+    }
+    if step % max(1, sum(map(len, loads)) // TABLE_VALUES_PER_STEP) == 0:
+        metrics["expert_load"] = [[round(load, 3) for load in layer] for layer in even]
+    return metrics
 
 
 def losses_by_source(
