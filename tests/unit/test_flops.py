@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from steep.models.flops import count_matmul_parameters, flops_per_token, model_flops_per_token
 from steep.models.gpt2 import build_gpt2_model
+from steep.models.layers import count_parameters
 from steep.runtime.device import peak_flops
 
 
@@ -49,3 +50,23 @@ def test_peaks(name, peak):
 def test_utilisation_of_llm_c_on_h100():
     work = 468_100 * flops_per_token(int(0.742e9 / 6), 12, 768, 1024)
     assert work / peak_flops("NVIDIA H100") == pytest.approx(0.404, abs=2e-3)
+
+
+def test_a_mixture_counts_the_experts_that_a_token_uses():
+    """Qwen3-30B-A3B: 30.5 billion parameters, of which a token uses 3.3 (its model card), 0.3 of them looked up."""
+    config = Qwen3MoeConfig(
+        vocab_size=151936, hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768, num_hidden_layers=48,
+        num_attention_heads=32, num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = Qwen3MoeForCausalLM(config)
+    assert count_parameters(model) == pytest.approx(30.5e9, rel=2e-3)
+    embedding = 151936 * 2048
+    assert count_matmul_parameters(model) + embedding == pytest.approx(3.34e9, rel=5e-3)
+    attention = 12 * 48 * 32 * 128 * 1024
+    assert model_flops_per_token(model, 1024) == 6 * count_matmul_parameters(model) + attention
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter is model.lm_head.weight)
+    frozen = count_matmul_parameters(model) - embedding
+    assert model_flops_per_token(model, 1024) == pytest.approx(2 * frozen + 6 * embedding + attention, rel=1e-6)

@@ -4,7 +4,7 @@ In: sizes or a loaded model. Out: FLOPs per token by the convention of PaLM and 
 in a matrix product (2 forward, 4 backward; a tied head counts once, embeddings that are only looked up not at all),
 plus 12 * layers * attention width * sequence length for full attention. A frozen matrix has no gradient of its own and counts
 4; one before everything that is trained has no backward pass and counts 2. Attention always counts in full. Weakness: causal
-attention and short documents do half of the second term or less; all experts of a mixture count, so its MFU is too high.
+attention and short documents do half of the second term or less. Of a mixture of experts, those that a token uses count.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from steep.models.layers import output_layer, parameter_numbers, text_config
+from steep.models.mixture import find_experts, unused_ratios
 
 
 def flops_per_token(matmul_parameters: int, num_layers: int, attention_width: int, sequence_length: int) -> int:
@@ -38,8 +39,15 @@ def model_flops_per_token(model: nn.Module, sequence_length: int) -> int | None:
 
 
 def count_matmul_parameters(model: nn.Module) -> int:
-    """Parameters that multiply activations: those of two or more dimensions, without embeddings that are only looked up."""
-    return sum(parameter_numbers(parameter) for parameter in _matmul_parameters(model))
+    """Parameters that multiply the activations of a token: those of two or more dimensions, without embeddings that are only
+    looked up and the experts that the token is not sent to."""
+    unused = unused_ratios(model)
+    return round(sum(_used_numbers(parameter, unused) for parameter in _matmul_parameters(model)))
+
+
+def _used_numbers(parameter: Any, unused: dict[int, float]) -> float:
+    """Weights of a parameter that a token uses; all but those of experts."""
+    return parameter_numbers(parameter) * (1 - unused.get(id(parameter), 0.0))
 
 
 def flops_saved_by_freezing(model: nn.Module) -> int:
@@ -51,10 +59,13 @@ def flops_saved_by_freezing(model: nn.Module) -> int:
     first = next((number for number, parameter in enumerate(order) if parameter.requires_grad), len(order))
     before = {id(parameter) for parameter in order[:first]} - {id(getattr(output_layer(model), "weight", None))}
     frozen = [parameter for parameter in _matmul_parameters(model) if not parameter.requires_grad]
-    return sum(parameter_numbers(parameter) * (4 if id(parameter) in before else 2) for parameter in frozen)
+    unused = unused_ratios(model)
+    return round(sum(_used_numbers(parameter, unused) * (4 if id(parameter) in before else 2) for parameter in frozen))
 
 
 def _matmul_parameters(model: nn.Module) -> list[Any]:
     looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     looked_up.discard(id(getattr(output_layer(model), "weight", None)))  # a tied head multiplies by the embedding
-    return [parameter for parameter in model.parameters() if parameter.ndim >= 2 and id(parameter) not in looked_up]
+    biases = {id(tensor) for experts in find_experts(model) for tensor in experts.biases()}
+    skipped = looked_up | biases
+    return [parameter for parameter in model.parameters() if parameter.ndim >= 2 and id(parameter) not in skipped]
