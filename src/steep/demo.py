@@ -63,8 +63,20 @@ def run_demo(directory: Path, say: Say, *, short: bool = False, fresh: bool = Tr
     if result.status == "done":
         checkpoint = (run / "checkpoints" / "LATEST").read_text().strip()
         folder = run / "checkpoints" / checkpoint / "model" / "consolidated"
-        say(f'load it: AutoModelForCausalLM.from_pretrained("{folder}")')
+        say(what_to_look_at(run, folder))
     return result
+
+
+def what_to_look_at(run: Path, folder: Path) -> str:
+    """The lines that end the demo: what its figures mean and what to do next."""
+    return (
+        "what to look at:\n"
+        "  python documentation was trained on, general was not. Bits per byte that fall on the first mean that the model\n"
+        "  learned; bits that rise on the second would mean that it forgot.\n"
+        f"  {run}/report.html shows both over the steps, and one text written before and after\n"
+        f'  steep generate {run} --before --prompt "The with statement" asks the base and the trained model\n'
+        f'  AutoModelForCausalLM.from_pretrained("{folder}") loads it'
+    )
 
 
 @dataclass(frozen=True)
@@ -301,5 +313,10 @@ def sized(config: dict[str, Any], size: DemoSize) -> dict[str, Any]:
         **config,
         "data": {**config["data"], "sequence_length": size.sequence_length},
         "train": {"global_batch_size": size.global_batch_size, "steps": size.steps},
-        "evaluate": {**config["evaluate"], "tokens": size.evaluate_tokens, "sample_tokens": size.sample_tokens},
+        "evaluate": {
+            **config["evaluate"],
+            "every_steps": max(2, size.steps // 4),
+            "tokens": size.evaluate_tokens,
+            "sample_tokens": size.sample_tokens,
+        },
     }
