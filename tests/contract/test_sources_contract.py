@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from steep.core.plugins import plugin_names
 from steep.sources.config import TEXT_FORMATS, SourceConfig
 from steep.sources.document import Document, Rejected
 from steep.sources.formats import TextFormat
-from steep.sources.inputs import FORMATS, known_endings, load_format
+from steep.sources.inputs import FORMATS, expand_inputs, known_endings, load_format
 
 TEXTS = ["plain", "line one\nline two\n", "Grüße, 世界 🚀", " leading", "nul \0 inside", "x" * 300_000]
 
@@ -48,12 +50,63 @@ def write_separated(path: Path, texts: list[str]) -> None:
     path.write_bytes("\n===\n".join(texts).encode())
 
 
+def write_array(path: Path, texts: list[str]) -> None:
+    path.write_bytes(_array_bytes(texts))
+
+
+def write_array_gz(path: Path, texts: list[str]) -> None:
+    raw = _array_bytes(texts)
+    path.write_bytes(gzip.compress(raw[:100]) + gzip.compress(raw[100:]))
+
+
+def write_array_zst(path: Path, texts: list[str]) -> None:
+    path.write_bytes(pyarrow.compress(_array_bytes(texts), "zstd", asbytes=True))
+
+
+def _array_bytes(texts: list[str]) -> bytes:
+    records = [{"id": number, "tags": ["]", {"a": "}"}], "text": text} for number, text in enumerate(texts)]
+    return json.dumps(records, indent=1).encode()
+
+
+def write_array_of_texts(path: Path, texts: list[str]) -> None:
+    path.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+
+
+def write_csv(path: Path, texts: list[str], delimiter: str = ",") -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, delimiter=delimiter)
+        rows.writerow(["id", "text", 'a "note"'])
+        rows.writerows([number, text, "x"] for number, text in enumerate(texts))
+
+
+def write_csv_gz(path: Path, texts: list[str]) -> None:
+    write_csv(path, texts, ";")
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def write_tsv(path: Path, texts: list[str]) -> None:
+    write_csv(path, texts, "\t")
+
+
+def write_code(path: Path, texts: list[str]) -> None:
+    path.write_text("".join(texts), encoding="utf-8", newline="")  # a file is one document
+
+
 CASES: list[tuple[str, str, Callable[[Path, list[str]], None], dict[str, str]]] = [
     ("jsonl", "a.jsonl", write_jsonl, {}),
     ("jsonl", "a.jsonl.gz", write_gz, {}),
     ("jsonl", "a.jsonl.zst", write_zst, {}),
     ("parquet", "a.parquet", write_parquet, {}),
     ("plain_text", "a.txt", write_separated, {"document_separator": "\n===\n"}),
+    ("json", "a.json", write_array, {}),
+    ("json", "b.json.gz", write_array_gz, {}),
+    ("json", "b.json.zst", write_array_zst, {}),
+    ("json", "texts.json", write_array_of_texts, {}),
+    ("json", "lines.json", write_jsonl, {}),
+    ("csv", "a.csv", write_csv, {}),
+    ("csv", "a.csv.gz", write_csv_gz, {}),
+    ("csv", "a.tsv", write_tsv, {}),
+    ("code", "a.py", write_code, {}),
 ]
 
 
@@ -62,19 +115,24 @@ def test_texts_come_out_as_they_went_in(
     tmp_path: Path, format_name: str, name: str, write: Callable[[Path, list[str]], None], options: dict[str, str]
 ) -> None:
     path = tmp_path / name
-    write(path, TEXTS)
+    texts = TEXTS if sys.version_info >= (3, 11) or format_name != "csv" else [t for t in TEXTS if "\0" not in t]
+    write(path, texts)
+    texts = ["".join(texts)] if format_name == "code" else texts
     config = SourceConfig(path=str(path), **options)
+    assert expand_inputs(config)[0].format == format_name
     records = list(load_format(format_name).read(path, config))
     assert all(isinstance(record, Document) for record in records)
-    assert [record.text for record in records] == TEXTS
-    assert len({record.id for record in records}) == len(TEXTS)
+    assert [record.text for record in records] == texts
+    assert len({record.id for record in records}) == len(texts)
     positions = [record.position for record in records]
     assert positions == sorted(positions)
     assert 0 < positions[-1] <= path.stat().st_size + 2
 
 
 @pytest.mark.parametrize("part_bytes", [1, 1000, 50_000, 10**9])
-@pytest.mark.parametrize(("format_name", "name", "write"), [CASES[0][:3], CASES[3][:3]], ids=["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("format_name", "name", "write"), [CASES[0][:3], CASES[3][:3], CASES[9][:3]], ids=["jsonl", "parquet", "json"]
+)
 def test_parts_joined_are_the_whole(
     tmp_path: Path, format_name: str, name: str, write: Callable[[Path, list[str]], None], part_bytes: int
 ) -> None:
@@ -93,29 +151,30 @@ def test_parts_joined_are_the_whole(
     assert len(whole) == 42
 
 
+DAMAGED = [case for case in CASES if case[1].endswith((".gz", ".zst", ".parquet"))]
+
+
 def test_a_compressed_file_has_no_parts(tmp_path: Path) -> None:
     write_gz(tmp_path / "a.jsonl.gz", TEXTS)
     assert load_format("jsonl").split(tmp_path / "a.jsonl.gz", 10) == []
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.txt"])
-def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("format_name", "name"), [case[:2] for case in CASES], ids=[case[1] for case in CASES])
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, format_name: str, name: str) -> None:
     path = tmp_path / name
-    format_name = {".txt": "plain_text", ".parquet": "parquet"}.get(path.suffix, "jsonl")
     with pytest.raises(DataError, match=name):
         list(load_format(format_name).read(path, SourceConfig(path=str(path))))
 
 
 @pytest.mark.parametrize(
-    ("name", "write"), [(case[1], case[2]) for case in CASES[1:4]], ids=[case[1] for case in CASES[1:4]]
+    ("format_name", "name", "write"), [case[:3] for case in DAMAGED], ids=[case[1] for case in DAMAGED]
 )
 def test_a_truncated_file_is_named_after_what_could_be_read(
-    tmp_path: Path, name: str, write: Callable[[Path, list[str]], None]
+    tmp_path: Path, format_name: str, name: str, write: Callable[[Path, list[str]], None]
 ) -> None:
     path = tmp_path / name
     write(path, [f"{i} " + json.dumps(list(range(i, i + 400))) for i in range(3000)])
     path.write_bytes(path.read_bytes()[:-20])
-    format_name = "parquet" if path.suffix == ".parquet" else "jsonl"
     records = load_format(format_name).read(path, SourceConfig(path=str(path)))
     read: list[object] = []
     with pytest.raises(DataError, match=name):
@@ -123,6 +182,16 @@ def test_a_truncated_file_is_named_after_what_could_be_read(
     assert (
         len(read) > 100 or format_name == "parquet"
     )  # the end of a Parquet file is its directory: nothing can be read
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv"])
+def test_a_text_file_that_is_cut_off_ends_in_a_rejected_record(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    (write_array if name == "a.json" else write_csv)(path, [f'{i} "quoted",\n' for i in range(100)])
+    path.write_bytes(path.read_bytes()[:-6])
+    records = list(load_format(path.suffix[1:]).read(path, SourceConfig(path=str(path))))
+    assert sum(isinstance(record, Document) for record in records) == 99
+    assert isinstance(records[-1], Rejected)
 
 
 @pytest.mark.parametrize("name", plugin_names(FORMATS))

@@ -15,8 +15,18 @@ from hypothesis import strategies as st
 
 from steep.core.errors import ConfigError, DataError
 from steep.sources.config import SourceConfig
-from steep.sources.document import EMPTY, NO_FIELD, NOT_JSON, NOT_UTF8, TOO_LONG, WRONG_TYPE, Document, Rejected
+from steep.sources.document import (
+    EMPTY,
+    NO_FIELD,
+    NOT_JSON,
+    NOT_UTF8,
+    TOO_LONG,
+    WRONG_TYPE,
+    Document,
+    Rejected,
+)
 from steep.sources.formats import jsonl, parquet, plain_text
+from steep.sources.hints import say_hints
 from steep.sources.inputs import expand_inputs, load_format
 
 
@@ -39,7 +49,7 @@ def outcome(records: list[Document | Rejected]) -> list[str | tuple[int, str]]:
     [
         (b'{"text": "\xff"}', NOT_UTF8),
         (b"{bad", NOT_JSON),
-        (b'{"text": NaN}', NOT_JSON),
+        (b'{"text": NaN}', WRONG_TYPE),
         (b'{"text": "\\ud800"}', NOT_JSON),
         (b"[1, 2]", NO_FIELD),
         (b'"text"', NO_FIELD),
@@ -187,10 +197,48 @@ def test_folders_are_recursive_sorted_and_without_hidden_files(tree: Path) -> No
 def test_format_follows_the_ending_unless_it_is_given(tree: Path) -> None:
     formats = {file.path.name: file.format for file in expand_inputs(SourceConfig(path=str(tree)))}
     assert formats == {"b.txt": "plain_text", "z.txt": "plain_text", "c.jsonl.gz": "jsonl", "a-b.txt": "plain_text"}
-    (tree / "code.py").write_text("x")
-    with pytest.raises(DataError, match=r"\.py, for example .*code\.py(?s:.*)\.jsonl(?s:.*)plain_text"):
+    (tree / "a.pdf").write_text("x")
+    with pytest.raises(DataError, match=r"\.pdf, for example .*a\.pdf(?s:.*)pdftotext(?s:.*)\.jsonl(?s:.*)plain_text"):
         expand_inputs(SourceConfig(path=str(tree)))
-    assert names(tree, "code.py", format="plain_text") == ["code.py"]
+    assert names(tree, "a.pdf", format="plain_text") == ["a.pdf"]
+
+
+def test_a_folder_of_code_leaves_out_what_is_not_its_own_text_and_names_it(tmp_path: Path) -> None:
+    for name in ("main.py", "lib/a.rs", "lib/b.js", "README.md", "node_modules/x/index.js", "lib/jquery.min.js", "logo.png",
+                 "package.json", "LICENSE", "guide.pdf", ".git/HEAD"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"this is {name}")
+    config = SourceConfig(path=str(tmp_path))
+    found = {str(file.path.relative_to(tmp_path)): file.format for file in expand_inputs(config)}
+    assert found == {"main.py": "code", "lib/a.rs": "code", "lib/b.js": "code", "README.md": "plain_text"}
+    lines: list[str] = []
+    say_hints(config, lines.append)
+    [line] = lines
+    assert line.startswith(f"{tmp_path}: code, one document per file: ")
+    for part in (
+        "1 .py",
+        "1 .rs",
+        "1 .js",
+        "1 .md",
+        "1 node_modules/",
+        "1 .min.js",
+        "1 .png",
+        "1 .json",
+        "1 no ending",
+    ):
+        assert part in line
+    assert "for the text of .pdf: pdftotext" in line
+
+
+def test_one_script_beside_data_makes_no_folder_of_code(tree: Path) -> None:
+    (tree / "make_data.py").write_text("x")
+    (tree / "model.bin").write_text("x")
+    with pytest.raises(DataError, match=r"1 file\(s\) have endings that no format has: \.bin"):
+        expand_inputs(SourceConfig(path=str(tree)))
+    (tree / "model.bin").unlink()
+    lines: list[str] = []
+    say_hints(SourceConfig(path=str(tree)), lines.append)
+    assert lines == [f"{tree}/make_data.py: is source code, read as text"]
 
 
 def test_a_loop_of_links_ends_and_linked_files_are_taken_once(tree: Path) -> None:

@@ -26,9 +26,11 @@ from steep.order.config import TrainSourceConfig
 from steep.order.data_order import DataOrder, NativeOrder, OrderedSource, held_out
 from steep.order.megatron import build_megatron_orders
 from steep.sources.config import SourceConfig
+from steep.sources.hints import say_hints
 from steep.sources.inputs import paths_of
 from steep.sources.lingua import validation_paths
-from steep.store.cache import check_tokenizer, open_sources
+from steep.store.cache import check_tokenizer, open_sources, say_dropped
+from steep.store.dropped import dropped_line
 from steep.store.reader import TokenStore, open_store
 from steep.store.stream import READERS, StreamSource
 from steep.store.work import source_name
@@ -105,11 +107,26 @@ class RunData:
         pairs = zip(self.stores, self.order.counts(sequences_seen), strict=True)
         return [store.cursors(count) if isinstance(store, StreamSource) else [] for store, count in pairs]
 
-    def begin_streams(self, cursors: Sequence[list[dict[str, Any]]], counts: Sequence[int]) -> None:
-        """Let streams continue where `stream_cursors` stood; those without cursors begin at their start."""
-        for store, found, count in zip(self.stores, cursors, counts, strict=False):
+    def dropped_of_streams(self, sequences_seen: int) -> list[str]:
+        """One line for each streamed source with dropped records, after `sequences_seen` sequences of the run."""
+        rows = zip(self.names, self.stores, self.order.counts(sequences_seen), strict=True)
+        found = [
+            dropped_line(name, store.ledger(count), read="read so far")
+            for name, store, count in rows
+            if isinstance(store, StreamSource)
+        ]
+        return [line for line in found if line is not None]
+
+    def begin_streams(
+        self, cursors: Sequence[list[dict[str, Any]]], counts: Sequence[int], say: Say = say_nothing
+    ) -> None:
+        """Let streams continue where `stream_cursors` stood, and say what they had dropped; those without cursors begin at
+        their start."""
+        for name, store, found, count in zip(self.names, self.stores, cursors, counts, strict=False):
             if isinstance(store, StreamSource) and found:
-                store.begin_at(found, count)
+                line = dropped_line(name, store.begin_at(found, count), read="read so far")
+                if line is not None:
+                    say(line)
 
     def files(self) -> list[dict[str, str]]:
         """The files of each source, each with a short checksum, so that a change can be named; empty where there are too many."""
@@ -129,6 +146,7 @@ def _source_ledger(
         "records_read": recorded.get("records_read"),
         "documents_kept": store.num_documents,
         "dropped": recorded.get("dropped", {}),
+        "dropped_bytes": recorded.get("dropped_bytes", {}),
         "dropped_tokens": {**recorded.get("dropped_tokens", {}), **left_out},
         "tokens": store.num_tokens,
         "tokens_held_out": store.num_tokens - ordered.num_tokens,
@@ -162,6 +180,13 @@ def open_run_data(
     for line in lines:
         say(line)
     return _open_written(written, tokenizer, say, progress)
+
+
+def follow_streams(data: RunData, say: Say) -> None:
+    """Let streamed sources say how many records they have dropped, while they are read."""
+    for name, store in zip(data.names, data.stores, strict=True):
+        if isinstance(store, StreamSource):
+            store.name, store.say = name, say
 
 
 def _open_written(run: RunConfig, tokenizer: TextTokenizer, say: Say, progress: Progress | None) -> RunData:
@@ -220,6 +245,9 @@ def _native(
         if source.stream:
             stream = StreamSource(source, tokenizer, config.sequence_length, seed, kept)
             stores.append(stream)
+            say_hints(source, say_of_stores)
+            if line := dropped_line(names[-1], stream.first_records(), read="read to look at them"):
+                say_of_stores(line)
             lengths = np.empty(0, dtype=np.int64)
         elif is_self_generated(source):
             unwritten = UnwrittenText(source.generate_tokens, config.sequence_length, say_of_stores)
@@ -263,9 +291,11 @@ def _megatron(run: RunConfig, tokenizer: TextTokenizer, say_of_stores: Say, say_
         tokenizer_identifiers=tokenizer.description,
         say=say_of_order,
     )
+    names = [source.name for source in found.train.sources]
     for store in [*found.stores, *found.valid_stores]:
         check_tokenizer(store, tokenizer)
-    names = [source.name for source in found.train.sources]
+    for store in dict.fromkeys([*found.stores, *found.valid_stores]):
+        say_dropped(store.path.name, store, say_of_stores)
     most = None if config.num_val_samples is None else config.num_val_samples * config.sequence_length
     texts = [HeldOutText("validation", found.held_out, most)] if found.held_out else []
     return RunData(names, list(found.stores), found.train, texts, list(found.valid_stores))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from steep.core.units import format_bytes
 from steep.reporting.html import escape, missing, plain, table
 from steep.reporting.run_files import RunFiles
 
@@ -29,8 +30,8 @@ def ledger_section(run: RunFiles) -> str:
     rows = [[_source_name(source), *(plain(source.get(key)) for key in columns)] for source in sources]
     if len(sources) > 1:
         rows.append(["all sources", *(plain(_ledger_sum(sources, key)) for key in columns)])
-    dropped, unused = _losses(sources, "dropped"), _losses(sources, "dropped_tokens")
-    lost = table(["Source", "Reason dropped", "Records"], dropped, numbers_from=2) if dropped else ""
+    dropped, unused = _dropped(sources), _losses(sources, "dropped_tokens")
+    lost = table(["Source", "Reason dropped", "Records", "Bytes"], dropped, numbers_from=2) if dropped else ""
     lost += table(["Source", "Reason not trained", "Tokens"], unused, numbers_from=2) if unused else ""
     events = [*(run.ledger.get("rollbacks") or []), *(run.ledger.get("spikes") or [])]
     spikes = [
@@ -54,6 +55,18 @@ def ledger_section(run: RunFiles) -> str:
 def _documents(spike: dict[str, Any]) -> str:
     found = spike.get("documents") or {}
     return "; ".join(f"{name}: {', '.join(map(str, ids))}" for name, ids in found.items())
+
+
+def _dropped(sources: list[dict[str, Any]]) -> list[list[Any]]:
+    """Source, reason, records and bytes of what was dropped; no bytes where an older version of steep wrote the store."""
+    rows = []
+    for source in sources:
+        sizes = source.get("dropped_bytes") or {}
+        for reason, count in (source.get("dropped") or {}).items():
+            rows.append(
+                [source.get("name"), reason, plain(count), format_bytes(sizes[reason]) if reason in sizes else ""]
+            )
+    return rows
 
 
 def _losses(sources: list[dict[str, Any]], key: str) -> list[list[Any]]:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 NOT_UTF8 = "not UTF-8"
 NOT_JSON = "not JSON"
+NOT_CSV = "not CSV"
 NO_FIELD = "no text field"
 WRONG_TYPE = "wrong type"
 EMPTY = "empty"
 NO_TOKENS = "no tokens"
 TOO_LONG = "too long"
+
+CHAT_FIELDS = ("messages", "conversations", "conversation")
+CHAT = "messages (a chat)"
+CHAT_REFUSED = "chat records are not read as text; write each as one text first"
+CHAT_ADVICE = (
+    f"{CHAT_REFUSED}, for example: "
+    'jq -c \'{text: ([.messages[] | "\\(.role): \\(.content)"] | join("\\n\\n"))}\' chat.jsonl > text.jsonl'
+)
 
 LinesBefore = Callable[[], int]
 """The number of lines before the part of the file that is read. Counted at the first call, since the file must be read up to
@@ -56,6 +65,10 @@ class Rejected:
     """What was found, for the person who fixes the file."""
     position: int = 0
     """As `Document.position`."""
+    num_bytes: int = 0
+    """Size of the record as it is stored, decompressed; of a Parquet row, its text. 0 where it has none."""
+    other_field: str = ""
+    """Of a record without the text field: the field that probably holds its text; `CHAT` for the turns of a chat."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
@@ -76,11 +89,18 @@ class Location(NamedTuple):
     """As `Document.row`."""
     position: int
     lines_before: Optional[LinesBefore] = None
+    num_bytes: int = 0
+    """As `Rejected.num_bytes`."""
 
-    def reject(self, reason: str, detail: str = "") -> Rejected:
+    def reject(self, reason: str, detail: str = "", other_field: str = "") -> Rejected:
         """The record that starts here, rejected."""
         before = self.lines_before() if self.lines_before is not None else 0
-        return Rejected(self.file, max(1, self.row) + before, reason, detail, self.position)
+        line = max(1, self.row) + before
+        return Rejected(self.file, line, reason, detail, self.position, self.num_bytes, other_field)
+
+    def accept(self, text: str) -> Document:
+        """The record that starts here, a document."""
+        return Document(text, self.file, self.row, self.position, self.lines_before)
 
 
 def check_text(value: object, location: Location) -> Record:
@@ -91,7 +111,7 @@ def check_text(value: object, location: Location) -> Record:
         )
     if not value or value.isspace():
         return location.reject(EMPTY)
-    return Document(value, *location)
+    return location.accept(value)
 
 
 def decode_text(raw: bytes, location: Location) -> Record:
@@ -110,6 +130,7 @@ def text_record(value: object, location: Location, limit_bytes: int) -> Record:
     size = len(value) if isinstance(value, (bytes, str)) else 0
     if isinstance(value, str) and 4 * size > limit_bytes:  # a character takes 1 to 4 bytes
         size = len(value.encode("utf-8"))
+    location = location._replace(num_bytes=size)
     if size > limit_bytes:
         return too_long(size, limit_bytes, location)
     return decode_text(value, location) if isinstance(value, bytes) else check_text(value, location)
@@ -118,4 +139,43 @@ def text_record(value: object, location: Location, limit_bytes: int) -> Record:
 def too_long(num_bytes: int, limit_bytes: int, location: Location, remedy: str = "") -> Rejected:
     """A record of more than `max_record_bytes`."""
     detail = f"{num_bytes:,} bytes; max_record_bytes is {limit_bytes:,}"
-    return location.reject(TOO_LONG, f"{detail}; {remedy}" if remedy else detail)
+    return location._replace(num_bytes=num_bytes).reject(TOO_LONG, f"{detail}; {remedy}" if remedy else detail)
+
+
+def field_text(record: Mapping[Any, object], keys: tuple[str, ...], location: Location) -> Record:
+    """The record of an object whose text is in the first of `keys` that it has."""
+    for key in keys:
+        if key in record:
+            return check_text(record[key], location)
+    return without_text(record, keys, location)
+
+
+def without_text(
+    record: Mapping[Any, object], keys: tuple[str, ...], location: Location, what: str = "fields"
+) -> Rejected:
+    """A record that has none of `keys`, with the field that probably holds its text: its longest string."""
+    found = ", ".join(map(repr, list(record)[:8])) or "none"
+    texts = [(len(value), name) for name, value in record.items() if isinstance(value, str) and isinstance(name, str)]
+    is_chat = any(isinstance(record.get(name), list) for name in CHAT_FIELDS)
+    other = CHAT if is_chat else max(texts, default=(0, ""))[1]
+    advice = "" if not other else f"; {advice_for(other)}"
+    return location.reject(NO_FIELD, f"no {' or '.join(map(repr, keys))}; {what}: {found}{advice}", other)
+
+
+def no_column(names: Sequence[str], rows: Iterable[Sequence[object]], keys: tuple[str, ...]) -> str:
+    """What is wrong with a table without a column of `keys`, and the column that probably holds the text: that with most
+    characters in `rows`."""
+    lengths = [0] * len(names)
+    for row in rows:
+        for number, value in enumerate(row[: len(names)]):
+            lengths[number] += len(value) if isinstance(value, str) else 0
+    best = max(range(len(names)), key=lengths.__getitem__)
+    advice = f"set text_key: {names[best]}" if lengths[best] else "set text_key to the one with the text"
+    if any(name in CHAT_FIELDS for name in names):
+        advice = CHAT_REFUSED
+    return f"has no column {' or '.join(map(repr, keys))}; {advice} (columns: {', '.join(map(repr, names))})."
+
+
+def advice_for(other_field: str) -> str:
+    """What to do about records whose text is in `other_field` (`Rejected.other_field`)."""
+    return CHAT_ADVICE if other_field == CHAT else f"set text_key: {other_field}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from steep.core.say import Say
 from steep.sources.config import SourceConfig
 from steep.sources.files import open_binary
-from steep.sources.inputs import STANDARD_INPUT, expand_inputs, paths_of
+from steep.sources.inputs import STANDARD_INPUT, code_folders, expand_inputs, paths_of
 from steep.sources.lingua import held_out_below
 
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
@@ -21,6 +21,14 @@ def say_hints(source: SourceConfig, say: Say) -> None:
     if files:
         more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
         say(f"{files[0]}{more}: held out as in lingua, not trained on; name it under data.validation to score it")
+    folders = code_folders(source)
+    for folder, code in folders:
+        say(code.line(folder))
+    if not folders and source.format == "auto":
+        scripts = [file.path for file in expand_inputs(source) if file.format == "code"]
+        others = f" and {len(scripts) - 1:,} more" if len(scripts) > 1 else ""
+        if scripts:
+            say(f"{scripts[0]}{others}: is source code, read as text")
     # A plain text file with literal end-of-text marks is meant to be many documents; without a separator it is one.
     if source.document_separator is not None or source.format not in ("auto", "plain_text"):
         return

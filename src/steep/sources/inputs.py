@@ -17,6 +17,7 @@ from typing import Union, cast
 from steep.config.sections import checked_section
 from steep.core.errors import DataError
 from steep.core.plugins import load_plugin, plugin_names
+from steep.sources.code_folder import CodeFolder, advice_lines, code_folder
 from steep.sources.config import TEXT_FORMATS, SourceConfig
 from steep.sources.document import Document
 from steep.sources.files import content_suffix
@@ -52,7 +53,7 @@ def expand_inputs(config: SourceConfig) -> list[InputFile]:
     Raises DataError for a path that does not exist, a folder or glob without files, and endings that no format has.
     """
     found: dict[str, Path] = {}
-    for file in [file for path in paths_of(config) for file in _expand(path)]:
+    for file in [file for path in paths_of(config) for file in _expand(path, config.format)]:
         found.setdefault(str(file) if is_hub(file) else os.path.realpath(file), file)
     files = list(found.values())
     for file in files:
@@ -66,9 +67,12 @@ def expand_inputs(config: SourceConfig) -> list[InputFile]:
     unknown = [file for file in files if not is_hub(file) and content_suffix(file) not in endings]
     if unknown:
         names = sorted({content_suffix(file) or "(none)" for file in unknown})
+        known = sorted(ending for ending, name in endings.items() if name != "code")
+        advice = [f"  {line[:1].upper()}{line[1:]}\n" for line in advice_lines(names)]
         raise DataError(
             f"{len(unknown)} file(s) have endings that no format has: {', '.join(names)}, for example {unknown[0]}.\n"
-            f"  Known endings: {', '.join(sorted(endings))}, each also with .gz or .zst (not .parquet).\n"
+            f"{''.join(advice)}"
+            f"  Known endings: {', '.join(known)}, each also with .gz or .zst (not .parquet); and those of source code.\n"
             f"  Give a pattern that matches only the right files, or set format to one of: {', '.join(TEXT_FORMATS)}."
         )
     return [InputFile(file, "hub" if is_hub(file) else endings[content_suffix(file)]) for file in files]
@@ -88,12 +92,39 @@ def paths_of(config: SourceConfig) -> list[str]:
     return [os.path.expanduser(path) for path in paths]
 
 
-def _expand(path: str) -> list[Path]:
-    """The files that one path, folder or glob stands for. Raises DataError if there are none."""
+def code_folders(config: SourceConfig) -> list[tuple[str, CodeFolder]]:
+    """The folders of a source that are read as code. Raises DataError."""
+    if config.format not in ("auto", "store"):
+        return []
+    folders = [match for path in paths_of(config) for match in _folders(path)]
+    found = [(folder, code_folder(Path(folder), folder_files(Path(folder)), known_endings())) for folder in folders]
+    return [(folder, code) for folder, code in found if code is not None]
+
+
+def _folders(path: str) -> list[str]:
+    """The folders that a path or glob stands for."""
+    matches = glob.glob(path, recursive=True) if glob.has_magic(path) and not os.path.isdir(path) else [path]
+    return sorted(match for match in matches if os.path.isdir(match) and not _is_hidden(match))
+
+
+def _in_folder(folder: Path, format: str) -> list[Path]:
+    """The files of a folder that are read."""
+    files = without_held_out(folder_files(folder))
+    code = code_folder(folder, files, known_endings()) if format in ("auto", "store") else None
+    return files if code is None else code.files
+
+
+def _expand(path: str, format: str) -> list[Path]:
+    """The files that one path, folder or glob stands for. Raises DataError if there are none, or they cannot be seen."""
     if is_hub(path):
         return [Path(path)]
+    try:
+        os.stat(path)
+    except OSError as error:  # it need not exist, as a glob or standard input; what is wrong with others is found below
+        if isinstance(error, PermissionError):
+            raise DataError(f"{path}: {error.strerror}. Change its rights or those of its folder.") from error
     if os.path.isdir(path):
-        files = without_held_out(folder_files(Path(path)))
+        files = _in_folder(Path(path), format)
         if not files:
             raise DataError(f"{path}: the folder holds no files (hidden files are ignored).")
         return files
@@ -108,7 +139,7 @@ def _expand(path: str) -> list[Path]:
         )
     if glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True), key=lambda match: Path(match).parts)
-        files = [file for match in matches for file in _matched(match)]
+        files = [file for match in matches for file in _matched(match, format)]
         if not files:
             raise DataError(
                 f"{path}: the pattern matches no file. Quote it so that the shell does not expand it, and check the folder."
@@ -122,7 +153,7 @@ def folder_files(folder: Path) -> list[Path]:
     """All files below `folder`, sorted by path. Links are followed once, so that a loop of links ends."""
     found: list[Path] = []
     seen: set[str] = set()
-    for directory, names, files in os.walk(folder, followlinks=True):
+    for directory, names, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(directory)
         if real in seen:
             names.clear()
@@ -133,11 +164,21 @@ def folder_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.parts)
 
 
-def _matched(match: str) -> list[Path]:
+def _unreadable(error: OSError) -> None:
+    """For a folder that cannot be listed: its files would be left out without a word."""
+    raise DataError(
+        f"{error.filename}: the folder cannot be read: {error.strerror}. Change its rights, or give a pattern without it."
+    ) from error
+
+
+def _matched(match: str, format: str) -> list[Path]:
     if not os.path.isdir(match):
         return [_regular(Path(match))]
-    is_hidden = os.path.basename(match.rstrip("/")).startswith(".")
-    return [] if is_hidden else without_held_out(folder_files(Path(match)))
+    return [] if _is_hidden(match) else _in_folder(Path(match), format)
+
+
+def _is_hidden(path: str) -> bool:
+    return os.path.basename(path.rstrip("/")).startswith(".")
 
 
 def _regular(path: Path) -> Path:

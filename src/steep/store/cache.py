@@ -21,11 +21,12 @@ from steep.sources.inputs import paths_of
 from steep.store.boundaries import default_cache_directory
 from steep.store.config import PrepareConfig
 from steep.store.detect import token_file
+from steep.store.dropped import dropped_line
 from steep.store.formats import formats
 from steep.store.manifest import has_manifest
 from steep.store.prepare import Progress, prepare_sources, store_identity
 from steep.store.reader import TokenStore, is_store, open_store
-from steep.store.work import gather_inputs
+from steep.store.work import gather_inputs, source_name
 from steep.tokenizer.encode import TextTokenizer
 
 HASH_MEMORY = "file_hashes.json"
@@ -88,7 +89,7 @@ def open_sources(
 ) -> list[TokenStore]:
     """One open token store per source: stores as they are, text through the cache.
 
-    say: told what was assumed of them. Raises DataError for a store that was made with another tokenizer.
+    say: told what was assumed of them and what was dropped. Raises DataError for a store that was made with another tokenizer.
     """
     directory = None if cache_directory is None else Path(cache_directory).expanduser()
     stores = []
@@ -103,8 +104,15 @@ def open_sources(
         else:
             store = open_store(cached_store(source, tokenizer, config, directory, progress))
             say_hints(source, say)
+        say_dropped(source_name(source), store, say)
         stores.append(store)
     return stores
+
+
+def say_dropped(name: str, store: TokenStore, say: Say) -> None:
+    """Say in one line what was dropped when the store of source `name` was prepared, if anything was and it is known."""
+    if line := dropped_line(name, store.manifest.get("ledger", {}), store.path):
+        say(line)
 
 
 def check_tokenizer(store: TokenStore, tokenizer: TextTokenizer) -> None:

@@ -22,6 +22,7 @@ TOKENIZER_FOLDER = "tokenizer"
 REJECTED_FILE = "rejected.jsonl"
 CONTAMINATED_FILE = "contaminated.jsonl"
 SIDECAR_SUFFIX = ".documents.npy"
+SUMMED_IF_THERE = ("dropped_bytes", "other_fields", "dropped_tokens", "exact_duplicates")
 
 
 def add_ledgers(ledgers: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def add_ledgers(ledgers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     for ledger in ledgers:
         for key in ("records_read", "documents_kept", "text_bytes", "tokens"):
             total[key] += ledger[key]
-        for key in ("dropped", *(key for key in ("dropped_tokens", "exact_duplicates") if key in ledger)):
+        for key in ("dropped", *(key for key in SUMMED_IF_THERE if key in ledger)):
             counts = total.setdefault(key, {})
             for name, count in ledger[key].items():
                 counts[name] = counts.get(name, 0) + count

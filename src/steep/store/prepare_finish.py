@@ -9,6 +9,7 @@ from steep.core.errors import DataError
 from steep.core.files import atomic_writer, write_json
 from steep.sources.inputs import STANDARD_INPUT
 from steep.store.config import PrepareConfig
+from steep.store.dropped import advice_on_dropped
 from steep.store.manifest import (
     CONTAMINATED_FILE,
     MANIFEST_FILE,
@@ -90,6 +91,7 @@ def _chosen(choice: Choice, ledger: dict[str, Any], shards: list[dict[str, Any]]
         "exact_duplicates": count_duplicates(choice.items, choice.reasons == KEPT),
     }
     if choice.dropped:
+        changed["dropped_bytes"] = dict(sorted({**ledger.get("dropped_bytes", {}), **choice.dropped_bytes}.items()))
         changed["dropped_tokens"] = dict(sorted(choice.dropped_tokens.items()))
     return changed
 
@@ -132,8 +134,9 @@ def _nothing_kept(ledger: dict[str, Any], choice: Choice) -> str:
             "Change that setting."
         )
     found = (documents.entry["first_rejected"] for documents in choice.items)
+    advice = advice_on_dropped(ledger)
     example = next(first[reason] for first in found if reason in first)
     return (
         f"the input holds no documents: all {ledger['records_read']:,} records were rejected, {count:,} as "
-        f"{reason!r}. The first of those: {example}"
+        f"{reason!r}. {advice[:1].upper()}{advice[1:]}{advice and '. '}The first of those: {example}"
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.units import format_bytes, format_count, format_seconds
-from steep.store.manifest import CONTAMINATED_FILE
+from steep.store.dropped import advice_on_dropped, reasons_dropped
+from steep.store.manifest import CONTAMINATED_FILE, REJECTED_FILE
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class PrepareResult:
     """What was left out on purpose, and settings that seem to be missing."""
 
     def __str__(self) -> str:
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in self.ledger["dropped"].items()) or "none"
+        dropped = reasons_dropped(self.ledger) or "none"
         how = "already there" if self.already_there else f"prepared in {format_seconds(self.seconds)}"
         summary = (
             f"{self.path}: {self.documents:,} documents, {format_count(self.tokens)} tokens from "
@@ -42,6 +43,9 @@ class PrepareResult:
         return "\n".join([summary, *self._remarks()])
 
     def _remarks(self) -> Iterator[str]:
+        if self.ledger["dropped"] and (self.path / REJECTED_FILE).is_file():
+            advice = advice_on_dropped(self.ledger)
+            yield f"dropped records: {advice}{advice and '; '}each is named in {self.path / REJECTED_FILE}"
         yield from self.hints
         if (unused := self.ledger.get("not_used")) is not None:
             yield f"not used: the last {format_bytes(unused['bytes'])} of the input, since {unused['reason']}."

@@ -101,6 +101,7 @@ class Choice:
     """(documents,) int64: for a duplicate, the document that is kept instead."""
     dropped: dict[str, int] = field(default_factory=dict)
     dropped_tokens: dict[str, int] = field(default_factory=dict)
+    dropped_bytes: dict[str, int] = field(default_factory=dict)
 
     def parts(self) -> Iterator[tuple[ItemDocuments, int, np.ndarray]]:
         """(item, number of its first document, (documents,) uint8 reasons)."""
@@ -135,11 +136,13 @@ def choose_documents(preparation: Preparation, items: list[WorkItem], config: Pr
         beyond = reasons[stop:]
         beyond[np.isin(beyond, (KEPT, DUPLICATE, NEAR_DUPLICATE))] = BEYOND
     choice = Choice(documents, reasons, originals)
+    text_bytes = np.concatenate([part.sidecar["text_bytes"] for part in documents])
     for number, reason in REASONS.items():
         chosen = reasons == number
         if chosen.any():
             choice.dropped[reason] = int(chosen.sum())
             choice.dropped_tokens[reason] = int(lengths[chosen].sum())
+            choice.dropped_bytes[reason] = int(text_bytes[chosen].sum())
     return choice
 
 
@@ -216,7 +219,8 @@ def write_rejected(preparation: Preparation, choice: Choice, config: PrepareConf
             else:
                 detail = _detail(preparation, config, documents, document, reason)
             shown = shown_name(name, preparation.folder)
-            content = {"file": shown, "line": line, "reason": REASONS[reason], "detail": detail}
+            content = {"file": shown, "line": line, "reason": REASONS[reason], "detail": detail,
+                       "bytes": int(documents.sidecar["text_bytes"][document])}  # fmt: skip
             file.write(orjson.dumps(content) + b"\n")
 
 

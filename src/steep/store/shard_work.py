@@ -6,7 +6,6 @@ Runs inside a worker process, or in the calling process when there is one worker
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from steep.sources.config import SourceConfig
 from steep.sources.document import NO_TOKENS, Document, Record, Rejected
 from steep.sources.inputs import load_format
 from steep.store.contamination import EvaluationRuns
+from steep.store.dropped import DroppedCount
 from steep.store.file_hashes import check_unchanged
 from steep.store.manifest import PREPARE_FOLDER, SIDECAR_SUFFIX
 from steep.store.notes import EVALUATION, Notes, open_notes
@@ -136,7 +136,7 @@ class _Sink:
         self._writer, self._rejected_file, self._tokenizer = writer, rejected_file, tokenizer
         self._stop, self._folder = preparation.stop_on_bad_record, preparation.folder
         self._notes = notes
-        self.dropped: Counter[str] = Counter()
+        self._dropped = DroppedCount()
         self.records_read = 0
         self.first_rejected: dict[str, str] = {}
 
@@ -157,7 +157,7 @@ class _Sink:
         return {
             "records_read": self.records_read,
             "documents_kept": len(self._writer.lengths),
-            "dropped": dict(sorted(self.dropped.items())),
+            **self._dropped.to_ledger(),
             "text_bytes": sum(self._writer.text_bytes),
             "tokens": self._writer.num_tokens,
         }
@@ -168,9 +168,10 @@ class _Sink:
             raise DataError(
                 f"{record}\n  on_bad_record is `stop`; `skip` notes such records in rejected.jsonl and continues."
             )
-        self.dropped[record.reason] += 1
+        self._dropped.add(record)
         self.first_rejected.setdefault(record.reason, str(record))
-        content = {"file": record.file, "line": record.line, "reason": record.reason, "detail": record.detail}
+        content = {"file": record.file, "line": record.line, "reason": record.reason, "detail": record.detail,
+                   "bytes": record.num_bytes}  # fmt: skip
         self._rejected_file.write(orjson.dumps(content) + b"\n")
 
 
@@ -183,7 +184,8 @@ def _rejected(batch: list[Record], documents: list[Document], encoded: EncodedTe
         if isinstance(record, Rejected):
             yield record
         elif not next(lengths):
-            yield Rejected(record.file, record.line, NO_TOKENS, "the tokenizer's normalization leaves nothing of it")
+            size, nothing = len(record.text.encode("utf-8")), "the tokenizer's normalization leaves nothing of it"
+            yield Rejected(record.file, record.line, NO_TOKENS, nothing, num_bytes=size)
 
 
 def _records_by_backend(preparation: Preparation, item: WorkItem) -> Iterator[tuple[str, Iterator[tuple[Record, int]]]]:

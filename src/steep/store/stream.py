@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -24,11 +24,14 @@ from numpy.typing import NDArray
 
 from steep.core.errors import DataError
 from steep.core.fingerprint import fingerprint
+from steep.core.say import Say, say_nothing
 from steep.order.packing import TokenRange
 from steep.order.permutation import Permutation
 from steep.sources.config import SourceConfig
-from steep.sources.document import Document, Record, Span
+from steep.sources.document import Document, Record, Rejected, Span
 from steep.sources.inputs import expand_inputs, load_format
+from steep.store.dropped import DroppedCount, reasons_dropped
+from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
 
 READERS = 64
@@ -42,6 +45,8 @@ KEPT_SEQUENCES = 1 << 14
 READ_AS = ("format", "text_key", "document_separator", "max_record_bytes")
 """Settings of a source that change the documents read from the same files."""
 ENCODED_CHARACTERS = 200_000
+LOOKED_AT_PARTS, LOOKED_AT_RECORDS = 10, 100
+"""What is read of a stream before a run, to say which of its records would be dropped."""
 MOST_EMPTY_EPOCHS = 64
 """A part may hold no record (one is longer than the part). A reader that finds nothing for more epochs than this gives up."""
 
@@ -72,7 +77,9 @@ class Cursor:
     documents: int = 0
     """Documents of all epochs that were begun."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Records that were not documents, by reason."""
+    """Records that were not documents, by reason; the next two as in `DroppedCount`."""
+    dropped_bytes: dict[str, int] = field(default_factory=dict)
+    other_fields: dict[str, int] = field(default_factory=dict)
     checksum: int = 0
     """CRC-32 of the ids of the document that `tokens` belong to, so that a changed text is noticed; 0 without one."""
 
@@ -92,11 +99,12 @@ class Reader:
 
     def __init__(
         self, parts: list[StreamPart], source: SourceConfig, tokenizer: TextTokenizer, sequence_length: int,
-        number: int, readers: int, seed: int, cursor: Cursor,
+        number: int, readers: int, seed: int, cursor: Cursor, on_dropped: Callable[[Rejected], None] = lambda record: None,
     ):  # fmt: skip
+        """on_dropped: told of each record that is not a document, when it is read."""
         self._parts, self._source, self._tokenizer, self._length = parts, source, tokenizer, sequence_length
         self._number, self._readers, self._seed = number, readers, seed
-        self._cursor = cursor
+        self._cursor, self._on_dropped = cursor, on_dropped
 
     def sequences(self) -> Iterator[tuple[Cursor, list[Piece]]]:
         """(cursor before it, its pieces) of one sequence after the other."""
@@ -119,7 +127,7 @@ class Reader:
                     before, pieces, room = self._copy(), [], self._length
 
     def _copy(self) -> Cursor:
-        return replace(self._cursor, dropped=dict(self._cursor.dropped))
+        return replace(self._cursor)
 
     def _documents(self) -> Iterator[NDArray[np.int64]]:
         """The ids of every document from the cursor on; a document that the cursor is inside comes whole."""
@@ -140,7 +148,10 @@ class Reader:
                         )
                     if not continued:
                         cursor.documents += ids is not None
-                        cursor.dropped = dict(Counter(cursor.dropped) + Counter(dropped))
+                        for name, counts in vars(
+                            dropped
+                        ).items():  # new dictionaries: copies of the cursor have the old
+                            setattr(cursor, name, dict(Counter(getattr(cursor, name)) + counts))
                     cursor.record = records
                     if ids is not None:
                         empty = False
@@ -153,9 +164,9 @@ class Reader:
                 )
             cursor.epoch, cursor.part = cursor.epoch + 1, 0
 
-    def _encoded(self, part: StreamPart, skip: int) -> Iterator[tuple[NDArray[np.int64] | None, int, dict[str, int]]]:
+    def _encoded(self, part: StreamPart, skip: int) -> Iterator[tuple[NDArray[np.int64] | None, int, DroppedCount]]:
         """(ids, records of the part up to and with this one, what was dropped since the last); ids None at the end."""
-        number, dropped = skip, Counter[str]()
+        number, dropped = skip, DroppedCount()
         records = load_format(part.format).read(Path(part.path), self._source, part.span)
         for batch in _batches(islice(records, skip, None)):
             texts = [record.text for record in batch if isinstance(record, Document)]
@@ -163,11 +174,12 @@ class Reader:
             for record in batch:
                 number += 1
                 if not isinstance(record, Document):
-                    dropped[record.reason] += 1
+                    dropped.add(record)
+                    self._on_dropped(record)
                     continue
-                yield next(encoded), number, dict(dropped)
-                dropped.clear()
-        yield None, number, dict(dropped)
+                yield next(encoded), number, dropped
+                dropped = DroppedCount()
+        yield None, number, dropped
 
 
 def _is_the_rest(cursor: Cursor, ids: NDArray[np.int64] | None) -> bool:
@@ -224,22 +236,49 @@ class StreamSource:
         self._pieces: dict[int, Piece] = {}
         self._made: OrderedDict[int, tuple[Cursor, list[TokenRange]]] = OrderedDict()
         self._named = 0
+        self.say: Say = say_nothing
+        """Told how many records were dropped so far, at the 1st, 10th, 100th and so on, from the loader's thread."""
+        self.name = source_name(source)
         self._lock = threading.Lock()  # the loader reads ahead in a thread while a checkpoint asks for cursors
         self.document_lengths = _Lengths(self._pieces)
         self.begin_at([])
 
-    def begin_at(self, cursors: list[dict[str, Any]], sequences: int = 0) -> None:
-        """Continue at `cursors` of this source, taken at `sequences`; from the start without any."""
+    def begin_at(self, cursors: list[dict[str, Any]], sequences: int = 0) -> dict[str, Any]:
+        """Continue at `cursors` of this source, taken at `sequences`; from the start without any. Returns their ledger."""
         found = [Cursor(**cursor) for cursor in cursors] or [Cursor() for _ in range(self.num_readers)]
         self._iterators = [
             Reader(
-                self._parts, self._source, self._tokenizer, self._sequence_length, number, self.num_readers, self._seed, cursor
+                self._parts, self._source, self._tokenizer, self._sequence_length, number, self.num_readers, self._seed, cursor,
+                self._count_dropped,
             ).sequences()
             for number, cursor in enumerate(found)
         ]  # fmt: skip
         self._next = [_first(number, sequences, self.num_readers) for number in range(self.num_readers)]
         self._made.clear()
         self._pieces.clear()
+        self._so_far = _sum_dropped(map(vars, found))
+        return _ledger(sum(cursor.documents for cursor in found), self._so_far)
+
+    def _count_dropped(self, record: Rejected) -> None:
+        self._so_far.add(record)
+        lost = self._so_far.dropped.total()
+        if lost == 10 ** (len(str(lost)) - 1):
+            self.say(
+                f"{self.name}: {lost:,} record{'s' * (lost > 1)} of the stream dropped so far: "
+                f"{reasons_dropped(self._so_far.to_ledger())}; the last is {record}"
+            )
+
+    def first_records(self) -> dict[str, Any]:
+        """The ledger of the first records of the input, read only to see whether they are documents. Raises DataError."""
+        found, documents = DroppedCount(), 0
+        for part in self._parts[:LOOKED_AT_PARTS]:
+            records = load_format(part.format).read(Path(part.path), self._source, part.span)
+            for record in islice(records, LOOKED_AT_RECORDS):
+                if isinstance(record, Document):
+                    documents += 1
+                else:
+                    found.add(record)
+        return _ledger(documents, found)
 
     def cursors(self, sequences: int) -> list[dict[str, Any]]:
         """The position of each reader after the first `sequences` of this source, as JSON."""
@@ -250,12 +289,7 @@ class StreamSource:
     def ledger(self, sequences: int) -> dict[str, Any]:
         """What became of the records up to there: documents begun, and records that were not documents, by reason."""
         cursors = self.cursors(sequences)
-        dropped = Counter[str]()
-        for cursor in cursors:
-            dropped.update(cursor["dropped"])
-        documents = sum(cursor["documents"] for cursor in cursors)
-        read = documents + sum(dropped.values())
-        return {"records_read": read, "documents_kept": documents, "dropped": dict(sorted(dropped.items()))}
+        return _ledger(sum(cursor["documents"] for cursor in cursors), _sum_dropped(cursors))
 
     def files(self) -> dict[str, str]:
         """Its files, and what is known of their content without reading them."""
@@ -300,6 +334,18 @@ class StreamSource:
             _, (_, old) = self._made.popitem(last=False)
             for token_range in old:
                 del self._pieces[token_range.document]
+
+
+def _sum_dropped(cursors: Iterable[dict[str, Any]]) -> DroppedCount:
+    found = DroppedCount()
+    for cursor in cursors:
+        for name, counter in vars(found).items():
+            counter.update(cursor[name])
+    return found
+
+
+def _ledger(documents: int, found: DroppedCount) -> dict[str, Any]:
+    return {"records_read": documents + found.dropped.total(), "documents_kept": documents, **found.to_ledger()}
 
 
 def _first(reader: int, sequences: int, readers: int) -> int:

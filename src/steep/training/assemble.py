@@ -20,7 +20,7 @@ from steep.config.run import RunConfig
 from steep.core.progress import progress_when_needed
 from steep.core.say import Say
 from steep.core.section import Target
-from steep.data.open import RunData, open_run_data
+from steep.data.open import RunData, follow_streams, open_run_data
 from steep.evaluation.end_of_text import data_warnings, source_ends
 from steep.evaluation.text_writer import open_writer
 from steep.loader import Loader
@@ -155,6 +155,7 @@ def open_texts(config: RunConfig, say: Say, ranks: Ranks, tokenizer_folder: Path
         data = open_run_data(
             config, tokenizer, lines.append, progress=lambda done, total, _: show(done, total), generator=open_writer
         )
+    follow_streams(data, say)
     for line in (*lines, *recipe_lines(config.to_mapping())):
         say(line)
     ends = source_ends(data.names, data.stores, tokenizer, config.data.document_mask)

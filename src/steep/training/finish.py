@@ -104,6 +104,8 @@ def describe_end(
     )
     spent = f"{format_count(state.tokens_seen)} tokens in {format_seconds(seconds)}"
     trackers.line(f"{status} at step {state.step} of {job.sizes.steps}: {spent}")
+    for line in job.data.dropped_of_streams(state.sequences_seen):
+        trackers.line(line)
     for report in reports.values():
         for line in report.to_text().splitlines():
             trackers.line(line)

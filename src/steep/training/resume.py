@@ -116,7 +116,7 @@ def restore_state(resume_point: ResumePoint, job: Job, say: Say) -> tuple[TrainS
     state.tokens_by_source += [0] * (len(job.data.stores) - len(state.tokens_by_source))
     if resume_point.scores_change:
         state.base_scores, state.scores, state.best_loss = {}, {}, None
-    job.data.begin_streams(state.streams, order.counts(state.sequences_seen))
+    job.data.begin_streams(state.streams, order.counts(state.sequences_seen), say)
     sizes = job.sizes.resumed(state.step, state.sequences_seen)
     return state, replace(job, sizes=sizes, data=replace(job.data, order=order))
 

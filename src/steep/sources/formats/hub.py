@@ -18,7 +18,7 @@ from steep.core.errors import DataError, MissingExtraError
 from steep.core.fingerprint import fingerprint
 from steep.core.hub import SWITCHED_OFF, hub_silence, not_at_hand
 from steep.sources.config import SourceConfig
-from steep.sources.document import NO_FIELD, Location, Record, Span, text_record
+from steep.sources.document import Location, Record, Span, text_record, without_text
 
 ENDINGS = ()
 PREFIX = "hub:"
@@ -111,5 +111,5 @@ def _record(values: dict[str, Any], config: SourceConfig, location: Location) ->
     keys = config.text_keys
     key = next((key for key in keys if key in values), None)
     if key is None:
-        return location.reject(NO_FIELD, f"no {' or '.join(map(repr, keys))}; columns: {', '.join(map(repr, values))}")
+        return without_text(values, keys, location, "columns")
     return text_record(values[key], location, config.max_record_bytes)

@@ -13,11 +13,12 @@ from typing import Any, Optional
 
 from steep.core.errors import DataError
 from steep.sources.config import SourceConfig
-from steep.sources.document import Location, Record, Span, text_record
+from steep.sources.document import Location, Record, Span, no_column, text_record
 from steep.sources.files import reading
 
 ENDINGS = (".parquet",)
 BATCH_ROWS = 1024
+LOOKED_AT_ROWS = 20
 
 
 def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Iterator[Record]:
@@ -26,8 +27,9 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
         names = file.schema_arrow.names
         column = next((key for key in config.text_keys if key in names), None)
         if column is None:
-            wanted = " or ".join(map(repr, config.text_keys))
-            raise DataError(f"{path}: has no column {wanted}; set text_key to one of: {', '.join(map(repr, names))}.")
+            first = next(file.iter_batches(LOOKED_AT_ROWS), None)
+            rows = [] if first is None else list(zip(*first.to_pydict().values(), strict=True))
+            raise DataError(f"{path}: {no_column(names, rows, config.text_keys)}")
         first, last = span or (0, file.metadata.num_row_groups)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         row = sum(sizes[:first])

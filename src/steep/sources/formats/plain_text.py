@@ -55,11 +55,9 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
         for raw, line, begin in pieces:
             if stop is not None and begin >= stop:
                 return
-            location = Location(name, line, tell() if stop is None else begin - start, lines_before)
-            if isinstance(raw, int):
-                yield too_long(raw, limit_bytes, location)
-            else:
-                yield decode_text(raw, location)
+            size = raw if isinstance(raw, int) else len(raw)
+            location = Location(name, line, tell() if stop is None else begin - start, lines_before, size)
+            yield too_long(raw, limit_bytes, location) if isinstance(raw, int) else decode_text(raw, location)
 
 
 def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) -> list[Span]:
@@ -81,7 +79,7 @@ def _whole_file(stream: IO[bytes], path: Path, limit_bytes: int) -> Record:
             num_bytes += len(block)
         remedy = "split the file with document_separator (blank_lines, or a string such as <|endoftext|>), or raise it"
         return too_long(num_bytes, limit_bytes, Location(str(path), 0, num_bytes), remedy)
-    return decode_text(raw.removeprefix(BYTE_ORDER_MARK), Location(str(path), 0, len(raw)))
+    return decode_text(raw.removeprefix(BYTE_ORDER_MARK), Location(str(path), 0, len(raw), num_bytes=len(raw)))
 
 
 def _seek_separator(stream: IO[bytes], path: Path, start: int, separator: bytes) -> int:
