@@ -7,6 +7,7 @@ from typing import Optional
 import typer
 
 import steep
+from steep.cli.packages import prepare_imports
 
 
 def command(
@@ -20,4 +21,5 @@ def command(
     no_score: bool = typer.Option(False, "--no-score", help="Do not score it."),
 ) -> None:
     """Average the last checkpoints of a run, or models of one architecture, and score the result beside the newest."""
+    prepare_imports(None, *models)
     typer.echo(str(steep.average(models, last=last, weights=weights, texts=text, out=out, score=not no_score)))

@@ -8,6 +8,7 @@ import typer
 
 import steep
 from steep.cli.options import MODEL
+from steep.cli.packages import prepare_imports
 from steep.core.errors import ConfigError
 
 
@@ -30,6 +31,7 @@ def command(
     """Blend the base and the trained weights, score each blend, and write the best one under the forgetting cap."""
     if alphas is not None and points is not None:
         raise ConfigError("give --alphas or --points, not both")
+    prepare_imports(None, model, base)
     result = steep.blend(model, texts, base=base, alphas=_alphas(alphas, points), cap=cap, tokens=tokens, out=out)
     typer.echo(str(result))
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from steep.cli.packages import prepare_imports
+
 
 def command(
     short: bool = typer.Option(False, "--short", help="A few steps, under a minute."),
@@ -13,6 +15,7 @@ def command(
     fresh: bool = typer.Option(True, help="Start over; --no-fresh continues a demo that was interrupted."),
 ) -> int:
     """Continue pretraining a small model on Python's own documentation: a few minutes on a CPU, no model hub needed."""
+    prepare_imports()
     from steep.demo import run_demo  # pydantic is heavy
 
     return run_demo(directory, typer.echo, short=short, fresh=fresh).exit_code

@@ -8,6 +8,7 @@ import typer
 
 import steep
 from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, show
+from steep.cli.packages import prepare_imports
 from steep.core.errors import ConfigError
 
 
@@ -49,6 +50,7 @@ def command(
             allow_code=not no_code,
         )
     else:
+        prepare_imports(None, model, against)
         found = steep.evaluate(
             model,
             texts,

@@ -9,6 +9,7 @@ import typer
 
 import steep
 from steep.cli.options import MODEL, NO_CODE
+from steep.cli.packages import prepare_imports
 
 
 def command(
@@ -32,6 +33,8 @@ def command(
     no_code: bool = NO_CODE,
 ) -> None:
     """Write a trained model for other programs, and verify it by loading it there."""
+    if quantize is None:
+        prepare_imports(None, run)
     result = steep.export(
         run,
         to=to,

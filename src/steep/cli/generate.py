@@ -9,6 +9,7 @@ import typer
 
 import steep
 from steep.cli.options import DEVICE, MODEL, NO_CODE
+from steep.cli.packages import prepare_imports
 from steep.cli.wrap import Wrapped
 from steep.core.errors import ConfigError
 
@@ -35,6 +36,7 @@ def command(
         raise ConfigError("--prompt: the prompt is empty; give some text to continue")
     from steep.evaluation.model_reference import base_model_reference, model_reference  # pydantic is heavy
 
+    prepare_imports(None, model)
     references = [("", model_reference(model))]
     if before:
         references = [("before:", base_model_reference(model)), ("after:", model_reference(model))]

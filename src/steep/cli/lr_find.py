@@ -9,6 +9,7 @@ import typer
 
 import steep
 from steep.cli.options import CONFIG, JSON, NO_CODE, show
+from steep.cli.packages import prepare_imports
 from steep.core.errors import ConfigError
 
 
@@ -26,6 +27,7 @@ def command(
     from steep.config.load import load_run_config  # pydantic is heavy
 
     run_config = load_run_config(config, context.obj or [])
+    prepare_imports(run_config)
     show(steep.lr_find(run_config, rates=_rates(rates), steps=steps, allow_code=not no_code), json)
 
 

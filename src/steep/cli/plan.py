@@ -9,6 +9,7 @@ import typer
 
 import steep
 from steep.cli.options import CONFIG, JSON, NO_CODE, show
+from steep.cli.packages import prepare_imports
 
 
 def command(
@@ -25,6 +26,7 @@ def command(
     from steep.config.load import load_run_config  # pydantic is heavy
 
     run_config = load_run_config(config, context.obj or [])
+    prepare_imports(run_config)
     if fit is None:
         show(steep.plan(run_config, device=device, allow_code=not no_code), json)
     else:

@@ -6,6 +6,7 @@ import typer
 
 import steep
 from steep.cli.options import MODEL
+from steep.cli.packages import prepare_imports
 
 
 def command(
@@ -16,4 +17,5 @@ def command(
     scale: float = typer.Option(1.0, help="Scale of the difference."),
 ) -> None:
     """Write trained + scale x (instruct - base), with the instruct model's tokenizer and chat template."""
+    prepare_imports(None, trained, base, instruct)
     typer.echo(str(steep.restore_instruct(trained, base=base, instruct=instruct, out=out, scale=scale)))

@@ -9,6 +9,7 @@ import typer
 
 import steep
 from steep.cli.options import CONFIG, NO_CODE
+from steep.cli.packages import prepare_imports
 
 
 def command(
@@ -30,5 +31,6 @@ def command(
     from steep.config.load import load_run_config  # pydantic is heavy
 
     run_config = load_run_config(config, context.obj or [])
+    prepare_imports(run_config)
     result = steep.train(run_config, resume=resume, accept_data_change=accept_data_change, allow_code=not no_code)
     return result.exit_code

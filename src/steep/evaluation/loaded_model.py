@@ -19,8 +19,8 @@ from steep.evaluation.model_reference import ModelReference, config_of_run
 from steep.models.attention_choice import prepare_lm_loss
 from steep.models.layers import vocab_size
 from steep.models.load import load_model
-from steep.models.load_quantized import load_quantized, quantization_of
-from steep.models.reference import ADAPTER_CONFIG, base_reference
+from steep.models.load_quantized import load_quantized
+from steep.models.reference import ADAPTER_CONFIG, base_reference, quantization_of
 from steep.models.runner import ModelRunner
 from steep.runtime.device import (
     autocast,

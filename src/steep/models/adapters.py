@@ -22,6 +22,7 @@ from steep.core.units import format_count
 from steep.models.config import EMBEDDING_MODULES, AdapterConfig
 from steep.models.layers import count_trained, has_adapter, input_layer, is_tied, output_layer, plain_name
 from steep.models.reference import ADAPTER_CONFIG, BASE_CONFIG
+from steep.runtime.optional_packages import quiet_imports
 
 NAME_PARTS = (
     (".lora_magnitude_vector.default.weight", ".lora_magnitude_vector"),
@@ -40,8 +41,9 @@ def add_adapter(model: nn.Module, config: AdapterConfig, say: Say, *, base: str 
     state. The adapter's tensors are fp32 (bf16 would lose small updates); the base keeps its dtype.
     Raises ConfigError for modules that do not exist, ModelError for a model that peft cannot adapt.
     """
-    from peft import LoraConfig, get_peft_model
-    from peft.utils import ModulesToSaveWrapper
+    with quiet_imports():
+        from peft import LoraConfig, get_peft_model
+        from peft.utils import ModulesToSaveWrapper
 
     targets, saved = _split_targets(model, config, say)
     tied = bool(saved) and is_tied(model)
@@ -57,8 +59,9 @@ def add_adapter(model: nn.Module, config: AdapterConfig, say: Say, *, base: str 
         ensure_weight_tying=tied,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), quiet_imports():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses an old name of transformers
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # steep merges into unquantized weights
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
     model.peft_config["default"].base_model_name_or_path = base  # type: ignore[index,operator,union-attr]
@@ -187,10 +190,11 @@ def load_adapter(model: nn.Module, folder: Path, *, merge: bool) -> nn.Module:
 
     Merging runs in the dtype of the weights: load them in fp32. Raises ModelError for an adapter of another model.
     """
-    from peft import PeftModel
+    with quiet_imports():
+        from peft import PeftModel
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_imports():
             warnings.simplefilter("ignore", FutureWarning)  # as above
             adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)  # type: ignore[arg-type]
     except (RuntimeError, ValueError, KeyError) as error:

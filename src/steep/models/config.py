@@ -8,6 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from steep.core.section import Section
 
+QUANTIZING_PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao_int8": "torchao"}
+"""How weights are quantized -> the package that does it."""
+
 
 class FreezeConfig(Section):
     """Which parts of the model are not trained. The keys add up. The short forms `freeze: embeddings` and `freeze:

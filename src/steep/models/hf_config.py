@@ -21,6 +21,7 @@ from steep.core.errors import ModelError
 from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field
 from steep.core.hub import cached_folder, explain_failure
 from steep.models.reference import resolve_reference
+from steep.runtime.optional_packages import quiet_imports
 
 HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_sliding_window_pattern")
 """Underscore keys that versions of transformers write into config.json. They are dropped; layer_types replaces the last one."""
@@ -249,14 +250,15 @@ def _read_gguf_config(path: Path, mtime_ns: int, size: int) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """transformers' progress bars and warnings are off inside and restored after; errors still show."""
+    """transformers' progress bars and warnings, and those of what it imports, are off inside; errors still show."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with quiet_imports():
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -7,28 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from steep.core.errors import MissingExtraError, ModelError
 from steep.models.hf_config import make_config, quiet_transformers
+from steep.models.quantize import calm_bitsandbytes
 
 METHODS = ("bitsandbytes", "torchao")
 """quant_method in config.json -> the package of the same name."""
-
-
-def quantization_of(folder: str | Path) -> dict[str, Any] | None:
-    """The quantization_config of a model folder; None if it has none or is not a folder."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    found = content.get("quantization_config") if isinstance(content, dict) else None
-    return found if isinstance(found, dict) else None
 
 
 def load_quantized(folder: str | Path, device: torch.device | str) -> nn.Module:
@@ -61,8 +50,3 @@ def load_quantized(folder: str | Path, device: torch.device | str) -> nn.Module:
     except OSError as error:
         raise ModelError(f"{folder}: its quantized weights cannot be loaded: {error}") from error
     return model.eval()
-
-
-def calm_bitsandbytes() -> None:
-    """Silence its 8-bit product, which warns at every call of every layer that its input is rounded to fp16."""
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

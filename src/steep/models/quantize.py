@@ -8,6 +8,7 @@ holds the unquantized model; host memory does. The output head is not quantized,
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from steep.core.errors import MissingExtraError
 from steep.models.autocast import to_autocast_dtype
+from steep.models.config import QUANTIZING_PACKAGES
 from steep.models.layers import output_layer
+from steep.runtime.optional_packages import quiet_imports
 
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
 """Weights per scale, and scales per second-level scale (double quantization): Dettmers et al. 2023, arXiv:2305.14314."""
@@ -32,18 +35,25 @@ def quantize(model: nn.Module, method: str, compute_dtype: torch.dtype, device: 
 
     method: `nf4`, `int8` or `torchao_int8`. compute_dtype: of their products. Raises MissingExtraError without the package.
     """
-    package = "torchao" if method == "torchao_int8" else "bitsandbytes"
+    package = QUANTIZING_PACKAGES[method]
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, "quant", f"model.quantize: {method}")
     convert = {"nf4": _nf4, "int8": _int8, "torchao_int8": _torchao_int8}[method]
-    for parent, name, layer in linear_layers(model):
-        made = convert(layer, compute_dtype).to(device).train(layer.training)
-        made.register_forward_pre_hook(_in_autocast_dtype)
-        setattr(parent, name, made)
+    calm_bitsandbytes()
+    with quiet_imports():
+        for parent, name, layer in linear_layers(model):
+            made = convert(layer, compute_dtype).to(device).train(layer.training)
+            made.register_forward_pre_hook(_in_autocast_dtype)
+            setattr(parent, name, made)
     model.to(device)
     flag = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}.get(method)
     if flag is not None:
         setattr(model, flag, True)  # transformers' own mark, by which peft chooses its layers
+
+
+def calm_bitsandbytes() -> None:
+    """Silence its 8-bit product, which warns at every call of every layer that its input is rounded to fp16."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _in_autocast_dtype(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

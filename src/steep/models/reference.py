@@ -64,6 +64,16 @@ def lasting_reference(reference: str | None) -> str | None:
     return str(path.resolve()) if path.exists() else reference
 
 
+def quantization_of(folder: str | Path) -> dict[str, Any] | None:
+    """The quantization_config of a model folder; None if it has none or is not a folder."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    found = content.get("quantization_config") if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else None
+
+
 def base_reference(folder: Path) -> str:
     """What the adapter in `folder` was trained on. Raises ModelError if its settings do not say."""
     try:

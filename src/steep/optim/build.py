@@ -12,6 +12,7 @@ from steep.core.plugins import load_plugin
 from steep.core.section import Target
 from steep.optim.config import PACKAGE, OptimizerConfig
 from steep.optim.param_groups import build_param_groups, embedding_tensors
+from steep.runtime.optional_packages import quiet_imports
 
 
 class OptimizerPlugin(Protocol):
@@ -46,7 +47,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig | Target) -> torch
     """
     if isinstance(config, OptimizerConfig):
         plugin = load_optimizer(config)
-        return plugin.build(_groups(model, plugin, config), config)
+        with quiet_imports():
+            return plugin.build(_groups(model, plugin, config), config)
     rate = config.arguments.get("lr", config.arguments.get("learning_rate", OptimizerConfig().learning_rate))
     weight_decay = config.arguments.get("weight_decay", 0.0)
     groups = build_param_groups(model, OptimizerConfig(learning_rate=rate, weight_decay=weight_decay))

@@ -20,9 +20,10 @@ from steep.core.files import temporary_path, write_text
 from steep.exporters.format import ExportTask, check_ids, refuse, with_strings
 from steep.exporters.parity import Answers, Bounds, Parity, answer, check, compare
 from steep.exporters.verify import ask_transformers
+from steep.models.config import QUANTIZING_PACKAGES
 from steep.models.hf_config import quiet_transformers
 from steep.models.load import cast_weights
-from steep.models.load_quantized import calm_bitsandbytes
+from steep.models.quantize import calm_bitsandbytes
 
 SAME_KERNELS = "same weights, same kernels: only the order of sums may differ"
 DTYPES = {
@@ -35,7 +36,6 @@ KL and loss against fp32: about ten times the usual cost of rounding every weigh
 DEFAULT_DTYPE = "bfloat16"
 ENDINGS = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
 
-QUANTIZING_PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao_int8": "torchao"}
 EIGHT_BITS = "8 bits hold a weight to 0.4 % of its row's largest"
 QUANTIZED_BOUNDS = {
     "nf4": Bounds(2e-2, 0.5, 0.3, "4 bits hold a weight to about 5 % of its block's largest"),

@@ -15,6 +15,7 @@ from steep.core.errors import ConfigError, MissingExtraError
 from steep.optim.config import OptimizerConfig
 
 OPTIONS = ("betas", "eps")
+PACKAGE = "bitsandbytes"
 
 SMALLEST_8BIT, BLOCK = 4096, 256
 """bitsandbytes' own: its default of `min_8bit_size`, and its fixed block size."""

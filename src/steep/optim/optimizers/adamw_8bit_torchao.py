@@ -20,6 +20,7 @@ from steep.core.errors import MissingExtraError
 from steep.optim.config import OptimizerConfig
 
 OPTIONS = ("betas", "eps")
+PACKAGE = "torchao"
 
 SMALLEST_8BIT, BLOCK = 4096, 256
 """torchao's own: the smallest tensor that it quantizes, and its default block size."""

@@ -1,0 +1,48 @@
+"""Packages that transformers and peft import wherever they are installed, whether or not a run uses them. No torch.
+
+Main choice: a process that runs one command leaves those out that the command does not use, and says so to Python itself: None in
+`sys.modules` is the language's own mark of a module that cannot be imported (The Python Language Reference, 5.3.1). A notebook's
+process is its owner's, where a later cell may use them; there only the noise of their import is kept away.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+OPTIONAL_PACKAGES = ("bitsandbytes", "torchao")
+
+NOISE = {
+    "torchao": "Failed to load ",
+    "torch.utils._pytree": "is an Enum subclass and is now natively supported",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+}
+"""Logger -> a part of what it says when a package is imported: kernels for other hardware, and a coming change inside torch."""
+
+
+def leave_out_packages(used: Collection[str]) -> None:
+    """Let this process find none of OPTIONAL_PACKAGES but those `used`. Does nothing once torch is imported."""
+    if "torch" in sys.modules:
+        return
+    for name in OPTIONAL_PACKAGES:
+        if name not in used:
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Inside, importing an optional package says nothing of NOISE; everything else is said as always."""
+    loggers = {name: logging.getLogger(name) for name in NOISE}
+    for logger in loggers.values():
+        logger.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        for logger in loggers.values():
+            logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return NOISE[record.name] not in record.getMessage()
