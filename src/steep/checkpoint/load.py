@@ -80,14 +80,23 @@ def find_checkpoint(path: str | os.PathLike[str], say: Say = say_nothing) -> Pat
 def verified_reference(reference: str, say: Say = say_nothing) -> str:
     """What to load a model from: for a run or checkpoint, the folder for transformers in its newest complete checkpoint.
 
-    Anything else comes back as it is, and so does a run whose checkpoints hold no such folder. `say` is told which
-    checkpoints were passed over. Raises CheckpointError if a run or checkpoint has no complete one.
+    Anything else comes back as it is, and so does a run whose checkpoints hold no such folder; the folder for transformers
+    itself is verified with its checkpoint. `say` is told which checkpoints were passed over. Raises CheckpointError if a run or
+    checkpoint has no complete one.
     """
     path = Path(reference).expanduser()
-    if not ((path / "checkpoints").is_dir() or (path / "train_state.json").is_file()):
+    if (path.parent.name, path.name) == ("model", "consolidated") and (path.parent.parent / MANIFEST_NAME).is_file():
+        verify(path.parent.parent)
+        return reference
+    if not ((path / "checkpoints").is_dir() or (path / "train_state.json").is_file() or _holds_checkpoints(path)):
         return reference
     folder = find_checkpoint(path, say) / "model" / "consolidated"
     return str(folder) if any((folder / name).is_file() for name in MODEL_FILES) else reference
+
+
+def _holds_checkpoints(path: Path) -> bool:
+    """Whether it is a run's folder of checkpoints."""
+    return path.name == "checkpoints" and bool(checkpoint_folders(path))
 
 
 def checkpoint_problems(checkpoint: Path) -> list[str]:

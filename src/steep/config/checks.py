@@ -285,7 +285,12 @@ def _entries(folder: Path) -> list[str]:
 
 
 def model_files_exist(data: Any) -> Iterator[Problem]:
-    """A model or tokenizer that is written as a path exists; anything else has the form of a hub id."""
+    """A model or tokenizer that is written as a path exists; anything else has the form of a hub id.
+
+    Not asked of a run that has a checkpoint, which goes on from its own files; what it lacks is said when it is resumed.
+    """
+    if _has_checkpoint(data):
+        return
     for location in (("model", "pretrained"), ("model", "config"), ("tokenizer", "pretrained")):
         section = data.get(location[0]) if isinstance(data, dict) else None
         reference = section.get(location[1]) if isinstance(section, dict) and "_target_" not in section else None
@@ -299,6 +304,14 @@ def model_files_exist(data: Any) -> Iterator[Problem]:
                 f"{shown(reference)} is neither a path that exists{nearest_path(expanded)} "
                 "nor a hub id such as HuggingFaceTB/SmolLM2-135M",
             )
+
+
+def _has_checkpoint(data: Any) -> bool:
+    run = data.get("run") if isinstance(data, dict) else None
+    name, directory = (run.get("name"), run.get("directory", "runs")) if isinstance(run, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(directory, str):
+        return False
+    return os.path.isfile(os.path.join(os.path.expanduser(directory), name, "checkpoints", "LATEST"))
 
 
 def target_files_exist(data: Any) -> Iterator[Problem]:

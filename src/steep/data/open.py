@@ -19,6 +19,7 @@ from steep.data.self_generated import (
     UnwrittenText,
     count_self_generated,
     is_self_generated,
+    remember_texts,
     with_self_generated,
 )
 from steep.order.batches import requested_sequences
@@ -179,6 +180,8 @@ def open_run_data(
         written = with_self_generated(config, lines.append, generator)
     for line in lines:
         say(line)
+    if generator is not None:
+        remember_texts(config, written)
     return _open_written(written, tokenizer, say, progress)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from steep.checkpoint.load import verified_reference
 from steep.config.run import RunConfig
+from steep.core.errors import DataError
 from steep.core.files import atomic_writer, read_json, write_json
 from steep.core.fingerprint import fingerprint
 from steep.core.progress import progress_when_needed
@@ -31,7 +32,7 @@ from steep.core.section import SELF_GENERATED
 from steep.models.config import ModelConfig
 from steep.models.hf_config import pretrained_config
 from steep.models.layers import max_positions
-from steep.models.reference import resolve_reference
+from steep.models.reference import is_gone, lasting_reference, resolve_reference
 from steep.sources.config import SourceConfig
 from steep.store.boundaries import default_cache_directory
 from steep.store.cache import HASH_MEMORY
@@ -97,12 +98,16 @@ def with_self_generated(run: RunConfig, say: Say, generator: TextGenerator | Non
     """
     if not count_self_generated(run):
         return run
-    data = run.data
-    cache, base = _Cache(run, generator), Path(str(getattr(run.model, "pretrained", None))).name
+    data, base = run.data, Path(str(getattr(run.model, "pretrained", None))).name
+    known = _of_lost_base(run)
+    cache = _Cache(run, generator) if known is None else None
 
     def replaced(section: str, name: str, source: Any) -> Any:
         """The source with its file; as it is where it has one of its own or none is written."""
-        path = cache.text(section + name, source.generate_tokens) if is_self_generated(source) else None
+        if not is_self_generated(source):
+            return source
+        wanted = section + name, source.generate_tokens
+        path = cache.text(*wanted) if cache is not None else _known_text(known or {}, *wanted)
         if path is None:
             return source
         about = read_json(path.with_suffix(".json"))
@@ -113,9 +118,49 @@ def with_self_generated(run: RunConfig, say: Say, generator: TextGenerator | Non
         return source.model_copy(update={"path": str(path), "name": source.name or SELF_GENERATED})
 
     train = [replaced("train", str(number), source) for number, source in enumerate(data.train)]
-    found = {name: replaced("validation", name, text) for name, text in data.validation.items()}
-    validation = {name: text for name, text in found.items() if not is_self_generated(text)}
+    texts = {name: replaced("validation", name, text) for name, text in data.validation.items()}
+    validation = {name: text for name, text in texts.items() if not is_self_generated(text)}
     return run.model_copy(update={"data": data.model_copy(update={"train": train, "validation": validation})})
+
+
+# ---- what a run remembers, so that it can go on after its base is gone ----
+
+
+def _memory(run: RunConfig) -> Path:
+    return Path(run.run.directory).expanduser() / run.run.name / "self_generated.json"
+
+
+def remember_texts(run: RunConfig, written: RunConfig) -> None:
+    """Note in the folder of the run, which exists, where the texts are that its base wrote. written: `run` with their paths."""
+    base = lasting_reference(getattr(run.model, "pretrained", None))
+    if not count_self_generated(run) or base is None or is_gone(base) or not _memory(run).parent.is_dir():
+        return
+    before, after = run.data, written.data
+    pairs: list[tuple[str, SourceConfig, SourceConfig]] = [
+        (f"train{number}", *pair) for number, pair in enumerate(zip(before.train, after.train, strict=True))
+    ]
+    pairs += [(f"validation{name}", text, after.validation[name]) for name, text in before.validation.items()]
+    found = {name: str(new.path) for name, old, new in pairs if is_self_generated(old)}
+    write_json(_memory(run), {"base": base, "texts": found})
+
+
+def _of_lost_base(run: RunConfig) -> dict[str, str] | None:
+    """The texts that the run's base wrote, if that base is gone; else None."""
+    if not _memory(run).is_file():
+        return None
+    known = read_json(_memory(run))
+    return known["texts"] if is_gone(str(known["base"])) else None
+
+
+def _known_text(known: dict[str, str], name: str, wanted_tokens: int) -> Path:
+    """A text that a lost base wrote. Raises DataError for one that is gone too, or that would have to be longer."""
+    path = Path(known.get(name, ""))
+    if name not in known or not path.is_file() or path.stem != str(wanted_tokens):
+        raise DataError(
+            f"the base model of the run is gone, so it cannot write {wanted_tokens:,} tokens again (path: auto); restore the "
+            "base, or name a text"
+        )
+    return path
 
 
 class _Cache:

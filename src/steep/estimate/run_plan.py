@@ -6,6 +6,7 @@ Text that is not yet a token store is prepared (and cached for the run), since t
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from steep.config.load import ConfigLike, as_config
@@ -15,14 +16,16 @@ from steep.core import targets
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
 from steep.core.public import Readable, public
-from steep.core.say import tell
+from steep.core.say import Say, tell
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.data.open import RunData, open_run_data
 from steep.estimate.hardware import Hardware, find_hardware
-from steep.estimate.structure import StructureFacts, measure_structure
+from steep.estimate.structure import StructureFacts, measure_structure, model_name
 from steep.evaluation.forgetting import configured_roles
 from steep.models.adapters import capacity_line
+from steep.models.config import ModelConfig
+from steep.models.reference import base_reference, describe_origin, resolve_reference
 from steep.order.batches import Sizes, run_sizes
 from steep.runtime.device import choose_precision
 from steep.tokenizer.open import load_tokenizer
@@ -194,21 +197,68 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
     """The plan of a run that may be too large for its device. Raises a SteepError for what else cannot work."""
     targets.check_run(config, tell, allow_code)
     hardware = find_hardware(config.train.device if device == "auto" else device)
-    tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
     remarks: list[str] = []
+    source = _own_weights(config, remarks.append)
+    if source is None:
+        tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
+    else:  # new tokens are in the run's own tokenizer
+        tokenizer = load_tokenizer(config.tokenizer.model_copy(update={"pretrained": source.pretrained}))
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config, tokenizer, remarks.append, progress=lambda done, total, tokens: show(done, total))
+    pretrained = getattr(source or config.model, "pretrained", None)
+    if pretrained is not None and (line := describe_origin(pretrained)) is not None:
+        remarks.append(line)
     sizes = run_sizes(config.train, config.data.sequence_length, data.order.sequences_per_epoch)
     data.order.check_length(sizes.total_sequences)
-    return replace(plan_opened(config, data, sizes, hardware, tokenizer.vocab_size), remarks=remarks)
+    return replace(plan_opened(config, data, sizes, hardware, tokenizer.vocab_size, source), remarks=remarks)
 
 
-def plan_opened(config: RunConfig, data: RunData, sizes: Sizes, hardware: Hardware, vocabulary_rows: int) -> RunPlan:
-    """The plan of a run whose data is open. vocabulary_rows: embeddings that its tokenizer needs."""
+def _own_weights(config: RunConfig, say: Say) -> ModelConfig | None:
+    """The newest checkpoint of the run, for one that goes on after what it started from is gone; None for any other run.
+
+    Raises ModelError where that checkpoint holds an adapter, which needs its base.
+    """
+    model, checkpoints = config.model, Path(config.run.directory).expanduser() / config.run.name / "checkpoints"
+    if isinstance(model, Target) or model.pretrained is None or not (checkpoints / "LATEST").is_file():
+        return None
+    folder = resolve_reference(str(checkpoints))
+    if folder is None or Path(model.pretrained).expanduser().exists():
+        return None
+    if config.adapter is not None:
+        return model.model_copy(update={"pretrained": base_reference(folder)[0]})
+    say(f"model: the run's own checkpoint; {model.pretrained} is not there")
+    return ModelConfig(pretrained=str(folder), attention=model.attention)
+
+
+def plan_opened(
+    config: RunConfig,
+    data: RunData,
+    sizes: Sizes,
+    hardware: Hardware,
+    vocabulary_rows: int,
+    source: ModelConfig | Target | None = None,
+) -> RunPlan:
+    """The plan of a run whose data is open.
+
+    vocabulary_rows: embeddings that its tokenizer needs. source: what to read the model's shapes from, where that is not what the
+    configuration names, which may be gone: a checkpoint of the run.
+    """
     precision = "mixed_bf16"  # every GPU of the table but the T4 has it, and the T4 emulates it
     if config.train.precision != "auto" or hardware.is_here:
         precision = choose_precision(config.train.precision, hardware.device_type)
     on_gpu = hardware.device_type != "cpu"
     rows = vocabulary_rows if config.vocabulary is not None else None
-    structure = measure_structure(config, sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, on_gpu, rows)
+    structure = measure_structure(
+        config.model_copy(update={"model": _with_own_shapes(config.model, source)}),
+        sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, on_gpu, rows,
+    )  # fmt: skip
+    structure = replace(structure, name=model_name(config.model))
     return RunPlan(config, structure, hardware, precision, sizes, data, rows)
+
+
+def _with_own_shapes(model: ModelConfig | Target, source: ModelConfig | Target | None) -> ModelConfig | Target:
+    """The model section with the weights of `source`, whose configuration has the extended positions already."""
+    if not isinstance(model, ModelConfig) or not isinstance(source, ModelConfig) or source.pretrained is None:
+        return model
+    own = {"pretrained": source.pretrained, "config": None, "rope": source.rope, "revision": source.revision}
+    return model.model_copy(update=own)

@@ -36,6 +36,7 @@ from steep.models.layers import (
     vocab_size,
 )
 from steep.models.quantize import plan_quantized
+from steep.models.reference import is_gone
 from steep.models.rope import extend_rope
 from steep.models.vocabulary import require_trained, with_embeddings
 from steep.optim.build import optimizer_state_bytes
@@ -216,5 +217,5 @@ def model_name(config: ModelConfig | Target) -> str:
         return config.target
     if config.pretrained is not None:
         path = Path(config.pretrained)
-        return path.name if path.exists() else config.pretrained
+        return path.name if path.exists() or is_gone(config.pretrained) else config.pretrained
     return config.config if isinstance(config.config, str) else f"{(config.config or {}).get('model_type')} from config"

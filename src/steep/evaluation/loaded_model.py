@@ -20,7 +20,7 @@ from steep.models.attention_choice import prepare_lm_loss
 from steep.models.layers import vocab_size
 from steep.models.load import load_model
 from steep.models.load_quantized import load_quantized
-from steep.models.reference import ADAPTER_CONFIG, base_reference, quantization_of
+from steep.models.reference import ADAPTER_CONFIG, named_base, quantization_of
 from steep.models.runner import ModelRunner
 from steep.runtime.device import (
     autocast,
@@ -117,7 +117,7 @@ def note_adapter_merge(folder: Path, run: Path | None, say: Say) -> None:
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         return
-    base = base_reference(folder)
+    base, _ = named_base(folder)
     method = getattr(config_of_run(run).model, "quantize", None) if run is not None else None
     if method is not None:
         say(

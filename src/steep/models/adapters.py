@@ -34,11 +34,13 @@ NAME_PREFIX = "base_model.model."
 """What peft puts before these names."""
 
 
-def add_adapter(model: nn.Module, config: AdapterConfig, say: Say, *, base: str | None, seed: int) -> Any:
+def add_adapter(
+    model: nn.Module, config: AdapterConfig, say: Say, *, base: str | None, seed: int, revision: str | None = None
+) -> Any:
     """Freeze `model` and put an adapter into it, in place. Returns peft's wrapper around it.
 
-    base: what to load the base from later, for adapter_config.json. seed: draws the A matrices; torch's generators keep their
-    state. The adapter's tensors are fp32 (bf16 would lose small updates); the base keeps its dtype.
+    base, revision: what to load the base from later, for adapter_config.json. seed: draws the A matrices; torch's generators
+    keep their state. The adapter's tensors are fp32 (bf16 would lose small updates); the base keeps its dtype.
     Raises ConfigError for modules that do not exist, ModelError for a model that peft cannot adapt.
     """
     with quiet_imports():
@@ -65,6 +67,7 @@ def add_adapter(model: nn.Module, config: AdapterConfig, say: Say, *, base: str 
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
     model.peft_config["default"].base_model_name_or_path = base  # type: ignore[index,operator,union-attr]
+    model.peft_config["default"].revision = revision  # type: ignore[index,operator,union-attr]
     if config.lora_plus_ratio is not None:
         model.lora_plus_ratio = config.lora_plus_ratio  # type: ignore[assignment]
     for parameter in model.parameters():  # tied tensors stay one
@@ -186,7 +189,8 @@ def adapter_files(model: nn.Module, files: dict[str, bytes]) -> dict[str, bytes]
 
 
 def load_adapter(model: nn.Module, folder: Path, *, merge: bool) -> nn.Module:
-    """`model` with the adapter of `folder` in it; with `merge`, added to its weights, so that nothing of peft remains.
+    """`model` with the adapter of `folder` in it; with `merge`, added to its weights, so that nothing of peft remains and the
+    whole model can be trained.
 
     Merging runs in the dtype of the weights: load them in fp32. Raises ModelError for an adapter of another model.
     """
@@ -204,6 +208,8 @@ def load_adapter(model: nn.Module, folder: Path, *, merge: bool) -> nn.Module:
     merged: nn.Module = adapted.merge_and_unload(safe_merge=True)
     if has_adapter(merged):
         del merged.peft_config
+    for parameter in merged.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # peft froze the base
     return merged
 
 

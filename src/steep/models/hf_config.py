@@ -20,7 +20,7 @@ from typing import Any
 from steep.core.errors import ModelError
 from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field
 from steep.core.hub import cached_folder, explain_failure
-from steep.models.reference import resolve_reference
+from steep.models.reference import ADAPTER_CONFIG, adapted_settings, base_reference, resolve_reference
 from steep.runtime.optional_packages import quiet_imports
 
 HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_sliding_window_pattern")
@@ -32,8 +32,16 @@ SPECIAL_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": f
 
 
 def pretrained_config(reference: str, revision: str | None = None) -> Any:
-    """transformers' configuration of a folder, hub id or .gguf file; no weight is read. Raises ModelError."""
+    """transformers' configuration of a folder, hub id or .gguf file; no weight is read. Raises ModelError.
+
+    That of an adapter is its base's, with the vocabulary and the positions that the adapter was trained with.
+    """
     path = resolve_reference(reference)
+    if path is not None and (path / ADAPTER_CONFIG).is_file():
+        config = pretrained_config(*base_reference(path))
+        for name, value in adapted_settings(path).items():
+            setattr(config.get_text_config(), name, value)
+        return config
     if path is not None and path.suffix == ".gguf":
         return read_gguf_config(path)
     return read_config(reference if path is None else str(path), revision)

@@ -22,7 +22,7 @@ from steep.models.config import ModelConfig
 from steep.models.fresh import build_fresh, build_target
 from steep.models.hf_config import quiet_transformers, read_config, read_gguf_config
 from steep.models.quantize import quantize
-from steep.models.reference import ADAPTER_CONFIG, base_config_of, base_reference, resolve_reference
+from steep.models.reference import ADAPTER_CONFIG, adapted_settings, base_reference, resolve_reference
 from steep.models.rope import extend_rope
 
 
@@ -85,17 +85,18 @@ def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, a
 
 def load_adapter_base(folder: Path, dtype: torch.dtype, adjust: Adjust = lambda config, source: None) -> nn.Module:
     """The base of the adapter in `folder`, with the vocabulary size and the positions that the adapter was trained with."""
-    trained = base_config_of(folder)
+    trained = adapted_settings(folder)
+    rows = trained.pop("vocab_size", None)
 
     def as_trained(config: Any, source: str) -> None:
-        for name in ("rope_parameters", "max_position_embeddings"):
-            if name in trained:
-                setattr(config.get_text_config(), name, trained[name])
+        for name, value in trained.items():
+            setattr(config.get_text_config(), name, value)
         adjust(config, source)
 
-    model: Any = _load_pretrained(base_reference(folder), None, dtype, as_trained)
-    if "vocab_size" in trained and trained["vocab_size"] != model.config.vocab_size:
-        model.resize_token_embeddings(trained["vocab_size"], mean_resizing=False)  # the adapter brings the rows
+    base, revision = base_reference(folder)
+    model: Any = _load_pretrained(base, revision, dtype, as_trained)
+    if rows is not None and rows != model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter brings the rows
     return model  # type: ignore[no-any-return]
 
 

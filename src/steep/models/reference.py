@@ -12,6 +12,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_CONFIG = "base_config.json"
 """transformers' configuration of the adapted model. Not `config.json`: transformers would expect all weights beside it."""
+ADAPTED_SETTINGS = ("vocab_size", "rope_parameters", "max_position_embeddings")
+"""What a run may change in the configuration of a base that it adapts."""
 
 
 def resolve_reference(reference: str) -> Path | None:
@@ -37,9 +39,9 @@ def _model_folder(folder: Path) -> Path:
         return folder
     if _holds_model(folder / "model" / "consolidated"):
         return folder / "model" / "consolidated"
-    latest = folder / "checkpoints" / "LATEST"
+    latest = (folder if folder.name == "checkpoints" else folder / "checkpoints") / "LATEST"
     if latest.is_file():
-        checkpoint = folder / "checkpoints" / latest.read_text(encoding="utf-8").strip()
+        checkpoint = latest.parent / latest.read_text(encoding="utf-8").strip()
         if _holds_model(checkpoint / "model" / "consolidated"):
             return checkpoint / "model" / "consolidated"
         raise ModelError(f"{latest} names {checkpoint.name}, which holds no model/consolidated/config.json")
@@ -74,8 +76,8 @@ def quantization_of(folder: str | Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def base_reference(folder: Path) -> str:
-    """What the adapter in `folder` was trained on. Raises ModelError if its settings do not say."""
+def named_base(folder: Path) -> tuple[str, str | None]:
+    """What the adapter in `folder` was trained on, and its revision on the hub. Raises ModelError if its settings do not say."""
     try:
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         base = settings["base_model_name_or_path"]
@@ -83,10 +85,69 @@ def base_reference(folder: Path) -> str:
         raise ModelError(f"{folder / ADAPTER_CONFIG} cannot be read ({error})") from None
     if not isinstance(base, str) or not base:
         raise ModelError(f"{folder} holds an adapter that names no base (base_model_name_or_path in {ADAPTER_CONFIG})")
-    return base
+    return base, settings.get("revision")
 
 
-def base_config_of(folder: Path) -> dict[str, Any]:
-    """transformers' configuration of the adapted model, which steep writes beside an adapter; empty without one."""
+def base_reference(folder: Path) -> tuple[str, str | None]:
+    """As `named_base`; raises ModelError also for a local base that is gone."""
+    base, revision = named_base(folder)
+    if is_gone(base):
+        raise ModelError(gone_base(folder, base))
+    return base, revision
+
+
+def is_gone(reference: str) -> bool:
+    """Whether a reference is a local path where there is nothing."""
+    is_path = reference.startswith((".", "/", "~")) or reference.count("/") > 1
+    return is_path and not Path(reference).expanduser().exists()
+
+
+def gone_base(folder: Path, base: str) -> str:
+    """What to do about an adapter whose base is gone, for a message."""
+    checkpoint = next((part for part in Path(base).parents if part.parent.name == "checkpoints"), None)
+    if checkpoint is not None:
+        run = checkpoint.parent.parent
+        return (
+            f"{folder} holds an adapter, and its base is gone: the checkpoint {checkpoint.name} of the run {run}. An adapter is "
+            f"of no use without it. Restore {base}, or train again from {run} under another --run.name"
+        )
+    return (
+        f"{folder} holds an adapter, and its base is gone: {base}. An adapter is of no use without it. Put the base back there, "
+        f"or make a link to where it is now (ln -s NEW_PLACE {base})"
+    )
+
+
+def describe_origin(reference: str) -> str | None:
+    """A line on where the weights come from, for a reference that means an adapter; None for any other.
+
+    Raises ModelError for an adapter whose base is gone.
+    """
+    adapters: list[str] = []
+    base, folder = reference, resolve_reference(reference)
+    while folder is not None and (folder / ADAPTER_CONFIG).is_file():
+        adapters.insert(0, _short(folder))
+        base, _ = base_reference(folder)
+        folder = resolve_reference(base)
+    if not adapters:
+        return None
+    return f"model: {base} with the adapter of {', then that of '.join(adapters)} added to its weights (merged)"
+
+
+def _short(folder: Path) -> str:
+    """A model folder as people know it: for the one in a checkpoint, the run and the checkpoint."""
+    if (folder.parent.name, folder.name) != ("model", "consolidated"):
+        return str(folder)
+    checkpoint = folder.parent.parent
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    return f"{run} ({checkpoint.name})"
+
+
+def adapted_settings(folder: Path) -> dict[str, Any]:
+    """What the model of an adapter that steep trained has in another size than its base: vocabulary and rotary positions.
+
+    From transformers' configuration of the adapted model, which steep writes beside an adapter; empty without one.
+    """
     path = folder / BASE_CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = content.get("text_config") or content
+    return {name: text[name] for name in ADAPTED_SETTINGS if name in text}

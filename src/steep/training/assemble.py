@@ -17,6 +17,7 @@ from steep.checkpoint.folder import CONSOLIDATED_FILE
 from steep.checkpoint.load import verified_reference
 from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
+from steep.core.errors import ModelError
 from steep.core.progress import progress_when_needed
 from steep.core.say import Say
 from steep.core.section import Target
@@ -33,7 +34,14 @@ from steep.models.flops import model_flops_per_token
 from steep.models.freeze import freeze
 from steep.models.layers import check_sequence_length, count_trained, has_adapter, max_positions, vocab_size
 from steep.models.load import load_model
-from steep.models.reference import ADAPTER_WEIGHTS, lasting_reference
+from steep.models.reference import (
+    ADAPTER_WEIGHTS,
+    describe_origin,
+    gone_base,
+    is_gone,
+    lasting_reference,
+    named_base,
+)
 from steep.models.runner import ModelRunner
 from steep.models.vocabulary import extend_embeddings, require_trained, with_embeddings
 from steep.optim.build import build_optimizer
@@ -72,6 +80,8 @@ class Job:
     """The other files of the transformers folder in a checkpoint, by name."""
     weights_file: str
     """What transformers or peft call the weights there."""
+    source: ModelConfig | Target
+    """What the weights were loaded from: what the configuration names, or a checkpoint of the run itself."""
     flops_per_token: float | None
     peak_flops: float | None
 
@@ -113,7 +123,8 @@ def assemble(
     """
     compute = choose_compute(config, say)
     texts = open_texts(config, say, ranks, tokenizer_folder)
-    trained = load_trained(config, texts, compute, say, weights, model)
+    source = find_weights(config, say, weights)
+    trained = load_trained(config, texts, compute, say, source, model, resumed=weights is not None)
     runner = prepare_runner(config, texts, compute, trained, say)
     engine = build_engine(config, texts, runner, say)
     seed_everything(config.run.seed)
@@ -124,6 +135,7 @@ def assemble(
         engine=engine,
         hf_files=_hf_files(trained, texts.hf_tokenizer, say),
         weights_file=ADAPTER_WEIGHTS if has_adapter(trained) else CONSOLIDATED_FILE,
+        source=source,
         flops_per_token=model_flops_per_token(trained, config.data.sequence_length),
         peak_flops=peak_flops(device_name(compute.device)),
     )
@@ -143,12 +155,12 @@ def open_texts(config: RunConfig, say: Say, ranks: Ranks, tokenizer_folder: Path
     """The tokenizer, the data and the sizes that follow from it. The first rank prepares text, the others find it prepared."""
     reference = tokenizer_reference(config.tokenizer, config.model)
     own = config.tokenizer.pretrained is None
-    if tokenizer_folder is None or config.vocabulary is not None:
+    if tokenizer_folder is None or (config.vocabulary is not None and config.adapter is not None):
         hf_tokenizer = load_hf_tokenizer(reference, getattr(config.model, "revision", None) if own else None, say)
-    else:
-        hf_tokenizer = load_hf_tokenizer(str(tokenizer_folder), say=say)
-    extension = extend_tokenizer(hf_tokenizer, config.vocabulary)
-    hf_tokenizer = hf_tokenizer if extension is None else extension.tokenizer
+        extension = extend_tokenizer(hf_tokenizer, config.vocabulary)
+        hf_tokenizer = hf_tokenizer if extension is None else extension.tokenizer
+    else:  # the run's own files have it, new tokens and all
+        hf_tokenizer, extension = load_hf_tokenizer(str(tokenizer_folder), say=say), None
     tokenizer = text_tokenizer(hf_tokenizer, config.tokenizer, reference)
     lines: list[str] = []  # said once the progress bar is gone
     with progress_when_needed("preparing text", "bytes") as show, ranks.first_before_others():
@@ -167,16 +179,21 @@ def open_texts(config: RunConfig, say: Say, ranks: Ranks, tokenizer_folder: Path
 
 
 def load_trained(
-    config: RunConfig, texts: Texts, compute: Compute, say: Say, weights: Path | None, model: nn.Module | None
+    config: RunConfig,
+    texts: Texts,
+    compute: Compute,
+    say: Say,
+    source: ModelConfig | Target,
+    model: nn.Module | None,
+    resumed: bool,
 ) -> nn.Module:
     """The model to train: loaded unless it is given, with new tokens, frozen parts and adapter. Raises a SteepError."""
-    source = _source_of_weights(config, say, weights)
     adapter, given = config.adapter, model is not None
     if model is None:
         dtype = parameter_dtype(compute.precision) if adapter is None else frozen_dtype(compute.precision)
         model = load_model(source, dtype=dtype, device=compute.device, seed=config.run.seed)
     if texts.extension is not None and config.vocabulary is not None:
-        if weights is None or adapter is not None:  # a complete model that is resumed has them
+        if not resumed or adapter is not None:  # a complete model that is resumed has them
             extension = texts.extension
             extend_embeddings(model, extension.subtokens, extension.rows, config.vocabulary.initialise, say)
             say(
@@ -196,13 +213,16 @@ def load_trained(
     if texts.extension is not None and adapter is None:
         require_trained(model)
     if adapter is not None and not given:
-        base = lasting_reference(getattr(source, "pretrained", None))
-        add_adapter(model, adapter, say, base=base, seed=config.run.seed)
+        base, revision = lasting_reference(getattr(source, "pretrained", None)), getattr(source, "revision", None)
+        add_adapter(model, adapter, say, base=base, revision=revision, seed=config.run.seed)
     return model
 
 
-def _source_of_weights(config: RunConfig, say: Say, weights: Path | None) -> ModelConfig | Target:
-    """What the weights are loaded from: the folder of a checkpoint, else what the configuration names."""
+def find_weights(config: RunConfig, say: Say, weights: Path | None) -> ModelConfig | Target:
+    """What the weights are loaded from: the run's own checkpoint (`weights`), else what the configuration names; said where an
+    adapter is merged. The base of an adapter that is resumed is the one that it was trained on, though the run it came from may
+    have newer weights by now. Raises ModelError, CheckpointError for a base that is gone or damaged.
+    """
     model = config.model
     if not isinstance(model, ModelConfig):
         return model
@@ -210,7 +230,25 @@ def _source_of_weights(config: RunConfig, say: Say, weights: Path | None) -> Mod
         return ModelConfig(pretrained=str(weights), attention=model.attention)
     if model.pretrained is None:
         return model
-    return model.model_copy(update={"pretrained": verified_reference(model.pretrained, say)})
+    named = model.pretrained if weights is None else _base_of_resumed(weights, model.pretrained, say)
+    found = verified_reference(named, say)
+    if (line := describe_origin(found)) is not None:
+        say(line)
+    return model.model_copy(update={"pretrained": found})
+
+
+def _base_of_resumed(weights: Path, configured: str, say: Say) -> str:
+    """The base that the adapter in `weights` names; where it is gone (the folder was moved), what the configuration names."""
+    base, _ = named_base(weights)
+    if not is_gone(base):
+        return base
+    path = Path(configured).expanduser()
+    now = verified_reference(configured, say) if path.exists() else configured
+    in_run, checkpoint = Path(base).parts[-2:] == ("model", "consolidated"), Path(base).parts[-3:-2]
+    if not path.exists() or (in_run and Path(now).parts[-3:-2] != checkpoint):
+        raise ModelError(gone_base(weights, base))
+    say(f"base: {now}; it was {base}, which is gone")
+    return now
 
 
 def prepare_runner(config: RunConfig, texts: Texts, compute: Compute, model: nn.Module, say: Say) -> ModelRunner:

@@ -27,9 +27,8 @@ def describe_start(run: RunDirectory, config: RunConfig, job: Job) -> None:
     known = run.read("plan.json")
     if known is None or not _plan_is_current(known, config, job):
         hardware = find_hardware(str(job.engine.device))
-        run.write(
-            "plan.json", plan_opened(config, job.data, job.sizes, hardware, job.tokenizer.vocab_size).to_mapping()
-        )
+        planned = plan_opened(config, job.data, job.sizes, hardware, job.tokenizer.vocab_size, job.source)
+        run.write("plan.json", planned.to_mapping())
 
 
 def _plan_is_current(known: dict[str, Any], config: RunConfig, job: Job) -> bool:
