@@ -178,7 +178,7 @@ def speed(way: str, arguments: argparse.Namespace, folder: Path) -> str:
 
 def precision(arguments: argparse.Namespace) -> str:
     """What is asked for, else bf16 where the device has it."""
-    from steep.runtime.device import choose_precision
+    from steep.runtime.precision import choose_precision
 
     return str(arguments.precision or choose_precision("auto", arguments.device))
 

@@ -181,7 +181,7 @@ def test_every_mistake_in_one_error_each_with_its_line() -> None:
         "run.yaml:6: data.train.0.weigth: there is no such key (given 0.95); did you mean data.train.0.weight?",
         "run.yaml:8: train.learning_rate: there is no such key (given 1e-4); did you mean optimizer.learning_rate?",
         "run.yaml:9: train: global_batch_size=10 is not a multiple of micro_batch_size=4; ",
-        "run.yaml:11: train.precision: 'bf-16' is not a choice; did you mean 'bf16'? It can be: auto, mixed_bf16, bf16, fp32",
+        "run.yaml:11: train.precision: 'bf-16' is not a choice; did you mean 'bf16'? It can be: auto, mixed_bf16, ",
         "run.yaml:14: optimizer.learning_rate: 'fast' is not a number above 0",
         "run.yaml:16: evaluate.tokens: '2Q' is not a count; write it like 2000, 500M or 2B",
         "run.yaml:17: nonsense: there is no such key (given 1). The sections are: run, recipe, model, ",

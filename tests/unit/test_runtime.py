@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from steep.config.redact import redact_arguments
 from steep.core.errors import ConfigError
-from steep.runtime.device import choose_device, choose_precision, peak_flops, peak_resident_bytes
+from steep.core.files import write_json
+from steep.runtime.cpu_speed import cpu_speed
+from steep.runtime.device import (
+    available_cores,
+    choose_device,
+    cpu_quota,
+    default_threads,
+    peak_flops,
+    peak_resident_bytes,
+)
+from steep.runtime.precision import choose_precision
 
 
 def test_unknown_precision_and_device_are_refused() -> None:
@@ -18,6 +31,67 @@ def test_unknown_precision_and_device_are_refused() -> None:
     with pytest.raises(ConfigError, match="finds 0 CUDA devices|no device"):
         choose_device("cuda:99")
     assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("2,1", 2), ("", None), ("many", None), ("0", None)])
+def test_omp_num_threads_is_the_default_number_of_threads(
+    asked: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert default_threads() == (threads or available_cores())
+
+
+def test_a_containers_quota_limits_the_threads(tmp_path: Path) -> None:
+    limit = tmp_path / "cpu.max"
+    for text, cpus in (("max 100000", None), ("150000 100000", 2), ("100000 100000", 1), ("", None)):
+        limit.write_text(text)
+        assert cpu_quota(limit) == cpus
+    assert cpu_quota(tmp_path / "absent") is None
+
+
+@pytest.fixture
+def speed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The remembered speed of this CPU with one thread, measured now."""
+    monkeypatch.setenv("STEEP_CACHE", str(tmp_path))
+    cpu_speed(1)
+    [path] = (tmp_path / "cpu_speed").iterdir()
+    return path
+
+
+def test_auto_is_what_was_measured_to_be_faster(speed_file: Path) -> None:
+    known = json.loads(speed_file.read_text())
+    assert known["fp32_flops"] > 1e8
+    assert (known["bf16_flops"] or 1e9) > 1e6
+    for bf16, chosen in ((2e10, "mixed_bf16"), (5e9, "fp32"), (None, "fp32")):
+        write_json(speed_file, {**known, "fp32_flops": 1e10, "bf16_flops": bf16})
+        said: list[str] = []
+        assert choose_precision("auto", "cpu", threads=1, say=said.append) == chosen
+        assert len(said) == 1
+        assert "10 GFLOP/s in fp32" in said[0]
+        assert "1 thread" in said[0]
+        assert choose_precision("mixed_fp16", "cpu", threads=1, say=said.append) == "mixed_fp16"
+        assert len(said) == 1
+
+
+def test_an_old_or_damaged_measurement_is_made_again(speed_file: Path) -> None:
+    known = json.loads(speed_file.read_text())
+    write_json(speed_file, {**known, "fp32_flops": 1.0, "time": known["time"] - 90_000})
+    assert cpu_speed(1).fp32_flops > 1e8
+    speed_file.write_text("{")
+    assert cpu_speed(1).fp32_flops > 1e8
+    assert json.loads(speed_file.read_text())["fp32_flops"] > 1e8
+
+
+def test_a_measurement_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STEEP_CACHE", str(tmp_path / "file"))
+    said: list[str] = []
+    before = torch.get_rng_state(), torch.get_num_threads()
+    assert cpu_speed(1, said.append).threads == 1
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.get_num_threads() == before[1]
+    assert len(said) == 1
+    assert "cannot be written" in said[0]
 
 
 def test_peak_memory_is_this_process_alone() -> None:

@@ -42,7 +42,7 @@ _WORDS_BY_KEY = (
     ("train.max_grad_norm", "", "grad_clip clip_grad gradient_clipping gradient_clip_val"),
     ("train.precision", "", "dtype torch_dtype mixed_precision"),
     ("train.precision", "mixed_bf16 or bf16", "bf16"),
-    ("train.precision", "mixed_bf16, bf16 or fp32", "fp16"),
+    ("train.precision", "mixed_fp16", "fp16 float16"),
     ("train.compile", "", "torch_compile"),
     ("train.activation_checkpointing", "", "gradient_checkpointing activation_checkpoint recompute"),
     ("model.pretrained", "", "model_name_or_path pretrained_model_name_or_path model_name init_from"),

@@ -23,6 +23,7 @@ import numpy as np
 
 from steep.checkpoint.load import verified_reference
 from steep.config.run import RunConfig
+from steep.core.cache_directory import default_cache_directory
 from steep.core.errors import DataError
 from steep.core.files import atomic_writer, read_json, write_json
 from steep.core.fingerprint import fingerprint
@@ -34,7 +35,6 @@ from steep.models.hf_config import pretrained_config
 from steep.models.layers import max_positions
 from steep.models.reference import is_gone, lasting_reference, resolve_reference
 from steep.sources.config import SourceConfig
-from steep.store.boundaries import default_cache_directory
 from steep.store.cache import HASH_MEMORY
 from steep.store.file_hashes import hash_files
 from steep.store.stream import StreamSource

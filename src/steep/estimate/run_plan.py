@@ -16,7 +16,7 @@ from steep.core import targets
 from steep.core.errors import ConfigError
 from steep.core.progress import progress_when_needed
 from steep.core.public import Readable, public
-from steep.core.say import Say, tell
+from steep.core.say import Say, say_nothing, tell
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.data.open import RunData, open_run_data
@@ -27,7 +27,6 @@ from steep.models.adapters import capacity_line
 from steep.models.config import ModelConfig
 from steep.models.reference import base_reference, describe_origin, resolve_reference
 from steep.order.batches import Sizes, run_sizes
-from steep.runtime.device import choose_precision
 from steep.tokenizer.open import load_tokenizer
 
 BAR_COLUMNS = 40
@@ -196,8 +195,9 @@ def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -
 def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
     """The plan of a run that may be too large for its device. Raises a SteepError for what else cannot work."""
     targets.check_run(config, tell, allow_code)
-    hardware = find_hardware(config.train.device if device == "auto" else device)
+    hardware = find_hardware(config.train.device if device == "auto" else device, config.train.threads)
     remarks: list[str] = []
+    config = _with_precision(config, hardware, remarks.append)
     source = _own_weights(config, remarks.append)
     if source is None:
         tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
@@ -211,6 +211,12 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
     sizes = run_sizes(config.train, config.data.sequence_length, data.order.sequences_per_epoch)
     data.order.check_length(sizes.total_sequences)
     return replace(plan_opened(config, data, sizes, hardware, tokenizer.vocab_size, source), remarks=remarks)
+
+
+def _with_precision(config: RunConfig, hardware: Hardware, say: Say = say_nothing) -> RunConfig:
+    """The configuration with the precision that a run on `hardware` would choose in place of `auto`."""
+    precision = hardware.choose_precision(config.train.precision, threads=config.train.threads, say=say)
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
 
 def _own_weights(config: RunConfig, say: Say) -> ModelConfig | None:
@@ -243,9 +249,8 @@ def plan_opened(
     vocabulary_rows: embeddings that its tokenizer needs. source: what to read the model's shapes from, where that is not what the
     configuration names, which may be gone: a checkpoint of the run.
     """
-    precision = "mixed_bf16"  # every GPU of the table but the T4 has it, and the T4 emulates it
-    if config.train.precision != "auto" or hardware.is_here:
-        precision = choose_precision(config.train.precision, hardware.device_type)
+    config = _with_precision(config, hardware)
+    precision = config.train.precision
     on_gpu = hardware.device_type != "cpu"
     rows = vocabulary_rows if config.vocabulary is not None else None
     structure = measure_structure(

@@ -6,7 +6,6 @@ The module is built on fake tensors: real code, real shapes, no data. The config
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from steep.models.vocabulary import require_trained, with_embeddings
 from steep.optim.build import optimizer_state_bytes
 from steep.parallelize.activation_checkpoint import KeptBytes, checkpoint_layers, chosen_layers
 from steep.parallelize.config import ActivationCheckpointing
+from steep.runtime.precision import autocast, frozen_dtype, is_mixed, parameter_dtype
 
 GUESSED_BYTES_PER_WIDTH = 68
 """Bytes per token, layer and unit of width: 34 numbers of 2 bytes, without attention (Korthikanti et al. 2022,
@@ -83,8 +83,7 @@ def measure_structure(
         host_bytes = frozen_embedding(model).weight.nbytes if offloaded else 0  # stays in host memory beside a GPU
         ema_bytes = 4 * count_trained(model) if config.train.ema_decay is not None else 0
         head, head_table = _head_shape(model), head_weight(model)
-        mixed = precision == "mixed_bf16"
-        activations = _activations(model, config, micro_batch_size, head[1], mixed, on_gpu)
+        activations = _activations(model, config, micro_batch_size, head[1], precision, on_gpu)
         memory = peak_memory(
             model,
             activations,
@@ -93,7 +92,7 @@ def measure_structure(
             head_shape=head,
             head_trained=head_table is None or head_table.requires_grad,
             head_tied=is_tied(model),
-            autocast_bytes=2 if mixed else None,
+            autocast_bytes=2 if is_mixed(precision) else None,
             accumulates=accumulates,
             optimizer_bytes=optimizer_state_bytes(model, config.optimizer) + ema_bytes,
             loss_chunk_bytes=config.train.loss_chunk_bytes,
@@ -115,8 +114,8 @@ def measure_structure(
 
 
 def _model_of_run(config: RunConfig, precision: str, vocabulary_rows: int | None) -> nn.Module:
-    frozen_in_bf16 = precision == "bf16" or (precision == "mixed_bf16" and config.adapter is not None)
-    model = build_structure(config.model, torch.bfloat16 if frozen_in_bf16 else torch.float32, vocabulary_rows)
+    dtype = parameter_dtype(precision) if config.adapter is None else frozen_dtype(precision)
+    model = build_structure(config.model, dtype, vocabulary_rows)
     check_sequence_length(model, config.data.sequence_length)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
         freeze(model, config.model.freeze, say_nothing)  # what a run says while its model is built, a plan does not
@@ -131,7 +130,7 @@ def _model_of_run(config: RunConfig, precision: str, vocabulary_rows: int | None
 
 
 def _activations(
-    model: nn.Module, config: RunConfig, rows: int, width: int, mixed: bool, on_gpu: bool
+    model: nn.Module, config: RunConfig, rows: int, width: int, precision: str, on_gpu: bool
 ) -> ActivationLayout:
     """What autograd keeps and what is computed again; a guess, with a note, where it cannot be measured.
 
@@ -140,7 +139,7 @@ def _activations(
     length = config.data.sequence_length
     ids = torch.zeros(rows, length, dtype=torch.long)
     try:
-        with torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext():
+        with autocast(ids.device, precision):
             return _measured(model, config.train.activation_checkpointing, lambda: _hidden_states(model, ids), on_gpu)
     except ModelError:
         raise

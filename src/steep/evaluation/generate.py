@@ -17,7 +17,7 @@ from steep.core.public import public, refuse_unknown
 from steep.evaluation.loaded_model import open_model
 from steep.evaluation.model_reference import ModelReference, Reference, model_reference
 from steep.models.layers import compute_device, evaluating, max_positions
-from steep.runtime.device import autocast
+from steep.runtime.precision import autocast
 from steep.runtime.seed import seed_everything
 from steep.tokenizer.encode import TextTokenizer
 

@@ -23,6 +23,7 @@ from steep.core.public import Readable, public
 from steep.core.say import Say, tell
 from steep.evaluation.loaded_model import LoadedModel, open_model
 from steep.evaluation.model_reference import Reference, base_model_reference, model_reference
+from steep.runtime.precision import AUTOCAST_DTYPES
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
 """The parts of lm-eval's results that are kept; the rest describes the machine."""
@@ -167,7 +168,7 @@ def _run(loaded: LoadedModel, manager: Any, names: list[str], limit: int | None,
         pretrained=loaded.model,
         tokenizer=loaded.hf_tokenizer,
         batch_size=batch_size,
-        mixed_precision_dtype="bfloat16" if loaded.runner.precision == "mixed_bf16" else None,
+        mixed_precision_dtype=AUTOCAST_DTYPES.get(loaded.runner.precision),
     )
     try:
         answer = simple_evaluate(

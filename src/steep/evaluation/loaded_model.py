@@ -22,14 +22,8 @@ from steep.models.load import load_model
 from steep.models.load_quantized import load_quantized
 from steep.models.reference import ADAPTER_CONFIG, named_base, quantization_of
 from steep.models.runner import ModelRunner
-from steep.runtime.device import (
-    autocast,
-    available_cores,
-    choose_device,
-    choose_precision,
-    keep_torch_settings,
-    parameter_dtype,
-)
+from steep.runtime.device import choose_device, default_threads, keep_torch_settings
+from steep.runtime.precision import autocast, choose_precision, parameter_dtype
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 from steep.tokenizer.open import text_tokenizer
@@ -66,8 +60,9 @@ def open_model(
 ) -> Iterator[LoadedModel]:
     """A loaded model for the length of a `with` block. Raises ModelError, ConfigError, CheckpointError.
 
-    Inside the block torch uses all available cores and the model's device. Afterwards the process has its own thread count and
-    CUDA device again. Of a run the newest complete checkpoint is loaded, every byte verified; `say` is told of those skipped.
+    Inside the block torch uses OMP_NUM_THREADS threads, by default all available cores, and the model's device. Afterwards the
+    process has its own thread count and CUDA device again. Of a run the newest complete checkpoint is loaded, every byte
+    verified; `say` is told of those skipped.
     """
     with keep_torch_settings():
         yield _load(reference, device, precision, allow_code, say)
@@ -75,7 +70,7 @@ def open_model(
 
 def _load(reference: ModelReference, device: str, precision: str, allow_code: bool, say: Say) -> LoadedModel:
     where = choose_device(device)
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(default_threads())
     how = choose_precision(precision, where.type)
     if isinstance(reference.model, Target):
         folder = None

@@ -19,7 +19,8 @@ from steep.data.self_generated import BATCH_DOCUMENTS, BaseModel, DrawDocuments
 from steep.evaluation.generate import end_of_text_ids
 from steep.models.layers import compute_device, evaluating
 from steep.models.load import load_model
-from steep.runtime.device import choose_device, choose_precision, frozen_dtype
+from steep.runtime.device import choose_device
+from steep.runtime.precision import choose_precision, frozen_dtype
 
 LEAST_KEPT_RATIO = 0.5
 """A document that reached its greatest length is cut after its last whole sentence, if at least this part of it is kept."""

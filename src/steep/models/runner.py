@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from steep.batch import Batch
 from steep.models.layers import evaluating
 from steep.models.lm_loss import LMLoss
-from steep.runtime.device import autocast
+from steep.runtime.precision import autocast
 
 
 @dataclass(frozen=True)

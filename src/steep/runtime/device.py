@@ -1,13 +1,13 @@
-"""What the machine offers: device, threads, precision, memory. The one place that asks whether CUDA is there."""
+"""What the machine offers: device, threads, memory. The one place that asks whether CUDA is there."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,18 +17,16 @@ if TYPE_CHECKING:
     import torch
 
 
-PRECISIONS = ("auto", "mixed_bf16", "bf16", "fp32")
-
-PEAK_BF16_FLOPS = (
+PEAK_HALF_FLOPS = (
     ("gb200", 2.5e15), ("b200", 2.25e15), ("b100", 1.75e15),
     ("h100 pcie", 756e12), ("h100 nvl", 835e12), ("h100", 989e12), ("h200", 989e12), ("gh200", 989e12),
     ("h800", 989e12), ("h20", 148e12), ("a100", 312e12), ("a800", 312e12), ("a40", 149.7e12), ("a30", 165e12),
     ("a10g", 70e12), ("a10", 125e12), ("l40s", 362e12), ("l40", 181e12), ("l4", 121e12),
     ("rtx a6000", 154.8e12), ("rtx 6000 ada", 364e12), ("rtx 5090", 209.5e12), ("rtx 4090", 165.2e12),
-    ("rtx 3090", 71e12), ("mi325x", 1307e12), ("mi300x", 1307e12), ("mi250x", 191.5e12),
+    ("rtx 3090", 71e12), ("v100", 125e12), ("t4", 65e12), ("mi325x", 1307e12), ("mi300x", 1307e12), ("mi250x", 191.5e12),
 )  # fmt: skip
-"""Dense bf16 peak of GPUs in FLOP/s, from the makers' data sheets, by a part of the name that the driver reports. Longer names
-come before the ones they contain."""
+"""Dense bf16 peak of GPUs in FLOP/s (fp16 for the V100 and the T4, which have no bf16), from the makers' data sheets, by
+a part of the name that the driver reports. Longer names come before the ones they contain."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -73,61 +71,40 @@ def usable_cpus() -> set[int]:
 
 
 def available_cores() -> int:
-    """Physical cores that this process may use (no torch). Where the topology is hidden, logical ones."""
+    """Physical cores that this process may use, its container's quota of CPU time included (no torch). Where the topology is
+    hidden, logical ones."""
     siblings = set()
     for cpu in usable_cpus():
         path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         siblings.add(path.read_text().strip() if path.exists() else str(cpu))
-    return max(1, len(siblings))
+    return max(1, min(len(siblings), cpu_quota() or len(siblings)))
+
+
+def cpu_quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """CPUs that the container may keep busy at a time, rounded up; None without a limit. More threads than that wait for each
+    other while the kernel holds them back."""
+    quota, _, period = (path.read_text() if path.exists() else "max").strip().partition(" ")
+    return math.ceil(int(quota) / int(period)) if quota.isdigit() and period.isdigit() else None
+
+
+def default_threads() -> int:
+    """CPU threads of torch where none are configured: OMP_NUM_THREADS, else one per physical core that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list gives one number per nested level
+    return int(asked) if asked.isdigit() and int(asked) > 0 else available_cores()
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware (AMX or AVX-512 BF16), from the flags the kernel reports."""
-    flags = _cpuinfo("flags")
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    """Whether this CPU has instructions for bf16 products (AMX, AVX-512 BF16, Arm's BF16), from the flags the kernel reports.
+    Whether they are faster than fp32 is another question: see cpu_speed.py."""
+    flags = f"{cpu_info('flags')} {cpu_info('Features')}".split()
+    return any(flag in flags for flag in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
-def _cpuinfo(field: str) -> str:
+def cpu_info(field: str) -> str:
     """What the kernel says of the first CPU under `field`; empty where it does not."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
-
-
-def choose_precision(name: str, device_type: str) -> str:
-    """`auto` as mixed_bf16 where bf16 runs in hardware, else fp32; other names as they are. Raises ConfigError."""
-    if name not in PRECISIONS:
-        raise ConfigError(f"precision {name!r} is not known; use one of {', '.join(PRECISIONS)}")
-    if name != "auto":
-        return name
-    if device_type == "cuda":
-        import torch
-
-        return "mixed_bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "mixed_bf16" if cpu_has_bf16() else "fp32"
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context that forward passes run in: bf16 autocast for mixed_bf16, nothing otherwise."""
-    import torch
-
-    if precision == "mixed_bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def parameter_dtype(precision: str) -> torch.dtype:
-    """The dtype that weights and their gradients are kept in."""
-    import torch
-
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def frozen_dtype(precision: str) -> torch.dtype:
-    """The dtype of weights that are not trained: that of the matrix products, since no update can be lost in rounding."""
-    import torch
-
-    return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -170,7 +147,7 @@ def device_name(device: torch.device) -> str:
 
 def cpu_name() -> str:
     """The CPU's name and how many of its cores this process may use (no torch)."""
-    return f"{_cpuinfo('model name') or 'CPU'}, {available_cores()} cores"
+    return f"{cpu_info('model name') or 'CPU'}, {available_cores()} cores"
 
 
 def total_memory_bytes(device_type: str) -> int:
@@ -186,6 +163,6 @@ def total_memory_bytes(device_type: str) -> int:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """The dense bf16 peak of a GPU in FLOP/s by its name; None for any other device, such as a CPU."""
+    """The dense peak of a GPU in 16 bits, in FLOP/s by its name; None for any other device, such as a CPU."""
     name = f" {' '.join(device_name.lower().replace('-', ' ').split())} "  # whole words: an A1000 is not an A100
-    return next((peak for part, peak in PEAK_BF16_FLOPS if f" {part} " in name), None)
+    return next((peak for part, peak in PEAK_HALF_FLOPS if f" {part} " in name), None)

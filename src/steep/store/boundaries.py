@@ -16,6 +16,7 @@ from typing import Optional
 
 import numpy as np
 
+from steep.core.cache_directory import default_cache_directory
 from steep.core.errors import DataError
 from steep.core.files import atomic_writer
 from steep.core.fingerprint import fingerprint
@@ -37,11 +38,6 @@ class Boundary:
 
     def __str__(self) -> str:
         return f"each {'begins' if self.first else 'ends'} with token {self.token}"
-
-
-def default_cache_directory() -> Path:
-    """$STEEP_CACHE, else ~/.cache/steep."""
-    return Path(os.environ.get("STEEP_CACHE") or "~/.cache/steep").expanduser()
 
 
 def choose_boundary(

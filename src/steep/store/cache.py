@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional, Union
 
+from steep.core.cache_directory import default_cache_directory
 from steep.core.errors import DataError
 from steep.core.fingerprint import fingerprint
 from steep.core.say import Say, tell
 from steep.sources.config import SourceConfig
 from steep.sources.hints import say_hints
 from steep.sources.inputs import paths_of
-from steep.store.boundaries import default_cache_directory
 from steep.store.config import PrepareConfig
 from steep.store.detect import token_file
 from steep.store.dropped import dropped_line

@@ -48,16 +48,8 @@ from steep.optim.build import build_optimizer
 from steep.order.batches import Sizes, run_sizes
 from steep.parallelize.activation_checkpoint import checkpoint_layers
 from steep.parallelize.compile import compile_layers
-from steep.runtime.device import (
-    autocast,
-    available_cores,
-    choose_device,
-    choose_precision,
-    device_name,
-    frozen_dtype,
-    parameter_dtype,
-    peak_flops,
-)
+from steep.runtime.device import choose_device, default_threads, device_name, peak_flops
+from steep.runtime.precision import autocast, choose_precision, frozen_dtype, parameter_dtype
 from steep.runtime.ranks import Ranks
 from steep.runtime.seed import seed_everything, set_determinism
 from steep.tokenizer.encode import TextTokenizer
@@ -145,8 +137,8 @@ def choose_compute(config: RunConfig, say: Say) -> Compute:
     """Device, threads and precision of this process, set and said. Raises ConfigError."""
     set_determinism(config.train.deterministic)
     device = choose_device(config.train.device)
-    torch.set_num_threads(config.train.threads or available_cores())
-    precision = choose_precision(config.train.precision, device.type)
+    torch.set_num_threads(config.train.threads or default_threads())
+    precision = choose_precision(config.train.precision, device.type, threads=config.train.threads, say=say)
     say(f"device {device}, {torch.get_num_threads()} threads, precision {precision}")
     return Compute(device, precision)
 

@@ -27,13 +27,14 @@ class TrainConfig(Section):
     """Save and leave after this much time, counted from the start of the process's training loop."""
     max_grad_norm: Optional[float] = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm. null: no clipping."""
-    precision: Literal["auto", "mixed_bf16", "bf16", "fp32"] = "auto"
-    """`mixed_bf16`: fp32 master weights, bf16 autocast; `bf16`: everything bf16 (loses small updates);
-    `auto`: mixed_bf16 where the device computes bf16 in hardware, else fp32."""
+    precision: Literal["auto", "mixed_bf16", "mixed_fp16", "bf16", "fp32"] = "auto"
+    """`mixed_bf16`: fp32 master weights, bf16 autocast; `mixed_fp16`: fp16 autocast with loss scaling, for GPUs without bf16
+    (T4, V100); `bf16`: everything bf16 (loses small updates). `auto`: on a GPU mixed_bf16 where it has bf16, else mixed_fp16; on
+    a CPU fp32 or mixed_bf16, whichever is faster when measured. A run keeps what was chosen at its start."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     threads: Optional[int] = Field(default=None, ge=1)
-    """CPU threads of torch. Default: one per physical core this process may use."""
+    """CPU threads of torch. Default: OMP_NUM_THREADS, else one per physical core this process may use."""
     compile: bool = False
     """Compile each transformer layer with torch.compile: faster steps after a slow start."""
     activation_checkpointing: Checkpointing = None

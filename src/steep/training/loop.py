@@ -91,6 +91,7 @@ def _process(
         resume_point = ranks.from_first(
             lambda: find_resume_point(run, config, notes.append, resume, accept_data_change)
         )
+        config = resume_point.config
         stack.enter_context(explained_errors(run))
         trackers = stack.enter_context(
             Trackers(

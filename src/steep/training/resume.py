@@ -21,6 +21,7 @@ from steep.order.data_order import DataOrder, same_past
 from steep.runtime.ranks import Ranks
 from steep.runtime.run_directory import RunDirectory
 from steep.training.assemble import Job
+from steep.training.settle import settle, settled_before
 from steep.training.state import TrainState
 
 
@@ -28,6 +29,8 @@ from steep.training.state import TrainState
 class ResumePoint:
     """Where a process takes up the run: at a checkpoint, or at step 0 without one."""
 
+    config: RunConfig
+    """As it was given, with what the run chose at its start in place of `auto`."""
     checkpoint: Checkpoint | None = None
     accept_data_change: bool = False
     """Whether to go on with other data than was trained on."""
@@ -59,29 +62,38 @@ def find_resume_point(
     if not any(run.checkpoints.glob("epoch_*_step_*")):
         if resume:
             raise CheckpointError(f"--resume: {run.path} holds no checkpoint. Start the run without --resume.")
-        if run.config.exists():  # a run that stopped before its first checkpoint starts anew, if it is the same
-            saved = parse_yaml(run.config.read_text(encoding="utf-8")).data
+        saved = _saved(run, run.config.read_text(encoding="utf-8")) if run.config.exists() else None
+        config = settle(config, saved, say)
+        if saved is not None:  # a run that stopped before its first checkpoint starts anew, if it is the same
             what = (
                 "belongs to a different run, which stopped before its first checkpoint (so the folder can be deleted)"
             )
             _refuse(run, saved, redact(config.to_mapping()), what)
-        return ResumePoint()
+        return ResumePoint(config)
     if resume is False:
         raise CheckpointError(
             f"{run.path} already holds a run. Choose another --run.name, delete the folder, or remove --no-resume."
         )
     checkpoint = open_checkpoint(find_checkpoint(run.path, say))
-    saved, current = parse_yaml(checkpoint.config_yaml).data, redact(config.to_mapping())
+    saved = _saved(run, checkpoint.config_yaml)
+    config = settle(config, saved, say)
+    current = redact(config.to_mapping())
     _refuse(run, saved, current, "holds a different run")
     warned = warnings(saved, current)
     for line in (*warned, f"resuming from {checkpoint.path.name}"):
         say(line)
     return ResumePoint(
+        config,
         checkpoint,
         accept_data_change,
         scores_change=any(line.endswith(SCORES_CHANGE) for line in warned),
         same_tokenizer=all(saved.get(key) == current.get(key) for key in ("tokenizer", "vocabulary")),
     )
+
+
+def _saved(run: RunDirectory, text: str) -> dict[str, Any]:
+    """A saved configuration as plain values."""
+    return settled_before(parse_yaml(text).data, run.read("plan.json"))
 
 
 def _refuse(run: RunDirectory, saved: dict[str, Any], current: dict[str, Any], what: str) -> None:

@@ -26,7 +26,7 @@ def describe_start(run: RunDirectory, config: RunConfig, job: Job) -> None:
     run.write("environment.json", describe_environment(redact_arguments(sys.argv)))
     known = run.read("plan.json")
     if known is None or not _plan_is_current(known, config, job):
-        hardware = find_hardware(str(job.engine.device))
+        hardware = find_hardware(str(job.engine.device), config.train.threads)
         planned = plan_opened(config, job.data, job.sizes, hardware, job.tokenizer.vocab_size, job.source)
         run.write("plan.json", planned.to_mapping())
 

@@ -18,7 +18,8 @@ from steep.models.hf_config import pretrained_config
 from steep.models.layers import max_positions
 from steep.models.load import load_model
 from steep.models.reference import lasting_reference
-from steep.runtime.device import autocast, choose_device, choose_precision, frozen_dtype, parameter_dtype
+from steep.runtime.device import choose_device, cpu_has_bf16
+from steep.runtime.precision import autocast, choose_precision, frozen_dtype, is_mixed, parameter_dtype
 from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 from steep.unsloth.cpu_fallback import encodings_stay_here
 from steep.unsloth.translate import check_keys, refuse, say, say_ignored
@@ -93,7 +94,8 @@ class NotebookState:
 
 def is_bfloat16_supported() -> bool:
     """Whether the device that would train, the GPU if there is one, computes bf16 in hardware (a T4 only emulates it)."""
-    return choose_precision("auto", choose_device("auto").type) != "fp32"
+    on_gpu = choose_device("auto").type == "cuda"
+    return choose_precision("auto", "cuda") == "mixed_bf16" if on_gpu else cpu_has_bf16()
 
 
 def inner(model: Any) -> Any:
@@ -121,7 +123,7 @@ class FastLanguageModel:
         """(model, tokenizer): a transformers model on the GPU if there is one, and its tokenizer.
 
         model_name: folder, .gguf file, steep run or hub id. max_seq_length: tokens; beyond the model's positions these are scaled
-        linearly, with a line. dtype: torch's, or None: bf16 where the device has it, else fp32. load_in_4bit: linear layers as
+        linearly, with a line. dtype: torch's, or None for what is fastest on the device. load_in_4bit: linear layers as
         NF4 (extra `quant`). Raises SteepError.
         """
         call = "FastLanguageModel.from_pretrained"
@@ -200,13 +202,14 @@ class FastLanguageModel:
 
 def _precision(dtype: Any, device: torch.device) -> str:
     name = str(dtype).removeprefix("torch.")
-    if name in ("None", "float16"):
+    if name == "None" or (name == "float16" and device.type == "cpu"):
         if name == "float16":
-            say("dtype float16: steep trains in bf16 where the device has it, else in fp32")
-        return choose_precision("auto", device.type)
-    if name not in ("bfloat16", "float32"):
-        raise ConfigError(f"dtype={dtype!r}: give torch.bfloat16, torch.float32 or None")
-    return {"bfloat16": "mixed_bf16", "float32": "fp32"}[name]
+            say("dtype float16 is slow on a CPU: the faster of fp32 and bf16 takes its place")
+        return choose_precision("auto", device.type, threads=torch.get_num_threads(), say=say)
+    precisions = {"bfloat16": "mixed_bf16", "float16": "mixed_fp16", "float32": "fp32"}
+    if name not in precisions:
+        raise ConfigError(f"dtype={dtype!r}: give torch.bfloat16, torch.float16, torch.float32 or None")
+    return precisions[name]
 
 
 def _rope(config: ModelConfig, scaling: Any, length: int) -> RopeConfig | None:
@@ -228,8 +231,8 @@ def _checkpointing(value: Any) -> Any:
 
 
 def _write_under_autocast(model: Any, device: torch.device, precision: str) -> None:
-    """Let a notebook call the model outside of training: fp32 embeddings beside bf16 layers need autocast. This instance only."""
-    if precision != "mixed_bf16":
+    """Let a notebook call the model outside of training: fp32 embeddings beside 16-bit layers need autocast."""
+    if not is_mixed(precision):
         return
     own = type(model).forward
 

@@ -114,7 +114,7 @@ class UnslothTrainer:
             mapping["adapter"] = self.notebook.adapter.model_dump(mode="json")
         checkpointing = self.args.gradient_checkpointing
         mapping["train"] |= {
-            "precision": "mixed_bf16" if self.args.bf16 else self.notebook.precision,
+            "precision": self._precision(),
             "threads": torch.get_num_threads(),  # as the notebook has them
             "activation_checkpointing": self.notebook.checkpointing if checkpointing is None else bool(checkpointing),
         }
@@ -130,6 +130,12 @@ class UnslothTrainer:
         if self._datasets["eval"] is not None:
             mapping["data"]["validation"] = {"eval_dataset": {"path": self._write(folder, "eval")[0]}}
         return load_run_config(mapping=mapping)
+
+    def _precision(self) -> str:
+        """What the arguments ask for; fp16 only where it is fast, on a GPU."""
+        if self.args.bf16:
+            return "mixed_bf16"
+        return "mixed_fp16" if self.args.fp16 and torch.cuda.is_available() else self.notebook.precision
 
     def _batches(self, texts: list[str]) -> DocumentBatches:
         """The batch of a step, and a line that says how it follows from the notebook's."""
@@ -165,8 +171,8 @@ class UnslothTrainer:
             raise ConfigError(
                 f"a run is resumed by `steep train {newest}/config.yaml --resume`, then loaded by from_pretrained('{newest}')"
             )
-        if self.args.fp16 and not self.args.bf16:
-            say(f"fp16: steep does not train in fp16; this run computes in {self.notebook.precision}")
+        if self.args.fp16 and (precision := self._precision()) != "mixed_fp16":
+            say(f"fp16 is slow on a CPU: this run computes in {precision}")
         config = self.configuration()
         tune_process()
         model = inner(self.model)

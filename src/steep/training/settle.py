@@ -1,0 +1,39 @@
+"""What a run chooses at its start and keeps: `auto` in its configuration becomes a value, and stays that value at every resume.
+
+In: the configuration as given, and what the run directory says of an earlier process. Out: the configuration to run and to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from steep.config.run import RunConfig
+from steep.core.say import Say
+from steep.runtime.device import choose_device
+from steep.runtime.precision import choose_precision
+
+
+def settle(config: RunConfig, saved: Mapping[str, Any] | None, say: Say) -> RunConfig:
+    """The configuration without `auto` in train.precision. Raises ConfigError for a device that is not there.
+
+    saved: the configuration that the run directory holds, from `settled_before`; None for a new run. say: told what is chosen now
+    and why. A resumed run chooses nothing.
+    """
+    train = config.train
+    if train.precision != "auto":
+        return config
+    precision = (saved or {}).get("train", {}).get("precision", "auto")
+    if precision == "auto":
+        device = choose_device(train.device)
+        precision = choose_precision("auto", device.type, threads=train.threads, say=say)
+    return config.model_copy(update={"train": train.model_copy(update={"precision": precision})})
+
+
+def settled_before(saved: dict[str, Any], planned: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A saved configuration with what the run began with. Earlier versions saved `auto`, and wrote the precision to plan.json."""
+    train = saved.get("train") or {}
+    precision = (planned or {}).get("precision")
+    if train.get("precision", "auto") != "auto" or precision is None:
+        return saved
+    return {**saved, "train": {**train, "precision": precision}}

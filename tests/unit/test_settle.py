@@ -1,0 +1,60 @@
+"""What `auto` became when a run began is what it means at every resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import steep
+from steep.config.load import load_run_config
+from steep.core.files import read_json, write_json
+from steep.runtime.cpu_speed import cpu_speed
+from steep.training.settle import settle, settled_before
+from support import losses, run_mapping
+
+
+def config_of(precision: str) -> Any:
+    return load_run_config(
+        mapping={
+            "model": {"pretrained": "some/model"},
+            "data": {"train": [{"path": __file__}]},
+            "train": {"precision": precision, "device": "cpu", "threads": 1},
+        }
+    )
+
+
+def test_a_resumed_run_takes_what_was_saved() -> None:
+    for saved in ("fp32", "mixed_bf16", "mixed_fp16"):
+        assert settle(config_of("auto"), {"train": {"precision": saved}}, print).train.precision == saved
+    assert settle(config_of("bf16"), {"train": {"precision": "fp32"}}, print).train.precision == "bf16"
+
+
+def test_a_run_of_an_earlier_version_is_told_by_its_plan() -> None:
+    saved = {"train": {"precision": "auto", "steps": 3}}
+    assert settled_before(saved, {"precision": "mixed_bf16"})["train"] == {"precision": "mixed_bf16", "steps": 3}
+    assert settled_before(saved, None) == saved
+    assert settled_before({"train": {"precision": "fp32"}}, {"precision": "bf16"})["train"]["precision"] == "fp32"
+
+
+def test_a_resumed_run_does_not_measure_itself_into_another_precision(
+    tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEEP_CACHE", str(tmp_path / "steep"))
+    cpu_speed(1)
+    [speed] = (tmp_path / "steep" / "cpu_speed").iterdir()
+    known = read_json(speed)
+    mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, train={"precision": "auto", "steps": 2})
+    mapping["schedule"] = {"name": "constant"}
+    write_json(speed, {**known, "fp32_flops": 2e10, "bf16_flops": 1e10})
+    steep.train(mapping)
+    write_json(speed, {**known, "fp32_flops": 1e10, "bf16_flops": 2e10})
+    mapping["train"]["steps"] = 4
+    result = steep.train(mapping, resume=True)
+    assert load_run_config(result.run_directory / "config.yaml").train.precision == "fp32"
+    log = (result.run_directory / "console.log").read_text()
+    assert log.count("precision auto: fp32") == 1
+    assert "mixed_bf16" not in log
+    mapping["train"]["precision"], mapping["run"]["name"] = "fp32", "explicit"
+    assert losses(steep.train(mapping).run_directory) == losses(result.run_directory)
