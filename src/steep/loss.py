@@ -38,6 +38,11 @@ ALL_ROWS_RATIO = 0.9
 """From this share of labelled rows on, all rows are computed: leaving out a few saves little, and oneDNN keeps two thirds of a MB
 for every number of rows that a bf16 product has seen."""
 
+FP16_GRADIENT_SCALE = 1024.0
+"""What the gradient of logits is multiplied by in fp16, and divided by in fp32 once it is summed: softmax probabilities are
+around 1/V, below fp16's smallest normal number (6e-5), and the loss scale comes later. They are at most the head's multiplier,
+so nothing overflows. Their products are summed into fp32, where a frequent token's gradient fits as well."""
+
 WEIGHT_SLICE_ROWS = 4096
 """Vocabulary rows of the weight gradient computed at a time, so that the bf16 product is added to fp32 while still cached."""
 
@@ -82,6 +87,7 @@ class _Layout:
     multiplier: float
     chunk_rows: int
     block_rows: int
+    gradient_scale: float  # of a chunk's logits, see FP16_GRADIENT_SCALE
     needs_hidden: bool
     needs_weight: bool
     needs_bias: bool
@@ -89,6 +95,10 @@ class _Layout:
     @property
     def needs_any(self) -> bool:
         return self.needs_hidden or self.needs_weight or self.needs_bias
+
+    def hidden_grad_dtype(self, hidden_ND: Tensor) -> torch.dtype:
+        """The dtype that the gradient of the hidden states is kept in until the backward pass."""
+        return self.sum_dtype if self.compute_dtype == torch.float16 else hidden_ND.dtype
 
 
 @dataclass
@@ -114,7 +124,8 @@ def _layout(
     chunk_rows = math.ceil(num_rows / math.ceil(num_rows / most_rows)) if num_rows else 1
     block_bytes = CPU_BLOCK_BYTES if hidden_ND.device.type == "cpu" else chunk_bytes
     block_rows = min(chunk_rows, max(1, block_bytes // (vocabulary * sum_dtype.itemsize)))
-    return _Layout(compute_dtype, sum_dtype, softcap, multiplier, chunk_rows, block_rows, *needs)
+    scale = FP16_GRADIENT_SCALE if compute_dtype == torch.float16 else 1.0
+    return _Layout(compute_dtype, sum_dtype, softcap, multiplier, chunk_rows, block_rows, scale, *needs)
 
 
 def _run(layout: _Layout, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor) -> _Result:
@@ -128,7 +139,9 @@ def _run(layout: _Layout, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor |
         result = _run_rows(layout, hidden_ND[kept_K], weight_VD, bias_V, labels_N[kept_K])
         result.losses_N = result.losses_N.new_zeros(labels_N.shape).index_copy_(0, kept_K, result.losses_N)
         if result.hidden_grad_ND is not None:
-            result.hidden_grad_ND = torch.zeros_like(hidden_ND).index_copy_(0, kept_K, result.hidden_grad_ND)
+            result.hidden_grad_ND = torch.zeros_like(hidden_ND, dtype=result.hidden_grad_ND.dtype).index_copy_(
+                0, kept_K, result.hidden_grad_ND
+            )
         return result
 
 
@@ -141,7 +154,10 @@ def _run_rows(
     options: dict[str, Any] = {"dtype": layout.sum_dtype, "device": hidden_ND.device}
     result = _Result(
         losses_N=torch.empty(num_rows, **options),
-        hidden_grad_ND=torch.empty_like(hidden_ND) if layout.needs_hidden else None,
+        # in fp32 beside fp16 products: the loss scale comes only in the backward pass
+        hidden_grad_ND=torch.empty_like(hidden_ND, dtype=layout.hidden_grad_dtype(hidden_ND))
+        if layout.needs_hidden
+        else None,
         weight_grad_VD=fill(weight_VD.shape, **options) if layout.needs_weight else None,
         bias_grad_V=torch.zeros(bias_V.shape, **options) if layout.needs_bias and bias_V is not None else None,
     )
@@ -158,6 +174,10 @@ def _run_rows(
             torch.addmm(bias_V, hidden_ND[rows], weight_VD.t(), out=logits_NV)
         _softmax_blocks(layout, logits_NV, labels_N[rows], result.losses_N[rows])
         _chunk_gradients(result, logits_NV, hidden_ND[rows], weight_VD, rows)
+    if layout.gradient_scale != 1.0:
+        for gradient in (result.hidden_grad_ND, result.weight_grad_VD, result.bias_grad_V):
+            if gradient is not None:
+                gradient.div_(layout.gradient_scale)
     return result
 
 
@@ -175,7 +195,7 @@ def _softmax_blocks(layout: _Layout, logits_NV: Tensor, labels_N: Tensor, losses
         block_NV = logits_NV[rows].to(layout.sum_dtype)  # the logits themselves where they are fp32 already
         losses_N[rows] = _softmax_block(layout, block_NV, labels_N[rows])
         if layout.needs_any and block_NV.dtype != logits_NV.dtype:
-            logits_NV[rows] = block_NV
+            logits_NV[rows] = block_NV if layout.gradient_scale == 1.0 else block_NV.mul_(layout.gradient_scale)
 
 
 def _softmax_block(layout: _Layout, block_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -212,11 +232,18 @@ def _chunk_gradients(
 ) -> None:
     """Add one chunk's share of the gradients: products in the compute dtype, sums over chunks in fp32."""
     if result.hidden_grad_ND is not None:
-        result.hidden_grad_ND[rows] = torch.mm(logits_grad_NV, weight_VD)
+        result.hidden_grad_ND[rows] = _product(logits_grad_NV, weight_VD)
     if result.bias_grad_V is not None:
         result.bias_grad_V += logits_grad_NV.sum(dim=0, dtype=result.bias_grad_V.dtype)
     if result.weight_grad_VD is not None:
         _add_weight_gradient(result.weight_grad_VD, logits_grad_NV, hidden_ND, first=rows.start == 0)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in their dtype; of fp16 in fp32, since a sum over many rows does not fit fp16."""
+    if left.dtype != torch.float16:
+        return torch.mm(left, right)
+    return torch.mm(left, right, out_dtype=torch.float32) if left.is_cuda else torch.mm(left.float(), right.float())
 
 
 def _add_weight_gradient(weight_grad_VD: Tensor, logits_grad_NV: Tensor, hidden_ND: Tensor, first: bool) -> None:
@@ -227,7 +254,7 @@ def _add_weight_gradient(weight_grad_VD: Tensor, logits_grad_NV: Tensor, hidden_
     step = WEIGHT_SLICE_ROWS if logits_grad_NV.device.type == "cpu" else weight_grad_VD.shape[0]
     for start in range(0, weight_grad_VD.shape[0], step):
         part = weight_grad_VD[start : start + step]
-        product = torch.mm(logits_grad_NV[:, start : start + step].t(), hidden_ND)
+        product = _product(logits_grad_NV[:, start : start + step].t(), hidden_ND)
         part.copy_(product) if first else part.add_(product)
 
 

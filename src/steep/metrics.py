@@ -80,6 +80,9 @@ TRAIN_METRICS: tuple[Metric, ...] = (
            "divided by their number. Each rank holds its share of that sum.", show_loss, 2.9131, "loss "),
     Metric("grad_norm", "1", "same", "Euclidean norm of the whole gradient before clipping.",
            show_norm, 1.2142, "grad "),
+    Metric("loss_scale", "1", "same", "What the loss of this step was multiplied by, in mixed_fp16 alone. A line with "
+           "`overflow: true` is of a step in which a gradient did not fit fp16 at that scale: it made no update "
+           "(`skipped: true`) and the scale was halved.", show_count, 65536),
     Metric("learning_rate", "1", "same", "Learning rate of this update, of the first parameter group.",
            lambda value: f"{value:.1e}", 4.9e-5, "lr "),
     Metric("tokens_per_second", "tokens/s", "sum", "Tokens trained per second of wall time of the step; saving and "

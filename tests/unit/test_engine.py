@@ -12,6 +12,7 @@ from steep.checkpoint.folder import CheckpointState
 from steep.checkpoint.load import open_checkpoint
 from steep.checkpoint.pieces import capture_rng
 from steep.checkpoint.save import CheckpointWriter
+from steep.core.errors import TrainingError
 from steep.loader import make_batch
 from steep.models.attention_choice import prepare_lm_loss
 from steep.models.fresh import build_fresh
@@ -35,10 +36,12 @@ class Documents:
         out[:] = range(start + 1, start + count + 1)  # type: ignore[index]
 
 
-def make_engine(model: dict[str, object] = LLAMA, seed: int = 0) -> TorchEngine:
+def make_engine(model: dict[str, object] = LLAMA, seed: int = 0, precision: str = "fp32") -> TorchEngine:
     lm_loss = prepare_lm_loss(build_fresh(model, None, seed), print, vocab_size=512)
     optimizer = build_optimizer(lm_loss.model, OptimizerConfig(learning_rate=1e-2))
-    return TorchEngine(ModelRunner(lm_loss, torch.device("cpu"), "fp32"), optimizer, max_grad_norm=1.0, ema_decay=0.9)
+    return TorchEngine(
+        ModelRunner(lm_loss, torch.device("cpu"), precision), optimizer, max_grad_norm=1.0, ema_decay=0.9
+    )
 
 
 def step(start: int) -> StepBatches:
@@ -101,3 +104,52 @@ def test_a_step_that_may_not_update_leaves_the_weights() -> None:
     assert not result.applied
     assert asked == [(numbers.loss, numbers.grad_norm)]
     assert all(torch.equal(tensor, before[name]) for name, tensor in engine.whole())
+
+
+def test_fp16_is_scaled_as_gradscaler_does() -> None:
+    engine, plain = make_engine(precision="mixed_fp16"), make_engine(precision="mixed_fp16")
+    scaler, parameters = torch.amp.GradScaler("cpu"), list(plain._runner.model.parameters())
+    for start in (0, 3, 5):
+        result = engine.train_step(step(start), 1.0)
+        batches = step(start)
+        with torch.autocast("cpu", torch.float16):
+            total = plain._runner.lm_loss(batches.batches[0]).total
+        scaler.scale(total / batches.counts.num_label_tokens).backward()
+        scaler.unscale_(plain.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        scaler.step(plain.optimizer)
+        scaler.update()
+        plain.optimizer.zero_grad()
+        assert (result.applied, result.overflowed, result.loss_scale) == (True, False, 65536.0)
+        assert result.numbers().grad_norm == float(norm)
+    assert all(torch.equal(whole, dict(plain.whole())[name]) for name, whole in engine.whole())
+    exact = make_engine()
+    assert losses(exact, [0, 3, 5])[-1] == pytest.approx(result.numbers().loss, rel=2e-3)
+
+
+def test_an_overflow_makes_no_update_and_halves_the_scale() -> None:
+    engine = make_engine(precision="mixed_fp16")
+    assert engine._scale is not None
+    engine._scale.load({**engine._scale.state(), "scale": 2.0**40})
+    before = {name: tensor.clone() for name, tensor in engine.whole()}
+    asked: list[float] = []
+    result = engine.train_step(step(0), 1.0, lambda loss, norm: bool(asked.append(loss)) or True)
+    assert (result.applied, result.overflowed, result.loss_scale) == (False, True, 2.0**40)
+    assert not asked  # an overflow is not a spike
+    assert torch.isfinite(torch.tensor(result.numbers().loss))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.whole())
+    assert engine._scale.value == 2.0**39
+    refused = engine._scale
+    refused.load({**refused.state(), "scale": 2.0**10})
+    result = engine.train_step(step(0), 1.0, lambda loss, norm: False)
+    assert (result.applied, result.overflowed, refused.value) == (False, False, 2.0**10)
+
+
+def test_numbers_that_do_not_fit_fp16_at_any_scale_end_the_run() -> None:
+    engine = make_engine(precision="mixed_fp16")
+    with torch.no_grad():
+        engine._runner.model.get_parameter("model.layers.0.mlp.down_proj.weight").fill_(1e30)
+    for _ in range(16):
+        assert not engine.train_step(step(0), 1.0).applied
+    with pytest.raises(TrainingError, match="at a loss scale of 1, so they do not fit it themselves.*mixed_bf16"):
+        engine.train_step(step(0), 1.0)

@@ -10,7 +10,7 @@ import pytest
 
 from steep.metrics import EVALUATE_METRICS, METRICS, TRAIN_METRICS, bits_per_byte, reference_markdown
 
-TRAIN_KEYS = "step loss grad_norm learning_rate tokens_per_second tokens sequences mfu memory_bytes data_wait_seconds step_seconds eta_seconds forecast_loss forecast_low forecast_high balance_loss expert_load_max expert_load_min expert_entropy time"  # noqa: E501
+TRAIN_KEYS = "step loss grad_norm loss_scale learning_rate tokens_per_second tokens sequences mfu memory_bytes data_wait_seconds step_seconds eta_seconds forecast_loss forecast_low forecast_high balance_loss expert_load_max expert_load_min expert_entropy time"  # noqa: E501
 
 
 def test_the_table_holds_the_agreed_keys() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -25,9 +25,14 @@ from steep.models.runner import ModelRunner
 from steep.optim.build import build_optimizer
 from steep.optim.config import OptimizerConfig
 from steep.optim.ema import update_ema
-from steep.runtime.device import autocast, peak_memory_bytes
+from steep.runtime.device import peak_memory_bytes
+from steep.runtime.precision import autocast
 from steep.tokenizer.encode import TextTokenizer
+from steep.training.loss_scale import LossScale
 from steep.training.trainable_check import TrainableCheck
+
+LOSS_SCALE = "loss_scale"
+"""Key of its state in a checkpoint's optim/state.json."""
 
 ShouldUpdate = Callable[[float, float], bool]
 """Whether to apply the update of a step, from its loss and its gradient norm."""
@@ -53,13 +58,21 @@ class StepResult:
     """The numbers of a step, on their way to the host: `numbers` waits for their step and for no later one.
 
     loss: () fp64. grad_norm: (). sequence_losses: (sequences,) fp32. applied: whether the weights were updated. routing: of the
-    step, the losses per token.
+    step, the losses per token. loss_scale: of mixed_fp16 in this step. overflowed: whether a gradient did not fit fp16 at that
+    scale, so that nothing was updated.
     """
 
     def __init__(
-        self, loss: Tensor, grad_norm: Tensor, sequence_losses: Tensor, applied: bool, routing: Routing | None = None
+        self,
+        loss: Tensor,
+        grad_norm: Tensor,
+        sequence_losses: Tensor,
+        applied: bool,
+        routing: Routing | None = None,
+        loss_scale: float | None = None,
+        overflowed: bool = False,
     ):
-        self.applied = applied
+        self.applied, self.loss_scale, self.overflowed = applied, loss_scale, overflowed
         parts = [torch.stack([loss.double(), grad_norm.double()]), sequence_losses.double()]
         if routing is not None:
             parts += [routing.losses.double(), *(counts.double() / counts.sum() for counts in routing.counts)]
@@ -150,6 +163,7 @@ class TorchEngine(Engine):
         self._runner = runner
         self._max_grad_norm = max_grad_norm if max_grad_norm is not None else float("inf")
         self._ema_decay = ema_decay
+        self._scale = LossScale(runner.device.type) if runner.precision == "mixed_fp16" else None
         self._take(optimizer)
         runner.model.train()
 
@@ -195,23 +209,28 @@ class TorchEngine(Engine):
                 if coefficient := self._runner.lm_loss.balance_coefficient:
                     total = total + coefficient * result.routing.losses.sum() / max(1, step.counts.num_tokens)
                 routings.append(result.routing.detached())
-            total.backward()
+            (total if self._scale is None else self._scale.scaled(total)).backward()
             losses.append(
                 result.sequences[: len(batch.source_ids)]
             )  # none of a batch that only keeps step with other ranks
+        if self._scale is not None:
+            self._scale.unscale(self.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, self._max_grad_norm)
         sequence_losses = torch.cat(losses)
         loss = sequence_losses.double().sum() / num_label_tokens  # mean over labels = sum over sequences / their labels
-        applied = should_update is None or should_update(float(loss), float(grad_norm))
+        fits = self._scale is None or bool(grad_norm.isfinite())  # an overflow is not a spike
+        applied = fits and (should_update is None or should_update(float(loss), float(grad_norm)))
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * multiplier
+        scale, overflowed = (None, False) if self._scale is None else self._scale.step(self.optimizer, applied)
         if applied:
-            self.optimizer.step()
+            if self._scale is None:
+                self.optimizer.step()
             if self._ema_decay is not None:
                 update_ema(self.optimizer, self._ema_decay)
         self.optimizer.zero_grad(set_to_none=len(step.batches) == 1)
         routing = sum_routings(routings, step.counts.num_tokens)
-        return StepResult(loss, grad_norm.detach(), sequence_losses, applied, routing)
+        return StepResult(loss, grad_norm.detach(), sequence_losses, applied, routing, scale, overflowed)
 
     def evaluating(self) -> AbstractContextManager[None]:
         return self._runner.evaluating()
@@ -230,10 +249,15 @@ class TorchEngine(Engine):
         return TrainableCheck(self._runner.model, self.optimizer, say)
 
     def pieces(self) -> Pieces:
-        return take_pieces(self._runner.model, self.optimizer)
+        pieces = take_pieces(self._runner.model, self.optimizer)
+        if self._scale is None:
+            return pieces
+        return replace(pieces, optimizer_state={**pieces.optimizer_state, LOSS_SCALE: self._scale.state()})
 
     def load(self, checkpoint: Checkpoint) -> None:
         restore(self._runner.model, self.optimizer, checkpoint)
+        if self._scale is not None:
+            self._scale.load(checkpoint.optimizer_state.get(LOSS_SCALE))
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
         yield from model_tensors(self._runner.model).items()
@@ -247,6 +271,7 @@ class TorchEngine(Engine):
                 parameter.copy_(weight)
                 parameter.grad = None
         self._take(build_optimizer(self._runner.model, optimizer))
+        self._scale = LossScale(self.device.type) if self._scale is not None else None
         self._runner.model.train()
 
     def _trained_parameters(self) -> list[torch.nn.Parameter]:

@@ -97,6 +97,7 @@ def describe_end(
             "tokens": state.tokens_seen,
             "seconds": seconds,
             "tokens_per_second": state.tokens_seen / seconds if seconds else None,
+            "overflowed_steps": state.overflowed_steps,
             "peak_memory_bytes": job.engine.peak_memory_bytes(),
             "texts": texts,
             **{name: report.to_mapping() for name, report in reports.items()},
@@ -106,6 +107,12 @@ def describe_end(
     trackers.line(f"{status} at step {state.step} of {job.sizes.steps}: {spent}")
     for line in job.data.dropped_of_streams(state.sequences_seen):
         trackers.line(line)
+    if state.overflowed_steps:
+        lost = format_count(sum(state.skipped_tokens.values()))
+        trackers.line(
+            f"{state.overflowed_steps:,} of {state.step:,} steps made no update, since a gradient overflowed fp16; steps without "
+            f"an update left {lost} tokens untrained"
+        )
     for report in reports.values():
         for line in report.to_text().splitlines():
             trackers.line(line)

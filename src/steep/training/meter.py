@@ -79,6 +79,7 @@ class Meter:
             "eta_seconds": mean_seconds * (self._sizes.steps - step - 1),
             "time": time.time(),
             **({} if result.applied else {"skipped": True}),
+            **({} if result.loss_scale is None else {"loss_scale": result.loss_scale, "overflow": result.overflowed}),
         }
         self._pending.append(_Pending(record, result, self._sizes.sequences_of_step(step), counts))
         self.start_step()
@@ -102,8 +103,8 @@ class Meter:
                     "more; the newest checkpoint is from before this step.\n"
                     f"  The step trained on sequences {first} to {last} of the sample order (steep inspect RUN --sequence "
                     f"{first} shows one).\n  What helps most often, in another run (--run.name): a lower "
-                    "optimizer.learning_rate, more schedule.warmup_steps, or train.precision fp32 to see whether bf16 is the "
-                    "cause."
+                    "optimizer.learning_rate, more schedule.warmup_steps, or train.precision fp32 to see whether 16 bits are "
+                    "the cause."
                 )
             record = {"kind": "train", "step": step, "loss": loss, "grad_norm": grad_norm, **pending.record}
             names = self._job.data.names

@@ -100,9 +100,16 @@ class SpikeWatch:
         return False
 
     def observe(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The records, after the losses in them were judged where `should_update` has not done so."""
-        if self.config.on_spike == "continue":
-            for record in records:
+        """The records, after the losses in them were judged where `should_update` has not done so, and overflows said."""
+        for record in records:
+            if record.get("overflow"):
+                self.state.overflowed_steps += 1
+                step, scale = record["step"], record["loss_scale"]
+                self.say(
+                    f"step {step}: a gradient overflowed fp16 at a loss scale of {scale:,.0f}, which is halved. The step "
+                    f"makes no update: sequences {self._sequences(step)} are not trained on"
+                )
+            elif self.config.on_spike == "continue":
                 self._judge(record["step"], record["loss"], record["grad_norm"])
         return records
 

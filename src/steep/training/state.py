@@ -35,6 +35,8 @@ class TrainState:
     """Time spent in training, over all restarts."""
     skipped_tokens: dict[str, int] = field(default_factory=dict)
     """Tokens of steps that made no update, by source."""
+    overflowed_steps: int = 0
+    """Steps of mixed_fp16 that made no update because a gradient overflowed; their tokens are among `skipped_tokens`."""
     recent_losses: list[float] = field(default_factory=list)
     """The newest losses that were not spikes."""
     spikes: list[dict[str, Any]] = field(default_factory=list)
