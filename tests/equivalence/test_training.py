@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +78,26 @@ def test_micro_batches_do_not_change_the_loss(
     for other in found[1:]:
         assert [loss for _, loss, _ in other] == pytest.approx([loss for _, loss, _ in found[0]], rel=1e-5)
         assert [norm for *_, norm in other] == pytest.approx([norm for *_, norm in found[0]], rel=1e-4)
+
+
+def test_a_resumed_run_keeps_the_micro_batch_that_it_started_with(
+    tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
+    """`auto` would be the whole batch of four now; a run that was started with two goes on with two, bit for bit."""
+
+    def run(name: str, **settings: Any) -> Path:
+        mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, run={"name": name}, train=settings)
+        return train(load_run_config(mapping=mapping), stream=io.StringIO()).run_directory
+
+    def chosen(directory: Path) -> Any:
+        return load_run_config(directory / "config.yaml").train.micro_batch_size
+
+    assert chosen(run("fresh", steps=1)) == 4
+    whole, parts = run("whole", micro_batch_size=2), run("parts", micro_batch_size=2, max_seconds=1e-6)
+    assert run("parts", micro_batch_size="auto") == parts
+    assert chosen(parts) == 2
+    assert losses(parts) == losses(whole)
+    assert "to rounding" not in (parts / "console.log").read_text()
 
 
 @pytest.mark.parametrize("precision", ["mixed_bf16", "bf16"])

@@ -260,7 +260,7 @@ def test_another_micro_batch_size_takes_the_same_sequences(
     _, printed = start(
         mapping, "--schedule.name", "constant", "--train.steps", "8", "--train.micro_batch_size", micro_batch_size
     )
-    assert f"train.micro_batch_size: saved None, now {micro_batch_size}: losses will equal" in printed
+    assert f"train.micro_batch_size: saved 4, now {micro_batch_size}: losses will equal" in printed
     straight, resumed = (tmp_path / "runs" / name for name in ("straight", "small"))
     expected, found = losses(straight), losses(resumed)
     assert [loss for _, loss, _ in found] == pytest.approx([loss for _, loss, _ in expected], rel=1e-5)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from processes import Kills, Pace, Steep, final_weights, kill_once, measure_pace, same_records
-from support import run_mapping, write_yaml
+from steep.checkpoint.config import CheckpointConfig
+from support import run_mapping, steep, write_yaml
 
 PATIENCE_SECONDS = 1800.0
 
@@ -79,6 +81,29 @@ def test_killed_gpt2_with_dropout(
     mapping = gpt2_run(tmp_path, corpus_directory, tiny_tokenizer_directory, steps=4 * kills)
     count = assert_killed_equals_whole(mapping, tmp_path, kills, seed)
     assert count.inside_saves >= kills // 4, f"too few kills fell inside a save for the test to mean anything: {count}"
+
+
+def test_a_run_that_says_nothing_of_checkpoints_is_saved_by_time(
+    tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
+    """Half an hour is the default; with less, a kill loses no more than the interval, a step and a save."""
+    assert CheckpointConfig() == CheckpointConfig(every_seconds="30min")
+    mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, model=GPT2, train={"steps": 400})
+    mapping["checkpoint"], interval = {"every_seconds": "1s"}, 1.0
+    config, run = write_yaml(mapping, tmp_path / "run.yaml"), tmp_path / "runs" / "small"
+    with Steep("train", config) as process:
+        assert process.wait_for("saved ")
+        assert process.wait_for("step ", 20)
+        process.send(signal.SIGKILL)
+        process.finish()
+    saved = int((run / "checkpoints" / "LATEST").read_text().rpartition("_")[2])
+    steps = [(at, int(line.split()[1].partition("/")[0])) for at, line in process.lines if line.startswith("step ")]
+    lost = [at for at, step in steps if step >= saved]
+    pace = measure_pace(process)
+    assert saved > 0
+    assert lost[-1] - lost[0] < interval + 5 * (pace.step + pace.save) + 2, (saved, steps[-1], pace)
+    result = steep("train", str(config), "--train.max_seconds", "0.001")
+    assert f"resuming from epoch_0_step_{saved}" in result.stdout, result.stderr
 
 
 def smollm2() -> Path | None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import steep
+from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, ModelError
-from steep.estimate.hardware import find_hardware
+from steep.core.files import read_json
+from steep.estimate.automatic import choose
+from steep.estimate.disk import plan_checkpoints
+from steep.estimate.hardware import Hardware, find_hardware
 from steep.estimate.memory import saved_bytes
 from steep.estimate.run_plan import memory_bar
 from steep.models.fresh import build_fresh
+from steep.order.batches import run_sizes
 from support import LLAMA, run_mapping
 
 
@@ -41,7 +51,7 @@ def test_weights_and_optimizer_are_the_tensors(mapping: dict) -> None:
     memory = steep.plan(mapping).structure.memory
     assert memory.weights == weights
     assert memory.optimizer == 8 * parameters
-    assert memory.checkpoint == memory.weights + memory.optimizer
+    assert memory.checkpoint == 4 * parameters + memory.optimizer
 
 
 def test_activations_of_a_linear_layer_by_hand() -> None:
@@ -80,6 +90,93 @@ def test_what_cannot_work_is_refused(mapping: dict) -> None:
     mapping["model"] = {"config": {**LLAMA, "hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 80}}
     with pytest.raises(ConfigError, match=r"(?s)needs about [\d.]+ TiB.*What helps"):
         steep.plan(mapping)
+
+
+def test_a_run_is_saved_every_half_hour_by_default(mapping: dict) -> None:
+    del mapping["checkpoint"]
+    checkpoints = steep.plan(mapping).checkpoints
+    assert (checkpoints.when, checkpoints.most) == ("every 30 min, and at the end", 1)  # a run of seconds
+    mapping["checkpoint"] = {"every_seconds": "90s", "every_steps": 2}
+    plan = steep.plan(mapping)
+    assert plan.checkpoints.when == "every 2 steps and every 90 s, and at the end"
+    assert plan.checkpoints.most == 3  # after 2, 4 and 6 steps
+    assert "every 90 s, and at the end: up to 3 at a time x " in plan.to_text()
+    mapping["checkpoint"] = {"every_seconds": None}
+    assert steep.plan(mapping).checkpoints.when == "only at the end of the run"
+
+
+def test_the_planned_checkpoint_is_the_one_on_disk(mapping: dict) -> None:
+    """Of a model with a moving average, and of an adapter on it."""
+
+    def consolidated() -> Path:
+        run = steep.train(mapping, stream=io.StringIO()).run_directory
+        checkpoint = run / "checkpoints" / "epoch_0_step_2"
+        files = [*checkpoint.glob("model/consolidated/*.safetensors"), *checkpoint.glob("optim/*.safetensors")]
+        tensors = [tensor for file in files for tensor in load_file(file).values()]
+        planned = read_json(run / "plan.json")["checkpoints"]["bytes"]
+        # the optimizer's own step counts, 4 bytes for each parameter, are not planned
+        assert 0 <= sum(tensor.nbytes for tensor in tensors) - planned <= 4 * len(tensors)
+        return checkpoint / "model" / "consolidated"
+
+    mapping["train"] |= {"steps": 2, "ema_decay": 0.9}
+    mapping["model"] = {"pretrained": str(consolidated())}
+    mapping |= {"adapter": {"rank": 4}, "run": {**mapping["run"], "name": "adapter"}}
+    consolidated()
+
+
+def test_a_disk_without_space_is_refused_and_one_that_is_short_is_warned_of(mapping: dict) -> None:
+    config = load_run_config(mapping={**mapping, "checkpoint": {}})
+    free = shutil.disk_usage("/tmp").free
+    plan_checkpoints(config, free // 2, 1).check()
+    with pytest.raises(ConfigError, match=r"a checkpoint of this run takes .* has .* free. Free some space"):
+        plan_checkpoints(config, 2 * free, 1).check()
+    several = plan_checkpoints(config, free // 3, 9)
+    several.check()
+    assert several.most == 4  # two of the newest, the best, and the one that is being written
+    assert "warning: the checkpoints of this run do not fit" in several.to_text()
+    assert plan_checkpoints(config, 2 * free, 9, is_here=False).free_bytes is None
+
+
+CPU = Hardware("a small machine", "cpu", 2**40, 1e9, 1e9, "", is_here=False)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "memory_bytes", "size", "reason"),
+    [
+        (64, 64, 2**40, 32, "2,048 tokens keep a CPU busy"),
+        (8, 64, 2**40, 8, "the whole global batch"),
+        (6, 128, 2**40, 6, "the whole global batch"),
+        (34, 128, 2**40, 2, "256 tokens keep a CPU busy"),  # 17 would be 2,176
+        (64, 64, 4 * 2**20, 4, "the largest that fits"),
+        (64, 64, 2**10, 1, "the smallest"),
+    ],
+)
+def test_the_micro_batch_keeps_the_device_busy_and_fits(
+    batch: int, length: int, memory_bytes: int, size: int, reason: str, mapping: dict
+) -> None:
+    mapping["train"]["global_batch_size"] = batch
+    mapping["data"]["sequence_length"] = length
+    config = load_run_config(mapping=mapping)
+    sizes = run_sizes(config.train, length, 1000)
+    chosen = choose(config, sizes, replace(CPU, memory_bytes=memory_bytes))
+    assert (chosen.sizes.micro_batch_size, chosen.config.train.micro_batch_size) == (size, size), chosen.lines
+    assert reason in chosen.lines[0]
+    peak = sum(chosen.structure.memory.parts("cpu").values())
+    assert size == 1 or peak <= 0.8 * memory_bytes
+
+
+def test_a_copy_for_saving_is_taken_where_there_is_memory_and_a_reason(mapping: dict) -> None:
+    def copies(memory_bytes: int = 2**40, device: str = "cpu", **checkpoint: Any) -> bool:
+        config = load_run_config(mapping={**mapping, "checkpoint": checkpoint})
+        sizes = run_sizes(config.train, config.data.sequence_length, 1000)
+        hardware = replace(CPU, memory_bytes=memory_bytes, device_type=device)
+        return choose(config, sizes, hardware).config.checkpoint.copies_state
+
+    assert not copies(), "a run of seconds is saved at its end, when nothing waits for it"
+    assert copies(device="cuda")
+    assert copies(every_steps=2)
+    assert not copies(every_steps=2, memory_bytes=2**20)
+    assert not copies(every_seconds=None, device="cuda")
 
 
 def test_a_gguf_is_planned_from_its_header(mapping: dict) -> None:

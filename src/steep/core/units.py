@@ -69,6 +69,14 @@ def format_seconds(seconds: float) -> str:
     return f"{int(seconds // 86400)} d {int(seconds % 86400 // 3600)} h"
 
 
+def format_interval(seconds: float) -> str:
+    """A duration that a person has chosen, in its largest whole unit: 1800 -> '30 min', 7200 -> '2 h', 90 -> '90 s'."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:g} s"
+
+
 def listing(names: Sequence[str], most: int = 8) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

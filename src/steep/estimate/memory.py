@@ -62,13 +62,14 @@ def peak_memory(
     accumulates: bool,
     optimizer_bytes: int,
     loss_chunk_bytes: int,
-    asynchronous_checkpoint: bool,
+    copied_bytes: int,
     host_bytes: int = 0,
 ) -> PeakMemory:
     """The memory of training `model`, which may be built on fake tensors.
 
     head_shape: (V, D). autocast_bytes: bytes per number of the autocast dtype, None without autocast. optimizer_bytes: the
-    optimizer's whole state. host_bytes: of weights that are in host memory.
+    optimizer's whole state. copied_bytes: of the copy that saves are written from, 0 without one. host_bytes: of weights that
+    are in host memory.
     """
     parameters = list(model.parameters())
     weights = sum(tensor.nbytes for tensor in [*parameters, *model.buffers()])
@@ -100,7 +101,7 @@ def peak_memory(
         optimizer=optimizer_bytes,
         activations=kept,
         logits=logits,
-        checkpoint=weights + optimizer_bytes if asynchronous_checkpoint else 0,
+        checkpoint=copied_bytes,
     )
 
 

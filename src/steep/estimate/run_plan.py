@@ -20,8 +20,10 @@ from steep.core.say import Say, say_nothing, tell
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.data.open import RunData, open_run_data
+from steep.estimate.automatic import choose, likely_saves
+from steep.estimate.disk import CheckpointPlan, plan_checkpoints
 from steep.estimate.hardware import Hardware, find_hardware
-from steep.estimate.structure import StructureFacts, measure_structure, model_name
+from steep.estimate.structure import StructureFacts, model_name
 from steep.evaluation.forgetting import configured_roles
 from steep.models.adapters import capacity_line
 from steep.models.config import ModelConfig
@@ -46,6 +48,8 @@ class RunPlan(Readable):
     """Embeddings that the tokenizer needs, where the run adds tokens."""
     remarks: list[str] = field(default_factory=list)
     """What was said while the data was opened."""
+    choices: list[str] = field(default_factory=list)
+    """What was chosen where the configuration says `auto`, and why."""
 
     @property
     def tokens(self) -> int:
@@ -71,6 +75,12 @@ class RunPlan(Readable):
     def seconds(self) -> float:
         """Expected time of training."""
         return self.tokens * self.structure.flops_per_token / self.hardware.expected_flops(self.precision)
+
+    @property
+    def checkpoints(self) -> CheckpointPlan:
+        """When the run is saved, and the space that this takes."""
+        saves = likely_saves(self.config, self.sizes, self.seconds)
+        return plan_checkpoints(self.config, self.structure.checkpoint_bytes, saves, is_here=self.hardware.is_here)
 
     def to_mapping(self) -> dict[str, Any]:
         """The plan as JSON values: plan.json."""
@@ -110,6 +120,7 @@ class RunPlan(Readable):
             "memory": {**self.memory, "total": self.peak_bytes},
             "memory_available_bytes": self.hardware.memory_bytes,
             "seconds": self.seconds,
+            "checkpoints": self.checkpoints.to_mapping(),
         }
 
     def _sources(self) -> list[dict[str, Any]]:
@@ -144,9 +155,11 @@ class RunPlan(Readable):
             *(f"  held out  {text.name}: {format_count(text.num_tokens)} tokens" for text in self.data.held_out_texts),
             f"  run       {sizes.steps:,} steps of {sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation} = "
             f"{format_count(self.tokens)} tokens",
+            *(f"            {choice}" for choice in self.choices),
             f"  time      about {format_seconds(self.seconds)} of training ({self.hardware.basis})",
             f"  memory    {format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}{facts.memory_note}",
             *memory_bar(self.memory),
+            f"  saving    {self.checkpoints.to_text()}",
             *(f"  {line}" for line in recipe_lines(self.config.to_mapping())),
         ]
         return "\n".join(lines)
@@ -189,6 +202,7 @@ def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -
             + "\n  What helps: a smaller train.micro_batch_size (same result), train.activation_checkpointing true (same "
             "result), train.precision bf16, checkpoint.asynchronous false on a CPU; steep plan --fit lists what fits."
         )
+    found.checkpoints.check()
     return found
 
 
@@ -244,21 +258,17 @@ def plan_opened(
     vocabulary_rows: int,
     source: ModelConfig | Target | None = None,
 ) -> RunPlan:
-    """The plan of a run whose data is open.
+    """The plan of a run whose data is open, with numbers where `config` and `sizes` leave them to steep.
 
     vocabulary_rows: embeddings that its tokenizer needs. source: what to read the model's shapes from, where that is not what the
     configuration names, which may be gone: a checkpoint of the run.
     """
     config = _with_precision(config, hardware)
-    precision = config.train.precision
-    on_gpu = hardware.device_type != "cpu"
     rows = vocabulary_rows if config.vocabulary is not None else None
-    structure = measure_structure(
-        config.model_copy(update={"model": _with_own_shapes(config.model, source)}),
-        sizes.micro_batch_size, sizes.grad_accum_steps > 1, precision, on_gpu, rows,
-    )  # fmt: skip
-    structure = replace(structure, name=model_name(config.model))
-    return RunPlan(config, structure, hardware, precision, sizes, data, rows)
+    chosen = choose(config, sizes, hardware, rows, _with_own_shapes(config.model, source))
+    structure = replace(chosen.structure, name=model_name(config.model))
+    precision = config.train.precision
+    return RunPlan(chosen.config, structure, hardware, precision, chosen.sizes, data, rows, choices=chosen.lines)
 
 
 def _with_own_shapes(model: ModelConfig | Target, source: ModelConfig | Target | None) -> ModelConfig | Target:

@@ -29,6 +29,7 @@ from steep.models.layers import (
     check_sequence_length,
     count_parameters,
     count_trained,
+    has_adapter,
     head_weight,
     is_tied,
     text_config,
@@ -59,6 +60,8 @@ class StructureFacts:
     vocab_size: int
     flops_per_token: float
     memory: PeakMemory
+    checkpoint_bytes: int
+    """Of a checkpoint's tensors on disk, and of the copy that it is written from."""
     memory_note: str = ""
     """What to know about the memory figure; empty where everything was measured."""
 
@@ -84,6 +87,8 @@ def measure_structure(
         ema_bytes = 4 * count_trained(model) if config.train.ema_decay is not None else 0
         head, head_table = _head_shape(model), head_weight(model)
         activations = _activations(model, config, micro_batch_size, head[1], precision, on_gpu)
+        optimizer_bytes = optimizer_state_bytes(model, config.optimizer) + ema_bytes
+        checkpoint_bytes = saved_weight_bytes(model) + optimizer_bytes
         memory = peak_memory(
             model,
             activations,
@@ -94,9 +99,9 @@ def measure_structure(
             head_tied=is_tied(model),
             autocast_bytes=2 if is_mixed(precision) else None,
             accumulates=accumulates,
-            optimizer_bytes=optimizer_state_bytes(model, config.optimizer) + ema_bytes,
+            optimizer_bytes=optimizer_bytes,
             loss_chunk_bytes=config.train.loss_chunk_bytes,
-            asynchronous_checkpoint=config.checkpoint.copies_state,
+            copied_bytes=checkpoint_bytes if config.checkpoint.copies_state else 0,
             host_bytes=host_bytes,
         )
         return StructureFacts(
@@ -109,6 +114,7 @@ def measure_structure(
             flops_per_token=model_flops_per_token(model, config.data.sequence_length)
             or 6 * count_matmul_parameters(model) - flops_saved_by_freezing(model),
             memory=memory,
+            checkpoint_bytes=checkpoint_bytes,
             memory_note=activations.note,
         )
 
@@ -199,6 +205,14 @@ def _hidden_states(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     base: Any = getattr(model, "base_model", model)
     output = base(input_ids=ids, use_cache=False) if base is not model else model(ids)
     return output if isinstance(output, torch.Tensor) else output[0]  # type: ignore[no-any-return]
+
+
+def saved_weight_bytes(model: nn.Module) -> int:
+    """Bytes of the weights in a checkpoint: of a model with an adapter, those that are trained."""
+    if has_adapter(model):
+        return sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    tensors = model.state_dict(keep_vars=True).values()  # with the buffers that are saved; tied weights twice
+    return sum({id(tensor): tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor)}.values())
 
 
 def _head_shape(model: nn.Module) -> tuple[int, int]:

@@ -48,6 +48,12 @@ class Sizes:
         """Micro-batches per rank in a full step."""
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
+    @property
+    def micro_batch_sizes(self) -> list[int]:
+        """The micro-batches that a rank's part of the global batch can be split into, smallest first."""
+        per_rank = self.global_batch_size // self.world_size
+        return [n for n in range(1, per_rank + 1) if per_rank % n == 0]
+
     def sequences_of_step(self, step: int) -> range:
         """The sequences that `step` trains on, over all ranks."""
         start = self.first_sequence + (step - self.first_step) * self.global_batch_size
@@ -63,9 +69,12 @@ class Sizes:
 
 
 def run_sizes(config: TrainConfig, sequence_length: int, sequences_per_epoch: int, world_size: int = 1) -> Sizes:
-    """The sizes of a run. Raises ConfigError where the batch cannot be split over the ranks."""
+    """The sizes of a run. Raises ConfigError where the batch cannot be split over the ranks.
+
+    A micro-batch that is not a number yet (`auto`) is a rank's whole part of the global batch.
+    """
     per_rank, remainder = divmod(config.global_batch_size, world_size)
-    micro_batch_size = config.micro_batch_size or per_rank
+    micro_batch_size = config.micro_batch_size if isinstance(config.micro_batch_size, int) else per_rank
     if remainder or per_rank % micro_batch_size:
         window = micro_batch_size * world_size or world_size
         fits = [n * window for n in (config.global_batch_size // window, config.global_batch_size // window + 1) if n]

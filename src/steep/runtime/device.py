@@ -162,6 +162,29 @@ def total_memory_bytes(device_type: str) -> int:
     return min(physical, int(text)) if text.isdigit() else physical
 
 
+def free_memory_bytes(device_type: str) -> int:
+    """Memory of the device that nothing uses now: of the current GPU, or of this machine (or its container) for a CPU.
+
+    Where the system does not say (no /proc/meminfo), all of it.
+    """
+    if device_type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    total, meminfo = total_memory_bytes(device_type), Path("/proc/meminfo")
+    found = [line.split()[1] for line in _lines(meminfo) if line.startswith("MemAvailable:")]
+    used = _lines(Path("/sys/fs/cgroup/memory.current"))
+    limit = _lines(Path("/sys/fs/cgroup/memory.max"))
+    free = [total, *(int(kib) * 1024 for kib in found)]
+    if used and limit and limit[0].isdigit():
+        free.append(max(0, int(limit[0]) - int(used[0])))
+    return min(free)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def peak_flops(device_name: str) -> float | None:
     """The dense peak of a GPU in 16 bits, in FLOP/s by its name; None for any other device, such as a CPU."""
     name = f" {' '.join(device_name.lower().replace('-', ' ').split())} "  # whole words: an A1000 is not an A100

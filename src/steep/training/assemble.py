@@ -5,7 +5,7 @@ In: a RunConfig. Out: a Job. Order matters: what is cheap and often wrong comes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from steep.core.progress import progress_when_needed
 from steep.core.say import Say
 from steep.core.section import Target
 from steep.data.open import RunData, follow_streams, open_run_data
+from steep.estimate.hardware import find_hardware
+from steep.estimate.run_plan import RunPlan, plan_opened
 from steep.evaluation.end_of_text import data_warnings, source_ends
 from steep.evaluation.text_writer import open_writer
 from steep.loader import Loader
@@ -64,6 +66,10 @@ from steep.training.trainable_check import check_groups
 class Job:
     """A run that is ready to start."""
 
+    config: RunConfig
+    """As given, with numbers where it left them to steep."""
+    plan: RunPlan | None
+    """Of a run that starts; None for one that is resumed."""
     tokenizer: TextTokenizer
     data: RunData
     sizes: Sizes
@@ -116,11 +122,17 @@ def assemble(
     compute = choose_compute(config, say)
     texts = open_texts(config, say, ranks, tokenizer_folder)
     source = find_weights(config, say, weights)
+    plan = None
+    if weights is None:
+        plan = plan_start(config, texts, compute, source, say)
+        config, texts = plan.config, replace(texts, sizes=plan.sizes)
     trained = load_trained(config, texts, compute, say, source, model, resumed=weights is not None)
     runner = prepare_runner(config, texts, compute, trained, say)
     engine = build_engine(config, texts, runner, say)
     seed_everything(config.run.seed)
     return Job(
+        config=config,
+        plan=plan,
         tokenizer=texts.tokenizer,
         data=texts.data,
         sizes=texts.sizes,
@@ -168,6 +180,15 @@ def open_texts(config: RunConfig, say: Say, ranks: Ranks, tokenizer_folder: Path
     sizes = run_sizes(config.train, config.data.sequence_length, data.order.sequences_per_epoch, ranks.world)
     data.order.check_length(sizes.total_sequences)
     return Texts(tokenizer, hf_tokenizer, extension, data, sizes)
+
+
+def plan_start(config: RunConfig, texts: Texts, compute: Compute, source: ModelConfig | Target, say: Say) -> RunPlan:
+    """The plan of a run that starts, which chooses what its configuration leaves to steep. Raises ModelError, ConfigError."""
+    hardware = find_hardware(str(compute.device), config.train.threads)
+    plan = plan_opened(config, texts.data, texts.sizes, hardware, texts.tokenizer.vocab_size, source)
+    for choice in plan.choices:
+        say(choice)
+    return plan
 
 
 def load_trained(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Optional
+from typing import Annotated, Literal, Optional, Union
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,9 @@ class TrainConfig(Section):
 
     global_batch_size: int = Field(default=8, ge=1)
     """Sequences per optimizer step, over all ranks and accumulation steps."""
-    micro_batch_size: Optional[int] = Field(default=None, ge=1)
-    """Sequences per forward pass; must divide global_batch_size. Default: the global batch."""
+    micro_batch_size: Optional[Union[Literal["auto"], Annotated[int, Field(ge=1)]]] = "auto"
+    """Sequences per forward pass; must divide global_batch_size. `auto`: as many as keep the device busy, or as fit into its
+    memory; decided when the run starts and fixed from then on. null: the global batch. The loss does not depend on it."""
     epochs: Optional[float] = Field(default=None, gt=0)
     """Passes over the training sequences. Give one of epochs, steps, tokens; default: 1 epoch."""
     steps: Optional[Count] = Field(default=None, ge=1)
@@ -66,7 +67,7 @@ class TrainConfig(Section):
                 "or remove compile"
             )
         micro = self.micro_batch_size
-        if micro is not None and self.global_batch_size % micro:
+        if isinstance(micro, int) and self.global_batch_size % micro:
             fits = [n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0]
             nearest = sorted(sorted(fits, key=lambda n: abs(n - micro))[:3])
             raise ValueError(

@@ -105,11 +105,10 @@ def _process(
             )
         )
         stop = stack.enter_context(StopSignals())
-        return _run(config, run, resume_point, notes, trackers, stop, model)
+        return _run(run, resume_point, notes, trackers, stop, model)
 
 
 def _run(
-    config: RunConfig,
     run: RunDirectory,
     resume_point: ResumePoint,
     notes: list[str],
@@ -118,14 +117,17 @@ def _run(
     model: nn.Module | None,
 ) -> TrainResult:
     weights, tokenizer = resume_point.weights, resume_point.tokenizer
-    job = assemble(config, trackers.line, ranks=run.ranks, weights=weights, tokenizer_folder=tokenizer, model=model)
+    job = assemble(
+        resume_point.config, trackers.line, ranks=run.ranks, weights=weights, tokenizer_folder=tokenizer, model=model
+    )
+    config = job.config
     for note in notes:
         trackers.line(note)
     state, job = restore_state(resume_point, job, trackers.line)
     if is_finished(run, job, state):
         return already_finished(run, job, state, trackers)
     if run.ranks.is_first:
-        describe_start(run, config, job)
+        describe_start(run, config, job, trackers.line)
     trackers.rewind(state.step if resume_point.checkpoint else -1)
     trackers.expect_steps(job.sizes.steps, state.step)
     restore_job(resume_point, job, run.ranks)  # after all that draws random numbers; evaluation and samples draw none

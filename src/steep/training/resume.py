@@ -21,7 +21,7 @@ from steep.order.data_order import DataOrder, same_past
 from steep.runtime.ranks import Ranks
 from steep.runtime.run_directory import RunDirectory
 from steep.training.assemble import Job
-from steep.training.settle import settle, settled_before
+from steep.training.settle import keep_choices, settle, settled_before
 from steep.training.state import TrainState
 
 
@@ -76,7 +76,7 @@ def find_resume_point(
         )
     checkpoint = open_checkpoint(find_checkpoint(run.path, say))
     saved = _saved(run, checkpoint.config_yaml)
-    config = settle(config, saved, say)
+    config = keep_choices(settle(config, saved, say), saved)
     current = redact(config.to_mapping())
     _refuse(run, saved, current, "holds a different run")
     warned = warnings(saved, current)

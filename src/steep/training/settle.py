@@ -10,8 +10,12 @@ from typing import Any
 
 from steep.config.run import RunConfig
 from steep.core.say import Say
+from steep.estimate.automatic import AUTO, with_values
 from steep.runtime.device import choose_device
 from steep.runtime.precision import choose_precision
+
+CHOSEN_BY_THE_PLAN = {"train.micro_batch_size": None, "checkpoint.asynchronous": False}
+"""Keys whose `auto` the plan of a new run turns into a value (`estimate/automatic.py`), and what a run has that saved none."""
 
 
 def settle(config: RunConfig, saved: Mapping[str, Any] | None, say: Say) -> RunConfig:
@@ -28,6 +32,20 @@ def settle(config: RunConfig, saved: Mapping[str, Any] | None, say: Say) -> RunC
         device = choose_device(train.device)
         precision = choose_precision("auto", device.type, threads=train.threads, say=say)
     return config.model_copy(update={"train": train.model_copy(update={"precision": precision})})
+
+
+def keep_choices(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a resumed run with what its plan chose when it started, wherever `config` leaves that to steep.
+
+    saved: the configuration in its checkpoint. Earlier versions saved null for a micro-batch of the whole global batch.
+    """
+    values = {}
+    for key, otherwise in CHOSEN_BY_THE_PLAN.items():
+        section, _, name = key.partition(".")
+        if getattr(getattr(config, section), name) == AUTO:
+            value = (saved.get(section) or {}).get(name)
+            values[key] = otherwise if value is None else value
+    return with_values(config, values)
 
 
 def settled_before(saved: dict[str, Any], planned: Mapping[str, Any] | None) -> dict[str, Any]:
