@@ -218,6 +218,38 @@ def test_a_model_whose_forward_needs_data_is_planned_with_a_guess(mapping: dict)
     assert plan.peak_bytes > plan.structure.memory.weights + plan.structure.memory.optimizer
 
 
+OWN_MODEL = """
+import torch
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self, vocab, reads_weights=False):
+        super().__init__()
+        rates = [float(rate) for rate in torch.linspace(0, 0.1, 2)]
+        width = int(torch.tensor([40, 40]).sum())
+        self.embedding = nn.Embedding(vocab, width)
+        self.dropout = nn.Dropout(rates[1])
+        self.head = nn.Linear(width, vocab, bias=False)
+        for parameter in self.parameters():
+            nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+        if reads_weights:
+            self.largest = self.head.weight.detach().max().item()
+
+    def forward(self, tokens):
+        return self.head(self.dropout(self.embedding(tokens)))
+"""
+
+
+@pytest.mark.parametrize("reads_weights", [False, True])
+def test_a_constructor_may_compute_with_numbers(mapping: dict, tmp_path: Path, reads_weights: bool) -> None:
+    """Truncated normals, rates and sizes from tensors; one that reads its weights is built in full, and the plan says so."""
+    (tmp_path / "own.py").write_text(OWN_MODEL)
+    mapping["model"] = {"_target_": f"{tmp_path}/own.py:Own", "vocab": 512, "reads_weights": reads_weights}
+    facts = steep.plan(mapping).structure
+    assert (facts.parameters, facts.memory.weights) == (2 * 512 * 80, 4 * 2 * 512 * 80)
+    assert ("built in full" in facts.memory_note) == reads_weights
+
+
 def test_no_code_refuses_targets_in_every_section_of_a_plan(mapping: dict, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def build(params):\n    raise SystemExit('ran')\n")
     mapping["optimizer"] = {"_target_": f"{tmp_path}/mine.py:build"}

@@ -18,6 +18,7 @@ from steep.core.errors import ModelError
 from steep.core.say import say_nothing
 from steep.core.section import Target
 from steep.estimate.memory import ActivationLayout, PeakMemory, layer_input_bytes, peak_memory, saved_bytes
+from steep.estimate.shapes import build_shapes
 from steep.models.adapters import plan_adapter
 from steep.models.config import ModelConfig
 from steep.models.embeddings import frozen_embedding
@@ -80,8 +81,12 @@ def measure_structure(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # one of torch's private modules
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = _model_of_run(config, precision, vocabulary_rows)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    notes: list[str] = []
+    dtype = parameter_dtype(precision) if config.adapter is None else frozen_dtype(precision)
+    model = build_shapes(lambda: build_structure(config.model, dtype, vocabulary_rows), fake, notes.append)
+    with fake:
+        _as_in_run(model, config, vocabulary_rows)
         offloaded = on_gpu and not isinstance(config.model, Target) and config.model.offload_embeddings
         host_bytes = frozen_embedding(model).weight.nbytes if offloaded else 0  # stays in host memory beside a GPU
         ema_bytes = 4 * count_trained(model) if config.train.ema_decay is not None else 0
@@ -115,13 +120,12 @@ def measure_structure(
             or 6 * count_matmul_parameters(model) - flops_saved_by_freezing(model),
             memory=memory,
             checkpoint_bytes=checkpoint_bytes,
-            memory_note=activations.note,
+            memory_note=activations.note + "".join(f" ({note})" for note in notes),
         )
 
 
-def _model_of_run(config: RunConfig, precision: str, vocabulary_rows: int | None) -> nn.Module:
-    dtype = parameter_dtype(precision) if config.adapter is None else frozen_dtype(precision)
-    model = build_structure(config.model, dtype, vocabulary_rows)
+def _as_in_run(model: nn.Module, config: RunConfig, vocabulary_rows: int | None) -> None:
+    """Freeze, quantize and adapt the model as a run does. Raises what a run raises there."""
     check_sequence_length(model, config.data.sequence_length)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
         freeze(model, config.model.freeze, say_nothing)  # what a run says while its model is built, a plan does not
@@ -132,7 +136,6 @@ def _model_of_run(config: RunConfig, precision: str, vocabulary_rows: int | None
     if config.adapter is not None:
         adapter = config.adapter if vocabulary_rows is None else with_embeddings(config.adapter, model, say_nothing)
         plan_adapter(model, adapter)
-    return model
 
 
 def _activations(
@@ -179,7 +182,7 @@ def _measured(
 
 
 def build_structure(config: ModelConfig | Target, dtype: torch.dtype, rows: int | None = None) -> nn.Module:
-    """The model with weights that have a shape but no content, and at least `rows` embeddings. Call it in a FakeTensorMode."""
+    """The model with weights that have a shape but no content, and at least `rows` embeddings. For `build_shapes`."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # a module of fake tensors cannot be converted after it is built
     try:
