@@ -12,7 +12,13 @@ from torch import nn
 from steep.batch import Batch
 from steep.core.errors import ModelError, TrainingError
 from steep.core.say import tell
-from steep.models.attention_choice import check_decomposition, leak_test, prepare_lm_loss
+from steep.models.attention_choice import (
+    check_causal,
+    check_decomposition,
+    leak_test,
+    prepare_lm_loss,
+    recorded_choice,
+)
 from steep.models.document_attention import attend_documents
 from steep.models.gpt2 import build_gpt2_model
 from steep.models.lm_loss import LMLoss, read_head
@@ -41,7 +47,11 @@ FAMILIES = {
     "cohere": ("Cohere", {"logit_scale": 0.3}),
     "granite": ("Granite", {"logits_scaling": 4.0}),
     "gpt_neox": ("GPTNeoX", {"num_key_value_heads": 4}),
+    "gpt_oss": ("GptOss", {"sliding_window": 6, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
+
+EAGER = ("gemma2", "gpt_oss")
+"""Families whose soft caps and sinks transformers computes with eager attention only."""
 
 
 def build(family: str) -> nn.Module:
@@ -84,7 +94,7 @@ def family(request) -> str:
 def test_packed_logits_equal_each_document_alone(family):
     model, batch = build(family), make_batch()
     untouched = copy.deepcopy(model)
-    if family == "gemma2":
+    if family in EAGER:
         untouched.set_attn_implementation("eager")
     with torch.no_grad():
         expected = alone(untouched, batch)
@@ -100,7 +110,7 @@ def test_packed_logits_equal_each_document_alone(family):
 def test_loss_and_gradients_equal_the_model_alone(family):
     model, batch = build(family).train(), make_batch()
     untouched = copy.deepcopy(model)
-    if family == "gemma2":
+    if family in EAGER:
         untouched.set_attn_implementation("eager")
     for module in (*model.modules(), *untouched.modules()):  # GPT-2's own dropout draws differ between the two ways
         if isinstance(module, nn.Dropout):
@@ -156,16 +166,93 @@ def test_transformers_own_attention_with_restarting_positions(wished):
     torch.testing.assert_close(lm_loss.own_logits(batch), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_cannot_separate_documents_is_caught():
-    config = transformers.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, state_size=4)
-    messages: list[str] = []
-    lm_loss = prepare_lm_loss(transformers.MambaForCausalLM(config), messages.append)
-    assert lm_loss.attention != "document"
-    assert "not document by document" in messages[0]
-    with pytest.raises(TrainingError, match="data.document_mask to false"):
-        leak_test(lm_loss)
+STATE_SIZES = {
+    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+
+
+def jamba(**changes) -> nn.Module:
+    """A hybrid: one layer with a recurrent state, one with attention."""
+    torch.manual_seed(0)
+    sizes = {
+        "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4, "num_experts": 2,
+        "use_mamba_kernels": False, **changes,
+    }  # fmt: skip
+    return transformers.JambaForCausalLM(transformers.JambaConfig(**STATE_SIZES, **sizes)).eval()
+
+
+def bloom() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
+    return transformers.BloomForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("build_model", [jamba, bloom], ids=["carries state", "has no form for packed documents"])
+def test_documents_in_rows_of_their_own_equal_each_document_alone(build_model):
+    model, batch, messages = build_model(), make_batch(), []
+    untouched = copy.deepcopy(model)
+    lm_loss = prepare_lm_loss(model, messages.append)
+    assert lm_loss.apart
+    assert "documents: each is run as a row of its own" in messages[0]
+    assert "data.document_mask: false" in messages[0]
+    with torch.no_grad():
+        torch.testing.assert_close(lm_loss.own_logits(batch), alone(untouched, batch), rtol=1e-4, atol=1e-5)
+    lm_loss(batch)[0].backward()
+    expected = torch.nn.functional.cross_entropy(
+        alone(untouched, batch), batch.labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    expected.backward()
+    for (name, mine), other in zip(model.named_parameters(), untouched.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=2e-4, msg=name)
+    leak_test(lm_loss)
+    check_causal(lm_loss)
     with pytest.raises(ModelError, match=r"model\.attention=document"):
-        prepare_lm_loss(transformers.MambaForCausalLM(config), tell, attention="document")
+        prepare_lm_loss(model, tell, attention="document")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_leak_through_small_weights_is_seen(dtype):
+    """A fresh hybrid moves the outputs of the next document by less than rounding does, and would leak once it is trained."""
+    model = jamba(initializer_range=1e-4).to(dtype)
+    batch, changed = make_batch(), make_batch()
+    changed.input_ids[0, :11] = 3
+    packed = LMLoss(model, "sdpa", has_head=True)
+    with torch.no_grad():
+        before, after = packed.own_logits(batch)[11:24], packed.own_logits(changed)[11:24]
+    assert (before - after).abs().max() < 1e-3 * before.abs().max()
+    with pytest.raises(TrainingError, match="data.document_mask to false"):
+        leak_test(packed)
+
+
+def test_a_resumed_run_takes_the_choice_that_it_began_with():
+    messages: list[str] = []
+    began = prepare_lm_loss(jamba(), tell)
+    record = recorded_choice(began, "auto")
+    later = prepare_lm_loss(jamba(), messages.append, recorded=record)
+    assert (later.attention, later.apart, later.has_head, messages) == (began.attention, True, began.has_head, [])
+    leaking = {**record, "apart": False}  # a choice that no test would pass
+    assert not prepare_lm_loss(jamba(), tell, recorded=leaking).apart
+    assert prepare_lm_loss(jamba(), tell, attention="eager", recorded=leaking).apart  # another wish is a new choice
+
+
+def test_a_model_that_sees_later_tokens_is_refused():
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
+    for is_decoder in (False, True):
+        model = transformers.BertLMHeadModel(transformers.BertConfig(**sizes, is_decoder=is_decoder))
+        lm_loss = prepare_lm_loss(model, tell)
+        if is_decoder:
+            check_causal(lm_loss)
+        else:
+            with pytest.raises(ModelError, match="sees later tokens .* is_decoder: true"):
+                check_causal(lm_loss)
 
 
 class ScaledHead(nn.Module):

@@ -1,31 +1,37 @@
 """How a model is run on batches, chosen and checked before training: its attention, and whether its head can be separated.
 
-In: a model. Out: an `LMLoss`. Main choice: no family's name is trusted. Document attention is compared with the same documents
-run one by one, and head(hidden states) with the model's own logits; where they differ, the model's own way is used and said.
+In: a model. Out: an `LMLoss`. Main choice: what a model is decides first, then what it computes; no family's name is trusted.
+Where layers carry state from token to token, or packed documents do not give what the same documents give one by one, each
+document is run as a row of its own. Where head(hidden states) is not the model's own logits, those are used. All is said. A
+resumed run takes the choice that it began with, so that no small number can change how it goes on.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from steep.batch import IGNORE_INDEX, Batch
 from steep.core.errors import ModelError, TrainingError
 from steep.core.say import Say
 from steep.loss import DEFAULT_CHUNK_BYTES
 from steep.models import layers
 from steep.models.document_attention import enable_document_attention
 from steep.models.lm_loss import LMLoss, read_head
+from steep.models.probes import (
+    CHECK_LENGTHS,
+    check_batch,
+    difference,
+    full_precision,
+    leak,
+    look_ahead,
+    packing_problem,
+)
 
-CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest difference of two computations of the same logits, relative to the largest logit. Kernels that sum in another order
-differ by far less; a wrong head or a leaking document differs by a large part of 1."""
-
-CHECK_LENGTHS = (7, 9, 16)
-"""Tokens of the documents that the checks use: two in the first row of 16, one in the second."""
+RECORDED = ("attention", "apart", "has_head")
+"""What a run's checkpoints keep of the choice, with what was asked for."""
 
 
 def prepare_lm_loss(
@@ -35,23 +41,36 @@ def prepare_lm_loss(
     attention: str = "auto",
     vocab_size: int | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    document_mask: bool = True,
+    recorded: Mapping[str, Any] | None = None,
 ) -> LMLoss:
     """Choose how `model` is run, checked on a few tokens. `say` is told where that differs from the wish, and why.
 
-    attention: `auto`, `document`, `sdpa` or `eager`. vocab_size: ids that the check may use; default the model's. Call it before
-    compiling layers. Raises ModelError if the attention asked for is impossible.
+    attention: `auto`, `document`, `sdpa` or `eager`. vocab_size: ids that the check may use; default the model's. document_mask:
+    whether training keeps documents apart, for what is said. recorded: `recorded_choice` of the run that is continued; taken
+    without a check if the same attention is asked for. Call it before compiling layers. Raises ModelError if the attention asked
+    for is impossible.
     """
-    chosen = _choose_attention(model, attention, vocab_size, say)
-    problem = check_decomposition(LMLoss(model, chosen, has_head=True), vocab_size)
+    if recorded and recorded.get("asked") == attention:
+        chosen, apart, has_head = (recorded[name] for name in RECORDED)
+        _set_chosen(model, chosen)
+        return LMLoss(model, chosen, has_head, chunk_bytes, apart)
+    chosen, apart = _choose_attention(model, attention, vocab_size, say, document_mask)
+    problem = check_decomposition(LMLoss(model, chosen, has_head=True, apart=apart), vocab_size)
     if problem is not None:
         say(f"loss: whole logits of the model's own forward, because {problem}")
-    return LMLoss(model, chosen, problem is None, chunk_bytes)
+    return LMLoss(model, chosen, problem is None, chunk_bytes, apart)
+
+
+def recorded_choice(lm_loss: LMLoss, asked: str) -> dict[str, Any]:
+    """How a run computes, for its checkpoints. asked: its model.attention."""
+    return {"asked": asked, **{name: getattr(lm_loss, name) for name in RECORDED}}
 
 
 def leak_test(lm_loss: LMLoss, vocab_size: int | None = None) -> None:
-    """Change one document and check that nothing changes in the others. Raises TrainingError if something does.
+    """Check that no document sees another: no gradient from one to the other, and changing one moves nothing in the others.
 
-    Costs two forward passes over 32 tokens.
+    Raises TrainingError if something does. Costs three forward passes and two backward passes over 32 tokens.
     """
     model = lm_loss.model
     batch = check_batch(model, vocab_size)
@@ -62,12 +81,30 @@ def leak_test(lm_loss: LMLoss, vocab_size: int | None = None) -> None:
     with layers.evaluating(model):
         run = lm_loss.hidden_states if lm_loss.has_head else lm_loss.own_logits
         before, after = run(batch), run(changed)
-    if (difference := _difference(after[first:], before[first:])) is not None:
-        raise TrainingError(
-            f"the leak test failed: changing one document moved the outputs of another by {difference:.1e} of their size. "
-            f"{type(model).__name__} with attention {lm_loss.attention!r} sees across documents. "
-            "Set data.document_mask to false to train that way, or choose another model.attention."
-        )
+    moved = difference(after[first:], before[first:])
+    gradient = None if lm_loss.apart else leak(lm_loss, vocab_size)
+    if moved is None and gradient is None:
+        return
+    how = f"moved the outputs of another by {moved:.1e} of their size" if moved is not None else (
+        f"reaches the outputs of another (gradient {gradient:.1e})"
+    )  # fmt: skip
+    raise TrainingError(
+        f"the leak test failed: changing one document {how}. {type(model).__name__} with attention {lm_loss.attention!r} sees "
+        "across documents. Set data.document_mask to false to train that way, or choose another model.attention."
+    )
+
+
+def check_causal(lm_loss: LMLoss, vocab_size: int | None = None) -> None:
+    """Raises ModelError for a model whose prediction of a token can see that token or later ones."""
+    if (gradient := look_ahead(lm_loss, vocab_size)) is None:
+        return
+    model = lm_loss.model
+    decoder = getattr(layers.text_config(model), "is_decoder", None) is False
+    raise ModelError(
+        f"{type(model).__name__} sees later tokens when it predicts one (gradient {gradient:.1e}), so it would learn to copy "
+        "them and no text; it is not a causal language model as configured"
+        + (". Set is_decoder: true in its configuration" if decoder else "")
+    )
 
 
 def check_decomposition(lm_loss: LMLoss, vocab_size: int | None = None) -> str | None:
@@ -79,35 +116,61 @@ def check_decomposition(lm_loss: LMLoss, vocab_size: int | None = None) -> str |
     except ModelError as error:
         return str(error)
     batch = check_batch(model, vocab_size)
-    with layers.evaluating(model):
+    with layers.evaluating(model), full_precision(model):
         own_NV = lm_loss.own_logits(batch)
         has_base = getattr(model, "base_model", model) is not model
         hidden_ND = lm_loss.hidden_states(batch) if has_base else None
         if hidden_ND is None or (own_NV.shape[-1], hidden_ND.shape[-1]) != head.weight.shape:
             return f"the hidden states of {name} do not fit its output layer"
-        difference = _difference(head.logits(hidden_ND), own_NV)
-    if difference is not None:
-        return f"{name}'s logits are not its output layer applied to its hidden states ({difference:.1e})"
+        found = difference(head.logits(hidden_ND), own_NV)
+    if found is not None:
+        return f"{name}'s logits are not its output layer applied to its hidden states ({found:.1e})"
     return None
 
 
 # ---- attention ----
 
 
-def _choose_attention(model: nn.Module, wished: str, vocab_size: int | None, say: Say) -> str:
-    if wished in ("auto", "document"):
+def _choose_attention(
+    model: nn.Module, wished: str, vocab_size: int | None, say: Say, document_mask: bool
+) -> tuple[str, bool]:
+    """The attention, and whether documents are run as rows of their own."""
+    name, state = type(model).__name__, layers.state_carried(model)
+    problem = f"{name} carries state from token to token ({state})" if state is not None else None
+    if problem is None and wished in ("auto", "document"):
         problem = _document_problem(model, vocab_size)
         if problem is None:
-            return "document"
-        if wished == "document":
-            raise ModelError(f"model.attention=document: {problem}. Use model.attention: auto")
-        fallback = _set_attention(model, "sdpa")
-        say(f"attention: {fallback} with restarting position_ids, not document by document: {problem}")
-        return fallback
-    chosen = _set_attention(model, wished)
-    if chosen != wished:
+            return "document", False
+    if wished == "document":
+        raise ModelError(f"model.attention=document: {problem}. Use model.attention: auto")
+    chosen = _set_attention(model, "sdpa" if wished == "auto" else wished)
+    if wished not in ("auto", chosen):
         say(f"attention: {chosen}, because the model offers no {wished}")
-    return chosen
+    mixed = None if state is not None else _packing_problem(LMLoss(model, chosen, has_head=False), vocab_size)
+    if state is None and mixed is None:
+        if wished == "auto":
+            say(f"attention: {chosen} with restarting position_ids, not document by document: {problem}")
+        return chosen, False
+    if document_mask:
+        say(
+            f"documents: each is run as a row of its own, padded to the length of similar ones, because {mixed or problem}. "
+            "data.document_mask: false runs whole sequences instead, where each document sees those before it"
+        )
+    else:
+        say(
+            "documents: not kept apart in training (data.document_mask: false): "
+            f"{'state flows' if state is not None else 'attention reaches'} from one into the next. Held-out documents are "
+            "scored each by itself"
+        )
+    return chosen, True
+
+
+def _set_chosen(model: nn.Module, attention: str) -> None:
+    """Put the model into the state in which an earlier process of this run trained it."""
+    if attention == "document":
+        enable_document_attention(model)
+    elif attention != "own":
+        _set_attention(model, attention)
 
 
 def _set_attention(model: nn.Module, name: str) -> str:
@@ -127,48 +190,17 @@ def _document_problem(model: nn.Module, vocab_size: int | None) -> str | None:
     reason = enable_document_attention(model)
     if reason is not None:
         return reason
-    batch = check_batch(model, vocab_size)
     try:
-        with layers.evaluating(model):
-            packed_NV = LMLoss(model, "document", has_head=False).own_logits(batch)
-            alone = LMLoss(model, "sdpa", has_head=False)
-            parts = batch.input_ids.view(1, -1).split(CHECK_LENGTHS, dim=1)
-            alone_NV = torch.cat([alone.own_logits(_batch(part_1T, (part_1T.shape[1],))) for part_1T in parts])
+        return _packing_problem(LMLoss(model, "document", has_head=False), vocab_size)
     except ModelError as error:
         return str(error)
-    if (difference := _difference(packed_NV, alone_NV)) is not None:
-        return f"packed documents give other logits than the same documents alone ({difference:.1e})"
-    return None
 
 
-# ---- small parts ----
-
-
-def check_batch(model: nn.Module, vocab_size: int | None) -> Batch:
-    """Two rows of 16 tokens in three documents. Draws no random numbers. Raises ModelError without a vocabulary size."""
-    vocab_size = vocab_size or layers.vocab_size(model)
-    if vocab_size is None:
-        raise ModelError(f"{type(model).__name__} has neither config.vocab_size nor an embedding; pass vocab_size")
-    ids = (torch.arange(sum(CHECK_LENGTHS), device=layers.compute_device(model)) * 7919 + 13) % vocab_size  # any ids do
-    return _batch(ids.view(2, 16), CHECK_LENGTHS)
-
-
-def _batch(ids_BT: Tensor, lengths: tuple[int, ...]) -> Batch:
-    """A batch without labels of documents of these lengths."""
-    device = ids_BT.device
-    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    return Batch(
-        input_ids=ids_BT,
-        labels=torch.full_like(ids_BT, IGNORE_INDEX),
-        position_ids=positions.view(ids_BT.shape),
-        cu_seqlens=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device),
-        max_seqlen=max(lengths),
-        source_ids=torch.zeros(len(ids_BT), dtype=torch.int32),
-    )
-
-
-def _difference(left: Tensor, right: Tensor) -> float | None:
-    """The largest difference relative to the largest number of `right`; None where its dtype explains it."""
-    scale = right.float().abs().max().clamp_min(1e-20)
-    difference = float((left.float() - right.float()).abs().max() / scale)
-    return difference if difference > CHECK_TOLERANCE.get(right.dtype, 5e-2) else None
+def _packing_problem(packed: LMLoss, vocab_size: int | None) -> str | None:
+    """What packed documents do to each other: in full precision, then with the kernels that train."""
+    with full_precision(packed.model):
+        problem = packing_problem(packed, vocab_size)
+    problem = problem or packing_problem(packed, vocab_size)
+    if problem is None and (gradient := leak(packed, vocab_size)) is not None:
+        return f"packed documents see each other (gradient {gradient:.1e})"
+    return problem

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steep.batch import Batch
+from steep.models.document_rows import DocumentRows, in_batch_order
 from steep.models.mixture import Router, experts_per_token, find_routers
 
 Scoring = Literal["softmax", "sigmoid", "probabilities"]
@@ -70,32 +71,40 @@ class RoutingRecorder:
         self.routers: list[Router] = find_routers(model)
         self.chosen = experts_per_token(model) or 1
         self.scoring: list[Scoring] = ["softmax"] * len(self.routers)
-        self._outputs: dict[int, Any] | None = None
+        self._outputs: dict[int, list[Any]] | None = None
         for number, router in enumerate(self.routers):
             router.module.register_forward_hook(self._keeper(number))
 
     def _keeper(self, number: int) -> Any:
         def keep(module: nn.Module, arguments: Any, output: Any) -> None:
             if self._outputs is not None:
-                self._outputs[number] = output
+                self._outputs.setdefault(number, []).append(output)
 
         return keep
 
     @contextmanager
-    def recording(self) -> Iterator[dict[int, Any]]:
-        """A mapping that the forward passes inside fill: number of the router -> what it returned."""
-        outputs: dict[int, Any] = {}
+    def recording(self) -> Iterator[dict[int, list[Any]]]:
+        """A mapping that the forward passes inside fill: number of the router -> what it returned, call by call."""
+        outputs: dict[int, list[Any]] = {}
         self._outputs = outputs
         try:
             yield outputs
         finally:
             self._outputs = None
 
-    def routing(self, outputs: dict[int, Any], batch: Batch) -> Routing | None:
-        """Loss and counts of a batch whose forward pass was recorded; None if no router ran."""
+    def routing(
+        self, outputs: dict[int, list[Any]], batch: Batch, rows: list[DocumentRows] | None = None
+    ) -> Routing | None:
+        """Loss and counts of a batch whose forward pass was recorded; None if no router ran.
+
+        rows: what was run in place of the batch, one call each (`document_rows`); without it a router's last call counts.
+        """
         losses, counts = [], []
-        for number, output in sorted(outputs.items()):
-            logits_NE, chosen_NC, _ = read_output(output, self.routers[number].index, self.chosen)
+        for number, calls in sorted(outputs.items()):
+            read = [read_output(output, self.routers[number].index, self.chosen)[:2] for output in calls]
+            logits_NE, chosen_NC = read[-1] if rows is None else (
+                in_batch_order(list(parts), rows) for parts in zip(*read[-len(rows) :], strict=True)
+            )  # fmt: skip
             probabilities_NE = probabilities(logits_NE, self.scoring[number])
             loss, counts_E = balancing_loss(probabilities_NE, chosen_NC, batch.tokens_mask())
             losses.append(loss)
@@ -106,11 +115,12 @@ class RoutingRecorder:
         """E of a router, from what it returned."""
         return read_output(output, self.routers[number].index, self.chosen)[0].shape[1]
 
-    def learn_scoring(self, outputs: dict[int, Any]) -> None:
+    def learn_scoring(self, outputs: dict[int, list[Any]]) -> None:
         """Find out from one recorded forward pass how each router makes probabilities."""
-        for number, output in outputs.items():
+        for number, calls in outputs.items():
             router = self.routers[number]
-            self.scoring[number] = scoring_of(*read_output(output, router.index, self.chosen), has_bias(router.module))
+            read = read_output(calls[-1], router.index, self.chosen)
+            self.scoring[number] = scoring_of(*read, has_bias(router.module))
 
 
 def has_bias(module: nn.Module) -> bool:

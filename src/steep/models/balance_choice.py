@@ -11,11 +11,11 @@ import torch
 
 from steep.core.errors import ConfigError
 from steep.core.say import Say
-from steep.models.attention_choice import check_batch
 from steep.models.balance import RoutingRecorder, has_bias
 from steep.models.layers import compute_device, evaluating, text_config
 from steep.models.lm_loss import LMLoss
 from steep.models.mixture import balance_coefficient, find_experts
+from steep.models.probes import check_batch
 
 NOT_IN_LOSS = "the reported loss stays the cross-entropy"
 
@@ -28,7 +28,7 @@ def prepare_balance(lm_loss: LMLoss, say: Say, wished: float | None, vocab_size:
     """
     model = lm_loss.model
     recorder, experts = RoutingRecorder(model), find_experts(model)
-    outputs: dict[int, object] = {}
+    outputs: dict[int, list[object]] = {}
     if recorder.routers:
         one_dtype = len({tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}) == 1
         exact = torch.autocast(compute_device(model).type, enabled=False) if one_dtype else nullcontext()
@@ -48,7 +48,7 @@ def prepare_balance(lm_loss: LMLoss, say: Say, wished: float | None, vocab_size:
     coefficient = own if wished is None else wished
     trained = any(tensor.requires_grad for router in recorder.routers for tensor in router.module.parameters())
     lm_loss.watch_routing(recorder, coefficient if trained else 0.0)
-    counts = sorted({recorder.num_experts(number, output) for number, output in outputs.items()})
+    counts = sorted({recorder.num_experts(number, calls[-1]) for number, calls in outputs.items()})
     what = (
         f"experts: {' or '.join(map(str, counts))} in each of {len(outputs)} layers, {recorder.chosen} for each token"
     )

@@ -39,19 +39,22 @@ def attend_documents(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    sinks_N: Tensor | None = None,
 ) -> Tensor:
     """(L, N, H): causal attention of each token over its own document, softmax(scale * q @ k.T) @ v.
 
     query_LNH: (L, N, H); key_LKH, value_LKH: (L, K, H), N a multiple of K. cu_seqlens: (documents + 1,) int32, from 0
     to L. max_seqlen: no document is longer; only CUDA uses it, and an upper bound is enough. scale: default H ** -0.5.
     sliding_window: a token sees itself and the sliding_window - 1 before it. softcap: scores become
-    softcap * tanh(score / softcap), computed explicitly (Gemma 2).
+    softcap * tanh(score / softcap), computed explicitly (Gemma 2). sinks_N: (N,), a score per head that takes its share of
+    the softmax and has no value, computed explicitly too (gpt-oss).
     """
     # as autocast does for scaled_dot_product_attention: rotary embeddings leave queries fp32 beside bf16 values
     query, key, value = (to_autocast_dtype(tensor) for tensor in (query_LNH, key_LKH, value_LKH))
-    if _varlen_fits(query, value, dropout, softcap):
+    rule = _Rule(scale, dropout, sliding_window, softcap, sinks_N)
+    if _varlen_fits(query, value, rule):
         return _varlen(query, key, value, cu_seqlens, max_seqlen, scale, sliding_window)
-    return _split_attention(query, key, value, cu_seqlens, _Rule(scale, dropout, sliding_window, softcap))
+    return _split_attention(query, key, value, cu_seqlens, rule)
 
 
 # ---- document by document ----
@@ -64,6 +67,12 @@ class _Rule(NamedTuple):
     dropout: float
     sliding_window: int | None
     softcap: float | None
+    sinks_N: Tensor | None = None
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether scaled_dot_product_attention has no argument for a part of it."""
+        return self.softcap is not None or self.sinks_N is not None
 
 
 @torch.compiler.disable
@@ -140,9 +149,8 @@ def _attend_equal(query: Tensor, key: Tensor, value: Tensor, rule: _Rule) -> Ten
     """Causal attention over documents of one length: (B, N, T, H), (B, K, T, H) -> (B, N, T, H)."""
     length = query.shape[2]
     window = rule.sliding_window if rule.sliding_window is not None and rule.sliding_window < length else None
-    if rule.softcap is not None:
-        mask_TT = _band(length, window, query.device)
-        return _softcapped(query, key, value, mask_TT, rule.scale, rule.dropout, rule.softcap)
+    if rule.is_explicit:
+        return _explicit(query, key, value, _band(length, window, query.device), rule)
     mask = None if window is None else _band(length, window, query.device)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=rule.dropout, is_causal=mask is None, scale=rule.scale,
@@ -156,18 +164,23 @@ def _band(length: int, window: int | None, device: torch.device) -> Tensor:
     return mask if window is None else mask.triu_(1 - window)
 
 
-def _softcapped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, dropout: float, softcap: float
-) -> Tensor:
-    """softmax(softcap * tanh(scale * q @ k.T / softcap)) @ v, as transformers' eager Gemma 2; softmax in fp32, T * T memory."""
+def _explicit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rule: _Rule) -> Tensor:
+    """Soft caps and sinks as transformers' eager Gemma 2 and gpt-oss compute them; softmax in fp32, T * T memory.
+
+    (B, N, T, H), (B, K, S, H), a mask that broadcasts to (B, N, T, S), true where a key is seen -> (B, N, T, H).
+    """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
-    scores_BNTT = torch.matmul(query, key.transpose(2, 3)) * factor
-    scores_BNTT = torch.tanh(scores_BNTT / softcap) * softcap
-    scores_BNTT = scores_BNTT.masked_fill(~mask, float("-inf"))
-    weights = F.softmax(scores_BNTT, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(F.dropout(weights, p=dropout), value)
+    factor = query.shape[-1] ** -0.5 if rule.scale is None else rule.scale
+    scores_BNTS = torch.matmul(query, key.transpose(2, 3)) * factor
+    if rule.softcap is not None:
+        scores_BNTS = torch.tanh(scores_BNTS / rule.softcap) * rule.softcap
+    scores_BNTS = scores_BNTS.masked_fill(~mask, float("-inf"))
+    if rule.sinks_N is not None:
+        sinks = rule.sinks_N.to(scores_BNTS.dtype).view(1, -1, 1, 1).expand(*scores_BNTS.shape[:3], 1)
+        scores_BNTS = torch.cat([scores_BNTS, sinks], dim=-1)
+    weights = F.softmax(scores_BNTS, dim=-1, dtype=torch.float32)[..., : key.shape[2]].to(query.dtype)
+    return torch.matmul(F.dropout(weights, p=rule.dropout), value)
 
 
 # ---- one varlen kernel (CUDA) ----
@@ -190,8 +203,8 @@ VARLEN_GQA = _gqa_argument()
 """How torch's kernel is told that there are fewer key heads than query heads; older versions detect it."""
 
 
-def _varlen_fits(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> bool:
-    if query.device.type != "cuda" or VARLEN_KERNEL is None or dropout > 0 or softcap is not None:
+def _varlen_fits(query: Tensor, value: Tensor, rule: _Rule) -> bool:
+    if query.device.type != "cuda" or VARLEN_KERNEL is None or rule.dropout > 0 or rule.is_explicit:
         return False
     half = query.dtype in (torch.float16, torch.bfloat16)
     heads_fit = query.shape[-1] == value.shape[-1] <= CUDA_VARLEN_MAX_HEAD
@@ -235,6 +248,7 @@ def document_attention_forward(
     dropout: float = 0.0,
     sliding_window: int | str | None = "not given",
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
     **kwargs: Any,
@@ -242,12 +256,14 @@ def document_attention_forward(
     """An attention function of transformers: (1, N, L, H), (1, K, L, H) -> (1, L, N, H).
 
     With `cu_seqlens` the batch is one flattened row of documents and `attention_mask` is not read. Without it
-    (generation, scoring a plain batch) this is transformers' own sdpa. Raises ModelError for what it cannot compute.
+    (generation, scoring a plain batch) this is transformers' own sdpa. s_aux: (N,), transformers' name for attention sinks.
+    Raises ModelError for what it cannot compute.
     """
-    if cu_seqlens is None and softcap is not None:  # which transformers' sdpa does not compute
+    if cu_seqlens is None and (softcap is not None or s_aux is not None):  # which transformers' sdpa does not compute
         if attention_mask is None:  # causal: a single query after cached keys sees all of them
             attention_mask = _band(key.shape[2], None, key.device)[key.shape[2] - query.shape[2] :]
-        return _softcapped(query, key, value, attention_mask, scaling, dropout, softcap).transpose(1, 2), None
+        rule = _Rule(scaling, dropout, None, softcap, s_aux)
+        return _explicit(query, key, value, attention_mask, rule).transpose(1, 2), None
     if cu_seqlens is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -258,15 +274,24 @@ def document_attention_forward(
     out_LNH = attend_documents(
         query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), cu_seqlens,
         max_seqlen=query.shape[2] if max_seqlen is None else max_seqlen,
-        scale=scaling, dropout=dropout, sliding_window=window, softcap=softcap,
+        scale=scaling, dropout=dropout, sliding_window=window, softcap=softcap, sinks_N=s_aux,
     )  # fmt: skip
     return out_LNH.unsqueeze(0), None
+
+
+UNKNOWN_PARTS = {
+    "position_bias": "a position bias",
+    "sinks": "several sinks for each key",
+    "indices": "attention to chosen keys only",
+    "block_indices": "attention to chosen blocks of keys only",
+}
+"""Arguments with which families of transformers ask their attention for more -> what that is."""
 
 
 def _check_computable(module: nn.Module, query: Tensor, window: int | str | None, kwargs: dict[str, Any]) -> None:
     if query.shape[0] != 1:
         raise ModelError(f"document attention takes one flattened row of tokens, not {query.shape[0]}")
-    for name, what in (("s_aux", "attention sinks"), ("position_bias", "a position bias")):
+    for name, what in UNKNOWN_PARTS.items():
         if kwargs.get(name) is not None:
             raise ModelError(f"document attention does not compute {what}")
     config = getattr(module, "config", None)
@@ -316,5 +341,5 @@ def _obstacle(model: nn.Module) -> str | None:
     layer_types = set(getattr(text, "layer_types", None) or [])
     foreign = sorted(layer_types - {"full_attention", "sliding_attention"})
     if foreign:
-        return f"its layers of type {', '.join(foreign)} carry state across documents"
+        return f"its layers of type {', '.join(foreign)} do more than causal attention"
     return None

@@ -5,6 +5,7 @@ Answers come from what a model offers and from the identity of its tensors, neve
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,32 @@ def transformer_layers(model: nn.Module) -> nn.ModuleList:
     if not lists:
         raise ModelError(f"{type(model).__name__} has no nn.ModuleList of layers to work on one by one")
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+
+
+STATE_LAYERS = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "mamba2", "recurrent", "rwkv"}
+"""Kinds of layers, as transformers' configurations name them, that pass something from token to token beside attention."""
+
+
+def state_carried(model: nn.Module) -> str | None:
+    """What in a model carries state from token to token, so that the end of one document reaches the next; None for one that only
+    attends. From what the model declares and is made of, not from what its weights compute."""
+    text = text_config(model)
+    lists = (getattr(text, name, None) for name in ("layer_types", "layers_block_type", "block_types"))
+    kinds = {str(kind) for kind in itertools.chain.from_iterable(found or () for found in lists)} & STATE_LAYERS
+    if kinds:
+        return f"layers of type {', '.join(sorted(kinds))}"
+    if getattr(model, "_is_stateful", False):
+        return "transformers marks it as stateful"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            return f"{name} is recurrent"
+        if (
+            isinstance(module, nn.Conv1d)
+            and module.kernel_size[0] > 1
+            and not name.startswith(("vision", "model.vision"))
+        ):
+            return f"{name} is a convolution over tokens"
+    return None
 
 
 def compute_device(model: nn.Module) -> torch.device:

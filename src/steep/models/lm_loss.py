@@ -8,6 +8,7 @@ otherwise the model's own forward is used. Suffixes: B sequences, T tokens each,
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from steep.core.errors import ModelError
 from steep.loss import DEFAULT_CHUNK_BYTES, linear_cross_entropy
 from steep.models.balance import Routing, RoutingRecorder
 from steep.models.document_attention import placeholder_mask
+from steep.models.document_rows import document_rows
 from steep.models.layers import head_weight, output_layer, text_config
 
 
@@ -41,16 +43,25 @@ class LMLoss(nn.Module):
     this module have a prefix.
     """
 
-    def __init__(self, model: nn.Module, attention: str, has_head: bool, chunk_bytes: int = DEFAULT_CHUNK_BYTES):
+    def __init__(
+        self,
+        model: nn.Module,
+        attention: str,
+        has_head: bool,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        apart: bool = False,
+    ):
         """attention: `document` (a flattened row with cu_seqlens), or `sdpa`, `eager`, `own` (B x T, restarting position_ids).
 
-        has_head: whether hidden states and output head give the model's logits; else its own whole logits are used.
-        chunk_bytes: logits that exist at a time in training.
+        has_head: whether hidden states and output head give the model's logits; else its own whole logits are used. chunk_bytes:
+        logits that exist at a time in training. apart: each document is run as a row of its own (`document_rows`), whatever else
+        is in its sequence.
         """
         super().__init__()
         self.model = model
         self.attention = attention
         self.has_head = has_head
+        self.apart = apart
         self.chunk_bytes = chunk_bytes
         self.routing: RoutingRecorder | None = None
         self.balance_coefficient = 0.0
@@ -64,9 +75,10 @@ class LMLoss(nn.Module):
         if self.routing is None:
             loss, losses_N = self._losses(batch, self.chunk_bytes)
             return BatchLoss(loss, losses_N.view(batch.labels.shape).sum(1))
+        rows = document_rows(batch) if self.apart else None
         with self.routing.recording() as outputs:
             loss, losses_N = self._losses(batch, self.chunk_bytes)
-        return BatchLoss(loss, losses_N.view(batch.labels.shape).sum(1), self.routing.routing(outputs, batch))
+        return BatchLoss(loss, losses_N.view(batch.labels.shape).sum(1), self.routing.routing(outputs, batch, rows))
 
     @torch.no_grad()
     def token_losses(self, batch: Batch) -> Tensor:
@@ -103,13 +115,24 @@ class LMLoss(nn.Module):
     def hidden_states(self, batch: Batch) -> Tensor:
         """(N, D): what the output head reads. Only where `has_head`."""
         base: Any = self.model.base_model
-        output = base(**self._arguments(base, batch))
-        hidden: Tensor = output if isinstance(output, Tensor) else output[0]
-        return hidden.flatten(0, 1)
+        return self._flat_outputs(base, batch, lambda output: output if isinstance(output, Tensor) else output[0])
 
     def own_logits(self, batch: Batch) -> Tensor:
         """(N, V): the model's own logits. Raises ModelError if it returns none."""
-        output = self.model(**self._arguments(self.model, batch))
+        return self._flat_outputs(self.model, batch, self._logits_of)
+
+    def _flat_outputs(self, module: nn.Module, batch: Batch, tensor_of: Callable[[Any], Tensor]) -> Tensor:
+        """(N, ...): what `module` gives for each token of the batch."""
+        if not self.apart:
+            return tensor_of(module(**self._arguments(module, batch))).flatten(0, 1)
+        parts = document_rows(batch)
+        outputs = [
+            tensor_of(module(**self._arguments(module, rows.batch))).flatten(0, 1)[rows.kept_K] for rows in parts
+        ]
+        return torch.cat(outputs)[torch.cat([rows.positions_K for rows in parts]).argsort()]
+
+    def _logits_of(self, output: Any) -> Tensor:
+        """(B, T, V)"""
         if isinstance(output, (tuple, list)):
             output = output[0]
         logits = getattr(output, "logits", output)
@@ -118,7 +141,7 @@ class LMLoss(nn.Module):
                 f"{type(self.model).__name__} returned {type(output).__name__}; it must return a tensor of logits (B, T, V), "
                 "a tuple that starts with one, or an object with .logits"
             )
-        return logits.flatten(0, 1)
+        return logits
 
     def _arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The arguments of a forward; a module that is not of transformers gets only those in its signature."""

@@ -28,7 +28,7 @@ from steep.evaluation.end_of_text import data_warnings, source_ends
 from steep.evaluation.text_writer import open_writer
 from steep.loader import Loader
 from steep.models.adapters import adapter_files, add_adapter, capacity_line
-from steep.models.attention_choice import leak_test, prepare_lm_loss
+from steep.models.attention_choice import check_causal, leak_test, prepare_lm_loss, recorded_choice
 from steep.models.balance_choice import prepare_balance
 from steep.models.config import ModelConfig
 from steep.models.embeddings import offload_embeddings
@@ -80,6 +80,8 @@ class Job:
     """What transformers or peft call the weights there."""
     source: ModelConfig | Target
     """What the weights were loaded from: what the configuration names, or a checkpoint of the run itself."""
+    model_choice: dict[str, Any]
+    """How the model is run, for checkpoints: a resumed run takes the same."""
     flops_per_token: float | None
     peak_flops: float | None
 
@@ -113,11 +115,13 @@ def assemble(
     weights: Path | None = None,
     tokenizer_folder: Path | None = None,
     model: nn.Module | None = None,
+    recorded: dict[str, Any] | None = None,
 ) -> Job:
     """Build and check everything before step 0. Targets have passed `targets.check_run`. Raises a SteepError.
 
     weights, tokenizer_folder: transformers folders that take the place of what the configuration names, for a resumed run.
-    model: one that was made of this configuration already, adapter and all, and is trained in place.
+    model: one that was made of this configuration already, adapter and all, and is trained in place. recorded: how the model of
+    a resumed run was run.
     """
     compute = choose_compute(config, say)
     texts = open_texts(config, say, ranks, tokenizer_folder)
@@ -127,7 +131,7 @@ def assemble(
         plan = plan_start(config, texts, compute, source, say)
         config, texts = plan.config, replace(texts, sizes=plan.sizes)
     trained = load_trained(config, texts, compute, say, source, model, resumed=weights is not None)
-    runner = prepare_runner(config, texts, compute, trained, say)
+    runner = prepare_runner(config, texts, compute, trained, say, recorded)
     engine = build_engine(config, texts, runner, say)
     seed_everything(config.run.seed)
     return Job(
@@ -140,6 +144,7 @@ def assemble(
         hf_files=_hf_files(trained, texts.hf_tokenizer, say),
         weights_file=ADAPTER_WEIGHTS if has_adapter(trained) else CONSOLIDATED_FILE,
         source=source,
+        model_choice=recorded_choice(runner.lm_loss, _asked_attention(config)),
         flops_per_token=model_flops_per_token(trained, config.data.sequence_length),
         peak_flops=peak_flops(device_name(compute.device)),
     )
@@ -264,22 +269,39 @@ def _base_of_resumed(weights: Path, configured: str, say: Say) -> str:
     return now
 
 
-def prepare_runner(config: RunConfig, texts: Texts, compute: Compute, model: nn.Module, say: Say) -> ModelRunner:
-    """How the model is run on batches: memory, attention, head and loss, checked on a few tokens. Raises a SteepError."""
+def _asked_attention(config: RunConfig) -> str:
+    return "auto" if isinstance(config.model, Target) else config.model.attention
+
+
+def prepare_runner(
+    config: RunConfig,
+    texts: Texts,
+    compute: Compute,
+    model: nn.Module,
+    say: Say,
+    recorded: dict[str, Any] | None = None,
+) -> ModelRunner:
+    """How the model is run on batches: memory, attention, head and loss, checked on a few tokens. Raises a SteepError.
+
+    recorded: the choice of the run that is continued, which passed these checks when it began.
+    """
     device, precision = compute.device, compute.precision
     if isinstance(config.model, ModelConfig) and config.model.offload_embeddings:
         offload_embeddings(model, device, say)
     if (checkpointing := config.train.activation_checkpointing) is not None:
         checkpoint_layers(model, say, **checkpointing.model_dump(), device_type=device.type)
-    attention = "auto" if isinstance(config.model, Target) else config.model.attention
+    asked, masked = _asked_attention(config), config.data.document_mask
     rows = vocab_size(model) or texts.tokenizer.vocab_size
     with autocast(device, precision):  # so that the kernels tested are those that train
         lm_loss = prepare_lm_loss(
-            model, say, attention=attention, vocab_size=rows, chunk_bytes=config.train.loss_chunk_bytes
-        )
-        if config.data.document_mask:
-            leak_test(lm_loss, rows)
-            say("leak test passed: changing one document changes no prediction in its neighbour")
+            model, say, attention=asked, vocab_size=rows, chunk_bytes=config.train.loss_chunk_bytes,
+            document_mask=masked, recorded=recorded,
+        )  # fmt: skip
+        if not recorded or recorded["asked"] != asked:
+            check_causal(lm_loss, rows)
+            if masked:
+                leak_test(lm_loss, rows)
+                say("leak test passed: changing one document changes no prediction in its neighbour")
         prepare_balance(lm_loss, say, getattr(config.model, "balance_loss", None), rows)
     if config.train.compile:
         say(f"compiling {compile_layers(model)} layers; the first steps are slow")

@@ -116,10 +116,7 @@ def _run(
     stop: StopSignals,
     model: nn.Module | None,
 ) -> TrainResult:
-    weights, tokenizer = resume_point.weights, resume_point.tokenizer
-    job = assemble(
-        resume_point.config, trackers.line, ranks=run.ranks, weights=weights, tokenizer_folder=tokenizer, model=model
-    )
+    job = assemble(resume_point.config, trackers.line, ranks=run.ranks, model=model, **resume_point.taken_over)
     config = job.config
     for note in notes:
         trackers.line(note)

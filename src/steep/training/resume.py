@@ -46,6 +46,12 @@ class ResumePoint:
         return folder if self.same_tokenizer and folder and (folder / "tokenizer.json").is_file() else None
 
     @property
+    def taken_over(self) -> dict[str, Any]:
+        """What `assemble` takes from the checkpoint. `recorded` is None for checkpoints of versions that did not record it."""
+        recorded = self.checkpoint.train_state.get("model_choice") if self.checkpoint else None
+        return {"weights": self.weights, "tokenizer_folder": self.tokenizer, "recorded": recorded}
+
+    @property
     def weights(self) -> Path | None:
         """A folder that transformers loads the weights from, faster than the base was made (a .gguf is dequantized)."""
         return self.checkpoint.path / "model" / "consolidated" if self.checkpoint else None
@@ -201,6 +207,7 @@ def checkpoint_state(config: RunConfig, job: Job, state: TrainState) -> Checkpoi
     """Everything that `restore_job` and `restore_state` want back."""
     pieces = job.engine.pieces()
     state.streams = job.data.stream_cursors(state.sequences_seen)
+    state.model_choice = job.model_choice
     fresh_score = state.scores_step == state.step and state.scores
     return CheckpointState(
         model=pieces.model,

@@ -48,6 +48,8 @@ class TrainState:
     """The files of each training source and a short checksum of each."""
     streams: list[list[dict[str, Any]]] = field(default_factory=list)
     """Where the readers of each streamed source stand; empty for one that was prepared. Filled when a checkpoint is saved."""
+    model_choice: dict[str, Any] | None = None
+    """How the model is run: `attention_choice.recorded_choice`. Filled when a checkpoint is saved."""
     data_changes: list[dict[str, Any]] = field(default_factory=list)
     """Where the data was changed during the run on purpose, and what changed."""
     base_scores: dict[str, Any] = field(default_factory=dict)
