@@ -17,6 +17,7 @@ from steep.core.units import format_bytes
 from steep.evaluation.model_reference import config_of_run
 from steep.order.data_order import DataOrder, same_past
 from steep.runtime.run_directory import RunDirectory, is_run_directory
+from steep.store.cut_store import CutStore
 from steep.store.formats import formats
 from steep.store.inspect import inspect_store
 from steep.store.reader import is_store
@@ -138,7 +139,10 @@ def inspect_sequence(path: Path, index: int) -> dict[str, Any]:
         tokens = np.empty(part.count, dtype=np.int64)
         store.read(part.document, part.start, part.count, tokens)
         text = tokenizer.decode(tokens)
-        documents.append({"document": part.document, "start": part.start, "tokens": part.count, "text": text})
+        document, start = part.document, part.start
+        if isinstance(store, CutStore):
+            document, start = store.origin(document, start)
+        documents.append({"document": document, "start": start, "tokens": part.count, "text": text})
     return {
         "kind": "sequence",
         "index": index,

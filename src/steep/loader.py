@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from steep.batch import IGNORE_INDEX, Batch, StepBatches
-from steep.order.batches import Sizes, count_step
+from steep.order.batches import Sizes, count_step, open_pieces
 from steep.order.data_order import DataOrder, OrderedSequence
 from steep.order.packing import TokenRange
 
@@ -43,7 +43,8 @@ def make_batch(
     """Read sequences into one batch.
 
     A label is the next token of the same document, also where the sequence ends before the document does; the last token
-    of a document has no label. Without `document_mask` it is the first token of the document that follows in the sequence.
+    of a document has no label. Without `document_mask` it is the first token of the document that follows in the sequence,
+    unless a held-out part of the document comes between.
     Positions that a short sequence leaves free hold `pad_id`, no label, and are a segment of their own.
     """
     shape = (len(sequences), sequence_length)
@@ -63,6 +64,7 @@ def make_batch(
             lengths += [count for _, _, count in sequence.ranges]
             lengths += [sequence_length - filled] if filled < sequence_length else []
         else:
+            _end_pieces(sequence.ranges, open_pieces(store), labels[row])
             following = sequence.following or _following(sequence.ranges[-1], store)
             if following is not None:
                 store.read(following.document, following.start, 1, labels[row, filled - 1 : filled])
@@ -91,6 +93,14 @@ def _end_documents(ranges: list[TokenRange], store: TokenReader, labels: NDArray
             labels[position - 1] = IGNORE_INDEX
         else:
             store.read(following.document, following.start, 1, labels[position - 1 : position])
+
+
+def _end_pieces(ranges: list[TokenRange], open_documents: Collection[int], labels: NDArray[np.int64]) -> None:
+    """No label at the end of a piece of a document, whose next token is not the one that follows in the sequence."""
+    if open_documents:
+        ends = np.cumsum([token_range.count for token_range in ranges])[:-1]
+        open_ends = [token_range.document in open_documents for token_range in ranges[:-1]]
+        labels[ends[open_ends] - 1] = IGNORE_INDEX
 
 
 def _following(token_range: TokenRange, store: TokenReader) -> TokenRange | None:
@@ -142,7 +152,10 @@ class Loader:
         micro_batches = self._sizes.micro_batches(step, self._rank)
         batches = [self._batch([sequences[index] for index in indices]) for indices in micro_batches]
         lengths = [store.document_lengths for store in self._stores]
-        counts = count_step(list(sequences.values()), self._order.sequence_length, lengths, self._document_mask)
+        counts = count_step(
+            list(sequences.values()), self._order.sequence_length, lengths, self._document_mask,
+            [open_pieces(store) for store in self._stores],
+        )  # fmt: skip
         return StepBatches(batches, counts)
 
     def _batch(self, sequences: list[OrderedSequence]) -> Batch:

@@ -30,6 +30,8 @@ class HeldOutText:
     parts: Sequence[tuple[ScoredStore, NDArray[Any]]]
     most_tokens: int | None = None
     """No more than this many are scored, whatever else is asked for."""
+    role: str | None = None
+    """Its role in the forgetting report, where the configuration or the role of its source gives one."""
 
     @property
     def num_tokens(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from steep.config.run import RunConfig
-from steep.core.errors import ConfigError, DataError
+from steep.core.errors import ConfigError
 from steep.core.say import Say, say_nothing
 from steep.data.held_out_text import HeldOutText
 from steep.data.self_generated import (
@@ -22,9 +22,10 @@ from steep.data.self_generated import (
     remember_texts,
     with_self_generated,
 )
+from steep.data.shares import hold_out, share_holder, shared_texts
 from steep.order.batches import requested_sequences
 from steep.order.config import TrainSourceConfig
-from steep.order.data_order import DataOrder, NativeOrder, OrderedSource, held_out
+from steep.order.data_order import DataOrder, NativeOrder, OrderedSource
 from steep.order.megatron import build_megatron_orders
 from steep.sources.config import SourceConfig
 from steep.sources.hints import say_hints
@@ -208,7 +209,7 @@ def _open_written(run: RunConfig, tokenizer: TextTokenizer, say: Say, progress: 
     own: dict[str, list[TokenStore]] = {}
     for name, validation in config.validation.items():
         if validation.path is not None:
-            fields = validation.model_dump(exclude={"share", "path", "role", "generate_tokens"})
+            fields = validation.model_dump(include=set(SourceConfig.model_fields) - {"path"})
             source = SourceConfig(**fields, path=validation_paths(paths_of(validation)))
             own[name] = opened([source], say=of_own.append)
     if config.order == "megatron":
@@ -217,12 +218,17 @@ def _open_written(run: RunConfig, tokenizer: TextTokenizer, say: Say, progress: 
         data = _native(run, tokenizer, partial(opened, say=of_train.append), of_train.append, of_order.append)
     for line in dict.fromkeys([*of_train, *of_own, *of_order]):  # stores may have the same to say
         say(line)
-    texts = {text.name: text for text in data.held_out_texts}
-    for name, stores in own.items():
-        texts[name] = HeldOutText(name, [(store, np.arange(store.num_documents)) for store in stores])
+    texts: dict[str, HeldOutText] = {}
+    for name, validation in config.validation.items():
+        if name in own:
+            parts = [(store, np.arange(store.num_documents)) for store in own[name]]
+            texts[name] = HeldOutText(name, parts, role=validation.role)
+        else:
+            texts |= {text.name: text for text in data.held_out_texts}
+    texts = texts | {text.name: text for text in data.held_out_texts if text.name not in texts}
     return replace(
         data,
-        held_out_texts=[texts[name] for name in dict.fromkeys([*config.validation, *texts])],
+        held_out_texts=list(texts.values()),
         held_out_stores=[*data.held_out_stores, *(store for stores in own.values() for store in stores)],
     )
 
@@ -236,15 +242,16 @@ def _native(
 ) -> RunData:
     config, seed = run.data, run.run.seed
     kept = STEPS_IN_FLIGHT * run.train.global_batch_size + 2 * READERS
-    share = next((validation.share for validation in config.validation.values() if validation.share), None)
+    shared = next((name for name, validation in config.validation.items() if validation.share), None)
+    holder = None if shared is None else share_holder(config, config.validation[shared])
     names: list[str] = []
     stores: list[TokenStore | StreamSource] = []
     ordered: list[OrderedSource] = []
-    parts: list[tuple[TokenStore, np.ndarray]] = []
+    held: list[tuple[int, TokenStore, np.ndarray]] = []
     for source in config.train:
         name = source_name(source)
         names.append(name if name not in names else f"{name} ({len(names) + 1})")
-        training, stream = None, None
+        training, stream, choice = None, None, ""
         if source.stream:
             stream = StreamSource(source, tokenizer, config.sequence_length, seed, kept)
             stores.append(stream)
@@ -258,14 +265,13 @@ def _native(
             lengths = unwritten.lengths
         else:
             store = opened([source])[0]
+            if holder is not None:
+                store, training, out, choice = hold_out(store, names[-1], holder, say_of_order)
+                held.append((len(names) - 1, store, out))
             stores.append(store)
             lengths = store.document_lengths
-            if share is not None:
-                out = held_out(store.content_hashes, share)
-                training = np.flatnonzero(~out)
-                parts.append((store, np.flatnonzero(out)))
         about = (stores[-1].fingerprint, source.weight, source.role, source.max_epochs)
-        ordered.append(OrderedSource(names[-1], training, lengths, *about, order=stream))
+        ordered.append(OrderedSource(names[-1], training, lengths, *about, held_out=choice, order=stream))
     order = NativeOrder(
         ordered,
         config.sequence_length,
@@ -275,8 +281,7 @@ def _native(
         align_to_bos=config.align_to_bos,
         say=say_of_order,
     )
-    shared = [name for name, validation in config.validation.items() if validation.share]
-    return RunData(names, stores, order, [_shared_text(name, share, parts) for name in shared], [])
+    return RunData(names, stores, order, [] if shared is None else shared_texts(config, shared, names, held), [])
 
 
 def _megatron(run: RunConfig, tokenizer: TextTokenizer, say_of_stores: Say, say_of_order: Say) -> RunData:
@@ -316,17 +321,6 @@ def _megatron_blend(sources: Sequence[TrainSourceConfig]) -> Any:
             f"data.train: in Megatron's order a weight belongs to one dataset, and {several[0]} are {len(several[0])}"
         )
     return [item for source, [path] in zip(sources, paths, strict=True) for item in (source.weight, path)]
-
-
-def _shared_text(name: str, share: float | None, parts: list[tuple[TokenStore, np.ndarray]]) -> HeldOutText:
-    text = HeldOutText(name, [(store, out) for store, out in parts if len(out)])
-    if not text.num_tokens:
-        documents = sum(store.num_documents for store, _ in parts)
-        raise DataError(
-            f"data.validation.{name}: a share of {share} of {documents} documents holds out none. "
-            "Give a larger share, or a path with held-out documents."
-        )
-    return text
 
 
 def _files(store: TokenStore | StreamSource) -> dict[str, str]:

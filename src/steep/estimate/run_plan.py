@@ -24,7 +24,6 @@ from steep.estimate.automatic import choose, likely_saves
 from steep.estimate.disk import CheckpointPlan, plan_checkpoints
 from steep.estimate.hardware import Hardware, find_hardware
 from steep.estimate.structure import StructureFacts, model_name
-from steep.evaluation.forgetting import configured_roles
 from steep.models.adapters import capacity_line
 from steep.models.config import ModelConfig
 from steep.models.reference import base_reference, describe_origin, resolve_reference
@@ -85,7 +84,6 @@ class RunPlan(Readable):
     def to_mapping(self) -> dict[str, Any]:
         """The plan as JSON values: plan.json."""
         optimizer = self.config.optimizer
-        roles = configured_roles(self.config.data.validation)
         return {
             "model": {
                 "name": self.structure.name,
@@ -99,7 +97,7 @@ class RunPlan(Readable):
                 "fingerprint": self.data.order.fingerprint,
                 "sources": self._sources(),
                 "held_out": [
-                    {"name": text.name, "tokens": text.num_tokens, "role": roles.get(text.name)}
+                    {"name": text.name, "tokens": text.num_tokens, "role": text.role}
                     for text in self.data.held_out_texts
                 ],
             },

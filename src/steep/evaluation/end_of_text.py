@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steep.core.public import Readable
+from steep.order.batches import open_pieces
 from steep.order.data_order import OrderedSequence
 from steep.order.packing import TokenRange
 
@@ -226,7 +227,7 @@ def _end_batches(
         rows = [
             OrderedSequence(part, ranges)
             for part, (store, documents) in enumerate(text.parts)
-            for ranges in _rows(_ends(store, _spread(documents, share), eos_id, sequence_length), sequence_length)
+            for ranges in _rows(_ends(store, _ended(store, documents, share), eos_id, sequence_length), sequence_length)
         ]
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
@@ -236,6 +237,12 @@ def _end_batches(
                 for stop in np.cumsum([part.count for part in sequence.ranges])
             ]
             yield make_batch(chosen, stores, sequence_length), torch.tensor(positions)
+
+
+def _ended(store: TokenReader, documents: Any, most: int) -> Any:
+    """At most `most` of them, evenly spread, without blocks that end before their document does."""
+    pieces = open_pieces(store)
+    return _spread(np.array([d for d in documents.tolist() if d not in pieces]) if pieces else documents, most)
 
 
 def _ends(store: TokenReader, documents: Any, eos_id: int, sequence_length: int) -> Iterator[TokenRange]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from steep.evaluation.end_of_text import (
     named_ids_of_folders,
     source_ends,
 )
-from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, configured_roles, forgetting_report
+from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, forgetting_report, roles_of
 from steep.evaluation.held_out import Score, first_documents, score_text
 from steep.evaluation.loaded_model import LoadedModel, open_model
 from steep.evaluation.model_reference import Reference, base_model_reference, config_of_run, model_reference, run_of
@@ -54,6 +54,8 @@ class Evaluation(Readable):
     """From the model of `against` to this one; None without `against`."""
     end_of_text: EndOfTextAudit | None = None
     """Whether both models stop where documents end; None without `against`."""
+    roles: dict[str, str | None] = field(default_factory=dict)
+    """The role that the configuration of the run gives each text, if it gives one."""
 
     def to_mapping(self) -> dict[str, Any]:
         """The evaluation as JSON values."""
@@ -128,7 +130,7 @@ def evaluate(
         chosen = [first_documents(text, limit) for text in texts_here]
         scores = _scores(loaded, texts_here, chosen, batch_size, length)
         if other is None:
-            return Evaluation(model, scores)
+            return Evaluation(model, scores, roles=roles_of(texts_here))
         after = _stops(loaded, texts_here, batch_size, length)
         tokenizer, mask = loaded.tokenizer, config.data.document_mask if config else True
         sources = source_ends(data.names, data.stores, tokenizer, mask) if data else []
@@ -139,9 +141,9 @@ def evaluate(
         base_texts, _ = _open_texts(second, named, config)
         base_scores = _scores(second, base_texts, chosen, batch_size, length)
         before = _stops(second, base_texts, batch_size, length)
-    report = _forgetting(base_scores, scores, config)
+    report = _forgetting(base_scores, scores, texts_here, config)
     ends = audit(tokenizer, sources=sources, before=before, after=after, ids=ids)
-    return Evaluation(model, scores, other.reference, base_scores, report, ends)
+    return Evaluation(model, scores, other.reference, base_scores, report, ends, roles_of(texts_here))
 
 
 def score_base(
@@ -175,12 +177,14 @@ def _stops(loaded: LoadedModel, texts: list[HeldOutText], batch_size: int, seque
     )
 
 
-def _forgetting(before: list[Score], after: list[Score], config: RunConfig | None) -> ForgettingReport:
-    """The report, with the roles and the cap of the model's run, if it has one."""
+def _forgetting(
+    before: list[Score], after: list[Score], texts: list[HeldOutText], config: RunConfig | None
+) -> ForgettingReport:
+    """The report, with the roles of the texts and the cap of the model's run, if it has one."""
     pairs = zip(before, after, strict=True)
     return forgetting_report(
         {new.text: {"before": old.to_mapping(), "after": new.to_mapping()} for old, new in pairs},
-        roles=configured_roles(config.data.validation) if config else None,
+        roles=roles_of(texts),
         cap_ratio=config.evaluate.forgetting_cap if config else DEFAULT_CAP_RATIO,
     )
 

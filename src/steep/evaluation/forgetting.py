@@ -9,7 +9,7 @@ much about the chosen documents as about the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -230,9 +230,9 @@ def role_of(text: str, configured: str | None = None) -> tuple[Role, str]:
     return "domain", f"{text} is domain text, because nothing says otherwise (role: general would)"
 
 
-def configured_roles(validation: Mapping[str, Any]) -> dict[str, str | None]:
-    """The configured role of each text of `data.validation`, None where none is set."""
-    return {name: text.role for name, text in validation.items()}
+def roles_of(texts: Iterable[Any]) -> dict[str, str | None]:
+    """The role that the configuration or its source gives each held-out text (`HeldOutText`), None where none does."""
+    return {text.name: text.role for text in texts}
 
 
 def forgetting_report(

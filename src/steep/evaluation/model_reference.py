@@ -10,6 +10,7 @@ from typing import Union
 from pydantic import ValidationError
 
 from steep.config.run import RunConfig
+from steep.config.settled import as_saved
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import ConfigError, ModelError
 from steep.core.section import Target
@@ -83,6 +84,6 @@ def config_of_run(run: Path) -> RunConfig:
     """The configuration of a finished run; its data may be gone. Raises ConfigError."""
     path = run / "config.yaml"
     try:
-        return RunConfig.model_validate(parse_yaml(path.read_text(encoding="utf-8")).data)
+        return RunConfig.model_validate(as_saved(parse_yaml(path.read_text(encoding="utf-8")).data))
     except (OSError, ValidationError) as error:
         raise ConfigError(f"{path} is not a configuration of this version of steep: {error}") from None

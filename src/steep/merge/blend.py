@@ -20,7 +20,7 @@ from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.core.table import text_table
 from steep.evaluation.evaluate_model import evaluate
-from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, configured_roles, forgetting_report
+from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, forgetting_report
 from steep.evaluation.model_reference import Reference, base_model_reference, config_of_run, run_of
 from steep.merge.verified import write_verified
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model
@@ -95,9 +95,9 @@ def blend(
     else:
         origin = base_model_reference(trained)
         start = open_weights(origin.reference, say, getattr(origin.model, "revision", None))
-    points = [_score(alpha, start, end, run, texts, tokens, say) for alpha in wanted]
+    scored = [_score(alpha, start, end, run, texts, tokens, say) for alpha in wanted]
+    points, roles = [point for point, _ in scored], scored[0][1]
     config = None if run is None else config_of_run(run)
-    roles = configured_roles(config.data.validation) if config and not texts else {}
     if cap is None:
         cap = config.evaluate.forgetting_cap if config else DEFAULT_CAP_RATIO
     chosen, reason = choose(points, cap, roles)
@@ -115,8 +115,8 @@ def _score(
     texts: Mapping[str, str] | Sequence[str] | None,
     tokens: int | str | None,
     say: Say,
-) -> BlendPoint:
-    """One blend: written inside the run, whose texts and tokenizer policy then apply, scored, and removed."""
+) -> tuple[BlendPoint, dict[str, str | None]]:
+    """One blend and the roles of its texts: written inside the run, whose texts and tokenizer policy apply, scored, removed."""
     if run is not None:
         (run / "blend").mkdir(exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=run / "blend" if run is not None else None))
@@ -124,14 +124,14 @@ def _score(
         tensors = combine([start, end], [1 - alpha, alpha])
         model = write_model(tensors, end.folder, scratch / "model", "")
         del tensors
-        scores = evaluate(str(model), texts, tokens=tokens, say=say).scores
+        found = evaluate(str(model), texts, tokens=tokens, say=say)
     finally:
         shutil.rmtree(scratch)
-    bits = {score.text: score.bits_per_byte for score in scores}
+    bits = {score.text: score.bits_per_byte for score in found.scores}
     known = {name: value for name, value in bits.items() if value is not None}
     if not bits or known != bits:
         raise ConfigError(f"choosing a blend needs bits per byte, and the texts give {bits}; name texts to score")
-    return BlendPoint(alpha, known)
+    return BlendPoint(alpha, known), found.roles
 
 
 def choose(

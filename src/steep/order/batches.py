@@ -7,7 +7,7 @@ of a run that ends inside a global batch is smaller, so that nothing is dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -128,28 +128,44 @@ class StepCounts:
 
 
 def count_step(
-    sequences: list[OrderedSequence], sequence_length: int, document_lengths: Sequence[Any], document_mask: bool = True
+    sequences: list[OrderedSequence],
+    sequence_length: int,
+    document_lengths: Sequence[Any],
+    document_mask: bool = True,
+    open_ended: Sequence[Collection[int]] | None = None,
 ) -> StepCounts:
     """What the sequences of a step hold, from the order alone: no token is read, so every rank counts the same.
 
-    document_lengths: for each source, tokens of a document by its number. document_mask: see `label_tokens`.
+    document_lengths: for each source, tokens of a document by its number. document_mask, open_ended (of each source): see
+    `label_tokens`.
     """
-    labels = [label_tokens(sequence, document_lengths[sequence.source], document_mask) for sequence in sequences]
+    labels = [
+        label_tokens(s, document_lengths[s.source], document_mask, open_ended[s.source] if open_ended else ())
+        for s in sequences
+    ]
     sources, tokens = [sequence.source for sequence in sequences], [sequence.num_tokens for sequence in sequences]
     return StepCounts(sequence_length, sources, tokens, labels)
 
 
-def label_tokens(sequence: OrderedSequence, document_lengths: Any, document_mask: bool) -> int:
+def label_tokens(
+    sequence: OrderedSequence, document_lengths: Any, document_mask: bool, open_ended: Collection[int] = ()
+) -> int:
     """How many positions of a sequence have a label, as `loader.make_batch` fills them.
 
     Every position has one but the last of each range that ends its document; without `document_mask` only the last position
-    of the sequence may have none.
+    of the sequence may have none, and the ends of pieces before it, `open_ended`.
     """
     ends = [(r.document, r.start + r.count) for r in sequence.ranges]
     if not document_mask:
         document, end = ends[-1]
-        return sequence.num_tokens - int(sequence.following is None and end >= document_lengths[document])
+        pieces = sum(piece in open_ended for piece, _ in ends[:-1])
+        return sequence.num_tokens - pieces - int(sequence.following is None and end >= document_lengths[document])
     return sequence.num_tokens - sum(int(end >= document_lengths[document]) for document, end in ends)
+
+
+def open_pieces(store: Any) -> Collection[int]:
+    """The documents of a token store that are pieces and do not end where their document ends."""
+    return getattr(store, "open_ended", ())
 
 
 class DocumentBatches(NamedTuple):

@@ -20,11 +20,16 @@ class ValidationConfig(SourceConfig):
     generate_tokens: Count = Field(default=20_000, ge=1)
     """Path `auto`: how many tokens the base model writes, in whole documents."""
     share: Optional[float] = Field(default=None, gt=0, lt=1)
-    """Hold out this share of the training documents, chosen by the hash of each document's content, so that the
-    choice does not change when data is added, reordered or resharded."""
+    """Hold out this share of every training source, as a text of its own: named after its source where there are several, with
+    the role of its source. It follows from the content of the documents, not from their order or the length of the run."""
+    share_of: Literal["tokens", "documents"] = "tokens"
+    """`tokens`: the share is met in tokens; where documents are few or long, blocks of them are held out, and what stands around
+    a block is trained on as separate documents. `documents`: each document by its hash alone, all sources in one text, as before
+    this key: the share is met on average, text that is added moves no document, and few documents may give none."""
     role: Optional[Literal["domain", "general"]] = None
     """Its role in the forgetting report: `domain`, text the run is to learn, or `general`, text on which the model should stay as
-    good as it was. Default: general where the name begins with `general`, else domain."""
+    good as it was. Default: general where the name begins with `general`, and for the share of a source with role replay, else
+    domain."""
 
     @model_validator(mode="after")
     def _path_or_share(self) -> ValidationConfig:
@@ -106,7 +111,8 @@ class DataConfig(Section):
         }
         given = [name for name, value in native.items() if value]
         if given:
-            raise ValueError(f"order megatron has no {', '.join(given)}; these belong to the native order")
+            held = "; data.split holds out the validation share" if "validation: share" in given else ""
+            raise ValueError(f"order megatron has no {', '.join(given)}; these belong to the native order{held}")
 
     @model_validator(mode="after")
     def _fits_together(self) -> DataConfig:

@@ -46,6 +46,8 @@ class OrderedSource:
     """`replay` marks text that is there so that the model does not forget it; an epoch of a run does not wait for it."""
     max_epochs: float | None = None
     """How often the source may be repeated; None for no limit."""
+    held_out: str = ""
+    """Names which part of the store is held out, where the counts do not."""
     order: SourceOrder | None = field(default=None, repr=False)
     """Gives its sequences where they do not follow from document lengths: a stream."""
 
@@ -233,6 +235,7 @@ class NativeOrder(DataOrder):
                     "documents": source.num_documents,
                     "tokens": source.num_tokens,
                     "sequences": count,
+                    **({"held_out": source.held_out} if source.held_out else {}),
                 }
                 for source, count, packing in zip(self.sources, self.sequences_of_source, self.packings, strict=True)
             ],
@@ -294,7 +297,9 @@ def same_past(saved: Mapping[str, Any], current: Mapping[str, Any], sequences_se
             moved = [other + 1 for other, candidate in enumerate(now) if candidate == source]
             where = f"; it is source {moved[0]} now" if moved else ""
             changed = [
-                f"{key} {source[key]} then, {now[number][key]} now" for key in source if source[key] != now[number][key]
+                f"{key} {source.get(key)} then, {now[number].get(key)} now"
+                for key in {**source, **now[number]}
+                if source.get(key) != now[number].get(key)
             ]
             found.append(f"source {number + 1}: {', '.join(changed)}{where}")
     if "phases" in saved and _past_phases(saved, sequences_seen) != _past_phases(current, sequences_seen):

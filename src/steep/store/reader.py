@@ -50,6 +50,8 @@ class TokenStore:
         self.shards = shards
         self.manifest = manifest
         """manifest.json; empty for stores that other tools wrote."""
+        self.open_ended: frozenset[int] = frozenset()
+        """Documents whose last token is followed by another one, which is not theirs to predict: pieces (`CutStore`)."""
         self.cache_directory: Optional[Path] = None
         """Where results of passes over large foreign files are kept; None: the usual folder."""
         lengths = [shard.lengths for shard in shards]

@@ -10,7 +10,7 @@ from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.units import format_count, format_seconds
 from steep.evaluation.end_of_text import EndOfTextAudit, StopScore, audit, named_ids, source_ends
-from steep.evaluation.forgetting import ForgettingReport, configured_roles, forgetting_report
+from steep.evaluation.forgetting import ForgettingReport, forgetting_report, roles_of
 from steep.reporting.page import write_report
 from steep.reporting.plots import write_training_loss
 from steep.runtime.run_directory import RunDirectory
@@ -131,7 +131,7 @@ def _reports(
     reports: dict[str, ForgettingReport | EndOfTextAudit] = {}
     if getattr(config.model, "pretrained", None) is not None:
         reports["forgetting"] = forgetting_report(
-            texts, roles=configured_roles(config.data.validation), cap_ratio=config.evaluate.forgetting_cap
+            texts, roles=roles_of(job.data.held_out_texts), cap_ratio=config.evaluate.forgetting_cap
         )
     if state.scores:
         stops = (state.base_end_of_text, state.end_of_text)

@@ -23,7 +23,7 @@ from steep.core.public import Readable, public
 from steep.core.say import Say, tell
 from steep.core.section import Target
 from steep.core.table import text_table
-from steep.evaluation.forgetting import configured_roles
+from steep.evaluation.forgetting import role_of
 from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.optim.schedule import multiplier
 from steep.reporting.palette import LIGHT, TEXT_STYLES
@@ -175,9 +175,9 @@ class Sweep:
         self.job: Job = assemble(config, say, ranks=ranks)
         self._beginning = self.job.engine.trained_weights()
         self.has_embedding_group = "embeddings" in self.job.engine.peak_rates
-        roles = configured_roles(config.data.validation)
         texts = self.job.data.held_out_texts
-        self.domain = [text.name for text in texts if roles.get(text.name) == "domain"] or [text.name for text in texts]
+        domain = [text.name for text in texts if role_of(text.name, text.role)[0] == "domain"]
+        self.domain = domain or [text.name for text in texts]
         self.base = self._scores()
         say("base: " + ", ".join(f"{name} {loss:.4f}" for name, loss in self.base.items()) + " nats per token")
 

@@ -14,6 +14,7 @@ from steep.checkpoint.pieces import capture_rng, restore_rng
 from steep.config.load import dump_yaml
 from steep.config.redact import redact
 from steep.config.run import RunConfig
+from steep.config.settled import as_saved, keep_settled
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
 from steep.core.say import Say
@@ -82,7 +83,7 @@ def find_resume_point(
         )
     checkpoint = open_checkpoint(find_checkpoint(run.path, say))
     saved = _saved(run, checkpoint.config_yaml)
-    config = keep_choices(settle(config, saved, say), saved)
+    config = keep_settled(keep_choices(settle(config, saved, say), saved), saved, say)
     current = redact(config.to_mapping())
     _refuse(run, saved, current, "holds a different run")
     warned = warnings(saved, current)
@@ -99,7 +100,7 @@ def find_resume_point(
 
 def _saved(run: RunDirectory, text: str) -> dict[str, Any]:
     """A saved configuration as plain values."""
-    return settled_before(parse_yaml(text).data, run.read("plan.json"))
+    return as_saved(settled_before(parse_yaml(text).data, run.read("plan.json")))
 
 
 def _refuse(run: RunDirectory, saved: dict[str, Any], current: dict[str, Any], what: str) -> None:

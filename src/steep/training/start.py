@@ -13,7 +13,7 @@ from steep.estimate.automatic import likely_saves
 from steep.estimate.disk import plan_checkpoints
 from steep.estimate.hardware import find_hardware
 from steep.estimate.run_plan import RunPlan, plan_opened
-from steep.evaluation.forgetting import configured_roles
+from steep.evaluation.forgetting import roles_of
 from steep.runtime.environment import describe_environment
 from steep.runtime.run_directory import RunDirectory
 from steep.training.assemble import Job
@@ -47,11 +47,11 @@ def _plan(config: RunConfig, job: Job) -> RunPlan:
 
 def _plan_is_current(known: dict[str, Any], config: RunConfig, job: Job) -> bool:
     """Whether plan.json holds what the report of this run, as now configured, reads from it."""
-    roles = configured_roles(config.data.validation)
+    roles = roles_of(job.data.held_out_texts)
     return (
         job.plan is None
         and known.get("steps") == job.sizes.steps
         and known.get("forgetting_cap") == config.evaluate.forgetting_cap
         and "checkpoints" in known
-        and all(text.get("role") == roles.get(text["name"]) for text in known["data"]["held_out"])
+        and {text["name"]: text.get("role") for text in known["data"]["held_out"]} == roles
     )
