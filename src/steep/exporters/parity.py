@@ -8,6 +8,7 @@ trained model's only where that model's own choice was closer to a tie than the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -107,15 +108,17 @@ def answer(model: Any, questions: Questions, program: str = "") -> Answers:
 
     with torch.no_grad():
         logits = {
-            name: model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
-            for name, ids in questions.texts.items()
+            name: _forward(model, ids, use_cache=False)[0][0].float().numpy() for name, ids in questions.texts.items()
         }
     greedy, greedy_logits_TV = _greedy(model, questions.prompt, questions.new_tokens)
     return Answers(program, logits, greedy, greedy_logits_TV)
 
 
 def _greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[list[int], NDArray[np.float32]]:
-    """The greedy continuation, past any end-of-text token, with the logits it was chosen from."""
+    """The greedy continuation, past any end-of-text token, with the logits it was chosen from.
+
+    A model without a key-value cache (recurrent ones, and those that have none) reads everything again for each token.
+    """
     import torch
 
     tokens: list[int] = []
@@ -123,12 +126,24 @@ def _greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[list[int], 
     cache, step = None, prompt
     with torch.no_grad():
         while len(tokens) < new_tokens:
-            out = model(input_ids=torch.tensor([step]), past_key_values=cache, use_cache=True)
-            cache, row = out.past_key_values, out.logits[0, -1].float().numpy()
+            logits_1TV, cache = _forward(model, step, past_key_values=cache, use_cache=True)
+            row = logits_1TV[0, -1].float().numpy()
             rows.append(row)
             tokens.append(int(row.argmax()))
-            step = tokens[-1:]
+            step = tokens[-1:] if cache is not None else prompt + tokens
     return tokens, np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def _forward(model: Any, ids: list[int], **options: Any) -> tuple[Any, Any]:
+    """Logits (1, T, V) and the key-value cache after `ids`, None for a model without one; it gets the options that it names."""
+    import torch
+
+    known = inspect.signature(model.forward).parameters
+    caches = "past_key_values" in known
+    taken = {name: value for name, value in options.items() if name in known and (caches or name != "use_cache")}
+    out = model(input_ids=torch.tensor([ids]), **taken)
+    logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
+    return logits, getattr(out, "past_key_values", None) if options.get("use_cache") else None
 
 
 def compare(trained: Answers, expected: Answers, found: Answers, texts: Mapping[str, list[int]]) -> Parity:
