@@ -22,6 +22,7 @@ from steep.evaluation.model_reference import Reference, config_of_run, model_ref
 from steep.exporters.format import ExportFormat, ExportTask, Options, dtype_name, load_format
 from steep.exporters.model_card import model_card
 from steep.exporters.parity import GREEDY_TOKENS, Parity, Questions, answer
+from steep.models.generation_settings import mend_generation_settings
 from steep.models.layers import max_positions
 
 VERIFICATION_TEXT = """\
@@ -139,6 +140,7 @@ def open_task(
             )
         if getattr(loaded.model.config, "quantization_config", None) is not None:
             raise ModelError(f"{reference} is quantized already; export the model that it was made from")
+        mend_generation_settings(loaded.model, say)
         card = model_card(reference, loaded.run, options.quantize or dtype)
         name = (loaded.run or Path(loaded.reference)).resolve().name.removesuffix(".gguf") or "model"
         task = ExportTask(loaded, options, dtype, name, card, say)

@@ -20,6 +20,7 @@ from steep.core.section import Target
 from steep.models.adapters import load_adapter
 from steep.models.config import ModelConfig
 from steep.models.fresh import build_fresh, build_target
+from steep.models.generation_settings import check_generation_file
 from steep.models.hf_config import quiet_transformers, read_config, read_gguf_config
 from steep.models.quantize import quantize
 from steep.models.reference import ADAPTER_CONFIG, adapted_settings, base_reference, resolve_reference
@@ -81,6 +82,9 @@ def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, a
         return _from_pretrained(source, revision=revision, config=config, dtype=dtype, use_safetensors=True)
     except OSError as error:
         raise ModelError(_no_weights(reference, path, error)) from error
+    except ValueError:
+        check_generation_file(source, revision)
+        raise
 
 
 def load_adapter_base(folder: Path, dtype: torch.dtype, adjust: Adjust = lambda config, source: None) -> nn.Module:
