@@ -5,7 +5,9 @@ The module is built on fake tensors: real code, real shapes, no data. The config
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from steep.estimate.shapes import build_shapes
 from steep.models.adapters import plan_adapter
 from steep.models.config import ModelConfig
 from steep.models.embeddings import frozen_embedding
+from steep.models.experts import plan_experts
 from steep.models.flops import count_matmul_parameters, flops_saved_by_freezing, model_flops_per_token
 from steep.models.freeze import freeze
 from steep.models.fresh import build_fresh, build_target
@@ -87,6 +90,7 @@ def measure_structure(
     model = build_shapes(lambda: build_structure(config.model, dtype, vocabulary_rows), fake, notes.append)
     with fake:
         _as_in_run(model, config, vocabulary_rows)
+        plan_experts(model)
         offloaded = on_gpu and not isinstance(config.model, Target) and config.model.offload_embeddings
         host_bytes = frozen_embedding(model).weight.nbytes if offloaded else 0  # stays in host memory beside a GPU
         ema_bytes = 4 * count_trained(model) if config.train.ema_decay is not None else 0
@@ -148,7 +152,7 @@ def _activations(
     length = config.data.sequence_length
     ids = torch.zeros(rows, length, dtype=torch.long)
     try:
-        with autocast(ids.device, precision):
+        with _quiet_fake_tensors(), autocast(ids.device, precision):
             return _measured(model, config.train.activation_checkpointing, lambda: _hidden_states(model, ids), on_gpu)
     except ModelError:
         raise
@@ -157,6 +161,18 @@ def _activations(
         guess = rows * length * width * layers * GUESSED_BYTES_PER_WIDTH
         note = f" (activations are a guess: the forward pass needs data, {type(error).__name__})"
         return ActivationLayout(guess, note=note)
+
+
+@contextmanager
+def _quiet_fake_tensors() -> Iterator[None]:
+    """torch does not log the traceback of an operation that has no shapes: it raises the exception too, and the plan says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _measured(

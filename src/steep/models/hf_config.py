@@ -115,7 +115,7 @@ def known_keys(config: Any) -> set[str]:
 
     kind = type(config)
     known = set(PretrainedConfig().to_dict()) | {field.name for field in dataclasses.fields(kind)}
-    known |= set(kind.attribute_map) | set(SAVED_KEYS)
+    known |= set(kind.attribute_map) | set(kind.attribute_map.values()) | set(SAVED_KEYS)
     for source in (kind.__module__, kind.__module__.replace(".configuration_", ".modeling_")):
         spec = importlib.util.find_spec(source)
         if spec is not None and spec.origin is not None:

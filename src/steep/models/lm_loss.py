@@ -146,12 +146,15 @@ class LMLoss(nn.Module):
     def _arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The arguments of a forward; a module that is not of transformers gets only those in its signature."""
         ids = batch.input_ids
+        # A configuration may ask a mixture of experts for its own balancing loss, which does not know this attention's mask.
+        quiet = {"output_router_logits": False} if hasattr(text_config(model), "output_router_logits") else {}
         if self.attention == "document":
             return {
+                **quiet,
                 "input_ids": ids.reshape(1, -1), "position_ids": batch.position_ids.reshape(1, -1), "use_cache": False,
                 "attention_mask": placeholder_mask(ids.device), "cu_seqlens": batch.cu_seqlens, "max_seqlen": ids.shape[1],
             }  # fmt: skip
-        offered = {"input_ids": ids, "position_ids": batch.position_ids, "use_cache": False}
+        offered = {"input_ids": ids, "position_ids": batch.position_ids, "use_cache": False, **quiet}
         if self.attention == "own":
             offered["cu_seqlens"] = batch.cu_seqlens
         known = inspect.signature(model.forward).parameters

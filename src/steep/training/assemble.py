@@ -32,6 +32,7 @@ from steep.models.attention_choice import check_causal, leak_test, prepare_lm_lo
 from steep.models.balance_choice import prepare_balance
 from steep.models.config import ModelConfig
 from steep.models.embeddings import offload_embeddings
+from steep.models.experts import use_grouped_experts
 from steep.models.flops import model_flops_per_token
 from steep.models.freeze import freeze
 from steep.models.generation_settings import mend_generation_settings
@@ -292,6 +293,7 @@ def prepare_runner(
         offload_embeddings(model, device, say)
     if (checkpointing := config.train.activation_checkpointing) is not None:
         checkpoint_layers(model, say, **checkpointing.model_dump(), device_type=device.type)
+    use_grouped_experts(model)
     asked, masked = _asked_attention(config), config.data.document_mask
     rows = vocab_size(model) or texts.tokenizer.vocab_size
     with autocast(device, precision):  # so that the kernels tested are those that train
