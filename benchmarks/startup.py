@@ -1,4 +1,4 @@
-"""How long steep takes to answer: --help, a mistake in a configuration, and resuming SmolLM2-135M far into the data.
+"""How long steep takes to answer: --help, mistakes, preparing one text, and resuming SmolLM2-135M far into the data.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/startup.py [--repeats 5] [--step 900000] [--skip-resume]
@@ -53,12 +53,28 @@ def main() -> None:
 
 
 def commands(folder: Path, repeats: int) -> str:
-    """Times of --help and of a configuration with mistakes."""
+    """Times of --help, of mistakes and of a small text."""
     bad = folder / "bad.yaml"
     bad.write_text(
         "model: {pretraned: gpt2}\ndata: {train: [{path: text}], sequence_length: one}\ntrain: {steps: -3}\n"
     )
-    calls = {"steep --help": ["--help"], "steep train, three mistakes": ["train", str(bad)]}
+    text = folder / "text.txt"
+    text.write_text("A text of one line.\n")
+    to_store = [
+        "--tokenizer",
+        str(tokenizer_folder(folder)),
+        "--out",
+        str(folder / "prepared"),
+        "--overwrite",
+        "--workers",
+        "1",
+    ]
+    calls = {
+        "steep --help": ["--help"],
+        "steep train, three mistakes": ["train", str(bad)],
+        "steep prepare, a path that is not there": ["prepare", str(folder / "txt"), *to_store],
+        "steep prepare, one line with the tokenizer of SmolLM2 in a model's folder": ["prepare", str(text), *to_store],
+    }
     ways = {name: partial(timed, [sys.executable, "-m", "steep", *call]) for name, call in calls.items()}
     results = taking_turns(ways, repeats)
     rows = [
@@ -71,6 +87,16 @@ def commands(folder: Path, repeats: int) -> str:
         for name, runs in results.items()
     ]
     return table(["command", "wall s: median (min-max)", "CPU s", "imports torch"], rows)
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """The tokenizer of SmolLM2 as its folder on the hub holds it, with a config.json beside it."""
+    from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
+
+    made = folder / "model"
+    load_hf_tokenizer(str(smollm2())).save_pretrained(made)
+    (made / "config.json").write_text('{"model_type": "llama"}')
+    return made
 
 
 def timed(command: list[str]) -> tuple[float, float]:
@@ -87,7 +113,7 @@ def imports_torch(call: list[str]) -> bool:
     """Whether the command has torch among its modules when it ends."""
     code = (
         "import sys; from steep.cli.main import run; sys.stdout = open('/dev/null', 'w'); sys.stderr = sys.stdout\n"
-        f"try: run({call!r})\nexcept SystemExit: pass\nsys.__stdout__.write(str('torch' in sys.modules))"
+        f"try: run({call!r})\nexcept SystemExit: pass\nsys.__stdout__.write(str(sys.modules.get('torch') is not None))"
     )
     return run_process([sys.executable, "-c", code]).output == "True"
 

@@ -89,3 +89,51 @@ def test_a_run_with_an_adapter_imports_none_and_writes_no_error_line(
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == ""
     assert [line for line in done.stderr.splitlines() if not line.startswith("preparing text: ")] == []
+
+
+FINGERPRINTS = """
+import sys
+from steep.cli.packages import prepare_text_imports
+prepare_text_imports(sys.argv[1])
+from steep.tokenizer.config import TokenizerConfig
+from steep.tokenizer.open import load_tokenizer
+for folder in sys.argv[1:]:
+    print(load_tokenizer(TokenizerConfig(pretrained=folder)).fingerprint)
+assert sys.modules["torch"] is None
+"""
+
+
+def test_tokenizers_are_the_same_without_torch(tmp_path: Path, tiny_tokenizer_directory: Path) -> None:
+    """The classes that transformers builds from tokenizer.json, from rules of its own, and those that it corrects."""
+    from steep.tokenizer.config import TokenizerConfig
+    from steep.tokenizer.open import load_tokenizer
+
+    folders, settings = [], json.loads((tiny_tokenizer_directory / "tokenizer_config.json").read_text())
+    for family, kind in (
+        ("gpt2", "GPT2Tokenizer"), ("qwen2", "Qwen2Tokenizer"), ("llama", "LlamaTokenizer"), ("gemma", "GemmaTokenizer"),
+        ("llama", "PreTrainedTokenizerFast"), ("qwen2", "GPT2Tokenizer"),
+    ):  # fmt: skip
+        folder = tmp_path / f"{family}_{kind}"
+        folder.mkdir()
+        (folder / "tokenizer.json").write_bytes((tiny_tokenizer_directory / "tokenizer.json").read_bytes())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": kind}))
+        (folder / "config.json").write_text(json.dumps({"model_type": family}))
+        folders.append(str(folder))
+    done = subprocess.run([sys.executable, "-c", FINGERPRINTS, *folders], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch was not found" not in done.stderr
+    found = [load_tokenizer(TokenizerConfig(pretrained=folder)).fingerprint for folder in folders]
+    assert done.stdout.split() == found
+    assert len(set(found)) > 2  # these classes do differ
+
+
+def test_a_path_is_checked_before_a_tokenizer_is_loaded(tmp_path: Path) -> None:
+    import steep
+    from steep.core.errors import DataError, ModelError
+
+    (tmp_path / "corpus.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(DataError, match=r"did you mean '.*corpus\.jsonl'\?"):
+        steep.prepare(tmp_path / "corpos.jsonl", tokenizer="nobody/nothing", out=tmp_path / "out")
+    with pytest.raises(ModelError, match="--tokenizer .* does not exist"):
+        steep.prepare(tmp_path / "corpus.jsonl", tokenizer=str(tmp_path / "tok"), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from steep.runtime.optional_packages import OPTIONAL_PACKAGES, leave_out_packages
@@ -18,6 +19,13 @@ def prepare_imports(config: Optional[RunConfig] = None, *models: Optional[str]) 
     for model in models:
         used |= set(_of_model(model)) if model else set()
     leave_out_packages(used)
+
+
+def prepare_text_imports(tokenizer: str) -> None:
+    """Leave out torch as well, for a command that reads text with a tokenizer; of .gguf files transformers needs torch for it."""
+    path = Path(tokenizer).expanduser()
+    gguf = path.suffix == ".gguf" or (path.is_dir() and next(path.glob("*.gguf"), None) is not None)
+    leave_out_packages((), torch=gguf)
 
 
 def _of_run(config: RunConfig) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Optional
 import typer
 
 import steep
+from steep.cli.packages import prepare_text_imports
 from steep.core.progress import progress_when_needed
 
 
@@ -54,6 +55,7 @@ def command(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a store that was made from something else."),
 ) -> None:
     """Turn text into a token store. If it is killed, the same command continues where it stopped."""
+    prepare_text_imports(tokenizer)
     with progress_when_needed("preparing", "bytes") as show:
         result = steep.prepare(
             inputs,

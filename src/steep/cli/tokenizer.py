@@ -9,6 +9,7 @@ import typer
 
 import steep
 from steep.cli.options import JSON, show
+from steep.cli.packages import prepare_text_imports
 
 TEXTS = typer.Argument(..., help="Text files, folders or globs, as for prepare.")
 TOKENIZER = typer.Option(..., help="Hub id, folder, tokenizer.json, .gguf file, or run.")
@@ -21,6 +22,7 @@ def fertility(
     json: bool = JSON,
 ) -> None:
     """Bytes per token, tokens per word, the most expensive words, and whether to extend."""
+    prepare_text_imports(tokenizer)
     show(steep.tokenizer_fertility(texts, tokenizer=tokenizer, general=general), json, ensure_ascii=False)
 
 
@@ -31,4 +33,5 @@ def extend(
     out: Path = typer.Option(..., help="Folder to write; it must not exist."),
 ) -> None:
     """Continue the tokenizer's own BPE on the texts, and write the tokenizer with the new tokens."""
+    prepare_text_imports(tokenizer)
     typer.echo(steep.tokenizer_extend(texts, tokenizer=tokenizer, tokens=tokens, out=out).to_text())

@@ -8,6 +8,7 @@ process is its owner's, where a later cell may use them; there only the noise of
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -22,13 +23,21 @@ NOISE = {
 """Logger -> a part of what it says when a package is imported: kernels for other hardware, and a coming change inside torch."""
 
 
-def leave_out_packages(used: Collection[str]) -> None:
-    """Let this process find none of OPTIONAL_PACKAGES but those `used`. Does nothing once torch is imported."""
+def leave_out_packages(used: Collection[str], torch: bool = True) -> None:
+    """Let this process find none of OPTIONAL_PACKAGES but those `used`. Does nothing once torch is imported.
+
+    torch: False leaves torch out as well. transformers' tokenizers are then the same, from the same code, without the 2 seconds
+    that its configurations take to import torch.
+    """
     if "torch" in sys.modules:
         return
-    for name in OPTIONAL_PACKAGES:
+    for name in OPTIONAL_PACKAGES if torch else (*OPTIONAL_PACKAGES, "torch"):
         if name not in used:
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    if not torch:
+        os.environ.setdefault(
+            "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+        )  # it would say that there are no models without torch
 
 
 @contextmanager

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Optional, Union
 
+from steep.config.checks import data_paths_exist, model_files_exist
 from steep.config.sections import checked_section
-from steep.core.errors import ConfigError
+from steep.core.errors import ConfigError, DataError, ModelError
 from steep.core.public import public
 from steep.runtime.ranks import join_ranks
 from steep.sources.config import TEXT_FORMATS, SourceConfig
 from steep.sources.hints import say_hints
+from steep.sources.inputs import STANDARD_INPUT
 from steep.store.config import PrepareConfig
 from steep.store.export_tokens import SHARD_TOKENS, write_format
 from steep.store.formats import writable_formats
@@ -63,6 +65,7 @@ def prepare(
     source = checked_section(SourceConfig, {**named, **{key: given[key] for key in keys}})
     config = checked_section(PrepareConfig, {key: given[key] for key in PrepareConfig.model_fields})
     policy = TokenizerConfig(pretrained=tokenizer, append_eos=append_eos, prepend_bos=prepend_bos)
+    _check_paths([*paths, *(check_against or [])], tokenizer)
     result = prepare_sources([source], load_tokenizer(policy), Path(out), config, progress, overwrite=overwrite)
     hints: list[str] = []
     say_hints(source, hints.append)
@@ -73,3 +76,12 @@ def prepare(
     if not folder.is_dir():  # it is whole or absent, and goes when the store is replaced
         write_format(open_store(result.path), folder, format, shard_tokens=config.shard_tokens or SHARD_TOKENS)
     return replace(result, files=tuple(sorted(folder.glob("*.bin"))))
+
+
+def _check_paths(texts: Sequence[PathLike], tokenizer: str) -> None:
+    """Raise DataError or ModelError for a path that leads nowhere: before the tokenizer is loaded, which takes a second."""
+    named = [str(path) for path in texts if str(path) != STANDARD_INPUT]
+    for problem in data_paths_exist({"data": {"train": [{"path": named}]}}):
+        raise DataError(problem.message)
+    for problem in model_files_exist({"tokenizer": {"pretrained": tokenizer}}):
+        raise ModelError(f"--tokenizer {problem.message}")
