@@ -25,7 +25,8 @@ from steep.estimate.memory import saved_bytes
 from steep.estimate.run_plan import memory_bar
 from steep.models.fresh import build_fresh
 from steep.order.batches import run_sizes
-from support import LLAMA, run_mapping
+from support import LLAMA, run_mapping, write_yaml
+from support import steep as run_steep
 
 
 @pytest.fixture
@@ -42,6 +43,27 @@ def test_sizes_and_tokens(mapping: dict) -> None:
     text = plan.to_text()
     for part in ("6 steps of 4 x 64 tokens", "heldout", "memory", "weights", "activations", "checkpoint copy", "█"):
         assert part in text
+
+
+def test_gradients_that_do_not_exist_when_most_is_needed_are_explained(mapping: dict) -> None:
+    plan = steep.plan(mapping)
+    memory = plan.structure.memory
+    assert (memory.gradients, memory.all_gradients, memory.moment) == (0, 4 * plan.structure.trainable, "at the loss")
+    assert "gradients: there are none at the loss" in plan.to_text()
+    assert plan.to_mapping()["memory_note"] == memory.note
+    mapping["train"]["micro_batch_size"] = 2
+    accumulating = steep.plan(mapping).structure.memory
+    assert (accumulating.gradients, accumulating.note) == (memory.all_gradients, "")
+
+
+def test_the_process_itself_is_a_part_of_the_memory(mapping: dict, tmp_path: Path) -> None:
+    """A small run in a process of its own takes what its plan says, nearly all of it for the process."""
+    run_steep("train", str(write_yaml(mapping, tmp_path / "run.yaml")))
+    run = tmp_path / "runs" / "small"
+    planned, measured = read_json(run / "plan.json")["memory"], read_json(run / "summary.json")["peak_memory_bytes"]
+    assert planned["process"] > 0.9 * planned["total"]
+    assert planned["total"] == pytest.approx(measured, rel=0.25)
+    assert "process" not in steep.plan(mapping, device="h100").memory  # it is in host memory
 
 
 def test_weights_and_optimizer_are_the_tensors(mapping: dict) -> None:

@@ -166,7 +166,7 @@ def _propose(
     shown = {key: value for key, value in wanted.items() if _at(before, key) != _at(mapping, key)}
     if micro_batch_size == plan.sizes.micro_batch_size:
         shown.pop("train.micro_batch_size", None)
-    memory = facts.memory.parts(plan.hardware.device_type)
+    memory = facts.memory.parts(plan.hardware.device_type, plan.process_bytes)
     return Proposal(shown, memory, work, micro_batch_size, changes_result)
 
 

@@ -28,6 +28,7 @@ from steep.models.adapters import capacity_line
 from steep.models.config import ModelConfig
 from steep.models.reference import base_reference, describe_origin, resolve_reference
 from steep.order.batches import Sizes, run_sizes
+from steep.runtime.device import resident_bytes
 from steep.tokenizer.open import load_tokenizer
 
 BAR_COLUMNS = 40
@@ -45,6 +46,8 @@ class RunPlan(Readable):
     data: RunData
     vocabulary_rows: int | None = None
     """Embeddings that the tokenizer needs, where the run adds tokens."""
+    process_bytes: int = 0
+    """Memory of this process before it held anything of the run."""
     remarks: list[str] = field(default_factory=list)
     """What was said while the data was opened."""
     choices: list[str] = field(default_factory=list)
@@ -63,7 +66,7 @@ class RunPlan(Readable):
     @property
     def memory(self) -> dict[str, int]:
         """Bytes by part on the device, at the moment that needs most."""
-        return self.structure.memory.parts(self.hardware.device_type)
+        return self.structure.memory.parts(self.hardware.device_type, self.process_bytes)
 
     @property
     def peak_bytes(self) -> int:
@@ -116,6 +119,7 @@ class RunPlan(Readable):
             "tokens": self.tokens,
             "epochs": self.epochs,
             "memory": {**self.memory, "total": self.peak_bytes},
+            "memory_note": self.structure.memory.note,
             "memory_available_bytes": self.hardware.memory_bytes,
             "seconds": self.seconds,
             "checkpoints": self.checkpoints.to_mapping(),
@@ -157,6 +161,7 @@ class RunPlan(Readable):
             f"  time      about {format_seconds(self.seconds)} of training ({self.hardware.basis})",
             f"  memory    {format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}{facts.memory_note}",
             *memory_bar(self.memory),
+            *([f"            {facts.memory.note}"] if facts.memory.note else []),
             f"  saving    {self.checkpoints.to_text()}",
             *(f"  {line}" for line in recipe_lines(self.config.to_mapping())),
         ]
@@ -209,7 +214,8 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
     targets.check_run(config, tell, allow_code)
     hardware = find_hardware(config.train.device if device == "auto" else device, config.train.threads)
     remarks: list[str] = []
-    config = _with_precision(config, hardware, remarks.append)
+    choices: list[str] = []
+    config = _with_precision(config, hardware, choices.append)
     source = _own_weights(config, remarks.append)
     if source is None:
         tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
@@ -222,7 +228,8 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
         remarks.append(line)
     sizes = run_sizes(config.train, config.data.sequence_length, data.order.sequences_per_epoch)
     data.order.check_length(sizes.total_sequences)
-    return replace(plan_opened(config, data, sizes, hardware, tokenizer.vocab_size, source), remarks=remarks)
+    found = plan_opened(config, data, sizes, hardware, tokenizer.vocab_size, source)
+    return replace(found, remarks=remarks, choices=[*choices, *found.choices])
 
 
 def _with_precision(config: RunConfig, hardware: Hardware, say: Say = say_nothing) -> RunConfig:
@@ -261,12 +268,13 @@ def plan_opened(
     vocabulary_rows: embeddings that its tokenizer needs. source: what to read the model's shapes from, where that is not what the
     configuration names, which may be gone: a checkpoint of the run.
     """
+    held = resident_bytes() or 0
     config = _with_precision(config, hardware)
     rows = vocabulary_rows if config.vocabulary is not None else None
     chosen = choose(config, sizes, hardware, rows, _with_own_shapes(config.model, source))
     structure = replace(chosen.structure, name=model_name(config.model))
     precision = config.train.precision
-    return RunPlan(chosen.config, structure, hardware, precision, chosen.sizes, data, rows, choices=chosen.lines)
+    return RunPlan(chosen.config, structure, hardware, precision, chosen.sizes, data, rows, held, choices=chosen.lines)
 
 
 def _with_own_shapes(model: ModelConfig | Target, source: ModelConfig | Target | None) -> ModelConfig | Target:

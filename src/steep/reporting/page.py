@@ -258,7 +258,9 @@ def _memory(run: RunFiles) -> str:
     rows = [[name, format_bytes(size), f"{100 * size / total:.0f} %"] for name, size in parts]
     rows.append(["predicted total", format_bytes(total), "100 %"])
     rows += [["measured peak", format_bytes(measured), f"{100 * measured / total:.0f} %"]] if measured else []
-    return f"<figure>\n{''.join(svgs)}</figure>\n{table(['Part', 'Memory', 'Share'], rows)}"
+    explained = run.plan.get("memory_note")
+    note = f'<p class="note">{escape(explained)}.</p>\n' if explained else ""
+    return f"<figure>\n{''.join(svgs)}</figure>\n{table(['Part', 'Memory', 'Share'], rows)}{note}"
 
 
 def _samples(run: RunFiles) -> str:

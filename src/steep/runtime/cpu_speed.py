@@ -55,11 +55,16 @@ class CpuSpeed:
         """Whether mixed_bf16 takes less time than fp32."""
         return self.bf16_flops is not None and self.bf16_flops > self.fp32_flops
 
+    @property
+    def threads_text(self) -> str:
+        """`1 thread`, `2 threads`."""
+        return f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+
     def __str__(self) -> str:
-        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        fp32 = f"{self.fp32_flops / 1e9:.0f} GFLOP/s in fp32"
         if self.bf16_flops is None:
-            return f"{self.fp32_flops / 1e9:.0f} GFLOP/s in fp32 on {threads}, and no bf16 instructions"
-        return f"{self.fp32_flops / 1e9:.0f} GFLOP/s in fp32 and {self.bf16_flops / 1e9:.0f} in bf16 on {threads}"
+            return f"{fp32} with {self.threads_text}; this CPU has no bf16 instructions"
+        return f"{fp32} and {self.bf16_flops / 1e9:.0f} in bf16 with {self.threads_text}"
 
 
 def cpu_speed(threads: int, say: Say = say_nothing) -> CpuSpeed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 from steep.config.load import write_config
@@ -42,7 +43,8 @@ def _plan(config: RunConfig, job: Job) -> RunPlan:
     if job.plan is not None:
         return job.plan
     hardware = find_hardware(str(job.engine.device), config.train.threads)
-    return plan_opened(config, job.data, job.sizes, hardware, job.tokenizer.vocab_size, job.source)
+    planned = plan_opened(config, job.data, job.sizes, hardware, job.tokenizer.vocab_size, job.source)
+    return replace(planned, process_bytes=0)  # this process holds the run already
 
 
 def _plan_is_current(known: dict[str, Any], config: RunConfig, job: Job) -> bool:
