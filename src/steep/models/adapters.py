@@ -20,9 +20,14 @@ from steep.core.errors import ConfigError, ModelError
 from steep.core.say import Say
 from steep.core.units import format_count
 from steep.models.config import EMBEDDING_MODULES, AdapterConfig
-from steep.models.layers import count_trained, has_adapter, input_layer, is_tied, output_layer, plain_name
+from steep.models.layers import count_trained, has_adapter, has_no_data, input_layer, is_tied, output_layer, plain_name
+from steep.models.reach import uncalled
 from steep.models.reference import ADAPTER_CONFIG, BASE_CONFIG
 from steep.runtime.optional_packages import quiet_imports
+
+PEFT_MAMBA_FAMILIES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+PEFT_MAMBA_LAYERS = {"out_proj", "conv1d"}
+"""Layers to which peft adds nothing in these families, by its own list (0.21): their kernels read the weights directly."""
 
 NAME_PARTS = (
     (".lora_magnitude_vector.default.weight", ".lora_magnitude_vector"),
@@ -65,7 +70,10 @@ def add_adapter(
         warnings.simplefilter("ignore", FutureWarning)  # peft uses an old name of transformers
         warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # steep merges into unquantized weights
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+        try:
+            wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ModelError(f"adapter: peft cannot adapt {type(model).__name__}: {error}") from error
     model.peft_config["default"].base_model_name_or_path = base  # type: ignore[index,operator,union-attr]
     model.peft_config["default"].revision = revision  # type: ignore[index,operator,union-attr]
     if config.lora_plus_ratio is not None:
@@ -103,7 +111,7 @@ def _split_targets(model: nn.Module, config: AdapterConfig, say: Say) -> tuple[l
         name for name, m in model.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"
     } - head
     if config.targets == "all-linear":
-        chosen = sorted(linear)
+        chosen = sorted(linear - _without_effect(model, linear, say))
     else:
         whole = [name for name in config.targets if name.rpartition(".")[2] in EMBEDDING_MODULES]
         if whole:
@@ -133,6 +141,23 @@ def _split_targets(model: nn.Module, config: AdapterConfig, say: Say) -> tuple[l
         saved = [name for name in saved if name not in _last_parts(head)]
         saved += [name for name in _last_parts(ends - head) if name not in saved]
     return chosen, saved
+
+
+def _without_effect(model: nn.Module, linear: set[str], say: Say) -> set[str]:
+    """Those of the linear layers in which an adapter would do nothing, or which peft refuses; said, with the reason."""
+    left_out = set() if has_no_data(model) else uncalled(model, linear)
+    if left_out:
+        say(
+            f"adapter: none on {', '.join(_last_parts(left_out))} ({len(left_out)} layers): {type(model).__name__} reads their "
+            "weights without calling them, so an adapter there has no effect"
+        )
+    if getattr(model.config, "model_type", None) in PEFT_MAMBA_FAMILIES:
+        refused = {name for name in linear if name.rpartition(".")[2] in PEFT_MAMBA_LAYERS}
+        say(
+            f"adapter: none on {', '.join(_last_parts(refused))} ({len(refused)} layers), which peft refuses in Mamba models"
+        )
+        left_out |= refused
+    return left_out
 
 
 def _last_parts(names: set[str]) -> list[str]:

@@ -67,6 +67,14 @@ def compute_device(model: nn.Module) -> torch.device:
     return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
 
 
+def has_no_data(model: nn.Module) -> bool:
+    """Whether the model is one of a plan: shapes on fake tensors or on the meta device, which not every model can run on."""
+    # torch's own module for shapes without data is private
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return any(isinstance(parameter, FakeTensor) or parameter.is_meta for parameter in model.parameters())
+
+
 def has_adapter(model: nn.Module) -> bool:
     """Whether peft has put an adapter into the model."""
     return hasattr(model, "peft_config")

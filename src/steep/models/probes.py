@@ -39,6 +39,12 @@ def check_batch(model: nn.Module, vocab_size: int | None) -> Batch:
     return _batch(ids.view(2, 16), CHECK_LENGTHS)
 
 
+def one_document(model: nn.Module, tokens: int, vocab_size: int | None) -> Batch:
+    """A row of one document of so many tokens. Raises ModelError as `check_batch`."""
+    ids = check_batch(model, vocab_size).input_ids.view(1, -1)
+    return _batch(ids.repeat(1, -(-tokens // ids.shape[1]))[:, :tokens], (tokens,))
+
+
 def _batch(ids_BT: Tensor, lengths: tuple[int, ...]) -> Batch:
     """A batch without labels of documents of these lengths."""
     device = ids_BT.device
@@ -162,12 +168,10 @@ def _influences(lm_loss: LMLoss, vocab_size: int | None, spans: list[tuple[Span,
         ids = arguments[0] if arguments else None
         if not isinstance(ids, Tensor) or not isinstance(output, Tensor) or ids.is_floating_point():
             return None
-        if ids.shape[:2].numel() != batch.input_ids.numel() or not torch.equal(
-            ids.flatten(), batch.input_ids.flatten()
-        ):
+        if ids.numel() != batch.input_ids.numel() or not torch.equal(ids.flatten(), batch.input_ids.flatten()):
             return None
         leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
+        return leaves[-1].clone()  # which the model may change in place
 
     tables: dict[int, nn.Module] = {
         id(module): module for module in model.modules() if isinstance(module, nn.Embedding)
@@ -178,17 +182,17 @@ def _influences(lm_loss: LMLoss, vocab_size: int | None, spans: list[tuple[Span,
     try:
         with layers.evaluating(model), torch.enable_grad():
             outputs = lm_loss.hidden_states(batch) if lm_loss.has_head else lm_loss.own_logits(batch)
-            return [_gradient(outputs[slice(*to)], leaves, slice(*of)) for of, to in spans]
+            return [_gradient(outputs[slice(*to)], leaves, slice(*of), len(outputs)) for of, to in spans]
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _gradient(outputs_KD: Tensor, leaves: list[Tensor], rows: slice) -> float:
-    """The largest gradient of a mixed sum of `outputs_KD` by rows of `leaves`."""
+def _gradient(outputs_KD: Tensor, leaves: list[Tensor], rows: slice, tokens: int) -> float:
+    """The largest gradient of a mixed sum of `outputs_KD` by rows of `leaves`, which have one for each of the tokens."""
     if not leaves or not outputs_KD.requires_grad:
         return 0.0
     mixed = torch.sin(torch.arange(outputs_KD.numel(), device=outputs_KD.device) * 0.7 + 1.0).view(outputs_KD.shape)
     gradients = torch.autograd.grad((outputs_KD.float() * mixed).sum(), leaves, retain_graph=True, allow_unused=True)
-    sizes = [gradient.flatten(0, 1)[rows].float().abs().max() for gradient in gradients if gradient is not None]
+    sizes = [gradient.reshape(tokens, -1)[rows].float().abs().max() for gradient in gradients if gradient is not None]
     return float(torch.nan_to_num(torch.stack(sizes).max())) if sizes else 0.0

@@ -38,6 +38,7 @@ from steep.models.freeze import freeze
 from steep.models.generation_settings import mend_generation_settings
 from steep.models.layers import check_sequence_length, count_trained, has_adapter, max_positions, vocab_size
 from steep.models.load import load_model
+from steep.models.reach import freeze_unreached
 from steep.models.reference import (
     ADAPTER_WEIGHTS,
     describe_origin,
@@ -306,6 +307,7 @@ def prepare_runner(
             if masked:
                 leak_test(lm_loss, rows)
                 say("leak test passed: changing one document changes no prediction in its neighbour")
+        freeze_unreached(lm_loss, config.data.sequence_length, say, rows)
         prepare_balance(lm_loss, say, getattr(config.model, "balance_loss", None), rows)
     if config.train.compile:
         say(f"compiling {compile_layers(model)} layers; the first steps are slow")
