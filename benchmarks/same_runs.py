@@ -65,6 +65,7 @@ DEFAULTS: dict[str, Any] = {
     "optimizer": {"learning_rate": 2e-3},
     "evaluate": {"tokens": 2000},
     "report": {"enabled": False},
+    "console": {"log_every_seconds": 0},
 }  # fmt: skip
 """A run of a few steps; the folder of each run lies beside `inputs`."""
 

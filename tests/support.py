@@ -37,6 +37,7 @@ def run_mapping(directory: Path, corpus: Path, tokenizer: Path, **changes: dict[
         "optimizer": {"learning_rate": 1e-3},
         "checkpoint": {"every_steps": 2},
         "evaluate": {"tokens": 2000},
+        "console": {"log_every_seconds": 0},
         "report": {"enabled": False},
     }
     for section, values in changes.items():

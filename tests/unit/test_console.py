@@ -42,14 +42,14 @@ def scores(step: int, **texts: float) -> list[dict[str, Any]]:
 
 def test_the_whole_line() -> None:
     assert console.train_line(TRAIN, 40, 160) == (
-        "step 12/40 | loss 2.913 | grad 1.21 | lr 4.9e-05 |   812 tok/s | 24.6k tokens | MFU     – |  1.9 GiB | "
+        "step 12/40 | loss 2.913 | grad 1.21 | lr 4.9e-05 |   812 tok/s | 24.6k tokens |  1.9 GiB | "
         "data 0.0 s | ETA  1 min 20 s"
-    )
+    ), "no column without a value: the MFU of a CPU"
 
 
 @pytest.mark.parametrize("width", range(40, 201))
 def test_a_line_fits_and_loses_the_least_important_columns_first(width: int) -> None:
-    forecast = {"forecast_loss": 2.7013, "forecast_low": 2.6513, "forecast_high": 2.7613}
+    forecast = {"mfu": 0.412, "forecast_loss": 2.7013, "forecast_low": 2.6513, "forecast_high": 2.7613}
     line = console.train_line({**TRAIN, **forecast}, 40, width)
     assert len(line) <= width
     assert line.startswith("step 12/40 | loss 2.913")
@@ -107,6 +107,39 @@ def test_the_first_line_appears_at_once_and_then_every_n_steps_and_the_last(tmp_
     assert [int(line[5:7]) for line in stream.getvalue().splitlines()] == [3, 10, 20, 25]
 
 
+@pytest.mark.parametrize(
+    ("step_seconds", "lines"),
+    [
+        (0.5, [0, 20, 40, 59]),
+        (3.0, [*range(0, 58, 3), 59]),
+        (8.0, list(range(60))),  # a line that waited for the next step would come after 16 seconds
+        (60.0, list(range(60))),
+    ],
+)
+def test_a_line_comes_about_every_ten_seconds(step_seconds: float, lines: list[int], tmp_path: Path) -> None:
+    seconds = [100.0]
+    tracker, stream = started(tmp_path, width=80, clock=lambda: seconds[0])
+    tracker.expect_steps(60)
+    for step in range(60):
+        tracker.log({**TRAIN, "step": step})
+        seconds[0] += step_seconds
+    assert [int(line[5:7]) for line in stream.getvalue().splitlines()] == lines
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        pytest.param(2.85, 2.95, True, id="narrow: it stays where it is"),
+        pytest.param(2.1, 2.8, True, id="wide, and the loss will fall"),
+        pytest.param(2.5, 3.1, False, id="wide: it may rise or fall"),
+    ],
+)
+def test_a_forecast_that_says_nothing_is_not_printed(low: float, high: float, shown: bool, tmp_path: Path) -> None:
+    tracker, stream = started(tmp_path, width=200)
+    tracker.log({**TRAIN, "forecast_loss": (low + high) / 2, "forecast_low": low, "forecast_high": high})
+    assert ("ends at" in stream.getvalue()) == shown
+
+
 def test_an_evaluation_is_a_table_with_the_change_against_the_start(tmp_path: Path) -> None:
     tracker, stream = started(tmp_path, width=80)
     for record in (*scores(0, domain=0.91, general=0.95), *scores(40, domain=0.81, general=0.9595)):
@@ -155,21 +188,21 @@ def test_a_stream_without_unicode_gets_question_marks(tmp_path: Path) -> None:
     raw = io.BytesIO()
     tracker = console.build(stream=io.TextIOWrapper(raw, encoding="ascii"), width=160)
     tracker.start(tmp_path, {})
-    tracker.log(TRAIN)
-    assert b"MFU     ? |" in raw.getvalue()
-    assert "MFU     – |" in (tmp_path / "console.log").read_text(encoding="utf-8")
+    tracker.log({"kind": "event", "message": "pages 1–2"})
+    assert b"pages 1?2" in raw.getvalue()
+    assert "pages 1–2" in (tmp_path / "console.log").read_text(encoding="utf-8")
 
 
 def test_the_fields_of_the_configuration_are_the_arguments(tmp_path: Path) -> None:
     tracker = console.build(**ConsoleConfig(log_every_steps=5, width=90).model_dump(), stream=io.StringIO())
-    assert (tracker.log_every_steps, tracker.width) == (5, 90)
+    assert (tracker.log_every_steps, tracker.log_every_seconds, tracker.width) == (5, 10.0, 90)
 
 
 RUN = """
 import sys
 from pathlib import Path
 from steep.trackers.backends import console
-tracker = console.build(progress=sys.argv[2])
+tracker = console.build(progress=sys.argv[2], log_every_seconds=0)
 tracker.start(Path(sys.argv[1]), {})
 tracker.expect_steps(3)
 for step in range(3):

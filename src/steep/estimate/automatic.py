@@ -109,7 +109,7 @@ def _micro_batch_line(sizes: Sizes, wanted: int, hardware: Hardware, peak_bytes:
         reason = f"the whole global batch, at {needs}"
     else:
         device = "CPU" if hardware.device_type == "cpu" else "GPU"
-        reason = f"{tokens:,} tokens keep a {device} busy, and more take memory and hardly less time; {needs}"
+        reason = f"{tokens:,} tokens keep a {device} busy, more would only take memory; {needs}"
     return f"micro_batch_size auto: {size} ({reason})"
 
 

@@ -6,7 +6,7 @@ from typing import Literal, Optional
 
 from pydantic import ConfigDict, Field
 
-from steep.core.section import Section
+from steep.core.section import Seconds, Section
 
 
 class TrackerConfig(Section):
@@ -21,8 +21,11 @@ class TrackerConfig(Section):
 class ConsoleConfig(Section):
     """What the terminal shows."""
 
-    log_every_steps: int = Field(default=1, ge=1)
-    """Steps between two printed lines. The first and the last step always have one."""
+    log_every_seconds: Seconds = 10.0
+    """Time between two printed lines; 0: a line for every step. The first and the last step always have one, and metrics.jsonl
+    has every step."""
+    log_every_steps: Optional[int] = Field(default=None, ge=1)
+    """Steps between two printed lines, in place of `log_every_seconds`."""
     progress: Literal["auto", "bar", "plain"] = "auto"
     """`bar`: a live progress bar; `plain`: lines only. `auto`: a bar on a terminal."""
     width: Optional[int] = Field(default=None, ge=40)

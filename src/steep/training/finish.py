@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
-from steep.core.units import format_count, format_seconds
+from steep.core.units import format_count, format_seconds, listing
 from steep.evaluation.end_of_text import EndOfTextAudit, StopScore, audit, named_ids, source_ends
 from steep.evaluation.forgetting import ForgettingReport, forgetting_report, roles_of
 from steep.reporting.page import write_report
@@ -18,6 +19,9 @@ from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import Job
 from steep.training.spikes import ROLLBACKS_FILE
 from steep.training.state import TrainState
+
+MOST_TEXTS = 4
+"""Held-out texts that the verdict names; the report has all."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def already_finished(run: RunDirectory, job: Job, state: TrainState, trackers: T
 def describe_end(
     run: RunDirectory, config: RunConfig, job: Job, state: TrainState, trackers: Trackers, exit_code: int
 ) -> TrainResult:
-    """Write ledger.json, summary.json and the report, and say where things are."""
+    """Write ledger.json, summary.json and the report, and say in three lines what the run did; the rest is in the report."""
     done = state.step == state.scores_step == job.sizes.steps
     status, exit_code = ("done", 0) if done else ("interrupted", exit_code)
     seconds = state.elapsed_seconds
@@ -113,15 +117,39 @@ def describe_end(
             f"{state.overflowed_steps:,} of {state.step:,} steps made no update, since a gradient overflowed fp16; steps without "
             f"an update left {lost} tokens untrained"
         )
-    for report in reports.values():
-        for line in report.to_text().splitlines():
-            trackers.line(line)
+    if done:
+        trackers.line(verdict_line(reports.get("forgetting"), texts))
     if config.report.enabled and run.ranks.is_first:
         write_training_loss(run.path)
         trackers.line(f"report: {write_report(run.path)}")
     if not done:
         trackers.line("run the same command again to continue")
     return _result(run, state, status, exit_code, state.scores)
+
+
+def verdict_line(report: ForgettingReport | EndOfTextAudit | None, texts: Mapping[str, Any]) -> str:
+    """What a run did to the model: gained and forgot against its base; for a run from fresh weights, its last scores.
+
+    texts: {text: {"before": score, "after": score}}.
+    """
+    if not texts:
+        return "no held-out text was scored: data.validation names some"
+    if not isinstance(report, ForgettingReport):
+        shown = (_score_words(name, score["before"], score["after"]) for name, score in texts.items())
+        return f"held-out text: {listing(list(shown), MOST_TEXTS)}"
+    changes = [f"{change.text} {100 * change.change_ratio:+.1f} %" for change in report.changes]
+    line = f"the model {report.headline}" + (f": {report.unit} of {listing(changes, MOST_TEXTS)}" if changes else "")
+    if report.verdict == "not measured":
+        return f"{line}; forgetting is not measured, since no held-out text is general"
+    return f"{line}, {'over' if report.verdict == 'forgot' else 'under'} the cap of {100 * report.cap_ratio:.1f} %"
+
+
+def _score_words(name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> str:
+    key, unit = "bits_per_byte", "bits per byte"
+    if after.get(key) is None:
+        key, unit = "nats_per_token", "nats per token"
+    start = (before or {}).get(key)
+    return f"{name} {after[key]:.4f} {unit}" + ("" if start is None else f" ({start:.4f} at the start)")
 
 
 def _reports(

@@ -1,4 +1,4 @@
-"""The terminal: one line per step, a live bar below the lines, a small table per evaluation; all of it also in console.log.
+"""The terminal: a line every few seconds, a live bar below them, a small table per evaluation; all of it also in console.log.
 
 The lines are plain text and complete: colour and the bar add nothing to them, and are only sent to a terminal. On a narrow
 terminal whole columns are left out, the least important first, so that no line wraps. Text written by a model is cleaned of
@@ -12,7 +12,9 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -34,6 +36,12 @@ NUMBER_WIDTHS = {"loss": 5, "grad_norm": 4, "learning_rate": 7, "tokens_per_seco
 
 LEAST_IMPORTANT_FIRST = ("data_wait_seconds", "mfu", "tokens", "forecast_loss", "memory_bytes", "learning_rate", "grad_norm",
                          "tokens_per_second", "eta_seconds")  # fmt: skip
+
+RECENT_STEPS = 10
+"""The mean loss of so many steps is where the loss is now."""
+
+NARROW_RATIO = 0.05
+"""A forecast's band that is narrower than this share of the loss says where the run ends, wherever the loss is now."""
 
 TEXT_WIDTH = 16
 """Characters for the name of a held-out text, unless one in the run is longer."""
@@ -102,12 +110,22 @@ class Output:
 class ConsoleTracker(Tracker):
     """Prints records for people. `line` prints anything else through the same output."""
 
-    def __init__(self, output: Output, width: int | None, log_every_steps: int):
+    def __init__(
+        self,
+        output: Output,
+        width: int | None,
+        log_every_seconds: float,
+        log_every_steps: int | None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.output = output
         self._width = width
-        self.log_every_steps = log_every_steps
+        self.log_every_seconds, self.log_every_steps = log_every_seconds, log_every_steps
+        self._clock = clock
+        self._printed_at = self._step_at = 0.0
+        self._recent_losses: deque[float] = deque(maxlen=RECENT_STEPS)
         self.total_steps: int | None = None
-        self._first_step: int | None = None
+        self._has_logged = False
         self._start_scores: dict[str, float] = {}
         self._table_step: int | None = None
         self._text_width = TEXT_WIDTH
@@ -137,7 +155,7 @@ class ConsoleTracker(Tracker):
         self.output.line(text)
 
     def log(self, record: Record) -> None:
-        """Print one record. Training lines are printed every `log_every_steps`, and always for the first and last step."""
+        """Print one record. Training lines are printed when they are due, and always for the first and last step."""
         kind = record.get("kind")
         if kind == "evaluate":
             self._log_evaluation(record)
@@ -152,11 +170,14 @@ class ConsoleTracker(Tracker):
 
     def _log_train(self, record: Record) -> None:
         step = int(record["step"])
-        if self._first_step is None:
-            self._first_step = step
+        first, self._has_logged = not self._has_logged, True
         last = self.total_steps is not None and step == self.total_steps - 1
-        if step % self.log_every_steps == 0 or step == self._first_step or last:
-            self.output.line(train_line(record, self.total_steps, self.width))
+        if isinstance(record.get("loss"), (int, float)):
+            self._recent_losses.append(record["loss"])
+        if self._is_due(step) or first or last:
+            shown = record if self._says_something(record) else {**record, "forecast_loss": None}
+            self.output.line(train_line(shown, self.total_steps, self.width))
+            self._printed_at = self._clock()
         if not self._sources.means():
             self._sources_from = step
         self._sources.add(record)
@@ -164,6 +185,22 @@ class ConsoleTracker(Tracker):
             self._show_sources(step + 1)
         if self.total_steps is not None:
             self.output.show_bar(step + 1, self.total_steps)
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a step has a line: by its number where that is configured, else if it is nearest to the time of a line."""
+        now = self._clock()
+        step_seconds, self._step_at = now - self._step_at, now
+        if self.log_every_steps is not None:
+            return step % self.log_every_steps == 0
+        return now - self._printed_at + step_seconds / 2 >= self.log_every_seconds
+
+    def _says_something(self, record: Record) -> bool:
+        """Whether the forecast's band is narrow, or the loss now lies outside it, so that it will fall or rise."""
+        low, high, expected = (record.get(f"forecast_{name}") for name in ("low", "high", "loss"))
+        if low is None or high is None or expected is None or not self._recent_losses:
+            return False
+        now = sum(self._recent_losses) / len(self._recent_losses)
+        return high - low <= NARROW_RATIO * expected or not low <= now <= high
 
     def _log_evaluation(self, record: Record) -> None:
         name, score = str(record.get("text")), record.get("bits_per_byte")
@@ -191,17 +228,19 @@ class ConsoleTracker(Tracker):
 
 
 def build(
-    log_every_steps: int = 1,
+    log_every_seconds: float = 10.0,
+    log_every_steps: int | None = None,
     progress: Literal["auto", "bar", "plain"] = "auto",
     width: int | None = None,
     stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> ConsoleTracker:
-    """The console, with the fields of ConsoleConfig. `stream` is standard output by default.
+    """The console, with the fields of ConsoleConfig. stream: standard output by default. clock: gives seconds.
 
     Where the stream is not a terminal, `bar` prints plain lines too: control codes would spoil a file.
     """
     output = Output(stream or sys.stdout, bar=progress != "plain")
-    return ConsoleTracker(output, width, log_every_steps)
+    return ConsoleTracker(output, width, log_every_seconds, log_every_steps, clock)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -212,11 +251,12 @@ def is_terminal(stream: TextIO) -> bool:
 def train_line(record: Record, total_steps: int | None, width: int) -> str:
     """`step 12/40 | loss 2.913 | …` in at most `width` characters; whole columns are left out where it would be longer.
 
-    The step and the loss always stay. Metrics that the record does not have are shown as missing.
+    The step and the loss always stay. A metric without a value has no column.
     """
     digits = len(str(total_steps)) if total_steps is not None else 6
     step = f"step {int(record['step']):>{digits}}" + (f"/{total_steps}" if total_steps is not None else "")
-    cells = {name: METRICS[name].show(record.get(name), digits) for name, digits in NUMBER_WIDTHS.items()}
+    given = {name: digits for name, digits in NUMBER_WIDTHS.items() if name == "loss" or record.get(name) is not None}
+    cells = {name: METRICS[name].show(record.get(name), digits) for name, digits in given.items()}
     if record.get("forecast_loss") is not None:
         low, high = (METRICS["loss"].number(record[name]) for name in ("forecast_low", "forecast_high"))
         expected = METRICS["forecast_loss"].show(record["forecast_loss"])
