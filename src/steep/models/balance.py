@@ -17,6 +17,7 @@ Suffixes: B sequences, T tokens, N = B * T, E experts, C experts of a token.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -72,25 +73,31 @@ class RoutingRecorder:
         self.chosen = experts_per_token(model) or 1
         self.scoring: list[Scoring] = ["softmax"] * len(self.routers)
         self._outputs: dict[int, list[Any]] | None = None
+        self._probing = False
         for number, router in enumerate(self.routers):
-            router.module.register_forward_hook(self._keeper(number))
+            router.module.register_forward_hook(self._keeper(number), with_kwargs=True)
 
     def _keeper(self, number: int) -> Any:
-        def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        def keep(module: nn.Module, arguments: Any, named: Any, output: Any) -> None:
             if self._outputs is not None:
                 self._outputs.setdefault(number, []).append(output)
+                if self._probing:
+                    self._learn_scoring(number, arguments, named)
 
         return keep
 
     @contextmanager
-    def recording(self) -> Iterator[dict[int, list[Any]]]:
-        """A mapping that the forward passes inside fill: number of the router -> what it returned, call by call."""
+    def recording(self, probing: bool = False) -> Iterator[dict[int, list[Any]]]:
+        """A mapping that the forward passes inside fill: number of the router -> what it returned, call by call.
+
+        probing: find out how each router makes probabilities, too.
+        """
         outputs: dict[int, list[Any]] = {}
-        self._outputs = outputs
+        self._outputs, self._probing = outputs, probing
         try:
             yield outputs
         finally:
-            self._outputs = None
+            self._outputs, self._probing = None, False
 
     def routing(
         self, outputs: dict[int, list[Any]], batch: Batch, rows: list[DocumentRows] | None = None
@@ -115,12 +122,29 @@ class RoutingRecorder:
         """E of a router, from what it returned."""
         return read_output(output, self.routers[number].index, self.chosen)[0].shape[1]
 
-    def learn_scoring(self, outputs: dict[int, list[Any]]) -> None:
-        """Find out from one recorded forward pass how each router makes probabilities."""
-        for number, calls in outputs.items():
-            router = self.routers[number]
-            read = read_output(calls[-1], router.index, self.chosen)
-            self.scoring[number] = scoring_of(*read, has_bias(router.module))
+    def _learn_scoring(self, number: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Find out how a router makes probabilities, from a copy with other weights, such that its logits spread by about 1: the
+        answer is then the same for fresh weights, whose logits are next to equal, and for trained ones, and in any dtype."""
+        router = self.routers[number]
+        given = (
+            [_as_float(argument) for argument in arguments],
+            {name: _as_float(value) for name, value in named.items()},
+        )
+        copied = copy.deepcopy(router.module).float().eval()
+        copied._forward_hooks.clear()
+        generator = torch.Generator().manual_seed(0)
+        weights = [weight for weight in copied.parameters() if weight.ndim == 2 and weight.is_floating_point()]
+        for weight in weights:
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+        spread = float(read_output(copied(*given[0], **given[1]), router.index, self.chosen)[0].std())
+        for weight in weights:
+            weight.div_(max(spread, 1e-6) ** (1 / len(weights)))
+        read = read_output(copied(*given[0], **given[1]), router.index, self.chosen)
+        self.scoring[number] = scoring_of(*read, has_bias(router.module))
+
+
+def _as_float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def has_bias(module: nn.Module) -> bool:

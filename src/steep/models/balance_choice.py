@@ -32,10 +32,9 @@ def prepare_balance(lm_loss: LMLoss, say: Say, wished: float | None, vocab_size:
     if recorder.routers:
         one_dtype = len({tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}) == 1
         exact = torch.autocast(compute_device(model).type, enabled=False) if one_dtype else nullcontext()
-        with evaluating(model), exact, recorder.recording() as outputs:  # bf16 may hide how a router weighs its experts
+        with evaluating(model), exact, recorder.recording(probing=True) as outputs:
             run = lm_loss.hidden_states if lm_loss.has_head else lm_loss.own_logits
             run(check_batch(model, vocab_size))
-        recorder.learn_scoring(outputs)
     if not outputs:
         if wished:
             raise ConfigError(f"model.balance_loss: {type(model).__name__} has no router of experts; remove it")
