@@ -37,9 +37,10 @@ class Progress:
         """`count` more are done."""
         self.update(self.completed + count)
 
-    def update(self, completed: int) -> None:
-        """`completed` are done in all."""
+    def update(self, completed: int, total: int | None = None) -> None:
+        """`completed` are done in all. total: where it has become known, or has grown."""
         self.completed = completed
+        self.total = self.total if total is None else total
         self._show()
 
     def _show(self) -> None:
@@ -102,7 +103,7 @@ class BarProgress(Progress):
         self._bar.start()
 
     def _show(self) -> None:
-        self._bar.update(self._task, completed=self.completed)
+        self._bar.update(self._task, completed=self.completed, total=self.total)
 
     def finish(self) -> None:
         """Draw the last state and give the terminal back."""
@@ -143,7 +144,7 @@ def progress_when_needed(
         def show(completed: int, total: int) -> None:
             if not bars:
                 bars.append(stack.enter_context(progress_bar(description, total, unit, stream=stream)))
-            bars[0].update(completed)
+            bars[0].update(completed, total)
 
         yield show
 

@@ -14,6 +14,7 @@ from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.say import Say, say_nothing
 from steep.data.held_out_text import HeldOutText
+from steep.data.preparing import OverAllTexts, Progress
 from steep.data.self_generated import (
     TextGenerator,
     UnwrittenText,
@@ -37,9 +38,6 @@ from steep.store.reader import TokenStore, open_store
 from steep.store.stream import READERS, StreamSource
 from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
-
-Progress = Callable[[int, int, int], None]
-"""Called with bytes done, bytes in all and tokens written, while text is prepared."""
 
 STEPS_IN_FLIGHT = 6
 """Steps whose streamed sequences are kept: the one in training, those the loader may have read ahead, and a few more."""
@@ -196,22 +194,28 @@ def follow_streams(data: RunData, say: Say) -> None:
 def _open_written(run: RunConfig, tokenizer: TextTokenizer, say: Say, progress: Progress | None) -> RunData:
     """The data of a run whose texts have paths."""
     config = run.data
-    opened = partial(
-        open_sources,
-        tokenizer=tokenizer,
-        config=config.prepare,
-        cache_directory=config.cache_directory,
-        progress=progress,
-    )
+    own_sources = {
+        name: SourceConfig(
+            **validation.model_dump(include=set(SourceConfig.model_fields) - {"path"}),
+            path=validation_paths(paths_of(validation)),
+        )
+        for name, validation in config.validation.items()
+        if validation.path is not None
+    }
+    trained = [source for source in config.train if not source.stream and not is_self_generated(source)]
+    every = [*own_sources.values(), *(trained if config.order != "megatron" else [])]
+    over_all = None if progress is None else OverAllTexts(every, progress)
+
+    def opened(sources: list[SourceConfig], say: Say) -> list[TokenStore]:
+        stores = open_sources(sources, tokenizer, config.prepare, config.cache_directory, over_all, say=say)
+        if over_all is not None:
+            over_all.next_text()
+        return stores
+
     of_own: list[str] = []
     of_train: list[str] = []
     of_order: list[str] = []
-    own: dict[str, list[TokenStore]] = {}
-    for name, validation in config.validation.items():
-        if validation.path is not None:
-            fields = validation.model_dump(include=set(SourceConfig.model_fields) - {"path"})
-            source = SourceConfig(**fields, path=validation_paths(paths_of(validation)))
-            own[name] = opened([source], say=of_own.append)
+    own = {name: opened([source], of_own.append) for name, source in own_sources.items()}
     if config.order == "megatron":
         data = _megatron(run, tokenizer, of_train.append, of_order.append)
     else:
