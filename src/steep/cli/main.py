@@ -33,6 +33,7 @@ from steep.cli import (
     train,
 )
 from steep.core.errors import ConfigError, SteepError
+from steep.core.file_errors import explain_file_error
 from steep.runtime.ranks import join_ranks
 
 
@@ -121,7 +122,11 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
+        file_error = explain_file_error(error) if isinstance(error, OSError) else None
         usage = usage_message(error)
+        if file_error is not None:
+            print(f"error: {file_error}", file=sys.stderr)
+            return file_error.exit_code
         if usage is None:
             raise
         print(usage, end="\n" if usage else "", file=sys.stderr)

@@ -37,6 +37,10 @@ class TrainingError(SteepError):
     """A run that had to stop (NaN, leak, no space left)."""
 
 
+class FileError(SteepError):
+    """A file or folder that the operating system does not let steep read or write."""
+
+
 class MissingExtraError(SteepError):
     """An optional dependency that is needed here and not installed."""
 

@@ -1,10 +1,16 @@
-"""One string of a .gguf file's metadata, without reading the rest. Source: the GGUF specification (ggml/docs/gguf.md)."""
+"""What .gguf files need: the package that reads them, and one string of their metadata without reading the rest.
+
+Source: the GGUF specification (ggml/docs/gguf.md).
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 from pathlib import Path
 from typing import IO, Optional
+
+from steep.core.errors import MissingExtraError
 
 CONFIG_FIELD = "steep.config"
 """Where steep's own .gguf files hold transformers' configuration as JSON: llama.cpp ignores keys that it does not know, and
@@ -12,6 +18,12 @@ transformers does not read some of llama.cpp's keys that matter (rope scaling, h
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+
+
+def require_gguf(purpose: str) -> None:
+    """Raise MissingExtraError unless the package `gguf` is installed."""
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf", purpose)
 
 
 def read_string_field(path: Path, key: str) -> Optional[str]:

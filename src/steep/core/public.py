@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, Protocol, TypeVar, cast
 
 from steep.core.errors import CallError
+from steep.core.file_errors import explain_file_error
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,7 +25,8 @@ class Readable(Protocol):
 
 
 def public(function: Function) -> Function:
-    """The function, which raises CallError for an argument that is misspelt, missing or too many.
+    """The function, which raises CallError for an argument that is misspelt, missing or too many, and FileError for what the
+    file system refuses.
 
     Its name, docstring and signature stay as they are.
     """
@@ -40,7 +42,13 @@ def public(function: Function) -> Function:
             signature.bind(*arguments, **keywords)
         except TypeError as error:
             raise CallError(f"steep.{function.__name__}: {error}. It takes {', '.join(names)}") from None
-        return function(*arguments, **keywords)
+        try:
+            return function(*arguments, **keywords)
+        except OSError as error:
+            explained = explain_file_error(error)
+            if explained is None:
+                raise
+            raise explained from error
 
     return cast(Function, checked)
 

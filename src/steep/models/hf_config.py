@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ModelError
-from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field
+from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field, require_gguf
 from steep.core.hub import cached_folder, explain_failure
 from steep.models.reference import ADAPTER_CONFIG, adapted_settings, base_reference, resolve_reference
 from steep.runtime.optional_packages import quiet_imports
@@ -241,7 +241,11 @@ def _require_causal(config: Any, source: str) -> None:
 
 
 def read_gguf_config(path: Path) -> Any:
-    """transformers' configuration of a .gguf file. Read once per process: reading its header takes about six seconds."""
+    """transformers' configuration of a .gguf file. Read once per process: reading its header takes about six seconds.
+
+    Raises MissingExtraError.
+    """
+    require_gguf(f"reading {path.name}")
     found = path.stat()
     return copy.deepcopy(_read_gguf_config(path, found.st_mtime_ns, found.st_size))
 

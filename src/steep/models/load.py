@@ -6,7 +6,6 @@ device. Main choice: a downloaded model is data, not code: no remote code, and n
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from steep.core.errors import MissingExtraError, ModelError, first_line
+from steep.core.errors import ModelError, first_line
+from steep.core.gguf_metadata import require_gguf
 from steep.core.hub import cached_folder, explain_failure
 from steep.core.section import Target
 from steep.models.adapters import load_adapter
@@ -105,8 +105,7 @@ def load_adapter_base(folder: Path, dtype: torch.dtype, adjust: Adjust = lambda 
 
 
 def _load_gguf(path: Path, dtype: torch.dtype, adjust: Adjust) -> nn.Module:
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError("gguf", "gguf", f"reading {path.name}")
+    require_gguf(f"reading {path.name}")
     try:
         config = read_gguf_config(path)
         adjust(config, path.name)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steep.core.arrays import write_array
 from steep.core.files import atomic_writer, write_text
 from steep.core.say import Say
 from steep.order.megatron_blend import blend_all, blend_by_weights, sample_numbers
@@ -173,7 +174,7 @@ class IndexCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         for path, array in zip(paths, built, strict=True):
             with atomic_writer(path) as file:
-                np.save(file, array, allow_pickle=False)
+                write_array(file, array)
         write_text(about, _description_text(description))
         return built
 

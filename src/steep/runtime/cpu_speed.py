@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steep.core.cache_directory import default_cache_directory
+from steep.core.errors import FileError
 from steep.core.files import read_json, write_json
 from steep.core.fingerprint import fingerprint
 from steep.core.say import Say, say_nothing
@@ -73,7 +74,11 @@ def cpu_speed(threads: int, say: Say = say_nothing) -> CpuSpeed:
     say: told where the figure could not be written down. Draws no random number of torch's own generators.
     """
     facts = machine_facts(threads)
-    path = default_cache_directory() / "cpu_speed" / f"{fingerprint(facts)}.json"
+    try:
+        path = default_cache_directory() / "cpu_speed" / f"{fingerprint(facts)}.json"
+    except FileError as error:
+        say(f"the speed of this CPU is measured at every start: {error}")
+        return measure_cpu_speed(threads)
     if (known := _remembered(path, threads)) is not None:
         return known
     speed = measure_cpu_speed(threads)

@@ -6,6 +6,7 @@ that is not a regular file (a pipe, a device, a broken link) is an error, never 
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import stat
@@ -139,6 +140,7 @@ def _expand(path: str, format: str) -> list[Path]:
         )
     if glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True), key=lambda match: Path(match).parts)
+        _check_listable(path)
         files = [file for match in matches for file in _matched(match, format)]
         if not files:
             raise DataError(
@@ -162,6 +164,19 @@ def folder_files(folder: Path) -> list[Path]:
         names[:] = sorted(name for name in names if not name.startswith("."))
         found += [_regular(Path(directory, name)) for name in files if not name.startswith(".")]
     return sorted(found, key=lambda path: path.parts)
+
+
+def _check_listable(pattern: str) -> None:
+    """Raise DataError if a folder in which a pattern looks cannot be listed: glob passes over it without a word."""
+    parts = Path(pattern).parts
+    for number, part in enumerate(parts):
+        if not glob.has_magic(part):
+            continue
+        above = os.path.join(*parts[:number], "") if number else "./"
+        inside = glob.glob(os.path.join(above, "**", ""), recursive=True) if part == "**" else glob.glob(above)
+        for folder in [above, *inside]:
+            if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+                _unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder.rstrip("/")))
 
 
 def _unreadable(error: OSError) -> None:

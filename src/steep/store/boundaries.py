@@ -16,6 +16,7 @@ from typing import Optional
 
 import numpy as np
 
+from steep.core.arrays import write_array
 from steep.core.cache_directory import default_cache_directory
 from steep.core.errors import DataError
 from steep.core.files import atomic_writer
@@ -143,5 +144,5 @@ def _remembered(
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(memory) as stream:
-            np.lib.format.write_array(stream, found, allow_pickle=False)
+            write_array(stream, found)
     return found

@@ -46,6 +46,13 @@ def cached_store(
     key = fingerprint(store_identity(inputs, [source], tokenizer, config))
     out = directory / "prepared" / key
     if not has_manifest(out):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{directory}: prepared text cannot be kept there: {(error.strerror or str(error)).lower()}. Set "
+                "data.cache_directory, or the variable STEEP_CACHE, to a folder that can be written."
+            ) from error
         prepare_sources([source], tokenizer, out, config, progress, inputs=inputs, wait=True)
     return out
 

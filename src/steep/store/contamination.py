@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from steep.core.arrays import write_array
 from steep.core.errors import DataError
 from steep.core.files import atomic_writer, read_json, write_json
 from steep.sources.config import SourceConfig
@@ -60,7 +61,7 @@ def write_table(folder: Path, paths: list[str]) -> None:
     table = np.empty(len(unique), dtype=TABLE_DTYPE)  # each run once, sorted, with the first text that holds it
     table["run"], table["text"] = unique, texts[first]
     with atomic_writer(folder / TABLE_FILE) as table_file:
-        np.lib.format.write_array(table_file, table, allow_pickle=False)
+        write_array(table_file, table)
     write_json(folder / DESCRIPTION_FILE, described)
 
 

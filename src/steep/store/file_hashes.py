@@ -38,15 +38,18 @@ def hash_files(paths: list[Path], memory: Optional[Path] = None) -> list[HashedF
     Raises DataError naming a file that cannot be read, or that changes meanwhile.
     """
     known: dict[str, Any] = {}
-    if memory is not None and memory.is_file():
-        with contextlib.suppress(ValueError):  # damaged: everything is hashed again, and it is rewritten
+    if memory is not None:
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # not there or damaged: everything is hashed again, and it is rewritten
             known = read_json(memory)
     with ThreadPoolExecutor() as pool:
         entries = list(pool.map(lambda path: _entry(path, known), paths))
     found = {os.path.realpath(path): entry for path, entry in zip(paths, entries, strict=True)}
     if memory is not None and any(known.get(path) != entry for path, entry in found.items()):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, {**known, **found})
+        with contextlib.suppress(OSError):  # a cache that is only read: next time they are hashed again
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, {**known, **found})
     return [HashedFile(entry["sha256"], entry["size"], entry["modified"]) for entry in entries]
 
 

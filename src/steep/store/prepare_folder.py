@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import DataError
+from steep.core.file_errors import NO_SPACE
 from steep.core.files import atomic_writer
 from steep.core.lock import FileLock, LockHeldError
 from steep.sources.config import SourceConfig
@@ -28,7 +29,6 @@ from steep.store.manifest import (
     TOKENIZER_FOLDER,
     has_manifest,
 )
-from steep.store.writer import NO_SPACE
 
 IDENTITY_FILE = "plan.json"
 LOCK_FILE = "lock"

@@ -7,7 +7,6 @@ memory is 20 bytes per document.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from steep.core.arrays import write_array
 from steep.core.errors import DataError
+from steep.core.file_errors import NO_SPACE
 from steep.core.files import atomic_writer, sha256_file
 from steep.store.formats.megatron import write_index
 from steep.store.manifest import SIDECAR_SUFFIX
@@ -24,8 +25,6 @@ from steep.tokenizer.encode import EncodedTexts
 
 SIDECAR_DTYPE = np.dtype([("text_bytes", "<i8"), ("content_hash", "<u8")])
 _COPY_TOKENS = 1 << 20
-NO_SPACE = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up",
-            errno.EFBIG: "the file would be larger than this system allows"}  # fmt: skip
 
 
 def content_hash(text: bytes) -> int:
@@ -97,7 +96,7 @@ def open_shard(folder: Path, name: str, dtype: np.dtype) -> Iterator[ShardWriter
             sidecar = np.empty(len(writer.lengths), dtype=SIDECAR_DTYPE)
             sidecar["text_bytes"] = np.frombuffer(writer.text_bytes, dtype=np.int64)
             sidecar["content_hash"] = np.frombuffer(writer.content_hashes, dtype=np.uint64)
-            np.lib.format.write_array(sidecar_file, sidecar, allow_pickle=False)
+            write_array(sidecar_file, sidecar)
 
 
 def describe_shard(folder: Path, name: str, writer: ShardWriter) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from steep.core.errors import ModelError, first_line
 from steep.core.files import read_json
-from steep.core.gguf_metadata import read_string_field
+from steep.core.gguf_metadata import read_string_field, require_gguf
 from steep.core.hub import cached_folder
 from steep.core.say import Say, tell
 from steep.tokenizer.encode import BACKEND_FILE, POLICY_FILE, backend_from_file
@@ -102,6 +102,7 @@ def _is_plain(folder: Path) -> bool:
 
 def _from_file(path: Path, say: Say) -> PreTrainedTokenizerBase:
     if path.suffix == ".gguf":
+        require_gguf(f"reading the tokenizer of {path.name}")
         found = path.stat()
         return copy.deepcopy(_from_gguf(path, found.st_mtime_ns, found.st_size))
     if path.name == BACKEND_FILE and (path.parent / "tokenizer_config.json").is_file():

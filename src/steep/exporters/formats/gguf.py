@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steep.core.errors import ConfigError, MissingExtraError, ModelError
+from steep.core.errors import ConfigError, ModelError
 from steep.core.files import write_text
+from steep.core.gguf_metadata import require_gguf
 from steep.exporters.format import ExportTask, check_ids, refuse, with_strings
 from steep.exporters.gguf_model import Tensor, config_mapping, family_of, tensors_of, write_keys
 from steep.exporters.gguf_tokenizer import describe_tokenizer, say_differences, write_tokenizer
@@ -55,8 +56,7 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 def check_task(task: ExportTask) -> None:
     """Raises ConfigError, ModelError, MissingExtraError for what this format cannot do, before any work."""
     refuse(task.options, "gguf", quantize="--to hf (for gguf, --dtype q8_0 quantizes)")
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError("gguf", "gguf", "writing a .gguf file")
+    require_gguf("writing a .gguf file")
     family_of(task.model.config)
     describe_tokenizer(task.loaded.hf_tokenizer, task.model.config.vocab_size, task.options.tokenizer_pre)
     say_differences(task.loaded.hf_tokenizer, task.say)

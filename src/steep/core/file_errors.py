@@ -1,0 +1,48 @@
+"""What the operating system refuses (space, rights, paths), as an error for a person.
+
+Parts that know what a file is for raise their own errors, which say more. This is for whatever they let pass.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+from steep.core.errors import FileError
+from steep.core.files import TEMPORARY_PREFIX
+
+NO_SPACE = {
+    errno.ENOSPC: "no space left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than this system allows",
+}
+_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}\d+-(?=[^/]*$)")  # a person knows the name without it
+_REMEDIES = {
+    **dict.fromkeys(NO_SPACE, "Free some space, or choose a folder on another disk, and run the same command again."),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Change its rights or those of its folder, or choose another place."),
+    errno.EROFS: "Choose a folder that can be written.",
+    errno.ENOENT: "Check the path; if it was there, something removed it meanwhile.",
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG),
+        "Choose another path.",
+    ),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Raise the limit on open files: ulimit -n 65536"),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
+        "Check the disk or the network file system.",
+    ),
+}
+"""By errno: what would work. Others are not explained; they may be defects of steep."""
+
+
+def explain_file_error(error: OSError) -> FileError | None:
+    """The error as one for a person; None if it does not come from the file system."""
+    if error.errno not in _REMEDIES or isinstance(error, ConnectionError):
+        return None
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    names = list(dict.fromkeys(_TEMPORARY.sub("", name) for name in names))
+    if not names and error.errno not in NO_SPACE and error.errno not in (errno.EMFILE, errno.ENFILE):
+        return None
+    reason = NO_SPACE.get(error.errno) or (error.strerror or str(error)).lower()
+    return FileError(f"{' -> '.join(names) or 'a file'}: {reason}. {_REMEDIES[error.errno]}")
