@@ -22,7 +22,7 @@ from steep.models.layers import (
     max_positions,
     vocab_size,
 )
-from steep.models.load import load_model
+from steep.models.load import check_weights, load_model
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -189,6 +189,42 @@ def test_pickles_are_refused(folder):
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"as a pickle \(pytorch_model\.bin\)"):
         pretrained(folder)
+
+
+def missing_shard(folder: Path) -> None:
+    load_model(ModelConfig(pretrained=str(folder))).save_pretrained(folder, max_shard_size=2000)
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+
+
+def cut_off(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def pickles_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def other_shapes(folder: Path) -> None:
+    edit(folder, intermediate_size=40)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (missing_shard, r"names \d+ files of weights, and 1 are not there: model-00002"),
+        (cut_off, "is cut off"),
+        (pickles_only, r"as a pickle \(pytorch_model\.bin\)"),
+        (other_shapes, "another shape"),
+    ],
+)
+def test_a_plan_refuses_the_weights_that_a_run_refuses(folder, damage, message):
+    check_weights(str(folder))
+    damage(folder)
+    for check in (check_weights, pretrained):
+        with pytest.raises(ModelError, match=message):
+            check(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from steep.estimate.hardware import Hardware, find_hardware
 from steep.estimate.structure import StructureFacts, model_name
 from steep.models.adapters import capacity_line
 from steep.models.config import ModelConfig
+from steep.models.load import check_weights
 from steep.models.reference import base_reference, describe_origin, resolve_reference
 from steep.order.batches import Sizes, run_sizes
 from steep.runtime.device import resident_bytes
@@ -221,9 +222,11 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
         tokenizer = load_tokenizer(config.tokenizer, config.model, vocabulary=config.vocabulary)
     else:  # new tokens are in the run's own tokenizer
         tokenizer = load_tokenizer(config.tokenizer.model_copy(update={"pretrained": source.pretrained}))
+    pretrained = getattr(source or config.model, "pretrained", None)
+    if pretrained is not None:
+        check_weights(pretrained, getattr(config.model, "revision", None))
     with progress_when_needed("preparing text", "bytes") as show:
         data = open_run_data(config, tokenizer, remarks.append, progress=lambda done, total, tokens: show(done, total))
-    pretrained = getattr(source or config.model, "pretrained", None)
     if pretrained is not None and (line := describe_origin(pretrained)) is not None:
         remarks.append(line)
     sizes = run_sizes(config.train, config.data.sequence_length, data.order.sequences_per_epoch)

@@ -22,6 +22,7 @@ from steep.core.section import Target
 from steep.estimate.memory import ActivationLayout, PeakMemory, layer_input_bytes, peak_memory, saved_bytes
 from steep.estimate.shapes import build_shapes
 from steep.models.adapters import plan_adapter
+from steep.models.attention_choice import check_wish
 from steep.models.config import ModelConfig
 from steep.models.embeddings import frozen_embedding
 from steep.models.experts import plan_experts
@@ -131,6 +132,8 @@ def measure_structure(
 def _as_in_run(model: nn.Module, config: RunConfig, vocabulary_rows: int | None) -> None:
     """Freeze, quantize and adapt the model as a run does. Raises what a run raises there."""
     check_sequence_length(model, config.data.sequence_length)
+    if isinstance(config.model, ModelConfig):
+        check_wish(model, config.model.attention)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
         freeze(model, config.model.freeze, say_nothing)  # what a run says while its model is built, a plan does not
     if vocabulary_rows is not None and config.adapter is None:

@@ -18,7 +18,7 @@ from steep.core.errors import ModelError, TrainingError
 from steep.core.say import Say
 from steep.loss import DEFAULT_CHUNK_BYTES
 from steep.models import layers
-from steep.models.document_attention import enable_document_attention
+from steep.models.document_attention import document_obstacle, enable_document_attention
 from steep.models.lm_loss import LMLoss, read_head
 from steep.models.probes import (
     CHECK_LENGTHS,
@@ -60,6 +60,17 @@ def prepare_lm_loss(
     if problem is not None:
         say(f"loss: whole logits of the model's own forward, because {problem}")
     return LMLoss(model, chosen, problem is None, chunk_bytes, apart)
+
+
+def check_wish(model: nn.Module, wished: str) -> None:
+    """Raises ModelError where `document` is asked of a model that by its kind cannot do it; needs no weights."""
+    if wished == "document" and (reason := _state_problem(model) or document_obstacle(model)) is not None:
+        raise ModelError(f"model.attention=document: {reason}. Use model.attention: auto")
+
+
+def _state_problem(model: nn.Module) -> str | None:
+    state = layers.state_carried(model)
+    return None if state is None else f"{type(model).__name__} carries state from token to token ({state})"
 
 
 def recorded_choice(lm_loss: LMLoss, asked: str) -> dict[str, Any]:
@@ -135,8 +146,8 @@ def _choose_attention(
     model: nn.Module, wished: str, vocab_size: int | None, say: Say, document_mask: bool
 ) -> tuple[str, bool]:
     """The attention, and whether documents are run as rows of their own."""
-    name, state = type(model).__name__, layers.state_carried(model)
-    problem = f"{name} carries state from token to token ({state})" if state is not None else None
+    check_wish(model, wished)
+    state = problem = _state_problem(model)
     if problem is None and wished in ("auto", "document"):
         problem = _document_problem(model, vocab_size)
         if problem is None:

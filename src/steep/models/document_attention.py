@@ -316,7 +316,7 @@ def enable_document_attention(model: nn.Module) -> str | None:
 
     None is a claim about the interface only; `steep.models.attention_choice.prepare_lm_loss` compares numbers.
     """
-    reason = _obstacle(model)
+    reason = document_obstacle(model)
     config: Any = getattr(model, "config", None)
     if reason is not None or config._attn_implementation == ATTENTION_NAME:
         return reason
@@ -329,7 +329,7 @@ def enable_document_attention(model: nn.Module) -> str | None:
     return None if config._attn_implementation == ATTENTION_NAME else f"{type(model).__name__} did not take it"
 
 
-def _obstacle(model: nn.Module) -> str | None:
+def document_obstacle(model: nn.Module) -> str | None:
     """The reason why a model cannot take document attention, or None."""
     if not getattr(model, "_supports_attention_backend", False) or not hasattr(model, "set_attn_implementation"):
         return f"{type(model).__name__} does not use transformers' AttentionInterface"

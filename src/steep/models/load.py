@@ -23,8 +23,9 @@ from steep.models.fresh import build_fresh, build_target
 from steep.models.generation_settings import check_generation_file
 from steep.models.hf_config import quiet_transformers, read_config, read_gguf_config
 from steep.models.quantize import quantize
-from steep.models.reference import ADAPTER_CONFIG, adapted_settings, base_reference, resolve_reference
+from steep.models.reference import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapted_settings, base_reference, resolve_reference
 from steep.models.rope import extend_rope
+from steep.models.weight_files import check_files
 
 
 def load_model(
@@ -78,6 +79,8 @@ def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, a
     source = str(path or cached_folder(reference, revision) or reference)
     config = read_config(source, revision)
     adjust(config, source)
+    if Path(source).is_dir():
+        check_files(Path(source))
     try:
         return _from_pretrained(source, revision=revision, config=config, dtype=dtype, use_safetensors=True)
     except OSError as error:
@@ -85,6 +88,28 @@ def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, a
     except ValueError:
         check_generation_file(source, revision)
         raise
+
+
+def check_weights(reference: str, revision: str | None = None) -> None:
+    """Raises ModelError for what `load_model` would refuse about these weights; no weight is read.
+
+    A .gguf file, and a model of the hub that is not in the cache, are left to the run.
+    """
+    path = resolve_reference(reference)
+    if path is not None and (path / ADAPTER_CONFIG).is_file():
+        if not (path / ADAPTER_WEIGHTS).is_file():
+            raise ModelError(
+                f"{path} holds {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}, so there is no adapter to start from"
+            )
+        check_weights(*base_reference(path))
+        return
+    source = path or cached_folder(reference, revision)
+    if source is None or not Path(source).is_dir():
+        return
+    check_files(Path(source))
+    _from_pretrained(
+        str(source), config=read_config(str(source)), dtype=torch.float32, use_safetensors=True, device_map="meta"
+    )
 
 
 def load_adapter_base(folder: Path, dtype: torch.dtype, adjust: Adjust = lambda config, source: None) -> nn.Module:
@@ -146,10 +171,4 @@ def _from_pretrained(source: str, **arguments: Any) -> nn.Module:
 def _no_weights(source: str, path: Path | None, error: OSError) -> str:
     if path is None:
         return f"the weights of {explain_failure(source, error)}"
-    pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
-    if pickles:
-        return (
-            f"{source} holds its weights as a pickle ({pickles[0].name}), which can run code when read; "
-            "steep reads *.safetensors only. If you trust it, convert it once: load it with transformers, then save_pretrained."
-        )
     return f"{source} holds no *.safetensors that transformers can load ({first_line(error)})"
