@@ -12,7 +12,7 @@ import steep
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.models.fresh import build_fresh
-from steep.training.lr_find import Trial, choose, explain, shortened
+from steep.training.lr_find import LearningRates, Trial, choose, explain, rates_plot, shortened
 from support import LLAMA, run_mapping
 
 BASE = {"own": 5.0, "general": 3.0}
@@ -37,6 +37,21 @@ def test_a_best_rate_at_the_edge_is_said() -> None:
 def test_no_gain_at_all_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no rate made the domain text better"):
         choose(BASE, [trial(1e-5, 5.1), trial(1e-4, None)], ["own"])
+
+
+def test_the_rates_tried_are_the_labels_of_the_picture() -> None:
+    trials = [
+        Trial(1e-4, None, [3.0], {"own": 2.5}),
+        Trial(3e-4, None, [3.0], {"own": 2.0}),
+        Trial(1e-3, None, [9.0], {}),
+    ]
+    found = LearningRates(3e-4, None, "", {"own": 3.0}, trials, ["own"], 6, Path("lr_find.json"))
+    figure = rates_plot(found, "manuals")
+    [axes] = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0001", "0.0003", "0.001\nran away"]
+    assert not axes.xaxis.get_minorticklocs().size
+    assert figure.get_suptitle() == "manuals: learning rates after 6 steps"
+    assert {line.get_label() for line in axes.lines} == {"own", "own, base", "proposed"}
 
 
 @pytest.fixture

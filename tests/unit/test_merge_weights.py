@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steep.core.errors import ConfigError, ModelError
+from steep.merge.blend import BlendPoint, blend_plot
 from steep.merge.weights import FolderWeights, combine, write_model
 
 
@@ -18,6 +19,16 @@ def folder(path: Path, **tensors: torch.Tensor) -> FolderWeights:
     save_file(tensors, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps({"torch_dtype": "float32"}))
     return FolderWeights(path)
+
+
+def test_the_cap_is_in_the_picture_of_a_blend() -> None:
+    points = [BlendPoint(alpha, {"own": 0.9 - 0.1 * alpha, "general": 0.8 + 0.02 * alpha}) for alpha in (0.0, 0.5, 1.0)]
+    figure = blend_plot(points, points[1], "manuals", ["general"], 0.015)
+    [axes] = figure.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines["general, cap: base + 1.5 %"] == [0.8 * 1.015] * 2
+    assert set(lines) == {"own", "general", "general, cap: base + 1.5 %", "chosen: alpha 0.5"}
+    assert figure.get_suptitle().startswith("manuals: ")
 
 
 def test_a_blend_is_what_is_computed_by_hand(tmp_path: Path) -> None:

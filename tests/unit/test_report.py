@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from steep.core.blank_lines import fold_blank_lines
 from steep.core.files import write_json, write_text
 from steep.evaluation.forgetting import forgetting_report
 from steep.reporting.curves import Curve, curve, downsample, smooth
 from steep.reporting.page import report_page, write_report
 from steep.reporting.palette import DARK, LIGHT, TEXT_STYLES
 from steep.reporting.plots import loss_plot, memory_plot, write_training_loss
-from steep.reporting.run_files import read_run
+from steep.reporting.run_files import RunFiles, read_run
 from steep.trackers.backends import jsonl
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -327,3 +328,18 @@ def test_contrast_is_enough(scheme: dict[str, str]) -> None:
     assert min(contrast(name) for name in ("ink", "faint")) >= 4.5
     assert min(contrast(name) for name in ("train", *(style[0] for style in TEXT_STYLES))) >= 3
     assert len(set(LIGHT.values())) == len(LIGHT), "a drawn colour must name one variable"
+
+
+def test_blank_lines_of_a_sample_are_folded() -> None:
+    assert fold_blank_lines("one\n\ntwo") == "one\n\ntwo"
+    assert fold_blank_lines("one\n\n \n\ntwo\n\n\n") == "one\n[3 blank lines]\ntwo\n[3 blank lines]"
+    sample = {"kind": "sample", "step": 0, "prompt": "The", "text": " start" + 40 * "\n" + "<end>"}
+    page = report_page(RunFiles(name="r", samples=[sample]))
+    assert "<b>The</b> start\n[39 blank lines]\n&lt;end&gt;</p>" in page
+
+
+def test_a_picture_alone_has_the_name_of_its_run() -> None:
+    records = [{"step": step, "loss": 3.0} for step in range(9)]
+    figure = loss_plot(RunFiles(name="manuals", train=records), title="manuals: loss")
+    assert figure.get_suptitle() == "manuals: loss"
+    assert loss_plot(RunFiles(name="manuals", train=records)).get_suptitle() == ""

@@ -10,22 +10,26 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steep.core.errors import ConfigError
 from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.core.table import text_table
 from steep.evaluation.evaluate_model import evaluate
-from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, forgetting_report
+from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, forgetting_report, role_of
 from steep.evaluation.model_reference import Reference, base_model_reference, config_of_run, run_of
 from steep.merge.verified import write_verified
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model
 from steep.reporting.palette import LIGHT, TEXT_STYLES
-from steep.reporting.plots import drawing
+from steep.reporting.plots import drawing, name_figure, report_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -103,7 +107,10 @@ def blend(
     chosen, reason = choose(points, cap, roles)
     tensors = combine([start, end], [1 - chosen.alpha, chosen.alpha])
     made = [f"{1 - chosen.alpha:g} x `{start.folder}`", f"{chosen.alpha:g} x `{trained}`", reason]
-    write_verified(tensors, end.folder, folder, made, finish=partial(_draw, points, chosen, say))
+    capped = [text for text in chosen.bits_per_byte if role_of(text, roles.get(text))[0] == "general"]
+    name = Path(trained).name if run is None else run.name
+    picture = partial(blend_plot, points, chosen, name, capped, cap)
+    write_verified(tensors, end.folder, folder, made, finish=partial(_write_picture, picture, say))
     return BlendResult(folder, chosen.alpha, points, reason)
 
 
@@ -161,17 +168,34 @@ def choose(
     return best, f"alpha {best.alpha:g}: best domain score with {general} at most {cap:.1%} worse than the base"
 
 
-def _draw(points: Sequence[BlendPoint], chosen: BlendPoint, say: Say, folder: Path) -> None:
+def _write_picture(draw: Callable[[], Figure], say: Say, folder: Path) -> None:
+    """blend.svg, where matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
         say("no plot: matplotlib is not installed")
         return
-    with drawing(700, 380) as (figure, axes):
-        for number, name in enumerate(chosen.bits_per_byte):
-            colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]
-            values = [point.bits_per_byte[name] for point in points]
-            axes.plot([p.alpha for p in points], values, dash, marker=marker, color=LIGHT[colour], label=name)
-        axes.axvline(chosen.alpha, color=LIGHT["faint"], linewidth=0.8)
-        axes.set_xlabel("alpha (0: base, 1: trained)")
-        axes.set_ylabel("bits per byte")
-        figure.legend(loc="outside upper left", ncols=4)
+    figure = draw()
+    with report_style():
         figure.savefig(folder / "blend.svg", format="svg", metadata={"Date": None})
+
+
+def blend_plot(
+    points: Sequence[BlendPoint], chosen: BlendPoint, name: str, capped: Sequence[str], cap: float
+) -> Figure:
+    """Bits per byte of each text over alpha, and what the general ones (`capped`) may have at most. name: of the run or model."""
+    base = next(point for point in points if point.alpha == 0)
+    with drawing(760, 420) as (figure, axes):
+        name_figure(figure, f"{name}: between the base and the trained model")
+        for number, text in enumerate(chosen.bits_per_byte):
+            colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]
+            values = [point.bits_per_byte[text] for point in points]
+            axes.plot([p.alpha for p in points], values, dash, marker=marker, color=LIGHT[colour], label=text)
+            if text in capped:
+                limit = (1 + cap) * base.bits_per_byte[text]
+                label = f"{text}, cap: base + {100 * cap:.3g} %"
+                axes.axhline(limit, color=LIGHT[colour], linewidth=1.2, linestyle=":", label=label)
+        axes.axvline(chosen.alpha, color=LIGHT["faint"], linewidth=0.8, label=f"chosen: alpha {chosen.alpha:g}")
+        axes.set_xticks([point.alpha for point in points], [f"{point.alpha:g}" for point in points])
+        axes.set_xlabel("alpha (0: base, 1: trained)")
+        axes.set_title("bits per byte", loc="left", fontsize=12, color=LIGHT["faint"])
+        figure.legend(loc="outside lower left", ncols=3)
+    return figure

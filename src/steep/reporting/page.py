@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from steep.config.checks import nearest_path
+from steep.core.blank_lines import fold_blank_lines
 from steep.core.errors import ConfigError
 from steep.core.files import write_text
 from steep.core.public import public
@@ -259,7 +260,7 @@ def _memory(run: RunFiles) -> str:
     rows.append(["predicted total", format_bytes(total), "100 %"])
     rows += [["measured peak", format_bytes(measured), f"{100 * measured / total:.0f} %"]] if measured else []
     explained = run.plan.get("memory_note")
-    note = f'<p class="note">{escape(explained)}.</p>\n' if explained else ""
+    note = f'<p class="note">{escape(explained[0].upper() + explained[1:])}.</p>\n' if explained else ""
     return f"<figure>\n{''.join(svgs)}</figure>\n{table(['Part', 'Memory', 'Share'], rows)}{note}"
 
 
@@ -277,7 +278,7 @@ def _sample_pair(prompt: str, records: list[Record]) -> str:
     shown = records if len(records) == 1 else [records[0], records[-1]]
     sides = "".join(
         f'<div class="sample"><h3>Step {plain(record["step"])}</h3>\n'
-        f'<p dir="auto"><b>{escape(prompt)}</b>{escape(record.get("text", ""))}</p></div>\n'
+        f'<p dir="auto"><b>{escape(prompt)}</b>{escape(fold_blank_lines(str(record.get("text", ""))))}</p></div>\n'
         for record in shown
     )
     hidden = len(records) - len(shown)

@@ -59,9 +59,10 @@ def drawing(width: int, height: int) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
-def loss_plot(run: RunFiles, width: int = 900, height: int = 380, max_points: int = 2000) -> Figure:
-    """Training loss, raw and smoothed, and the loss on each held-out text, all in nats per token."""
+def loss_plot(run: RunFiles, width: int = 900, height: int = 380, max_points: int = 2000, title: str = "") -> Figure:
+    """Training loss, raw and smoothed, and the loss on each held-out text, all in nats per token. title: for a picture alone."""
     with drawing(width, height) as (figure, axes):
+        name_figure(figure, title)
         _draw_raw_and_smooth(axes, curve(run.train, "loss"), "training", max_points)
         for number, name in enumerate(run.text_names()):
             colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]
@@ -72,11 +73,17 @@ def loss_plot(run: RunFiles, width: int = 900, height: int = 380, max_points: in
         _label(axes, "step", "nats per token")
         if not axes.lines:
             axes.text(0.5, 0.5, "no losses yet", transform=axes.transAxes, ha="center", color=LIGHT["faint"])
-        elif width < 600:
-            figure.legend(loc="outside lower left", ncols=1)
+        elif width < 600 or title:
+            figure.legend(loc="outside lower left", ncols=1 if width < 600 else 6)
         else:
             figure.legend(loc="outside upper left", ncols=6)
     return figure
+
+
+def name_figure(figure: Figure, title: str) -> None:
+    """Write what the picture is of at its top left; nothing for an empty title."""
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=14)
 
 
 def held_out_curve(run: RunFiles, text: str) -> Curve:
@@ -207,7 +214,8 @@ def inline_svg(figure: Figure, name: str, title: str, description: str, css_clas
 def write_training_loss(run_directory: str | Path) -> Path:
     """Draw the loss curves of a run into training_loss.png (1,800 x 800 pixels) and return its path."""
     path = Path(run_directory) / "training_loss.png"
-    figure = loss_plot(read_run(run_directory), width=900, height=400)
+    run = read_run(run_directory)
+    figure = loss_plot(run, width=900, height=400, title=f"{run.name}: loss in training and on held-out text")
     with atomic_writer(path) as file, report_style():
         figure.savefig(file, format="png", dpi=144, metadata={"Software": None})
     return path

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steep.config.load import ConfigLike, as_config
 from steep.config.run import RunConfig
@@ -27,11 +27,14 @@ from steep.evaluation.forgetting import role_of
 from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.optim.schedule import multiplier
 from steep.reporting.palette import LIGHT, TEXT_STYLES
-from steep.reporting.plots import drawing, report_style
+from steep.reporting.plots import drawing, name_figure, report_style
 from steep.runtime.ranks import Ranks, join_ranks
 from steep.runtime.seed import seed_everything
 from steep.training.assemble import Job, assemble, open_loader
 from steep.training.validation import score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Rates tried, over the configured one."""
@@ -47,6 +50,10 @@ SCHEDULE = ScheduleConfig(name="constant", warmup_ratio=0.2)
 
 DIVERGED_RATIO = 1.5
 """A trial ends when its training loss is this many times that of its first step."""
+
+
+MOST_LEVEL_LABELS = 8
+"""Labels of rates that stand side by side; more are turned."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,9 @@ def lr_find(
     rates_found = (best.learning_rate, best.embedding_learning_rate)
     found = LearningRates(*rates_found, reason, sweep.base, trials, sweep.domain, steps, folder / "lr_find.json")
     write_json(found.path, found.to_mapping())
-    _draw(found, folder / "lr_find.png")
+    picture = rates_plot(found, config.run.name)
+    with report_style():
+        picture.savefig(folder / "lr_find.png", format="png", dpi=144, metadata={"Software": None})
     return found
 
 
@@ -242,18 +251,24 @@ def explain(base: dict[str, float], trials: Sequence[Trial], best: Trial, domain
     return reason
 
 
-def _draw(found: LearningRates, path: Path) -> None:
+def rates_plot(found: LearningRates, name: str) -> Figure:
+    """The loss on each held-out text over the rates of the main sweep, beside that of the base. name: of the run."""
     main = {trial.learning_rate: trial for trial in reversed(found.trials)}  # the first of each rate: the main sweep
-    with drawing(700, 380) as (figure, axes):
+    with drawing(760, 420) as (figure, axes):
+        name_figure(figure, f"{name}: learning rates after {found.steps} steps")
         for number, (name, base) in enumerate(found.base.items()):
             colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]
             good = sorted((t.learning_rate, t.losses[name]) for t in main.values() if not t.diverged)
             axes.plot(*zip(*good, strict=True), dash, marker=marker, color=LIGHT[colour], label=name)
-            axes.axhline(base, color=LIGHT[colour], linewidth=0.8, linestyle=":")
-        axes.axvline(found.learning_rate, color=LIGHT["faint"], linewidth=0.8)
+            axes.axhline(base, color=LIGHT[colour], linewidth=1.2, linestyle=":", label=f"{name}, base")
+        axes.axvline(found.learning_rate, color=LIGHT["faint"], linewidth=0.8, label="proposed")
         axes.set_xscale("log")
-        axes.set_xlabel("learning rate (dotted: the base; line: proposed)")
-        axes.set_title(f"nats per token after {found.steps} steps", loc="left", fontsize=12, color=LIGHT["faint"])
-        figure.legend(loc="outside upper right", ncols=4)
-    with report_style():
-        figure.savefig(path, format="png", dpi=144, metadata={"Software": None})
+        rates = sorted(main)
+        labels = [f"{rate:.2g}" + ("\nran away" if main[rate].diverged else "") for rate in rates]
+        axes.set_xticks(rates, labels, rotation=0 if len(rates) <= MOST_LEVEL_LABELS else 45)
+        axes.minorticks_off()  # the rates tried are the only ones of interest
+        axes.set_xlim(rates[0] / 1.3, rates[-1] * 1.3)
+        axes.set_xlabel("learning rate")
+        axes.set_title("nats per token", loc="left", fontsize=12, color=LIGHT["faint"])
+        figure.legend(loc="outside lower left", ncols=4)
+    return figure

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from steep.core.blank_lines import fold_blank_lines
 from steep.core.progress import live_progress
 from steep.metrics import METRICS, MISSING, SourceTotals, show_count, show_perplexity
 from steep.runtime.preemption import discard
@@ -287,7 +288,7 @@ def show_change(score: float, score_at_start: float) -> str:
 
 def sample_text(record: Record, width: int) -> str:
     """A prompt and its continuation, wrapped to the width, each line quoted with `>`."""
-    words = clean_text(f"{record.get('prompt', '')}{record.get('text', '')}")
+    words = fold_blank_lines(clean_text(f"{record.get('prompt', '')}{record.get('text', '')}"))
     quoted = [
         line
         for paragraph in words.split("\n")
