@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -36,11 +37,37 @@ from steep.core.errors import ConfigError, SteepError
 from steep.core.file_errors import explain_file_error
 from steep.runtime.ranks import join_ranks
 
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended."""
+
 
 def interrupted(error: KeyboardInterrupt) -> int:
     """Say so, and return the exit code: a run knows which signal stopped it, everything else is Ctrl-C."""
     print("interrupted", file=sys.stderr)
-    return int(getattr(error, "exit_code", 130))
+    return int(getattr(error, "exit_code", INTERRUPTED))
+
+
+class Group(typer.core.TyperGroup):
+    """The command line, which says that it is interrupted where no command runs yet: typer would print nothing."""
+
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        """Reads the command line."""
+        with interruption_is_said():
+            return super().make_context(*given, **named)
+
+    def invoke(self, ctx: Any) -> Any:
+        """What the command returns."""
+        with interruption_is_said():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def interruption_is_said() -> Iterator[None]:
+    """Ctrl-C inside ends the command line with a word."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise typer.Exit(interrupted(error)) from error
 
 
 class Command(typer.core.TyperCommand):
@@ -63,6 +90,7 @@ class Command(typer.core.TyperCommand):
 
 app = typer.Typer(
     name="steep",
+    cls=Group,
     help="Pretrain and continue to pretrain language models: raw text in, a servable checkpoint out.",
     no_args_is_help=True,
     add_completion=False,
@@ -112,7 +140,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except typer.Abort:
-        return 130
+        return INTERRUPTED
     except SteepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -166,11 +194,11 @@ def usage_message(error: Exception) -> str | None:
     return f"{path}: {message}\nTry '{path} --help'." if message else ""  # no message: the help was shown
 
 
-def main() -> None:
-    """Entry point of the console script."""
+def main() -> int:
+    """Run the command line of this process and return its exit code. `steep.__main__` is the way in."""
     if (
         not sys.stderr.isatty()
     ):  # progress bars of other libraries would fill a log with control codes: tqdm's own switch
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them takes a fifth of the start-up time
-    sys.exit(run(sys.argv[1:]))
+    return run(sys.argv[1:])
