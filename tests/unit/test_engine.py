@@ -19,10 +19,11 @@ from steep.models.fresh import build_fresh
 from steep.models.runner import ModelRunner
 from steep.optim.build import build_optimizer
 from steep.optim.config import OptimizerConfig
-from steep.order.batches import count_step
+from steep.order.batches import Sizes, count_step
 from steep.order.data_order import OrderedSequence
 from steep.order.packing import TokenRange
 from steep.training.engine import TorchEngine
+from steep.training.rehearsal import sizes_that_fit
 from support import LLAMA
 
 LENGTH = 16
@@ -52,6 +53,30 @@ def step(start: int) -> StepBatches:
 
 def losses(engine: TorchEngine, starts: list[int]) -> list[float]:
     return [engine.train_step(step(start), 1.0).numbers().loss for start in starts]
+
+
+@pytest.mark.parametrize(("fitting", "size"), [(8, 8), (3, 2), (0, 1)])
+@pytest.mark.parametrize("precision", ["fp32", "mixed_fp16"])
+def test_a_micro_batch_that_runs_out_of_memory_is_replaced_before_step_0(
+    fitting: int, size: int, precision: str
+) -> None:
+    """A forward pass that raises for more tokens stands for the GPU; what follows is bit for bit a run without the trial."""
+    engine, untouched, lines = make_engine(precision=precision), make_engine(precision=precision), []
+
+    def allocate(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if arguments[0].numel() > fitting * LENGTH:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = engine._runner.model.get_input_embeddings().register_forward_pre_hook(allocate)
+    found = sizes_that_fit(engine, Sizes(LENGTH, 8, 8, 80), 512, 10**6, lines.append)
+    hook.remove()
+    assert (found.micro_batch_size, found.grad_accum_steps) == (size, 8 // size)
+    said = (
+        [] if size == 8 else [f"micro_batch_size auto: {size}, since 8 ran out of memory in a trial without an update"]
+    )
+    assert lines == said
+    assert all(parameter.grad is None for parameter in engine._runner.model.parameters())
+    assert losses(engine, [0, 3]) == losses(untouched, [0, 3])
 
 
 @pytest.mark.parametrize("model", [LLAMA, TIED])

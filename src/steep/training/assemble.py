@@ -22,6 +22,7 @@ from steep.core.progress import progress_when_needed
 from steep.core.say import Say
 from steep.core.section import Target
 from steep.data.open import RunData, follow_streams, open_run_data
+from steep.estimate.automatic import AUTO, with_values
 from steep.estimate.hardware import find_hardware
 from steep.estimate.run_plan import RunPlan, plan_opened
 from steep.evaluation.end_of_text import data_warnings, source_ends
@@ -62,6 +63,7 @@ from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 from steep.tokenizer.open import text_tokenizer, tokenizer_reference
 from steep.tokenizer.vocabulary import Extension, extend_tokenizer
 from steep.training.engine import Engine, TorchEngine
+from steep.training.rehearsal import sizes_that_fit
 from steep.training.trainable_check import check_groups
 
 
@@ -129,13 +131,19 @@ def assemble(
     compute = choose_compute(config, say)
     texts = open_texts(config, say, ranks, tokenizer_folder)
     source = find_weights(config, say, weights)
-    plan = None
+    plan, leaves_micro_batch = None, config.train.micro_batch_size == AUTO
     if weights is None:
         plan = plan_start(config, texts, compute, source, say)
         config, texts = plan.config, replace(texts, sizes=plan.sizes)
     trained = load_trained(config, texts, compute, say, source, model, resumed=weights is not None)
     runner = prepare_runner(config, texts, compute, trained, say, recorded)
     engine = build_engine(config, texts, runner, say)
+    if plan is not None and leaves_micro_batch and compute.device.type == "cuda":
+        sizes = sizes_that_fit(engine, plan.sizes, texts.tokenizer.vocab_size, plan.structure.memory.optimizer, say)
+        if sizes != plan.sizes:
+            texts = replace(texts, sizes=sizes)
+            config = with_values(config, {"train.micro_batch_size": sizes.micro_batch_size})
+            plan = plan_start(config, texts, compute, source, say)
     seed_everything(config.run.seed)
     return Job(
         config=config,

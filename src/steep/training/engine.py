@@ -115,6 +115,9 @@ class Engine(Protocol):
     def train_step(self, step: StepBatches, multiplier: float, should_update: ShouldUpdate | None = None) -> StepResult:
         """One update on the micro-batches of a step, every learning rate times `multiplier`; none if `should_update` says no."""
 
+    def rehearse(self, step: StepBatches, held_bytes: int) -> bool:
+        """Whether the memory of the device is enough for a step while `held_bytes` more are taken. Updates nothing."""
+
     def evaluating(self) -> AbstractContextManager[None]:
         """No dropout and no gradients inside the block; each module has its own mode again afterwards."""
 
@@ -231,6 +234,20 @@ class TorchEngine(Engine):
         self.optimizer.zero_grad(set_to_none=len(step.batches) == 1)
         routing = sum_routings(routings, step.counts.num_tokens)
         return StepResult(loss, grad_norm.detach(), sequence_losses, applied, routing, scale, overflowed)
+
+    def rehearse(self, step: StepBatches, held_bytes: int) -> bool:
+        scale = None if self._scale is None else self._scale.state()
+        try:
+            held = torch.empty(held_bytes, dtype=torch.uint8, device=self.device)
+            self.train_step(step, 1.0, lambda loss, grad_norm: False)
+            del held
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            if self._scale is not None:
+                self._scale.load(scale)
+        return True
 
     def evaluating(self) -> AbstractContextManager[None]:
         return self._runner.evaluating()
