@@ -230,3 +230,22 @@ def test_a_run_of_an_earlier_version_keeps_what_it_held_out(
     assert np.array_equal(text.parts[0][1], np.flatnonzero(chosen))
     assert "held_out" not in data.order.describe()["sources"][0]  # the fingerprint of such a run stays what it was
     assert keep_settled(as_config(given), as_config(given).to_mapping(), print) == as_config(given)
+
+
+def test_a_held_out_text_that_is_trained_on_is_named(
+    corpus: Path, tiny_tokenizer_directory: Path, tokenizer: TextTokenizer
+) -> None:
+    notes = [{"path": str(corpus / "notes"), "name": "notes"}]
+    both = {
+        "seen": {"path": [str(corpus / "notes" / "1.txt"), str(corpus / "book.txt")]},
+        "general": {"path": str(corpus / "book.txt")},
+    }
+    _, lines = opened(mapping(corpus, tiny_tokenizer_directory, train=notes, validation=both), tokenizer)
+    [line] = [line for line in lines if "also trained on" in line]
+    assert line.startswith("warning: data.validation.seen: 1 of its 2 documents (")
+    assert "in notes" in line
+    book = [{"path": str(corpus / "book.txt"), "name": "book"}]
+    _, lines = opened(
+        mapping(corpus, tiny_tokenizer_directory, train=book, validation={"x": book[0] | {"name": None}}), tokenizer
+    )
+    assert any("data.validation.x: all of it" in line for line in lines)

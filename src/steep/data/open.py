@@ -14,6 +14,7 @@ from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
 from steep.core.say import Say, say_nothing
 from steep.data.held_out_text import HeldOutText
+from steep.data.overlap import overlap_lines
 from steep.data.preparing import OverAllTexts, Progress
 from steep.data.self_generated import (
     TextGenerator,
@@ -221,6 +222,8 @@ def _open_written(run: RunConfig, tokenizer: TextTokenizer, say: Say, progress: 
     else:
         data = _native(run, tokenizer, partial(opened, say=of_train.append), of_train.append, of_order.append)
     for line in dict.fromkeys([*of_train, *of_own, *of_order]):  # stores may have the same to say
+        say(line)
+    for line in overlap_lines(own, data.order.sources, data.stores):
         say(line)
     texts: dict[str, HeldOutText] = {}
     for name, validation in config.validation.items():

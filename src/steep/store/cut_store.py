@@ -48,6 +48,13 @@ class CutStore(TokenStore):
         known = self._whole.text_bytes
         return None if known is None else np.concatenate([known, np.full(len(self._pieces), UNKNOWN_BYTES)])
 
+    def origins(self, documents: np.ndarray) -> np.ndarray:
+        """(n,) the documents of the store that (n,) documents or pieces belong to."""
+        found = documents.copy()
+        pieces = documents >= self.num_documents
+        found[pieces] = self._pieces[documents[pieces] - self.num_documents, 0]
+        return found
+
     def origin(self, document: int, start: int) -> tuple[int, int]:
         """The document of the store that token `start` of a document or piece belongs to, and where it stands there."""
         if document < self.num_documents:
