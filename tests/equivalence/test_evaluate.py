@@ -11,7 +11,7 @@ import torch
 from steep.core.errors import DataError
 from steep.core.say import tell
 from steep.data.held_out_text import HeldOutText
-from steep.evaluation.held_out import first_documents, score_text
+from steep.evaluation.held_out import choose_beginnings, score_text
 from steep.models.attention_choice import prepare_lm_loss
 from steep.models.config import ModelConfig
 from steep.models.load import load_model
@@ -72,12 +72,48 @@ def test_score_does_not_depend_on_the_batch_size(scored: tuple, batch_size: int)
     )
 
 
-def test_whole_documents_are_taken_up_to_the_token_limit(scored: tuple) -> None:
+def taken(text: HeldOutText, limit: int) -> list[tuple[int, int]]:
+    return [pair for part in choose_beginnings(text, limit) for pair in zip(*map(np.ndarray.tolist, part), strict=True)]
+
+
+def test_documents_are_taken_up_to_the_token_limit_and_long_ones_in_part(scored: tuple) -> None:
     _, _, text = scored
-    chosen = {limit: [part.tolist() for part in first_documents(text, limit)] for limit in (25, 24, 1)}
-    assert chosen[25] == [[0, 1]]  # 4 + 21 tokens
-    assert chosen[24] == [[0, 3]]  # 21 and 48 do not fit after 4, 12 does
-    assert chosen[1] == [[0]]  # never none: the shortest
+    assert taken(text, 25) == [(0, 4), (1, 21)]
+    assert taken(text, 24) == [(0, 4), (3, 12)]  # 21 and 48 do not fit after 4, 12 does
+    assert taken(text, 3) == [(0, 3)]  # nothing fits whole
+    assert taken(text, 10) == [(0, 4), (1, 6)]  # less than half of the limit would be used
+    long = HeldOutText("t", [(Documents([[1] * 3_000] * 4, None), np.arange(4))])
+    assert taken(long, 2_100) == [(0, 1_050), (2, 1_050)]  # at least 1,024 tokens of each
+
+
+def test_the_limit_holds_inside_one_document_and_progress_counts_its_tokens(scored: tuple) -> None:
+    model, documents, _ = scored
+    one = HeldOutText("t", [(Documents([documents[2] * 3], [900]), np.arange(1))])
+    advanced: list[int] = []
+    found = score(
+        model,
+        one,
+        tokens=100,
+        sequence_length=32,
+        batch_size=3,
+        advance=advanced.append,
+        decode=lambda ids: "a" * len(ids),
+    )
+    assert sum(advanced) == 100  # padding left out
+    assert (found.tokens, found.text_bytes) == (99, 100)
+    assert len(found.part_nats) == 3  # blocks of 32 tokens or more
+    assert sum(found.part_nats) / 100 / math.log(2) == pytest.approx(found.bits_per_byte)
+
+
+def test_parts_hold_the_nats_of_the_text_whatever_the_batches(scored: tuple) -> None:
+    model, documents, _ = scored
+    many = HeldOutText("t", [(Documents(documents * 8, [100] * 40), np.arange(40))])
+    one, other = score(model, many, batch_size=1), score(model, many, batch_size=7, sequence_length=64)
+    assert len(one.part_nats) == 40
+    assert sum(one.part_nats) == pytest.approx(one.bits_per_byte * 4_000 * math.log(2))
+    assert one.part_nats == pytest.approx(other.part_nats, rel=1e-5)
+    alone = HeldOutText("t", [(Documents(documents, [100] * 5), np.array([3]))])
+    assert one.part_nats[3] == pytest.approx(sum(score(model, alone).part_nats), rel=0.3)  # cut elsewhere
 
 
 def test_bytes_are_counted_by_decoding_where_the_store_does_not_know_them(scored: tuple) -> None:

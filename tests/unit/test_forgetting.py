@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from steep.core.errors import ConfigError
@@ -99,6 +101,58 @@ def test_nats_per_token_where_a_text_has_no_bytes_and_texts_scored_once_are_left
     report = forgetting_report(given)
     assert report.unit == "nats per token"
     assert [(change.text, change.trained) for change in report.changes] == [("domain", 2.7), ("general", 3.3)]
+
+
+def parted(before: list[float], after: list[float]) -> dict[str, Any]:
+    """A text with the nats of its parts; its scores are their sums."""
+    sides = {"before": before, "after": after}
+    return {side: {"bits_per_byte": sum(nats), "part_nats": nats} for side, nats in sides.items()}
+
+
+NOISE = np.random.default_rng(3).normal(size=64)
+
+
+@pytest.mark.parametrize(
+    ("change", "spread", "learned"),
+    [
+        (-0.10, 0.02, "learned the domain text"),
+        (-0.01, 0.20, "was scored on too little text to tell whether it learned the domain text"),
+        (+0.01, 0.20, "was scored on too little text to tell whether it learned the domain text"),
+        (+0.10, 0.02, "got worse on the domain text"),
+        (0.0, 0.001, "learned nothing measurable of the domain text"),
+    ],
+)
+def test_learned_is_said_only_of_a_change_above_its_error(change: float, spread: float, learned: str) -> None:
+    after = (1 + change + spread * (NOISE - NOISE.mean())).tolist()
+    report = forgetting_report({"domain": parted([1.0] * 64, after)})
+    assert report.learned == learned
+    # the error of a mean of 64 equal parts: 1.96 deviations / sqrt(64)
+    assert report.gain_error_ratio == pytest.approx(1.96 * spread * NOISE.std() / 8, rel=0.06)
+    again = forgetting_report({"domain": parted([1.0] * 64, after)})
+    assert report.to_mapping() == again.to_mapping()
+
+
+def test_forgot_and_kept_are_said_only_where_the_error_allows_it() -> None:
+    def verdict(change: float, spread: float) -> str:
+        after = (1 + change + spread * (NOISE - NOISE.mean())).tolist()
+        return forgetting_report({"general": parted([1.0] * 64, after)}).verdict
+
+    assert verdict(0.05, 0.02) == "forgot"
+    assert verdict(0.05, 0.40) == "too little text"  # over the cap, and within its error
+    assert verdict(0.01, 0.20) == "too little text"  # perhaps over the cap
+    assert verdict(0.01, 0.02) == "kept"
+    assert verdict(-0.30, 0.40) == "kept"  # better by more than the error
+    few = forgetting_report({"domain": parted([1.0] * 7, [0.5] * 7), "general": parted([1.0] * 7, [0.9] * 7)})
+    assert (few.verdict, few.changes[0].error_ratio) == ("too little text", math.inf)
+    assert "with too little text to tell what it forgot of the general text" in few.headline
+    assert json.loads(json.dumps(few.to_mapping()))["texts"][0]["error_ratio"] is None
+
+
+def test_a_text_that_is_certainly_forgotten_decides_before_one_that_is_unclear() -> None:
+    certain = [1.03] * 64
+    unclear = (1.05 + 0.5 * (NOISE - NOISE.mean())).tolist()
+    report = forgetting_report({"general": parted([1.0] * 64, unclear), "general2": parted([1.0] * 64, certain)})
+    assert (report.verdict, report.worst and report.worst.text) == ("forgot", "general2")
 
 
 def test_no_scores_at_all() -> None:

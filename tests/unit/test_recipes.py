@@ -27,7 +27,7 @@ def test_what_is_left_out_comes_from_the_recipe(least: dict[str, Any]) -> None:
     plain = load_run_config(mapping=least)
     config = load_run_config(mapping={**least, "recipe": "continued_pretraining"})
     assert (plain.optimizer.learning_rate, config.optimizer.learning_rate) == (3e-4, 2e-5)
-    assert (plain.evaluate.every_ratio, config.evaluate.every_ratio) == (None, 0.05)
+    assert (plain.evaluate.every_ratio, config.evaluate.every_ratio) == (None, 0.2)
     assert config.schedule.warmup_ratio == 0.01
     assert config.adapter is None
     assert load_run_config(mapping={**least, "recipe": "pretraining"}).optimizer.learning_rate == 6e-4

@@ -65,32 +65,73 @@ class Progress:
         return ", ".join(parts)
 
 
-class PlainProgress(Progress):
-    """A line every ten per cent or ten seconds, at most one a second, and one at the end."""
+class LineProgress(Progress):
+    """A line every ten per cent or ten seconds, at most one a second; one at the end if there was one before.
 
-    def __init__(self, description: str, total: int | None, unit: str, stream: TextIO,
+    say: takes each line.
+    """
+
+    def __init__(self, description: str, total: int | None, unit: str, say: Callable[[str], None],
                  clock: Callable[[], float] = time.monotonic):  # fmt: skip
         super().__init__(description, total, unit, clock)
-        self._stream = stream
+        self._say = say
         self._shown_at = self._started
         self._shown: int | None = None
 
     def _show(self) -> None:
         waited = self._clock() - self._shown_at
         share = (self.completed - (self._shown or 0)) / self.total if self.total else 0.0
-        if waited >= SECONDS_BETWEEN_LINES or (waited >= 1 and share >= SHARE_BETWEEN_LINES):
+        regular = self._shown is not None or waited >= self._seconds_before_the_first
+        if waited >= SECONDS_BETWEEN_LINES or (regular and waited >= 1 and share >= SHARE_BETWEEN_LINES):
             self._write()
+
+    _seconds_before_the_first = SECONDS_BETWEEN_LINES
+
+    def finish(self) -> None:
+        """Write the last line, where something was written before."""
+        if self._shown is not None and self._shown != self.completed:
+            self._write()
+
+    def _write(self) -> None:
+        self._shown, self._shown_at = self.completed, self._clock()
+        self._say(self.line())
+
+
+class PlainProgress(LineProgress):
+    """The same to a stream, with a first line after a second and always one at the end."""
+
+    _seconds_before_the_first = 1.0
+
+    def __init__(self, description: str, total: int | None, unit: str, stream: TextIO,
+                 clock: Callable[[], float] = time.monotonic):  # fmt: skip
+        super().__init__(description, total, unit, self._to_stream, clock)
+        self._stream = stream
 
     def finish(self) -> None:
         """Write the last line, unless it is there already."""
         if self._shown != self.completed:
             self._write()
 
-    def _write(self) -> None:
-        self._shown, self._shown_at = self.completed, self._clock()
+    def _to_stream(self, line: str) -> None:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._stream.write(self.line().encode(encoding, "replace").decode(encoding) + "\n")
+        self._stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
         self._stream.flush()
+
+
+class TaskProgress(Progress):
+    """A second bar of a live display, gone when it is finished."""
+
+    def __init__(self, description: str, total: int | None, unit: str, bars: Any):
+        super().__init__(description, total, unit)
+        self._bars = bars
+        self._task = bars.add_task(description, total=total, unit=unit)
+
+    def _show(self) -> None:
+        self._bars.update(self._task, completed=self.completed)
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        self._bars.remove_task(self._task)
 
 
 class BarProgress(Progress):
@@ -161,8 +202,9 @@ def live_progress(stream: TextIO, unit: str) -> Any:
 
         def render(self, task: bars.Task) -> Text:
             total = None if task.total is None else int(task.total)
-            rate = f", {show_rate(task.speed, unit)}" if task.speed else ""
-            return Text(show_amount(int(task.completed), total, unit) + rate)
+            noun = task.fields.get("unit", unit)
+            rate = f", {show_rate(task.speed, noun)}" if task.speed else ""
+            return Text(show_amount(int(task.completed), total, noun) + rate)
 
     class TimeColumn(bars.ProgressColumn):
         """`1 min 20 s left`."""

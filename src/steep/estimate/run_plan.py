@@ -19,11 +19,15 @@ from steep.core.public import Readable, public
 from steep.core.say import Say, say_nothing, tell
 from steep.core.section import Target
 from steep.core.units import format_bytes, format_count, format_seconds
+from steep.data.held_out_text import HeldOutText
 from steep.data.open import RunData, open_run_data
-from steep.estimate.automatic import choose, likely_saves
+from steep.data.overlap import trained_documents
+from steep.estimate.automatic import AUTO, choose, likely_saves, with_values
 from steep.estimate.disk import CheckpointPlan, plan_checkpoints
 from steep.estimate.hardware import Hardware, find_hardware
+from steep.estimate.scoring import ScoringPlan, choose_tokens, plan_scoring
 from steep.estimate.structure import StructureFacts, model_name
+from steep.evaluation.forgetting import role_of
 from steep.models.adapters import capacity_line
 from steep.models.config import ModelConfig
 from steep.models.load import check_weights
@@ -80,6 +84,12 @@ class RunPlan(Readable):
         return self.tokens * self.structure.flops_per_token / self.hardware.expected_flops(self.precision)
 
     @property
+    def scoring(self) -> ScoringPlan:
+        """What scoring the held-out texts costs."""
+        frozen = self.structure.trainable < self.structure.parameters
+        return plan_scoring(self.config, self.sizes, self.data.held_out_texts, frozen)
+
+    @property
     def checkpoints(self) -> CheckpointPlan:
         """When the run is saved, and the space that this takes."""
         saves = likely_saves(self.config, self.sizes, self.seconds)
@@ -123,6 +133,7 @@ class RunPlan(Readable):
             "memory_note": self.structure.memory.note,
             "memory_available_bytes": self.hardware.memory_bytes,
             "seconds": self.seconds,
+            "scoring": {**self.scoring.to_mapping(), "seconds": self.scoring.ratio * self.seconds},
             "checkpoints": self.checkpoints.to_mapping(),
         }
 
@@ -133,13 +144,25 @@ class RunPlan(Readable):
             {
                 "name": source.name,
                 "role": source.role,
-                "documents": source.num_documents,
+                "documents": trained_documents(source, store),
                 "tokens": source.num_tokens,
                 "sequences": None if source.order is not None else sequences,
                 "epochs": None if source.order is not None else count / sequences if sequences else 0.0,
                 "share": count / max(1, sum(counts)),
             }
-            for source, sequences, count in zip(order.sources, order.sequences_of_source, counts, strict=True)
+            for source, store, sequences, count in zip(
+                order.sources, self.data.stores, order.sequences_of_source, counts, strict=True
+            )
+        ]
+
+    def _scoring_lines(self) -> list[str]:
+        scoring = self.scoring
+        if not scoring.texts:
+            return []
+        texts = "the held-out text" if scoring.texts == 1 else f"{scoring.texts} held-out texts"
+        return [
+            f"  scoring   {scoring.evaluations} x {format_count(scoring.tokens)} tokens of {texts}, about "
+            f"{format_seconds(scoring.ratio * self.seconds)} ({scoring.ratio:.0%} of training)"
         ]
 
     def to_text(self) -> str:
@@ -155,11 +178,12 @@ class RunPlan(Readable):
             f"  device    {self.hardware.name}, precision {self.precision}",
             *map(_source_line, self._sources()),
             *(f"            {remark}" for remark in self.remarks),
-            *(f"  held out  {text.name}: {format_count(text.num_tokens)} tokens" for text in self.data.held_out_texts),
+            *map(_held_out_line, self.data.held_out_texts),
             f"  run       {sizes.steps:,} steps of {sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation} = "
             f"{format_count(self.tokens)} tokens",
             *(f"            {choice}" for choice in self.choices),
             f"  time      about {format_seconds(self.seconds)} of training ({self.hardware.basis})",
+            *self._scoring_lines(),
             f"  memory    {format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}{facts.memory_note}",
             *memory_bar(self.memory),
             *([f"            {facts.memory.note}"] if facts.memory.note else []),
@@ -174,6 +198,10 @@ def _source_line(source: dict[str, Any]) -> str:
     what = "streamed, size not known" if source["epochs"] is None else size
     replay = " (replay)" if source["role"] == "replay" else ""
     return f"  data      {source['name']}: {what}, {source['share']:.1%} of the sequences{replay}"
+
+
+def _held_out_line(text: HeldOutText) -> str:
+    return f"  held out  {text.name}: {format_count(text.num_tokens)} tokens, {role_of(text.name, text.role)[0]} text"
 
 
 def memory_bar(parts: dict[str, int]) -> list[str]:
@@ -277,7 +305,11 @@ def plan_opened(
     chosen = choose(config, sizes, hardware, rows, _with_own_shapes(config.model, source))
     structure = replace(chosen.structure, name=model_name(config.model))
     precision = config.train.precision
-    return RunPlan(chosen.config, structure, hardware, precision, chosen.sizes, data, rows, held, choices=chosen.lines)
+    config, lines = chosen.config, chosen.lines
+    if config.evaluate.tokens == AUTO:
+        tokens, why = choose_tokens(config, chosen.sizes, data.held_out_texts)
+        config, lines = with_values(config, {"evaluate.tokens": tokens}), [*lines, *([why] if why else [])]
+    return RunPlan(config, structure, hardware, precision, chosen.sizes, data, rows, held, choices=lines)
 
 
 def _with_own_shapes(model: ModelConfig | Target, source: ModelConfig | Target | None) -> ModelConfig | Target:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Annotated, Literal, Optional, Union
 
 from pydantic import Field, model_validator
 
@@ -17,8 +17,10 @@ class EvaluateConfig(Section):
     """Score every held-out text at intervals of this many steps. The start and the end are always scored."""
     every_ratio: Optional[float] = Field(default=None, gt=0, le=1)
     """The same interval as a share of the run: 0.05 scores twenty times. Give one of the two."""
-    tokens: Count = Field(default=200_000, ge=1)
-    """At most this many tokens of each text: whole documents in order, each one that still fits; always the same ones."""
+    tokens: Union[Annotated[Count, Field(ge=1)], Literal["auto"]] = "auto"
+    """At most this many tokens of each text, always the same ones: whole documents in order, each one that still fits, and the
+    beginnings of longer ones where these are less than half. `auto`: 200k, or as many as take a tenth of the time of training;
+    decided when the run starts and fixed from then on."""
     batch_size: Optional[int] = Field(default=None, ge=1)
     """Sequences per forward pass. Default: the micro-batch size. Changes speed and memory, not the score."""
     forgetting_cap: float = Field(default=DEFAULT_CAP_RATIO, ge=0)

@@ -39,6 +39,7 @@ DATA_DOCUMENTS = 2_000
 """Documents per source whose last token is read, spread evenly over the source."""
 END_DOCUMENTS = 48
 """Documents per held-out text at whose end the model is scored, spread evenly over the text."""
+FEWEST_ENDS = 2
 END_TOKENS = 512
 """Most tokens of context before the end; never more than a sequence of the run."""
 ALL_RATIO = 0.99
@@ -89,7 +90,11 @@ class EndOfTextAudit(Readable):
         if self.eos_id is None:
             return ["the tokenizer has no end-of-text token, so the model cannot learn to stop"]
         found = data_warnings(self.sources, self.eos_token)
-        if self.before and self.after and self.before.stop_ratio - self.after.stop_ratio > FALL_RATIO:
+        if (
+            self.before
+            and self.after
+            and self.before.stop_ratio - self.after.stop_ratio > _least_fall(self.after.documents)
+        ):
             rates = f"{100 * self.before.stop_ratio:.0f} % to {100 * self.after.stop_ratio:.0f} %"
             found.append(f"the stop rate fell from {rates}: the model now runs on where it used to stop")
         return found + [
@@ -105,6 +110,11 @@ class EndOfTextAudit(Readable):
 
     def to_text(self) -> str:
         return "\n".join(audit_lines(self.to_mapping()))
+
+
+def _least_fall(documents: int) -> float:
+    """The smallest fall of the stop rate of so many documents that is not chance: about twice its standard error."""
+    return max(FALL_RATIO, FALL_RATIO * (END_DOCUMENTS / max(1, documents)) ** 0.5)
 
 
 def audit_lines(audit: Mapping[str, Any]) -> list[str]:
@@ -194,17 +204,24 @@ def _token(store: TokenReader, document: int, position: int) -> int:
 
 
 def measure_stops(
-    logits_at: LogitsAt, texts: Sequence[HeldOutText], eos_id: int | None, *, sequence_length: int, batch_size: int
+    logits_at: LogitsAt,
+    texts: Sequence[HeldOutText],
+    eos_id: int | None,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    tokens: int | None = None,
 ) -> StopScore | None:
     """The model's probability of EOS at the true ends of held-out documents. None without EOS or without documents.
 
-    The context is the end of the document without its EOS. Attention stays inside each document, as in scoring.
+    The context is the end of the document without its EOS. Attention stays inside each document, as in scoring. tokens: what is
+    scored of each text; the ends have at most half as many, or FEWEST_ENDS documents.
     """
     if eos_id is None:
         return None
     probabilities: list[float] = []
     stops = 0
-    for batch, positions_K in _end_batches(texts, eos_id, sequence_length, batch_size):
+    for batch, positions_K in _end_batches(texts, eos_id, sequence_length, batch_size, tokens):
         logits_KV = logits_at(batch, positions_K).float()
         probabilities += logits_KV.softmax(-1)[:, eos_id].tolist()
         stops += int((logits_KV.argmax(-1) == eos_id).sum())
@@ -214,16 +231,18 @@ def measure_stops(
 
 
 def _end_batches(
-    texts: Sequence[HeldOutText], eos_id: int, sequence_length: int, batch_size: int
+    texts: Sequence[HeldOutText], eos_id: int, sequence_length: int, batch_size: int, tokens: int | None
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Batches of document ends, and (K,) the index of the last token of each end in the batch's B*T flattened positions."""
+    """Batches of the ends of documents of each text, and (K,) the index of the last token of each end in the batch's B*T
+    flattened positions."""
     import torch
 
     from steep.loader import make_batch  # torch is heavy, and the report reads audits without it
 
     for text in texts:
         stores = [store for store, _ in text.parts]
-        share = max(1, END_DOCUMENTS // max(1, len(stores)))
+        most = _num_ends(text, min(END_TOKENS, sequence_length), tokens)
+        share = max(1, most // max(1, len(stores)))
         rows = [
             OrderedSequence(part, ranges)
             for part, (store, documents) in enumerate(text.parts)
@@ -237,6 +256,13 @@ def _end_batches(
                 for stop in np.cumsum([part.count for part in sequence.ranges])
             ]
             yield make_batch(chosen, stores, sequence_length), torch.tensor(positions)
+
+
+def _num_ends(text: HeldOutText, most_each: int, tokens: int | None) -> int:
+    """How many ends of a text are examined: as many as have, on average, half of `tokens`."""
+    lengths = [np.minimum(store.document_lengths[documents], most_each) for store, documents in text.parts]
+    each = max(1.0, float(np.concatenate([*lengths, np.ones(1)]).mean()))
+    return END_DOCUMENTS if tokens is None else min(END_DOCUMENTS, max(FEWEST_ENDS, int(tokens / 2 / each)))
 
 
 def _ended(store: TokenReader, documents: Any, most: int) -> Any:

@@ -29,14 +29,16 @@ from steep.evaluation.end_of_text import (
     source_ends,
 )
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, forgetting_report, roles_of
-from steep.evaluation.held_out import Score, first_documents, score_text
+from steep.evaluation.held_out import Beginnings, Score, choose_beginnings, score_text
 from steep.evaluation.loaded_model import LoadedModel, open_model
 from steep.evaluation.model_reference import Reference, base_model_reference, config_of_run, model_reference, run_of
+from steep.evaluation.retokenize import is_of_parts, retokenized
 from steep.evaluation.text_writer import open_writer
 from steep.models.layers import check_sequence_length, max_positions
 from steep.sources.config import SourceConfig
 from steep.sources.lingua import validation_paths
 from steep.store.cache import open_sources
+from steep.tokenizer.encode import TextTokenizer
 
 DEFAULT_SEQUENCE_LENGTH = 1024
 DEFAULT_TOKENS = 200_000
@@ -121,26 +123,27 @@ def evaluate(
     if not named and run is None:
         raise ConfigError(f"evaluate {model}: this is not a run, so it has no held-out texts; name at least one text")
     config = config_of_run(run) if run else None
-    limit = _count(tokens) if tokens is not None else config.evaluate.tokens if config else DEFAULT_TOKENS
+    chosen_by_run = config.evaluate.tokens if config and config.evaluate.tokens != "auto" else DEFAULT_TOKENS
+    limit = _count(tokens) if tokens is not None else int(chosen_by_run)
     other = None if against is None else base_model_reference(model) if against == "base" else model_reference(against)
     opened = partial(open_model, device=device, precision=precision, allow_code=allow_code, say=say)
     with opened(model_reference(model)) as loaded:
         length = sequence_length or _default_sequence_length(loaded, config)
         texts_here, data = _open_texts(loaded, named, config)
-        chosen = [first_documents(text, limit) for text in texts_here]
+        chosen = [choose_beginnings(text, limit) for text in texts_here]
         scores = _scores(loaded, texts_here, chosen, batch_size, length)
         if other is None:
             return Evaluation(model, scores, roles=roles_of(texts_here))
-        after = _stops(loaded, texts_here, batch_size, length)
+        after = _stops(loaded, texts_here, limit, batch_size, length)
         tokenizer, mask = loaded.tokenizer, config.data.document_mask if config else True
         sources = source_ends(data.names, data.stores, tokenizer, mask) if data else []
         ids = named_ids_of_folders(run, loaded.folder, tokenizer.backend.token_to_id)
     del loaded  # one model in memory at a time
     with opened(other) as second:
-        # The same documents, though the other tokenizer may split them differently.
-        base_texts, _ = _open_texts(second, named, config)
-        base_scores = _scores(second, base_texts, chosen, batch_size, length)
-        before = _stops(second, base_texts, batch_size, length)
+        # The same text, though the other tokenizer may split it differently.
+        base_texts, base_chosen = _texts_of_other(second, tokenizer, texts_here, chosen, named, config)
+        base_scores = _scores(second, base_texts, base_chosen, batch_size, length)
+        before = _stops(second, base_texts, limit, batch_size, length)
     report = _forgetting(base_scores, scores, texts_here, config)
     ends = audit(tokenizer, sources=sources, before=before, after=after, ids=ids)
     return Evaluation(model, scores, other.reference, base_scores, report, ends, roles_of(texts_here))
@@ -149,6 +152,7 @@ def evaluate(
 def score_base(
     run: Path,
     texts: list[HeldOutText],
+    tokenizer: TextTokenizer,
     *,
     tokens: int,
     batch_size: int,
@@ -157,8 +161,9 @@ def score_base(
     precision: str,
     say: Say = tell,
 ) -> list[Score]:
-    """The scores of the model that a run starts from, with its own tokenizer, on the documents of the run's `texts`.
+    """The scores of the model that a run starts from, with its own tokenizer, on what is scored of the run's `texts`.
 
+    tokenizer: of the run.
     For runs that add tokens to the model: the model in training then is not the base, so the base is loaded beside it. Raises
     DataError where the texts are stores, which only the run's own tokenizer can read.
     """
@@ -166,14 +171,48 @@ def score_base(
 
     base = open_model(base_model_reference(run), device=device, precision=precision, say=say)
     with torch.random.fork_rng(devices=[]), base as loaded:
-        base_texts, _ = _open_texts(loaded, {}, config_of_run(run))
-        chosen = [first_documents(text, tokens) for text in texts]
-        return _scores(loaded, base_texts, chosen, batch_size, sequence_length)
+        chosen = [choose_beginnings(text, tokens) for text in texts]
+        found = _texts_of_other(loaded, tokenizer, texts, chosen, {}, config_of_run(run))
+        return _scores(loaded, *found, batch_size, sequence_length)
 
 
-def _stops(loaded: LoadedModel, texts: list[HeldOutText], batch_size: int, sequence_length: int) -> StopScore | None:
+def _texts_of_other(
+    other: LoadedModel,
+    tokenizer: TextTokenizer,
+    texts: list[HeldOutText],
+    chosen: list[list[Beginnings]],
+    named: dict[str, SourceConfig],
+    config: RunConfig | None,
+) -> tuple[list[HeldOutText], list[list[Beginnings]]]:
+    """What is scored of `texts`, in the tokens of another model. tokenizer: in whose tokens it was chosen."""
+    if other.tokenizer.fingerprint == tokenizer.fingerprint:
+        return texts, chosen
+    of_parts = [is_of_parts(text, part) for text, part in zip(texts, chosen, strict=True)]
+    whole: dict[str, HeldOutText] = {}
+    if not all(of_parts):
+        whole = {text.name: text for text in _open_texts(other, named, config)[0]}
+    found = []
+    for text, part, in_parts in zip(texts, chosen, of_parts, strict=True):
+        if in_parts or text.name not in whole:
+            found.append(retokenized(text, part, tokenizer, other.tokenizer))
+        else:
+            lengths = [store.document_lengths for store, _ in whole[text.name].parts]
+            documents = [beginnings.documents for beginnings in part]
+            pairs = zip(documents, lengths, strict=True)
+            found.append((whole[text.name], [Beginnings(numbers, every[numbers]) for numbers, every in pairs]))
+    return [text for text, _ in found], [part for _, part in found]
+
+
+def _stops(
+    loaded: LoadedModel, texts: list[HeldOutText], tokens: int, batch_size: int, sequence_length: int
+) -> StopScore | None:
     return measure_stops(
-        loaded.runner.logits_at, texts, loaded.tokenizer.eos_id, sequence_length=sequence_length, batch_size=batch_size
+        loaded.runner.logits_at,
+        texts,
+        loaded.tokenizer.eos_id,
+        tokens=tokens,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
     )
 
 
@@ -190,15 +229,13 @@ def _forgetting(
 
 
 def _scores(
-    loaded: LoadedModel, texts: list[HeldOutText], chosen: list[list[Any]], batch_size: int, sequence_length: int
+    loaded: LoadedModel, texts: list[HeldOutText], chosen: list[list[Beginnings]], batch_size: int, sequence_length: int
 ) -> list[Score]:
     check_sequence_length(loaded.model, sequence_length)
-    scores = []
-    for text, documents in zip(texts, chosen, strict=True):
-        pairs = zip(text.parts, documents, strict=True)
-        total = sum(int(store.document_lengths[part].sum()) for (store, _), part in pairs)
-        with progress_bar(f"scoring {text.name}", total, "tokens") as bar:
-            score = score_text(
+    total = sum(part.num_tokens for parts in chosen for part in parts)
+    with progress_bar(f"scoring {', '.join(text.name for text in texts)}", total, "tokens") as bar:
+        return [
+            score_text(
                 loaded.runner.token_losses,
                 text,
                 tokens=total,
@@ -207,10 +244,10 @@ def _scores(
                 eos_id=loaded.tokenizer.eos_id if loaded.tokenizer.append_eos else None,
                 decode=loaded.tokenizer.decode_text,
                 advance=bar.advance,
-                chosen=documents,
+                chosen=parts,
             )
-        scores.append(score)
-    return scores
+            for text, parts in zip(texts, chosen, strict=True)
+        ]
 
 
 def _count(tokens: int | str) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
+from steep.core.progress import Progress
 from steep.core.section import Target
 from steep.runtime.ranks import Ranks
 from steep.trackers.backends import console, jsonl
@@ -60,6 +61,12 @@ class Trackers:
         """Print a line for the person, on the console and in console.log."""
         if self._is_first:
             self._console.line(text)
+
+    def progress(self, description: str, total: int, unit: str) -> AbstractContextManager[Progress]:
+        """Show the progress of a block on the console: `with trackers.progress(…) as progress: progress.advance()`."""
+        if self._is_first:
+            return self._console.output.progress(description, total, unit)
+        return nullcontext(Progress(description, total, unit))
 
     def log(self, record: Record) -> None:
         """Give a record to every tracker."""

@@ -180,8 +180,9 @@ class Sweep:
     """A model that is put back to its beginning before each trial."""
 
     def __init__(self, config: RunConfig, say: Say, ranks: Ranks):
-        self.config, self.say, self.ranks = config, say, ranks
+        self.say, self.ranks = say, ranks
         self.job: Job = assemble(config, say, ranks=ranks)
+        self.config = self.job.config
         self._beginning = self.job.engine.trained_weights()
         self.has_embedding_group = "embeddings" in self.job.engine.peak_rates
         texts = self.job.data.held_out_texts

@@ -14,7 +14,7 @@ from steep.estimate.automatic import AUTO, with_values
 from steep.runtime.device import choose_device
 from steep.runtime.precision import choose_precision
 
-CHOSEN_BY_THE_PLAN = {"train.micro_batch_size": None, "checkpoint.asynchronous": False}
+CHOSEN_BY_THE_PLAN = {"train.micro_batch_size": None, "checkpoint.asynchronous": False, "evaluate.tokens": 200_000}
 """Keys whose `auto` the plan of a new run turns into a value (`estimate/automatic.py`), and what a run has that saved none."""
 
 

@@ -79,14 +79,21 @@ class TrainState:
             else:
                 self.skipped_tokens[names[source]] = self.skipped_tokens.get(names[source], 0) + tokens
 
-    def note_scores(self, scores: Sequence[Score]) -> None:
-        """Take the scores of the weights as they are now; the first of a run are the base's."""
+    def note_scores(self, scores: Sequence[Score]) -> list[str]:
+        """Take the scores of the weights as they are now; the first of a run are the base's.
+
+        Gives the texts of which another part was scored at the start, by their bytes; those base scores are dropped.
+        """
         self.scores = {score.text: score.to_mapping() for score in scores}
         self.scores_step = self.step
         if self.step == 0:
             self.base_scores = self.scores
         if scores and (self.best_loss is None or scores[0].nats_per_token < self.best_loss):
             self.best_loss = scores[0].nats_per_token
+        before = {score.text: (self.base_scores.get(score.text) or {}).get("text_bytes") for score in scores}
+        other = [s.text for s in scores if s.text_bytes and before[s.text] and before[s.text] != s.text_bytes]
+        self.base_scores = {name: score for name, score in self.base_scores.items() if name not in other}
+        return other
 
     def note_stops(self, stops: StopScore | None) -> None:
         """Take what the weights as they are now give at the ends of documents; the first of a run are the base's."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from steep.config.run import RunConfig
 from steep.core.errors import DataError
 from steep.data.held_out_text import HeldOutText
+from steep.estimate.automatic import AUTO
+from steep.estimate.scoring import MOST_TOKENS, interval_steps
 from steep.evaluation.end_of_text import measure_stops
 from steep.evaluation.evaluate_model import score_base
-from steep.evaluation.held_out import Score, score_text
+from steep.evaluation.held_out import Beginnings, Score, choose_beginnings, score_text
 from steep.runtime.run_directory import RunDirectory
 from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import Job
@@ -20,9 +24,7 @@ def validate(config: RunConfig, job: Job, state: TrainState, trackers: Trackers,
     An interrupted process may leave it undone; the process that resumes does it before its first step.
     """
     always = state.step in (0, job.sizes.steps)
-    every_steps, every_ratio = config.evaluate.every_steps, config.evaluate.every_ratio
-    if every_ratio is not None:
-        every_steps = max(1, round(every_ratio * job.sizes.steps))
+    every_steps = interval_steps(config.evaluate, job.sizes.steps)
     if state.scores_step != state.step and (always or due(every_steps, state.step)):
         evaluate(config, job, state, trackers, run)
     if state.samples_step != state.step and (always or due(config.evaluate.sample_every_steps, state.step)):
@@ -36,16 +38,27 @@ def due(every_steps: int | None, step: int) -> bool:
 
 def evaluate(config: RunConfig, job: Job, state: TrainState, trackers: Trackers, run: RunDirectory) -> None:
     """Score every held-out text, note the scores in the state and log them."""
-    scores = [score(config, job, text) for text in job.data.held_out_texts]
-    state.note_scores(scores)
+    texts, limit = job.data.held_out_texts, scored_tokens(config)
+    chosen = [choose_beginnings(text, limit) for text in texts]
+    total = sum(part.num_tokens for parts in chosen for part in parts)
+    model = (
+        "the base"
+        if state.step == 0 and getattr(config.model, "pretrained", None) is not None
+        else f"step {state.step}"
+    )
+    with trackers.progress(f"scoring {model}", total, "tokens") as progress:
+        scores = [score(config, job, text, parts, progress.advance) for text, parts in zip(texts, chosen, strict=True)]
+    for name in state.note_scores(scores):
+        trackers.line(f"{name}: another part of it was scored at the start, so that score is dropped")
     if state.step == 0 and config.vocabulary is not None and scores:
         state.base_scores = _scores_before_new_tokens(config, job, trackers, run) or state.base_scores
     if state.step in (0, job.sizes.steps):
         with job.engine.evaluating():
             stops = measure_stops(
                 job.engine.logits_at,
-                job.data.held_out_texts,
+                texts,
                 job.tokenizer.eos_id,
+                tokens=limit,
                 sequence_length=job.sizes.sequence_length,
                 batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
             )
@@ -62,7 +75,8 @@ def _scores_before_new_tokens(
         found = score_base(
             run.path,
             job.data.held_out_texts,
-            tokens=config.evaluate.tokens,
+            job.tokenizer,
+            tokens=scored_tokens(config),
             batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
             sequence_length=job.sizes.sequence_length,
             device=str(job.engine.device),
@@ -75,17 +89,30 @@ def _scores_before_new_tokens(
     return {result.text: result.to_mapping() for result in found}
 
 
-def score(config: RunConfig, job: Job, text: HeldOutText) -> Score:
-    """The score of one held-out text, dropout off."""
+def scored_tokens(config: RunConfig) -> int:
+    """How much of each text is scored. config: of a run that has started, which has chosen."""
+    return MOST_TOKENS if config.evaluate.tokens == AUTO else int(config.evaluate.tokens)
+
+
+def score(
+    config: RunConfig,
+    job: Job,
+    text: HeldOutText,
+    chosen: list[Beginnings] | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Score:
+    """The score of one held-out text, dropout off. chosen, advance: see `score_text`."""
     with job.engine.evaluating():
         return score_text(
             job.engine.token_losses,
             text,
-            tokens=config.evaluate.tokens,
+            tokens=scored_tokens(config),
             batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
             sequence_length=job.sizes.sequence_length,
             eos_id=job.tokenizer.eos_id if job.tokenizer.append_eos else None,
             decode=job.tokenizer.decode_text,
+            advance=advance,
+            chosen=chosen,
         )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from steep.core.blank_lines import fold_blank_lines
-from steep.core.progress import live_progress
+from steep.core.progress import LineProgress, Progress, TaskProgress, live_progress
 from steep.metrics import METRICS, MISSING, SourceTotals, show_count, show_perplexity
 from steep.runtime.preemption import discard
 from steep.trackers.backends.jsonl import FILE_NAME, read_records
@@ -96,6 +96,19 @@ class Output:
                 self._task = self._bar.add_task("training", total=total, completed=completed)
                 self._bar.start()
             self._bar.update(self._task, total=total, completed=completed)
+
+    @contextmanager
+    def progress(self, description: str, total: int, unit: str) -> Iterator[Progress]:
+        """Show the progress of a block: a second bar below the first, or lines where it takes longer than ten seconds."""
+        shown: Progress
+        if self._bar is not None:
+            shown = TaskProgress(description, total, unit, self._bar)
+        else:
+            shown = LineProgress(description, total, unit, self.line)
+        try:
+            yield shown
+        finally:
+            shown.finish()
 
     def close(self) -> None:
         """Remove the bar and close the log. Lines can still be written to the stream."""
