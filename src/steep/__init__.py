@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from steep.evaluation.evaluate_model import evaluate as evaluate
     from steep.evaluation.generate import generate as generate
     from steep.evaluation.harness import evaluate_tasks as evaluate_tasks
+    from steep.exporters.push import push as push
     from steep.exporters.run import export as export
     from steep.inspection import inspect as inspect
     from steep.merge.average import average as average
@@ -45,6 +46,7 @@ MODULES = {
     "plan": "steep.estimate.run_plan",
     "plan_fit": "steep.estimate.fit",
     "prepare": "steep.store.prepare_text",
+    "push": "steep.exporters.push",
     "report": "steep.reporting.page",
     "restore_instruct": "steep.merge.restore_instruct",
     "tokenizer_extend": "steep.tokenizer.extend",

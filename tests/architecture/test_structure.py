@@ -59,6 +59,7 @@ PLUGINS: dict[str, tuple[str, ...]] = {
     "sources.formats": ("read",),
     "store.formats": ("sniff", "open"),
     "exporters.formats": ("check_task", "write", "verify"),
+    "serving.servers": ("why_not", "command"),
 }
 """Folders of plug-ins, and what every file in them must define; the contract tests say what that must do."""
 

@@ -114,7 +114,7 @@ def _transformers_options() -> set[str]:
 def generate_text(
     model: Any,
     tokenizer: TextTokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_new_tokens: int = 128,
     emit: Callable[[str], None] = lambda text: None,
@@ -122,13 +122,14 @@ def generate_text(
 ) -> str:
     """The continuation of `prompt`, without the prompt and without the end-of-text token.
 
+    prompt: text, or ids that are taken as they are, such as those of a chat template.
     max_new_tokens: an upper limit; the model's positions may leave room for fewer.
     sampling: options of transformers' `generate` (do_sample, temperature, top_k, top_p, repetition_penalty, ...); a model without
     that method takes only those named here. Raises ModelError for a prompt that fills the model's positions.
     emit: called with each new piece of text. The model's training mode is restored afterwards.
     """
-    ids = tokenizer.encode(prompt)
-    if tokenizer.prepend_bos and tokenizer.bos_id is not None:
+    ids = list(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+    if isinstance(prompt, str) and tokenizer.prepend_bos and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]
     if not ids:  # a model needs at least one token
         start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id

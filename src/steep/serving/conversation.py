@@ -1,0 +1,74 @@
+"""What is said so far, as the ids that a model continues. In: a tokenizer of transformers, turns. Out: ids.
+
+A model with a chat template talks: its template writes the turns, roles and markers. One without completes: each text is
+continued by itself, as in pretraining. Where the turns fill the model's positions, the oldest are left out, and it is said.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steep.core.errors import ModelError
+from steep.core.say import Say
+from steep.tokenizer.encode import TextTokenizer
+
+
+class Conversation:
+    """The turns between a person and a model."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, hf_tokenizer: Any, room_tokens: int | None, say: Say, system: str = ""
+    ):
+        """room_tokens: what the model's positions leave for the prompt; None for no limit. system: the first message, if any."""
+        self._tokenizer, self._hf_tokenizer = tokenizer, hf_tokenizer
+        self._room_tokens, self._say = room_tokens, say
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._turns: list[dict[str, str]] = []
+
+    @property
+    def talks(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(getattr(self._hf_tokenizer, "chat_template", None))
+
+    def ask(self, text: str) -> list[int]:
+        """The ids that the model continues to answer `text`. Raises ModelError if even `text` alone leaves no room."""
+        if not self.talks:
+            return self._within(self._plain(text))
+        self._turns.append({"role": "user", "content": text})
+        left_out = 0
+        while len(ids := self._templated()) > (self._room_tokens or len(ids)) and len(self._turns) > 1:
+            left_out += 2
+            self._turns = self._turns[2:]
+        if left_out:
+            self._say(f"(the first {left_out} messages no longer fit into the model's positions and are left out)")
+        return self._within(ids)
+
+    def answered(self, text: str) -> None:
+        """Take the model's answer as its turn."""
+        if self.talks:
+            self._turns.append({"role": "assistant", "content": text})
+
+    def forget(self) -> None:
+        """Begin anew, with the system message."""
+        self._turns.clear()
+
+    def _templated(self) -> list[int]:
+        text = self._hf_tokenizer.apply_chat_template(
+            [*self._system, *self._turns], tokenize=False, add_generation_prompt=True
+        )
+        # The template has written every special token itself.
+        ids: list[int] = self._hf_tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        ids = list(self._tokenizer.encode(text))
+        if self._tokenizer.prepend_bos and self._tokenizer.bos_id is not None:
+            ids = [self._tokenizer.bos_id, *ids]
+        return ids
+
+    def _within(self, ids: list[int]) -> list[int]:
+        if self._room_tokens is not None and len(ids) > self._room_tokens:
+            raise ModelError(
+                f"this text has {len(ids):,} tokens and there is room for {self._room_tokens:,}; shorten it"
+            )
+        return ids
