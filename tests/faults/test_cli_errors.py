@@ -61,7 +61,7 @@ def test_help_is_light(arguments: list[str]) -> None:
         (["train", "{config}l"], "did you mean"),
         (["train", "{config}", "--resum"], "--resume"),
         (["train", "{config}", "extra"], "unexpected extra argument"),
-        (["train", "{config}", "--optimizer.learning_rat", "1"], "did you mean optimizer.learning_rate?"),
+        (["train", "{config}", "--optimizer.learning_rat", "1"], "did you mean --optimizer.learning_rate?"),
         (["train", "{config}", "--train.steps", "many"], "train.steps"),
         (["train", "{config}", "--train.steps"], "has no value"),
         (["plan", "{config}", "--device", "h1000"], "h100"),

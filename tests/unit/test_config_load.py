@@ -141,7 +141,7 @@ def test_overrides_with_mistakes_name_the_override() -> None:
         "--train.tokens=",
     )
     assert (
-        "--optimizer.lr 3e-4: optimizer.lr: there is no such key (given 0.0003); did you mean optimizer.learning_rate?"
+        "--optimizer.lr 3e-4: optimizer.lr: there is no such key (given 0.0003); did you mean --optimizer.learning_rate?"
         in lines
     )
     assert any(line.startswith("--train.steps -5: train.steps: -5 is out of range") for line in lines)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import typer
@@ -128,7 +129,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 
 
 @app.callback(invoke_without_command=True)
-def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def root(version: bool = typer.Option(False, "--version", "-V", help="Print the version and exit.")) -> None:
     """Pretrain and continue to pretrain language models: raw text in, a servable checkpoint out."""
     if version:
         typer.echo(f"steep {steep.__version__}")
@@ -138,9 +139,10 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
-    plain, overrides = split_overrides(arguments)
     try:
-        result = app(args=plain, standalone_mode=False, obj=overrides)
+        command_line: Any = typer.main.get_command(app)
+        plain, overrides = split_overrides(arguments, options_of(command_line, arguments))
+        result = command_line(args=plain, prog_name="steep", standalone_mode=False, obj=overrides)
     except typer.Exit as stop:
         return int(stop.exit_code)
     except typer.Abort:
@@ -166,10 +168,21 @@ def run(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def options_of(command_line: Any, arguments: Sequence[str]) -> set[str] | None:
+    """The options of the command that the arguments name, if it takes a configuration; None for any other."""
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    parameters = getattr(command_line.commands.get(name), "params", [])
+    if not any(parameter.name == "config" for parameter in parameters):
+        return None
+    return {option for each in parameters for option in (*each.opts, *each.secondary_opts)} | {"--help"}
+
+
+def split_overrides(arguments: Sequence[str], options: set[str] | None = None) -> tuple[list[str], list[str]]:
     """Split a command line into what typer parses and the overrides: `--a.b value`, `--a.b=value`, `--a.b`.
 
     An override takes the next argument as its value unless that begins with `--`.
+    options: of a command with a configuration, for which `--name` is an override too (a whole section, or a key without its
+    section, for which the configuration suggests the right one), unless it is an option or looks more like one than like a key.
     """
     plain: list[str] = []
     overrides: list[str] = []
@@ -177,13 +190,22 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     while rest:
         argument = rest.pop(0)
         name, equals, _ = argument.partition("=")
-        if not (argument.startswith("--") and "." in name):
+        if not (argument.startswith("--") and ("." in name or (options is not None and is_key(name, options)))):
             plain.append(argument)
             continue
         overrides.append(argument)
         if not equals and rest and not rest[0].startswith("--"):
             overrides.append(rest.pop(0))
     return plain, overrides
+
+
+def is_key(argument: str, options: set[str]) -> bool:
+    """Whether `--name` is probably meant as a section or key of the configuration, rather than as an option of the command."""
+    if argument in options or argument == "--" or argument.replace("_", "-") in options:
+        return False
+    if get_close_matches(argument, options, n=1, cutoff=0.85):
+        return False
+    return argument[2:3].isalpha()
 
 
 def usage_message(error: Exception) -> str | None:

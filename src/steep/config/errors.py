@@ -47,6 +47,8 @@ class Problem:
     """Keys inside `location` that the message is about: the first that was given decides the line."""
     note: str = ""
     """A sentence that several problems may share; it is shown with the first of them."""
+    suggested: tuple[Location, ...] = ()
+    """Keys that the message suggests instead of the one at `location`."""
 
 
 class ConfigProblems(ConfigError):
@@ -92,7 +94,9 @@ def unknown_key(location: Location, value: Any, written: str = "") -> Problem:
         note = f"The {place} are: {', '.join(section.model_fields)}." if section is not None else ""
         return Problem(location, f"there is no such key{given}", note=note)
     remark = f" ({suggestion.remark})" if suggestion.remark else ""
-    return Problem(location, f"there is no such key{given}; did you mean {dotted(suggestion.location)}?{remark}")
+    keys = (suggestion.location, *suggestion.others)
+    candidates = " or ".join(map(dotted, keys))
+    return Problem(location, f"there is no such key{given}; did you mean {candidates}?{remark}", suggested=keys)
 
 
 # --- pydantic's errors in plain words -------------------------------------------------------------------------------

@@ -222,7 +222,11 @@ class _Draft:
                 problem.location, False
             )
             name = f"{dotted(problem.location)}: " if problem.location else ""
-            found.append((order, f"{prefix}{name}{problem.message}", problem.note))
+            message = problem.message
+            if any(override.location == problem.location for override in self.applied):
+                for key in map(dotted, problem.suggested):  # as it is typed
+                    message = message.replace(f" {key}", f" --{key}")
+            found.append((order, f"{prefix}{name}{message}", problem.note))
         lines, notes = [], {""}
         for _, line, note in sorted(found, key=itemgetter(0)):
             lines.append(line if note in notes else f"{line}. {note}")

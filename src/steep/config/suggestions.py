@@ -73,6 +73,12 @@ _WORDS_BY_KEY = (
     ("console", "", "logging"),
     ("checkpoint", "", "checkpointing"),
     ("run.seed", "", "random_seed rng"),
+    ("adapter.rank", "", "lora_rank lora_r r"),
+    ("adapter.alpha", "", "lora_alpha"),
+    ("adapter.dropout", "", "lora_dropout"),
+    ("adapter.targets", "", "lora_target lora_target_modules target_modules"),
+    ("adapter.type", "lora or dora", "use_dora finetuning_type"),
+    ("adapter", "a mapping, as in {rank: 16}", "lora peft"),
     ("schedule", "", "lr_schedule"),
 )
 """(key here, remark, the words of other tools for it)."""
@@ -87,6 +93,11 @@ class Suggestion:
 
     location: Location
     remark: str = ""
+    others: tuple[Location, ...] = ()
+    """More keys of that name in other sections, for a key that was given without its section."""
+
+
+MOST_OTHERS = 7
 
 
 def suggest_key(location: Location) -> Optional[Suggestion]:
@@ -109,7 +120,9 @@ def suggest_key(location: Location) -> Optional[Suggestion]:
         return Suggestion((*parent, longer[0]))
     elsewhere = [found for found in known.values() if found[-1] == plain]
     if len(elsewhere) == 1 or (elsewhere and not get_close_matches(plain, siblings, n=1, cutoff=0.75)):
-        return Suggestion(_same_place(elsewhere[0], parent)) if len(elsewhere) <= 3 else None
+        if len(elsewhere) > (3 if parent else 1 + MOST_OTHERS):
+            return None
+        return Suggestion(_same_place(elsewhere[0], parent), others=() if parent else tuple(elsewhere[1:]))
     if near := get_close_matches(plain, siblings, n=1, cutoff=0.65):
         return Suggestion((*parent, near[0]))
     if len(plain) >= 4 and (longer := [name for name in siblings if name.startswith(plain)]):
