@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from steep.config.load import load_run_config
+from steep.core.errors import DataError
 from steep.core.progress import Progress
 from steep.data.open import RunData, follow_streams, open_run_data
 from steep.data.preparing import OverAllTexts
 from steep.sources.config import SourceConfig
+from steep.sources.inputs import read_texts
 from steep.store.prepare import prepare_sources
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
@@ -59,6 +61,18 @@ def test_each_source_has_one_line_on_what_was_dropped(
     )
     for part in ("1 not UTF-8 (17 B)", "1 too long (195.", "text_key: body", "rejected.jsonl"):
         assert part in line
+
+
+def test_texts_that_are_read_at_once_say_it_too(corpus: Path, documents: list[str]) -> None:
+    lines: list[str] = []
+    texts = read_texts(str(corpus), lines.append)
+    assert texts[: len(documents) - len(range(0, len(documents), 3))] == [t for n, t in enumerate(documents) if n % 3]
+    [line] = lines
+    assert "records were dropped" in line
+    assert "text_key: body" in line
+    (corpus.parent / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"holds no document .*1 of 1 records were dropped: 1 not UTF-8"):
+        read_texts(str(corpus.parent / "latin.txt"))
 
 
 def test_a_stream_says_it_of_its_first_records_and_while_it_is_read(

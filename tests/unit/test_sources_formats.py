@@ -26,9 +26,9 @@ from steep.sources.document import (
     Document,
     Rejected,
 )
+from steep.sources.dropped import DroppedCount, dropped_line
 from steep.sources.formats import json, parquet
 from steep.sources.inputs import expand_inputs, load_format
-from steep.store.dropped import DroppedCount, dropped_line
 
 
 def outcome(records: list[Document | Rejected]) -> list[object]:
@@ -153,7 +153,10 @@ def test_a_record_without_the_field_names_the_likely_one_and_its_size(tmp_path: 
     assert record.detail.endswith("set text_key: body")
     [chat] = read_bytes(tmp_path / "a.jsonl", b'{"id": "x", "messages": [{"role": "user", "content": "hi"}]}')
     assert isinstance(chat, Rejected)
-    assert "chat records are not read as text" in chat.detail
+    assert r"""jq -c '{text: ([.messages[] | "\(.role): \(.content)"] | join("\n\n"))}'""" in chat.detail
+    [chat] = read_bytes(tmp_path / "a.jsonl", b'{"conversations": [{"from": "human", "value": "hi"}]}')
+    assert isinstance(chat, Rejected)
+    assert r"""[.conversations[] | "\(.from): \(.value)"]""" in chat.detail
     [nested] = read_bytes(tmp_path / "a.json", b'{"data":\n[{"text": "x"}]}')
     assert isinstance(nested, Rejected)
     assert "jq -c '.data[]'" in nested.detail

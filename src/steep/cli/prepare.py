@@ -14,15 +14,15 @@ from steep.core.progress import progress_when_needed
 
 def command(
     inputs: list[str] = typer.Argument(
-        help="Files, folders or globs: text, .jsonl, .jsonl.gz, .jsonl.zst, .parquet; hub:NAME:CONFIG:SPLIT; - for standard "
-        "input."
+        help="Files, folders or globs: text, code, .jsonl, .json, .csv, .tsv, each also .gz or .zst; .parquet; "
+        "hub:NAME:CONFIG:SPLIT; - for standard input."
     ),
     tokenizer: str = typer.Option(..., help="Hub id, folder, tokenizer.json, .gguf file."),
     out: Path = typer.Option(..., help="Folder of the token store."),
     format: Optional[str] = typer.Option(
         None, help="Also write the tokens as files of megatron, nanogpt, llm_c or automodel, in OUT/FORMAT."
     ),
-    input_format: str = typer.Option("auto", help="auto, plain_text, jsonl or parquet."),
+    input_format: str = typer.Option("auto", help="auto, code, csv, json, jsonl, parquet or plain_text."),
     text_key: Optional[str] = typer.Option(None, help="Field or column of the text. Default: text, else content."),
     document_separator: Optional[str] = typer.Option(
         None, help="Plain text: split documents here; blank_lines splits at empty lines."

@@ -30,11 +30,11 @@ from steep.order.config import TrainSourceConfig
 from steep.order.data_order import DataOrder, NativeOrder, OrderedSource
 from steep.order.megatron import build_megatron_orders
 from steep.sources.config import SourceConfig
+from steep.sources.dropped import dropped_line
 from steep.sources.hints import say_hints
 from steep.sources.inputs import paths_of
 from steep.sources.lingua import validation_paths
 from steep.store.cache import check_tokenizer, open_sources, say_dropped
-from steep.store.dropped import dropped_line
 from steep.store.reader import TokenStore, open_store
 from steep.store.stream import READERS, StreamSource
 from steep.store.work import source_name

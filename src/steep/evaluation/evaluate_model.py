@@ -129,7 +129,7 @@ def evaluate(
     opened = partial(open_model, device=device, precision=precision, allow_code=allow_code, say=say)
     with opened(model_reference(model)) as loaded:
         length = sequence_length or _default_sequence_length(loaded, config)
-        texts_here, data = _open_texts(loaded, named, config)
+        texts_here, data = _open_texts(loaded, named, config, say)
         chosen = [choose_beginnings(text, limit) for text in texts_here]
         scores = _scores(loaded, texts_here, chosen, batch_size, length)
         if other is None:
@@ -277,14 +277,17 @@ def _name_and_path(text: str) -> tuple[str, str]:
 
 
 def _open_texts(
-    loaded: LoadedModel, named: dict[str, SourceConfig], config: RunConfig | None
+    loaded: LoadedModel, named: dict[str, SourceConfig], config: RunConfig | None, say: Say = say_nothing
 ) -> tuple[list[HeldOutText], RunData | None]:
-    """The texts in this model's tokens: those named, else the run's held-out texts together with its data."""
+    """The texts in this model's tokens: those named, else the run's held-out texts together with its data.
+
+    say: told of dropped records of those named; of its own data the run has told.
+    """
     if not named:
         assert config is not None
         data = open_run_data(config, loaded.tokenizer, say_nothing, generator=open_writer)
         return data.held_out_texts, data
-    stores = open_sources(list(named.values()), loaded.tokenizer, say=say_nothing)
+    stores = open_sources(list(named.values()), loaded.tokenizer, say=say)
     pairs = zip(named, stores, strict=True)
     return [HeldOutText(name, [(store, np.arange(store.num_documents))]) for name, store in pairs], None
 

@@ -25,21 +25,22 @@ class SourceConfig(Section):
     """Where documents come from."""
 
     path: Union[str, list[str]]
-    """A file, folder, glob or list of them: text, .jsonl, .jsonl.gz, .jsonl.zst, .parquet; a token store, used as it is; or
-    `hub:NAME:CONFIG:SPLIT`, a dataset that the `datasets` library streams (`:CONFIG:SPLIT` may be left out)."""
+    """A file, folder, glob or list of them: text, code, .jsonl, .json, .csv, .tsv, each also .gz and .zst, .parquet; a token
+    store, used as it is; or `hub:NAME:CONFIG:SPLIT`, a dataset that the `datasets` library streams (`:CONFIG:SPLIT` may be left
+    out)."""
     name: Optional[str] = None
     """How reports call this source. Default: the last part of the path."""
     format: FormatName = "auto"
     """`auto` decides by each file's ending; a folder with a manifest.json is a token store, and token files of other tools
-    are recognized by their first bytes. `jsonl`, `parquet`, `plain_text`: text. `store`: a token store of any kind; the
-    others: token files of that tool."""
+    are recognized by their first bytes. `code`, `csv`, `json`, `jsonl`, `parquet`, `plain_text`: text. `store`: a token
+    store of any kind; the others: token files of that tool."""
     text_key: Optional[str] = None
-    """JSONL field or Parquet column that holds the text. Default: `text`, else `content`."""
+    """Field of the records (JSONL, JSON) or column (CSV, Parquet) that holds the text. Default: `text`, else `content`."""
     document_separator: Optional[str] = Field(default=None, min_length=1)
     """Plain text only: split each file into documents at this string; `blank_lines` splits at empty lines.
     Default: one document per file."""
     max_record_bytes: Bytes = 64 * 2**20
-    """A longer record (JSONL line, plain-text document, Parquet cell) is rejected as `too long`, so that memory is bounded."""
+    """A longer record (JSONL line, row, file of text or code, cell) is rejected as `too long`, so that memory is bounded."""
     max_expansion: int = Field(default=200, ge=1)
     """A .gz or .zst file that grows more than this many times while it is read is refused as a decompression bomb. Text
     grows 3 to 10 times; the first 8 MiB are always read."""

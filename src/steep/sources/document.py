@@ -15,13 +15,10 @@ EMPTY = "empty"
 NO_TOKENS = "no tokens"
 TOO_LONG = "too long"
 
-CHAT_FIELDS = ("messages", "conversations", "conversation")
-CHAT = "messages (a chat)"
+CHAT_FIELDS = {"messages": ("role", "content"), "conversations": ("from", "value"), "conversation": ("role", "content")}
+"""Fields with the turns of a chat, and what the fields of a turn are usually called there."""
+CHAT = " (a chat)"
 CHAT_REFUSED = "chat records are not read as text; write each as one text first"
-CHAT_ADVICE = (
-    f"{CHAT_REFUSED}, for example: "
-    'jq -c \'{text: ([.messages[] | "\\(.role): \\(.content)"] | join("\\n\\n"))}\' chat.jsonl > text.jsonl'
-)
 
 LinesBefore = Callable[[], int]
 """The number of lines before the part of the file that is read. Counted at the first call, since the file must be read up to
@@ -68,7 +65,7 @@ class Rejected:
     num_bytes: int = 0
     """Size of the record as it is stored, decompressed; of a Parquet row, its text. 0 where it has none."""
     other_field: str = ""
-    """Of a record without the text field: the field that probably holds its text; `CHAT` for the turns of a chat."""
+    """Of a record without the text field: the field that probably holds its text, and `CHAT` after it for turns of a chat."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
@@ -156,8 +153,8 @@ def without_text(
     """A record that has none of `keys`, with the field that probably holds its text: its longest string."""
     found = ", ".join(map(repr, list(record)[:8])) or "none"
     texts = [(len(value), name) for name, value in record.items() if isinstance(value, str) and isinstance(name, str)]
-    is_chat = any(isinstance(record.get(name), list) for name in CHAT_FIELDS)
-    other = CHAT if is_chat else max(texts, default=(0, ""))[1]
+    chat = next((name for name in CHAT_FIELDS if isinstance(record.get(name), list)), None)
+    other = f"{chat}{CHAT}" if chat else max(texts, default=(0, ""))[1]
     advice = "" if not other else f"; {advice_for(other)}"
     return location.reject(NO_FIELD, f"no {' or '.join(map(repr, keys))}; {what}: {found}{advice}", other)
 
@@ -178,4 +175,9 @@ def no_column(names: Sequence[str], rows: Iterable[Sequence[object]], keys: tupl
 
 def advice_for(other_field: str) -> str:
     """What to do about records whose text is in `other_field` (`Rejected.other_field`)."""
-    return CHAT_ADVICE if other_field == CHAT else f"set text_key: {other_field}"
+    if not other_field.endswith(CHAT):
+        return f"set text_key: {other_field}"
+    field = other_field.removesuffix(CHAT)
+    who, what = CHAT_FIELDS[field]
+    turns = rf'[.{field}[] | "\(.{who}): \(.{what})"] | join("\n\n")'
+    return f"{CHAT_REFUSED}, for example: jq -c '{{text: ({turns})}}' chat.jsonl > text.jsonl"

@@ -18,9 +18,11 @@ from typing import Union, cast
 from steep.config.sections import checked_section
 from steep.core.errors import DataError
 from steep.core.plugins import load_plugin, plugin_names
+from steep.core.say import Say, tell
 from steep.sources.code_folder import CodeFolder, advice_lines, code_folder
 from steep.sources.config import TEXT_FORMATS, SourceConfig
 from steep.sources.document import Document
+from steep.sources.dropped import DroppedCount, dropped_line
 from steep.sources.files import content_suffix
 from steep.sources.formats import TextFormat
 from steep.sources.lingua import without_held_out
@@ -222,11 +224,20 @@ def _kind(path: Path) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "something that cannot be read")
 
 
-def read_texts(paths: Union[str, Sequence[str]]) -> list[str]:
-    """Every document of files, folders or globs, in memory. Raises DataError if there is none."""
+def read_texts(paths: Union[str, Sequence[str]], say: Say = tell) -> list[str]:
+    """Every document of files, folders or globs, in memory. say: told of dropped records. Raises DataError for no document."""
     source = checked_section(SourceConfig, {"path": [paths] if isinstance(paths, str) else list(paths)})
-    records = (record for file in expand_inputs(source) for record in load_format(file.format).read(file.path, source))
-    texts = [record.text for record in records if isinstance(record, Document)]
+    texts, dropped = [], DroppedCount()
+    for file in expand_inputs(source):
+        for record in load_format(file.format).read(file.path, source):
+            if isinstance(record, Document):
+                texts.append(record.text)
+            else:
+                dropped.add(record)
+    ledger = {"records_read": len(texts) + dropped.dropped.total(), "documents_kept": len(texts), **dropped.to_ledger()}
+    line = dropped_line(", ".join(paths_of(source)), ledger)
     if not texts:
-        raise DataError(f"{paths}: holds no document")
+        raise DataError(f"{paths}: holds no document{f' ({line})' if line else ''}")
+    if line is not None:
+        say(line)
     return texts

@@ -17,13 +17,13 @@ from steep.core.errors import DataError
 from steep.core.fingerprint import fingerprint
 from steep.core.say import Say, tell
 from steep.sources.config import SourceConfig
+from steep.sources.dropped import dropped_line
 from steep.sources.hints import say_hints
 from steep.sources.inputs import paths_of
 from steep.store.config import PrepareConfig
 from steep.store.detect import token_file
-from steep.store.dropped import dropped_line
 from steep.store.formats import formats
-from steep.store.manifest import has_manifest
+from steep.store.manifest import REJECTED_FILE, has_manifest
 from steep.store.prepare import Progress, prepare_sources, store_identity
 from steep.store.reader import TokenStore, is_store, open_store
 from steep.store.work import gather_inputs, source_name
@@ -118,7 +118,7 @@ def open_sources(
 
 def say_dropped(name: str, store: TokenStore, say: Say) -> None:
     """Say in one line what was dropped when the store of source `name` was prepared, if anything was and it is known."""
-    if line := dropped_line(name, store.manifest.get("ledger", {}), store.path):
+    if line := dropped_line(name, store.manifest.get("ledger", {}), store.path / REJECTED_FILE):
         say(line)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from steep.core.errors import DataError
 from steep.core.files import atomic_writer, write_json
+from steep.sources.dropped import advice_on_dropped
 from steep.sources.inputs import STANDARD_INPUT
 from steep.store.config import PrepareConfig
-from steep.store.dropped import advice_on_dropped
 from steep.store.manifest import (
     CONTAMINATED_FILE,
     MANIFEST_FILE,
@@ -138,5 +138,5 @@ def _nothing_kept(ledger: dict[str, Any], choice: Choice) -> str:
     example = next(first[reason] for first in found if reason in first)
     return (
         f"the input holds no documents: all {ledger['records_read']:,} records were rejected, {count:,} as "
-        f"{reason!r}. {advice[:1].upper()}{advice[1:]}{advice and '. '}The first of those: {example}"
+        f"{reason!r}. {advice[:1].upper()}{advice[1:]}{advice and '. '}The first of those: {example.replace(f'; {advice}', '')}"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.units import format_bytes, format_count, format_seconds
-from steep.store.dropped import advice_on_dropped, reasons_dropped
+from steep.sources.dropped import advice_on_dropped, reasons_dropped
 from steep.store.manifest import CONTAMINATED_FILE, REJECTED_FILE
 
 
@@ -60,6 +60,12 @@ class PrepareResult:
                 f"{found['documents']:,} documents ({format_count(found['tokens'])} tokens) share {found['run_words']} words "
                 f"in a row with the evaluation texts{f'; see {CONTAMINATED_FILE}' if found['documents'] else ''}."
             )
+            for text in found["texts"]:
+                if text.get("rejected"):
+                    yield (
+                        f"{text['text']}: {text['rejected']:,} of {text['rejected'] + text['documents']:,} records were "
+                        "dropped and not compared with."
+                    )
         if self.files:
             others = f" and {len(self.files) - 1:,} more" if len(self.files) > 1 else ""
             yield f"{self.files[0]}{others}: written."

@@ -44,8 +44,9 @@ def prepare(
 ) -> PrepareResult:  # fmt: skip
     """Turn text into a token store (Megatron .bin/.idx with a manifest). Interrupted, the same call continues.
 
-    inputs: files, folders, globs, `hub:NAME:CONFIG:SPLIT`, or `-` for standard input. input_format: auto, plain_text, jsonl or
-    parquet. text_key, document_separator, max_record_bytes, max_expansion, max_expanded_bytes: as for a source of `data.train`.
+    inputs: files, folders, globs, `hub:NAME:CONFIG:SPLIT`, or `-` for standard input. input_format: auto, code, csv, json, jsonl,
+    parquet or plain_text. text_key, document_separator, max_record_bytes, max_expansion, max_expanded_bytes: as for a source of
+    `data.train`.
     tokenizer: hub id, folder, tokenizer.json or .gguf file. append_eos, prepend_bos: as in the section `tokenizer`.
     out: the store's folder. format: `megatron`, `nanogpt`, `llm_c` or `automodel` also writes the tokens as that tool's files, in
     `out`/format. overwrite: replace a store that was made from something else.

@@ -20,9 +20,9 @@ from steep.core.errors import DataError
 from steep.core.files import atomic_writer, read_json, write_json
 from steep.sources.config import SourceConfig
 from steep.sources.document import NO_TOKENS, Document, Record, Rejected
+from steep.sources.dropped import DroppedCount
 from steep.sources.inputs import load_format
 from steep.store.contamination import EvaluationRuns
-from steep.store.dropped import DroppedCount
 from steep.store.file_hashes import check_unchanged
 from steep.store.manifest import PREPARE_FOLDER, SIDECAR_SUFFIX
 from steep.store.notes import EVALUATION, Notes, open_notes

@@ -29,8 +29,8 @@ from steep.order.packing import TokenRange
 from steep.order.permutation import Permutation
 from steep.sources.config import SourceConfig
 from steep.sources.document import Document, Record, Rejected, Span
+from steep.sources.dropped import DroppedCount, reasons_dropped
 from steep.sources.inputs import expand_inputs, load_format
-from steep.store.dropped import DroppedCount, reasons_dropped
 from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
 

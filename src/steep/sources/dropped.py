@@ -13,7 +13,6 @@ from typing import Any, Optional
 
 from steep.core.units import format_bytes
 from steep.sources.document import CHAT, NO_FIELD, Rejected, advice_for
-from steep.store.manifest import REJECTED_FILE
 
 MOST_FIELDS = 100
 """Other fields that are counted. A file may name its fields as it likes; memory is bounded all the same."""
@@ -60,15 +59,19 @@ def advice_on_dropped(ledger: Mapping[str, Any]) -> str:
         return ""
     field, count = max(fields.items(), key=lambda pair: pair[1])
     advice = advice_for(field)
-    if count > ledger.get("documents_kept", 0) or field == CHAT:
-        return f"{advice} ({count:,} records have it)" if field != CHAT else advice
+    if field.endswith(CHAT):
+        return advice
+    if count > ledger.get("documents_kept", 0):
+        return f"{advice} ({count:,} records have it)"
     return f"{count:,} of them have a text in {field!r}, which text_key: {field} would read instead"
 
 
-def dropped_line(name: str, ledger: Mapping[str, Any], folder: Optional[Path] = None, read: str = "") -> Optional[str]:
+def dropped_line(
+    name: str, ledger: Mapping[str, Any], listed_in: Optional[Path] = None, read: str = ""
+) -> Optional[str]:
     """One line on the records of a source that were dropped; None without any.
 
-    folder: the token store whose rejected.jsonl lists them. read: what `records_read` covers, such as `so far`.
+    listed_in: a store's rejected.jsonl, if it is there. read: what `records_read` covers, such as `so far`.
     """
     lost = sum((ledger.get("dropped") or {}).values())
     if not lost:
@@ -76,6 +79,6 @@ def dropped_line(name: str, ledger: Mapping[str, Any], folder: Optional[Path] = 
     line = f"{name}: {lost:,} of {ledger['records_read']:,} records{read and ' ' + read} were dropped: {reasons_dropped(ledger)}"
     if advice := advice_on_dropped(ledger):
         line += f"; {advice}"
-    if folder is not None and (folder / REJECTED_FILE).is_file():
-        line += f"; each is named in {folder / REJECTED_FILE}"
+    if listed_in is not None and listed_in.is_file():
+        line += f"; each is named in {listed_in}"
     return line
