@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import steep
 from steep.checkpoint.load import open_checkpoint
 from steep.core.errors import ConfigError, ModelError
+from steep.evaluation.model_reference import config_of_run
 from steep.merge.average import shares_of
 from steep.merge.blend import BlendPoint, choose
+from steep.merge.scored import known_scores
 from steep.merge.weights import combine, open_weights
 from steep.models.fresh import build_fresh
 from support import LLAMA, run_mapping
@@ -135,6 +137,25 @@ def test_blend_command_writes_a_model_that_every_command_takes(runs: list[Path],
     assert (out / "blend.svg").is_file()
     assert [path.name for path in (run / "blend").iterdir()] == ["best"]
     assert steep.evaluate(out).scores[0].bits_per_byte
+
+
+def test_a_blend_does_not_score_what_the_run_has_scored(runs: list[Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[1], run)
+    said: list[str] = []
+    again = [steep.blend(run, alphas=[0, 0.5, 1], out=tmp_path / name, tokens=tokens, say=said.append)
+             for name, tokens in (("known", None), ("anew", 1000))]  # fmt: skip
+    assert said.count("alpha 0 and 1: scored by the run, and not again") == 1
+    recorded = json.loads((run / "summary.json").read_text())["texts"]
+    ends = [{text: score[side]["bits_per_byte"] for text, score in recorded.items()} for side in ("before", "after")]
+    assert [point.bits_per_byte for point in again[0].points[::2]] == ends
+    scored = steep.evaluate(run, precision="fp32")
+    assert {s.text: s.bits_per_byte for s in scored.scores} == pytest.approx(ends[1], rel=1e-6)  # the same number
+    known = known_scores(run, config_of_run(run), str(run), None)
+    assert known.are_of(scored.scores)
+    assert not known.are_of(
+        steep.evaluate(run, tokens=500, precision="fp32").scores
+    )  # other texts: they are scored again
 
 
 @pytest.mark.parametrize(("alpha", "end"), [(0.0, 0), (1.0, 1)])

@@ -112,16 +112,18 @@ def losses(run: Path) -> list[tuple[float, float]]:
     return [(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "train"]
 
 
-def test_a_store_that_only_the_new_tokenizer_reads_is_said(
-    base: Path, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path, capfd: Any
+def test_the_base_is_scored_on_a_store_that_only_the_new_tokenizer_reads(
+    base: Path, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
 ) -> None:
     steep.tokenizer_extend(str(corpus_directory), tokenizer=str(base), tokens=20, out=tmp_path / "more")
     steep.prepare(str(corpus_directory), tokenizer=str(tmp_path / "more"), out=tmp_path / "store")
     mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, model={"pretrained": str(base)})
     mapping |= {"tokenizer": {}, "vocabulary": {"add": str(tmp_path / "more")}}
     mapping["data"] = {**mapping["data"], "train": [{"path": str(tmp_path / "store")}]}
-    steep.train(mapping)
-    assert "the report compares with the model before it learned its new tokens" in capfd.readouterr().out
+    result = steep.train(mapping)
+    before, after = result.before["heldout"], result.after["heldout"]
+    assert before["text_bytes"] == after["text_bytes"]  # the same text
+    assert before["tokens"] > after["tokens"]  # in the base's tokens, of which it needs more
 
 
 def test_a_folder_of_continued_merges_trains_and_exports(

@@ -141,7 +141,7 @@ def evaluate(
     del loaded  # one model in memory at a time
     with opened(other) as second:
         # The same text, though the other tokenizer may split it differently.
-        base_texts, base_chosen = _texts_of_other(second, tokenizer, texts_here, chosen, named, config)
+        base_texts, base_chosen = _texts_of_other(second, tokenizer, texts_here, chosen, named)
         base_scores = _scores(second, base_texts, base_chosen, batch_size, length)
         before = _stops(second, base_texts, limit, batch_size, length)
     report = _forgetting(base_scores, scores, texts_here, config)
@@ -164,15 +164,14 @@ def score_base(
     """The scores of the model that a run starts from, with its own tokenizer, on what is scored of the run's `texts`.
 
     tokenizer: of the run.
-    For runs that add tokens to the model: the model in training then is not the base, so the base is loaded beside it. Raises
-    DataError where the texts are stores, which only the run's own tokenizer can read.
+    For runs that add tokens to the model: the model in training then is not the base, so the base is loaded beside it.
     """
     import torch
 
     base = open_model(base_model_reference(run), device=device, precision=precision, say=say)
     with torch.random.fork_rng(devices=[]), base as loaded:
         chosen = [choose_beginnings(text, tokens) for text in texts]
-        found = _texts_of_other(loaded, tokenizer, texts, chosen, {}, config_of_run(run))
+        found = _texts_of_other(loaded, tokenizer, texts, chosen, {})
         return _scores(loaded, *found, batch_size, sequence_length)
 
 
@@ -182,15 +181,14 @@ def _texts_of_other(
     texts: list[HeldOutText],
     chosen: list[list[Beginnings]],
     named: dict[str, SourceConfig],
-    config: RunConfig | None,
 ) -> tuple[list[HeldOutText], list[list[Beginnings]]]:
     """What is scored of `texts`, in the tokens of another model. tokenizer: in whose tokens it was chosen."""
     if other.tokenizer.fingerprint == tokenizer.fingerprint:
         return texts, chosen
     of_parts = [is_of_parts(text, part) for text, part in zip(texts, chosen, strict=True)]
     whole: dict[str, HeldOutText] = {}
-    if not all(of_parts):
-        whole = {text.name: text for text in _open_texts(other, named, config)[0]}
+    if named and not all(of_parts):  # the data of a run is not prepared a second time
+        whole = {text.name: text for text in _open_texts(other, named, None)[0]}
     found = []
     for text, part, in_parts in zip(texts, chosen, of_parts, strict=True):
         if in_parts or text.name not in whole:

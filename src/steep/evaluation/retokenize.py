@@ -1,7 +1,8 @@
 """Held-out text in the tokens of another model. In: what of a text is scored, in one tokenizer. Out: the same in another one.
 
-Whole documents are read again from where they came from; parts of documents, of which only one tokenizer knows the ends, are
-decoded by it and encoded by the other. Weakness: a character that is cut at the end of a part is replaced in the other's text.
+The text of a run's store, or the part of a document of which only one tokenizer knows the ends, is decoded by it and encoded by
+the other. Weaknesses: what a tokenizer normalizes away is missing for the other too, and a character that is cut at the end of a
+part is replaced in its text.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from steep.data.held_out_text import HeldOutText
 from steep.evaluation.held_out import Beginnings, tokens_of
-from steep.store.cut_store import CutStore
+from steep.store.cut_store import UNKNOWN_BYTES, CutStore
 from steep.tokenizer.encode import TextTokenizer
 
 
@@ -51,7 +52,10 @@ def retokenized(
             if other.append_eos and other.eos_id is not None and ids and ids[-1] == ours.eos_id:
                 found = [*found, other.eos_id]
             documents.append(np.array(found, dtype=np.int64))
-            sizes.append(len(words.encode()))
+            known = store.text_bytes
+            whole = known is not None and count == store.document_lengths[document]
+            size = int(known[document]) if whole and known is not None else UNKNOWN_BYTES
+            sizes.append(len(words.encode()) if size == UNKNOWN_BYTES else size)
     store = RetokenizedStore(documents, sizes)
     numbers = np.arange(len(documents))
     return HeldOutText(text.name, [(store, numbers)], role=text.role), [Beginnings(numbers, store.document_lengths)]

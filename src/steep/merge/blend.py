@@ -20,9 +20,10 @@ from steep.core.errors import ConfigError
 from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.core.table import text_table
-from steep.evaluation.evaluate_model import evaluate
+from steep.evaluation.evaluate_model import Evaluation, evaluate
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, forgetting_report, role_of
 from steep.evaluation.model_reference import Reference, base_model_reference, config_of_run, run_of
+from steep.merge.scored import NOTHING_KNOWN, KnownScores, known_scores
 from steep.merge.verified import write_verified
 from steep.merge.weights import FolderWeights, Weights, combine, open_weights, require_free, write_model
 from steep.reporting.palette import LIGHT, TEXT_STYLES
@@ -99,9 +100,12 @@ def blend(
     else:
         origin = base_model_reference(trained)
         start = open_weights(origin.reference, say, getattr(origin.model, "revision", None))
-    scored = [_score(alpha, start, end, run, texts, tokens, say) for alpha in wanted]
-    points, roles = [point for point, _ in scored], scored[0][1]
     config = None if run is None else config_of_run(run)
+    known = NOTHING_KNOWN
+    if run is not None and config is not None and not texts and base is None:
+        known = known_scores(run, config, trained, tokens)
+    precision = "auto" if config is None else config.train.precision  # that of the run, whose scores these are beside
+    points, roles = _points(wanted, known, partial(_score, start, end, run, texts, tokens, precision, say), say)
     if cap is None:
         cap = config.evaluate.forgetting_cap if config else DEFAULT_CAP_RATIO
     chosen, reason = choose(points, cap, roles)
@@ -114,16 +118,41 @@ def blend(
     return BlendResult(folder, chosen.alpha, points, reason)
 
 
+def _points(
+    alphas: Sequence[float], known: KnownScores, score: Callable[[float], Evaluation], say: Say
+) -> tuple[list[BlendPoint], dict[str, str | None]]:
+    """Every blend with its score, and the roles of the texts; ends that the run has scored are not scored again."""
+    found = {alpha: score(alpha) for alpha in alphas if known.bits_per_byte(alpha) is None}
+    if not all(known.are_of(evaluation.scores) for evaluation in found.values()):
+        say("the run scored other texts than are there now, so its scores are not used")
+        found |= {alpha: score(alpha) for alpha in alphas if alpha not in found}
+    taken = {alpha: bits for alpha in alphas if alpha not in found and (bits := known.bits_per_byte(alpha)) is not None}
+    if taken:
+        say(f"alpha {' and '.join(f'{alpha:g}' for alpha in taken)}: scored by the run, and not again")
+    points = [BlendPoint(alpha, taken[alpha] if alpha in taken else _bits(found[alpha])) for alpha in alphas]
+    return points, next((evaluation.roles for evaluation in found.values()), known.roles)
+
+
+def _bits(evaluation: Evaluation) -> dict[str, float]:
+    """Bits per byte by text. Raises ConfigError where they are not known."""
+    bits = {score.text: score.bits_per_byte for score in evaluation.scores}
+    known = {name: value for name, value in bits.items() if value is not None}
+    if not bits or known != bits:
+        raise ConfigError(f"choosing a blend needs bits per byte, and the texts give {bits}; name texts to score")
+    return known
+
+
 def _score(
-    alpha: float,
     start: Weights,
     end: FolderWeights,
     run: Path | None,
     texts: Mapping[str, str] | Sequence[str] | None,
     tokens: int | str | None,
+    precision: str,
     say: Say,
-) -> tuple[BlendPoint, dict[str, str | None]]:
-    """One blend and the roles of its texts: written inside the run, whose texts and tokenizer policy apply, scored, removed."""
+    alpha: float,
+) -> Evaluation:
+    """The scores of one blend: written inside the run, whose texts and tokenizer policy apply, scored, removed."""
     if run is not None:
         (run / "blend").mkdir(exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=run / "blend" if run is not None else None))
@@ -131,14 +160,9 @@ def _score(
         tensors = combine([start, end], [1 - alpha, alpha])
         model = write_model(tensors, end.folder, scratch / "model", "")
         del tensors
-        found = evaluate(str(model), texts, tokens=tokens, say=say)
+        return evaluate(str(model), texts, tokens=tokens, precision=precision, say=say)
     finally:
         shutil.rmtree(scratch)
-    bits = {score.text: score.bits_per_byte for score in found.scores}
-    known = {name: value for name, value in bits.items() if value is not None}
-    if not bits or known != bits:
-        raise ConfigError(f"choosing a blend needs bits per byte, and the texts give {bits}; name texts to score")
-    return BlendPoint(alpha, known), found.roles
 
 
 def choose(

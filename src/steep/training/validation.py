@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from steep.config.run import RunConfig
-from steep.core.errors import DataError
 from steep.data.held_out_text import HeldOutText
 from steep.estimate.automatic import AUTO
 from steep.estimate.scoring import MOST_TOKENS, interval_steps
@@ -51,7 +50,7 @@ def evaluate(config: RunConfig, job: Job, state: TrainState, trackers: Trackers,
     for name in state.note_scores(scores):
         trackers.line(f"{name}: another part of it was scored at the start, so that score is dropped")
     if state.step == 0 and config.vocabulary is not None and scores:
-        state.base_scores = _scores_before_new_tokens(config, job, trackers, run) or state.base_scores
+        state.base_scores = _scores_before_new_tokens(config, job, trackers, run)
     if state.step in (0, job.sizes.steps):
         with job.engine.evaluating():
             stops = measure_stops(
@@ -70,22 +69,18 @@ def evaluate(config: RunConfig, job: Job, state: TrainState, trackers: Trackers,
 def _scores_before_new_tokens(
     config: RunConfig, job: Job, trackers: Trackers, run: RunDirectory
 ) -> dict[str, dict[str, object]]:
-    """The true base's scores by text, which the report compares with; empty, with a line, where it cannot read the texts."""
-    try:
-        found = score_base(
-            run.path,
-            job.data.held_out_texts,
-            job.tokenizer,
-            tokens=scored_tokens(config),
-            batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
-            sequence_length=job.sizes.sequence_length,
-            device=str(job.engine.device),
-            precision=job.engine.precision,
-            say=trackers.line,
-        )
-    except DataError as error:
-        trackers.line(f"vocabulary: the report compares with the model before it learned its new tokens: {error}")
-        return {}
+    """The true base's scores by text, in its own tokens, which the report compares with."""
+    found = score_base(
+        run.path,
+        job.data.held_out_texts,
+        job.tokenizer,
+        tokens=scored_tokens(config),
+        batch_size=config.evaluate.batch_size or job.sizes.micro_batch_size,
+        sequence_length=job.sizes.sequence_length,
+        device=str(job.engine.device),
+        precision=job.engine.precision,
+        say=trackers.line,
+    )
     return {result.text: result.to_mapping() for result in found}
 
 
