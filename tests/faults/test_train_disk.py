@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from processes import Steep, final_weights, same_records
 from steep.config.load import load_run_config
+from steep.core.errors import TrainingError
 from steep.core.files import read_json
+from steep.runtime.run_directory import RunDirectory
+from steep.training.failure import explained_errors
 from steep.training.loop import train
 from support import run_mapping, steep, write_yaml
 
@@ -64,6 +68,17 @@ def test_a_disk_that_becomes_full(file: str, mapping: dict[str, Any], tmp_path: 
     assert "File too large" in process.errors
     assert str(run) in process.errors
     assert_ends_like_an_undisturbed_run(mapping, run)
+
+
+def test_a_machine_without_enough_memory(tmp_path: Path) -> None:
+    """On a CPU torch raises a plain RuntimeError where the system gives no memory: no machine has a pebibyte."""
+    with (
+        pytest.raises(TrainingError, match=r"(?s)not enough memory: .*What helps: a smaller train.micro_batch_size"),
+        explained_errors(RunDirectory(tmp_path)),
+    ):
+        torch.empty(2**50, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="must match the size"), explained_errors(RunDirectory(tmp_path)):
+        torch.ones(2) + torch.ones(3)
 
 
 def start_two_steps(mapping: dict[str, Any]) -> Path:

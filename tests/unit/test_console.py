@@ -132,6 +132,7 @@ def test_a_line_comes_about_every_ten_seconds(step_seconds: float, lines: list[i
         pytest.param(2.85, 2.95, True, id="narrow: it stays where it is"),
         pytest.param(2.1, 2.8, True, id="wide, and the loss will fall"),
         pytest.param(2.5, 3.1, False, id="wide: it may rise or fall"),
+        pytest.param(2.8, 2.8, False, id="no band: the last step is made"),
     ],
 )
 def test_a_forecast_that_says_nothing_is_not_printed(low: float, high: float, shown: bool, tmp_path: Path) -> None:

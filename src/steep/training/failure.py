@@ -25,7 +25,9 @@ def explained_errors(run: RunDirectory) -> Iterator[None]:
             raise _removed(run) from error
         _note(run, str(error))
         raise
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         first_line = next(iter(str(error).splitlines()), "out of memory")
         explained: SteepError = TrainingError(
             f"the device has not enough memory: {first_line}\n  What helps: a smaller train.micro_batch_size or "
@@ -46,6 +48,11 @@ def explained_errors(run: RunDirectory) -> Iterator[None]:
             explained = _removed(run)
         _note(run, str(explained))
         raise explained from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a CPU torch says it in the words of its allocator, as a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 def _removed(run: RunDirectory) -> SteepError:

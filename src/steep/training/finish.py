@@ -141,7 +141,8 @@ def verdict_line(report: ForgettingReport | EndOfTextAudit | None, texts: Mappin
     line = f"the model {report.headline}" + (f": {report.unit} of {listing(changes, MOST_TEXTS)}" if changes else "")
     if report.verdict == "not measured":
         return f"{line}; forgetting is not measured, since no held-out text is general"
-    return f"{line}, {'over' if report.verdict == 'forgot' else 'under'} the cap of {100 * report.cap_ratio:.1f} %"
+    against = {"forgot": "over", "kept": "under"}.get(report.verdict)
+    return line if against is None else f"{line}, {against} the cap of {100 * report.cap_ratio:.1f} %"
 
 
 def _score_words(name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> str:

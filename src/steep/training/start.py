@@ -34,8 +34,8 @@ def describe_start(run: RunDirectory, config: RunConfig, job: Job, say: Say) -> 
         run.write("plan.json", known)
     saves = likely_saves(config, job.sizes, known["seconds"])
     checkpoints = plan_checkpoints(config, known["checkpoints"]["bytes"], saves)
-    say(f"checkpoints: {checkpoints.to_text()}")
     checkpoints.check()
+    say(f"checkpoints: {checkpoints.to_text()}")
 
 
 def _plan(config: RunConfig, job: Job) -> RunPlan:

@@ -211,8 +211,8 @@ class ConsoleTracker(Tracker):
     def _says_something(self, record: Record) -> bool:
         """Whether the forecast's band is narrow, or the loss now lies outside it, so that it will fall or rise."""
         low, high, expected = (record.get(f"forecast_{name}") for name in ("low", "high", "loss"))
-        if low is None or high is None or expected is None or not self._recent_losses:
-            return False
+        if low is None or high is None or expected is None or not self._recent_losses or low == high:
+            return False  # where they are equal the end is there
         now = sum(self._recent_losses) / len(self._recent_losses)
         return high - low <= NARROW_RATIO * expected or not low <= now <= high
 
@@ -270,6 +270,8 @@ def train_line(record: Record, total_steps: int | None, width: int) -> str:
     digits = len(str(total_steps)) if total_steps is not None else 6
     step = f"step {int(record['step']):>{digits}}" + (f"/{total_steps}" if total_steps is not None else "")
     given = {name: digits for name, digits in NUMBER_WIDTHS.items() if name == "loss" or record.get(name) is not None}
+    if record.get("eta_seconds") == 0:  # the last step
+        del given["eta_seconds"]
     cells = {name: METRICS[name].show(record.get(name), digits) for name, digits in given.items()}
     if record.get("forecast_loss") is not None:
         low, high = (METRICS["loss"].number(record[name]) for name in ("forecast_low", "forecast_high"))
