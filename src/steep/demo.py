@@ -31,7 +31,7 @@ from steep.core.say import Say
 from steep.runtime.tuning import tune_process
 
 if TYPE_CHECKING:
-    from steep.training.finish import TrainResult
+    from steep.training.result import TrainResult
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M"
 SHORT_PIECES = 40

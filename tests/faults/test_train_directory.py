@@ -20,8 +20,8 @@ from steep.data.open import open_run_data
 from steep.inspection import inspect
 from steep.store.cut_store import CutStore
 from steep.tokenizer.open import load_tokenizer
-from steep.training.finish import TrainResult
 from steep.training.loop import train
+from steep.training.result import TrainResult
 from support import losses, run_mapping, write_yaml
 
 

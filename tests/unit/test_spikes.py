@@ -12,8 +12,8 @@ import pytest
 
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, TrainingError
-from steep.training.finish import TrainResult
 from steep.training.loop import train
+from steep.training.result import TrainResult
 from steep.training.spikes import FEWEST_STEPS, spike_threshold
 from support import losses, run_mapping
 

@@ -14,6 +14,7 @@ from steep.config.recipes import recipe_lines
 from steep.config.run import RunConfig
 from steep.core import targets
 from steep.core.errors import ConfigError
+from steep.core.html import bars, notebook_table, preformatted
 from steep.core.progress import progress_when_needed
 from steep.core.public import Readable, public
 from steep.core.say import Say, say_nothing, tell
@@ -155,53 +156,67 @@ class RunPlan(Readable):
             )
         ]
 
-    def _scoring_lines(self) -> list[str]:
+    def _scoring_text(self) -> str:
         scoring = self.scoring
-        if not scoring.texts:
-            return []
         texts = "the held-out text" if scoring.texts == 1 else f"{scoring.texts} held-out texts"
-        return [
-            f"  scoring   {scoring.evaluations} x {format_count(scoring.tokens)} tokens of {texts}, about "
+        return (
+            f"{scoring.evaluations} x {format_count(scoring.tokens)} tokens of {texts}, about "
             f"{format_seconds(scoring.ratio * self.seconds)} ({scoring.ratio:.0%} of training)"
-        ]
+        )
 
-    def to_text(self) -> str:
+    def facts(self) -> list[tuple[str, str]]:
+        """What the plan says, each with the name of what it is about; without a name it belongs to the one before."""
         facts, sizes = self.structure, self.sizes
         accumulation = f", {sizes.grad_accum_steps} x {sizes.micro_batch_size}" if sizes.grad_accum_steps > 1 else ""
         trained = "" if facts.trainable == facts.parameters else f", {format_count(facts.trainable)} trained"
         adapted = self.config.adapter is not None
         capacity = capacity_line(facts.trainable, self.data.new_text_tokens(self.tokens)) if adapted else ""
-        lines = [
-            f"plan of {self.config.run.name}",
-            f"  model     {facts.name}: {facts.family}, {format_count(facts.parameters)} parameters{trained}",
-            *([f"            {capacity}"] if capacity else []),
-            f"  device    {self.hardware.name}, precision {self.precision}",
-            *map(_source_line, self._sources()),
-            *(f"            {remark}" for remark in self.remarks),
-            *map(_held_out_line, self.data.held_out_texts),
-            f"  run       {sizes.steps:,} steps of {sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation} = "
-            f"{format_count(self.tokens)} tokens",
-            *(f"            {choice}" for choice in self.choices),
-            f"  time      about {format_seconds(self.seconds)} of training ({self.hardware.basis})",
-            *self._scoring_lines(),
-            f"  memory    {format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}{facts.memory_note}",
-            *memory_bar(self.memory),
-            *([f"            {facts.memory.note}"] if facts.memory.note else []),
-            f"  saving    {self.checkpoints.to_text()}",
-            *(f"  {line}" for line in recipe_lines(self.config.to_mapping())),
+        batch = f"{sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation}"
+        return [
+            ("model", f"{facts.name}: {facts.family}, {format_count(facts.parameters)} parameters{trained}"),
+            *([("", capacity)] if capacity else []),
+            ("device", f"{self.hardware.name}, precision {self.precision}"),
+            *(("data", _source_text(source)) for source in self._sources()),
+            *(("", remark) for remark in self.remarks),
+            *(("held out", _held_out_text(text)) for text in self.data.held_out_texts),
+            ("run", f"{sizes.steps:,} steps of {batch} = {format_count(self.tokens)} tokens"),
+            *(("", choice) for choice in self.choices),
+            ("time", f"about {format_seconds(self.seconds)} of training ({self.hardware.basis})"),
+            *([("scoring", self._scoring_text())] if self.scoring.texts else []),
+            (
+                "memory",
+                f"{format_bytes(self.peak_bytes)} of {format_bytes(self.hardware.memory_bytes)}{facts.memory_note}",
+            ),
+            *([("", facts.memory.note)] if facts.memory.note else []),
+            ("saving", self.checkpoints.to_text()),
         ]
-        return "\n".join(lines)
+
+    def to_text(self) -> str:
+        lines = [f"plan of {self.config.run.name}"]
+        for name, text in self.facts():
+            lines += [f"  {name:<10}{text}", *(memory_bar(self.memory) if name == "memory" else [])]
+        return "\n".join([*lines, *(f"  {line}" for line in recipe_lines(self.config.to_mapping()))])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        recipe = "\n".join(recipe_lines(self.config.to_mapping()))
+        bytes_text = {name: format_bytes(size) for name, size in self.memory.items()}
+        return (
+            notebook_table(["plan of", self.config.run.name], self.facts(), numbers_from=99)
+            + bars(self.memory, bytes_text)
+            + (preformatted(recipe) if recipe else "")
+        )
 
 
-def _source_line(source: dict[str, Any]) -> str:
+def _source_text(source: dict[str, Any]) -> str:
     size = f"{source['documents']:,} documents, {format_count(source['tokens'])} tokens, {source['epochs'] or 0:.2f} epochs"
     what = "streamed, size not known" if source["epochs"] is None else size
     replay = " (replay)" if source["role"] == "replay" else ""
-    return f"  data      {source['name']}: {what}, {source['share']:.1%} of the sequences{replay}"
+    return f"{source['name']}: {what}, {source['share']:.1%} of the sequences{replay}"
 
 
-def _held_out_line(text: HeldOutText) -> str:
-    return f"  held out  {text.name}: {format_count(text.num_tokens)} tokens, {role_of(text.name, text.role)[0]} text"
+def _held_out_text(text: HeldOutText) -> str:
+    return f"{text.name}: {format_count(text.num_tokens)} tokens, {role_of(text.name, text.role)[0]} text"
 
 
 def memory_bar(parts: dict[str, int]) -> list[str]:

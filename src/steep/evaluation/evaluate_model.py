@@ -13,6 +13,7 @@ import numpy as np
 
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
+from steep.core.html import notebook_table, preformatted
 from steep.core.progress import progress_bar
 from steep.core.public import Readable, public
 from steep.core.say import Say, say_nothing, tell
@@ -71,16 +72,32 @@ class Evaluation(Readable):
             mapping["end_of_text"] = self.end_of_text.to_mapping()
         return mapping
 
-    def to_text(self) -> str:
-        rows = [("text", "nats/token", "perplexity", "bits/byte", *(["against", "change"] if self.against else []))]
+    @property
+    def title(self) -> str:
+        """What was scored."""
+        return f"{self.model} against {self.against}" if self.against else self.model
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The head, then one row of strings per text."""
+        rows: list[tuple[str, ...]] = [
+            ("text", "nats/token", "perplexity", "bits/byte", *(["against", "change"] if self.against else []))
+        ]
         others: Sequence[Score | None] = self.against_scores or [None] * len(self.scores)
         for score, other in zip(self.scores, others, strict=True):
             row = (score.text, f"{score.nats_per_token:.4f}", f"{score.perplexity:.3f}", _bits(score))
             rows.append(row + ((_bits(other), _change(score, other)) if other else ()))
-        title = f"{self.model} against {self.against}" if self.against else self.model
+        return rows
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        head, *rows = self.rows()
+        reports = [report.to_text() for report in (self.forgetting, self.end_of_text) if report is not None]
+        return notebook_table(head, rows, self.title) + "".join(map(preformatted, reports))
+
+    def to_text(self) -> str:
         tokens = ", ".join(f"{s.text}: {s.tokens:,} tokens of {s.documents:,} documents" for s in self.scores)
         reports = [report.to_text() for report in (self.forgetting, self.end_of_text) if report is not None]
-        return "\n".join([title, *text_table(rows), tokens, *(f"\n{report}" for report in reports)])
+        return "\n".join([self.title, *text_table(self.rows()), tokens, *(f"\n{report}" for report in reports)])
 
 
 def _bits(score: Score) -> str:

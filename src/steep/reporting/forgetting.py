@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from steep.core.html import escape, table
 from steep.evaluation.end_of_text import audit_lines
 from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, forgetting_report
 from steep.metrics import METRICS, MISSING
-from steep.reporting.html import escape, missing, plain, table
+from steep.reporting.html import missing, plain
 from steep.reporting.run_files import Record, RunFiles
 
 

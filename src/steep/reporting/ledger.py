@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from steep.core.html import escape, table
 from steep.core.units import format_bytes
-from steep.reporting.html import escape, missing, plain, table
+from steep.reporting.html import missing, plain
 from steep.reporting.run_files import RunFiles
 
 PLANNED_COLUMNS = ("documents", "tokens", "sequences", "epochs")

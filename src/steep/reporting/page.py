@@ -18,6 +18,7 @@ from steep.config.checks import nearest_path
 from steep.core.blank_lines import fold_blank_lines
 from steep.core.errors import ConfigError
 from steep.core.files import write_text
+from steep.core.html import details, escape, table
 from steep.core.public import public
 from steep.core.units import format_bytes, format_count, format_seconds
 from steep.metrics import METRICS, MISSING, SourceTotals
@@ -29,7 +30,7 @@ from steep.reporting.forgetting import (
     scores_section,
     started_fresh,
 )
-from steep.reporting.html import details, escape, missing, plain, table
+from steep.reporting.html import missing, plain
 from steep.reporting.ledger import ledger_section
 from steep.reporting.palette import css_variables
 from steep.reporting.plots import held_out_curve, inline_svg, loss_plot, memory_parts, memory_plot, metric_plot

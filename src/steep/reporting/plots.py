@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steep.core.files import atomic_writer
+from steep.core.html import escape
 from steep.core.public import public
 from steep.core.units import format_bytes, format_count
 from steep.reporting.curves import Curve, curve, downsample, smooth, smoothing_window
-from steep.reporting.html import escape
 from steep.reporting.palette import CSS_VARIABLES, LIGHT, PART_COLOURS, TEXT_STYLES
 from steep.reporting.run_files import RunFiles, read_run
 
@@ -211,11 +211,19 @@ def inline_svg(figure: Figure, name: str, title: str, description: str, css_clas
     )
 
 
+def png_of(figure: Figure) -> bytes:
+    """The figure as a PNG of twice its size in pixels."""
+    buffer = io.BytesIO()
+    with report_style():
+        figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def write_training_loss(run_directory: str | Path) -> Path:
     """Draw the loss curves of a run into training_loss.png (1,800 x 800 pixels) and return its path."""
     path = Path(run_directory) / "training_loss.png"
     run = read_run(run_directory)
     figure = loss_plot(run, width=900, height=400, title=f"{run.name}: loss in training and on held-out text")
-    with atomic_writer(path) as file, report_style():
-        figure.savefig(file, format="png", dpi=144, metadata={"Software": None})
+    with atomic_writer(path) as file:
+        file.write(png_of(figure))
     return path

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from steep.config.run import RunConfig
@@ -17,40 +15,12 @@ from steep.reporting.plots import write_training_loss
 from steep.runtime.run_directory import RunDirectory
 from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import Job
+from steep.training.result import TrainResult
 from steep.training.spikes import ROLLBACKS_FILE
 from steep.training.state import TrainState
 
 MOST_TEXTS = 4
 """Held-out texts that the verdict names; the report has all."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended."""
-
-    run_directory: Path
-    status: str
-    """done, or interrupted by a signal or a time limit."""
-    exit_code: int
-    """0, 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM."""
-    step: int
-    tokens: int
-    seconds: float
-    before: dict[str, Any] = field(repr=False)
-    """Scores of the model before step 0, by text."""
-    after: dict[str, Any] = field(repr=False)
-    """Scores at the end, by text."""
-
-    def __repr__(self) -> str:
-        head = (
-            f"TrainResult({self.run_directory}: {self.status} at step {self.step}, {format_count(self.tokens)} tokens"
-        )
-        changes = [
-            f"{text} {self.before[text]['bits_per_byte']:.4f} -> {score['bits_per_byte']:.4f} bits/byte"
-            for text, score in self.after.items()
-            if score.get("bits_per_byte") is not None and text in self.before
-        ]
-        return ", ".join([head, *changes]) + ")"
 
 
 def is_finished(run: RunDirectory, job: Job, state: TrainState) -> bool:

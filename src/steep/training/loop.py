@@ -25,9 +25,10 @@ from steep.trackers.backends.jsonl import read_records
 from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import Job, assemble, open_loader
 from steep.training.failure import explained_errors
-from steep.training.finish import TrainResult, already_finished, describe_end, is_finished
+from steep.training.finish import already_finished, describe_end, is_finished
 from steep.training.forecast import Forecaster
 from steep.training.meter import Meter
+from steep.training.result import TrainResult
 from steep.training.resume import (
     ResumePoint,
     checkpoint_state,

@@ -18,7 +18,8 @@ from steep.config.load import ConfigLike, as_config
 from steep.config.run import RunConfig
 from steep.core import targets
 from steep.core.errors import ConfigError
-from steep.core.files import write_json
+from steep.core.files import atomic_writer, write_json
+from steep.core.html import picture, preformatted
 from steep.core.public import Readable, public
 from steep.core.say import Say, tell
 from steep.core.section import Target
@@ -27,7 +28,7 @@ from steep.evaluation.forgetting import role_of
 from steep.optim.config import OptimizerConfig, ScheduleConfig
 from steep.optim.schedule import multiplier
 from steep.reporting.palette import LIGHT, TEXT_STYLES
-from steep.reporting.plots import drawing, name_figure, report_style
+from steep.reporting.plots import drawing, name_figure, png_of
 from steep.runtime.ranks import Ranks, join_ranks
 from steep.runtime.seed import seed_everything
 from steep.training.assemble import Job, assemble, open_loader
@@ -93,6 +94,11 @@ class LearningRates(Readable):
         """As JSON values."""
         return {**asdict(self), "path": str(self.path)}
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        name = self.path.parent.parent.name
+        return preformatted(self.to_text()) + picture(png_of(rates_plot(self, name)), "loss over learning rates")
+
     def to_text(self) -> str:
         names = list(self.base)
         rows = [["learning rate", "embeddings", *names]]
@@ -156,9 +162,8 @@ def lr_find(
     rates_found = (best.learning_rate, best.embedding_learning_rate)
     found = LearningRates(*rates_found, reason, sweep.base, trials, sweep.domain, steps, folder / "lr_find.json")
     write_json(found.path, found.to_mapping())
-    picture = rates_plot(found, config.run.name)
-    with report_style():
-        picture.savefig(folder / "lr_find.png", format="png", dpi=144, metadata={"Software": None})
+    with atomic_writer(folder / "lr_find.png") as file:
+        file.write(png_of(rates_plot(found, config.run.name)))
     return found
 
 
