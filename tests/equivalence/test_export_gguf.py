@@ -42,6 +42,32 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {**LAYERS, "head_dim": 32},
     "gemma2": {**LAYERS, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64},
     "gemma3_text": {**LAYERS, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64},
+    "mixtral": {**LAYERS, "num_local_experts": 4},
+    "smollm3": {**LAYERS, "num_hidden_layers": 4, "pad_token_id": 0},
+    "granite": {**LAYERS, "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5,
+                "logits_scaling": 2.0, "tie_word_embeddings": True},
+    "qwen2_moe": {**LAYERS, "num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 96},
+    "qwen3_moe": {**LAYERS, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 32,
+                  "norm_topk_prob": True},
+    "gemma": {**LAYERS, "head_dim": 32},
+    "phi3": {**LAYERS, "pad_token_id": 0, "sliding_window": 400},
+    "phi3, longrope": {
+        **LAYERS, "model_type": "phi3", "pad_token_id": 0, "max_position_embeddings": 1024,
+        "original_max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + i / 10 for i in range(4)],
+                            "long_factor": [2.0 + i for i in range(4)], "partial_rotary_factor": 0.5,
+                            "original_max_position_embeddings": 512},
+    },
+    "olmo2": {**LAYERS, "tie_word_embeddings": False},
+    "olmo2, tied": {**LAYERS, "model_type": "olmo2", "tie_word_embeddings": True},
+    "exaone4": {**LAYERS, "sliding_window": None, "layer_types": ["full_attention"] * 2},
+    "exaone4, llama3 rope": {
+        **LAYERS, "model_type": "exaone4", "sliding_window": None, "layer_types": ["full_attention"] * 2,
+        "rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
+                            "high_freq_factor": 4.0, "original_max_position_embeddings": 128},
+    },
+    "glm4": {**LAYERS, "head_dim": 16, "pad_token_id": 0},
+    "starcoder2": {**LAYERS},
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 512, "n_positions": 512},
 }  # fmt: skip
 
@@ -65,9 +91,25 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_directory: P
     return folders
 
 
-ALIKE = ("llama, yarn rope", "mistral", "qwen2", "gemma2")
+ALIKE = ("llama, yarn rope", "mistral", "qwen2", "gemma2", "qwen2_moe", "phi3", "phi3, longrope", "starcoder2")
 """Written by the same code as another family here; tested in make test-all."""
-MARKED = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in FAMILIES]
+BY_LLAMA_CPP_ALONE = (
+    "mixtral",
+    "smollm3",
+    "granite",
+    "gemma",
+    "olmo2",
+    "olmo2, tied",
+    "exaone4",
+    "exaone4, llama3 rope",
+    "glm4",
+)
+"""Families that transformers' reader of .gguf files does not know."""
+MARKED = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else [])
+    for name in FAMILIES
+    if name not in BY_LLAMA_CPP_ALONE
+]
 
 
 @pytest.mark.parametrize("name", MARKED)
@@ -105,9 +147,9 @@ def test_the_rounding_of_a_dtype_is_told(
 
 def corrupted(task: Any, folder: Path, expected: Any, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write again with `change` done to the converter's description of the family, and verify against the first answers."""
-    from steep.exporters import gguf_model
+    from steep.exporters import gguf_families
 
-    monkeypatch.setitem(gguf_model.FAMILIES, task.model.config.model_type, change)
+    monkeypatch.setitem(gguf_families.FAMILIES, task.model.config.model_type, change)
     gguf.write(task, folder)
     with pytest.raises(ModelError, match="is not the trained model"):
         gguf.verify(task, folder, expected)
@@ -125,13 +167,61 @@ def test_a_wrong_conversion_is_refused(
 ) -> None:
     from dataclasses import replace
 
-    from steep.exporters.gguf_model import FAMILIES as known
+    from steep.exporters.gguf_families import FAMILIES as known
 
     with open_task(str(models[name]), "gguf", Options(dtype="f32")) as (_, task):
         ask_trained(task)
         expected = gguf.write(task, tmp_path / "right")
         gguf.verify(task, tmp_path / "right", expected)
         corrupted(task, tmp_path / "wrong", expected, replace(known[name], **changes), monkeypatch)
+
+
+def test_a_family_that_only_llama_cpp_reads_is_refused_without_it(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STEEP_LLAMA_CPP_PYTHON", raising=False)
+    monkeypatch.setattr(gguf, "llama_cpp_python", lambda given: given)
+    for name in BY_LLAMA_CPP_ALONE:
+        with pytest.raises(ConfigError, match="verified by llama.cpp alone, which was not found: pip install"):
+            steep.export(models[name], to="gguf", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "problem"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 1, 1, 1]}, "other layers than every fourth"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob is False, and llama.cpp takes True"),
+        ("qwen2_moe", {"mlp_only_layers": [0]}, "some of its layers have no experts"),
+        ("exaone4", {"sliding_window": 64, "layer_types": ["sliding_attention"] * 2}, "only with 64 layers"),
+        ("phi3", {"num_attention_heads": 2, "head_dim": 16}, "heads of 16 are not"),
+        ("olmo2", {"hidden_act": "gelu"}, "its activation is 'gelu'"),
+    ],
+)
+def test_what_llama_cpp_computes_differently_is_refused(name: str, changes: dict[str, Any], problem: str) -> None:
+    from transformers import AutoConfig
+
+    from steep.exporters.gguf_families import family_of
+
+    config = AutoConfig.for_model(name, **{**FAMILIES[name], **changes})
+    with pytest.raises(ModelError, match=problem):
+        family_of(config)
+
+
+def test_a_window_that_llama_cpp_lacks_bounds_the_context_and_a_name_cannot_hinder_loading() -> None:
+    from transformers import AutoConfig
+
+    from steep.exporters.gguf_families import context_length, family_of
+
+    for name, window, tokens in [
+        ("phi3", 400, 400),
+        ("mistral", 100, 100),
+        ("mistral", None, 512),
+        ("gemma2", 64, 512),
+    ]:
+        config = AutoConfig.for_model(name, **{**FAMILIES[name], "sliding_window": window})
+        assert context_length(config, family_of(config)) == tokens
+    assert gguf.general_name("my-Phi3", ["<s>"]) == "my-phi 3"
+    assert gguf.general_name("phi-3", ["<s>", "</s>", "<unk>", "<|endoftext|>"]) == "phi-3"
 
 
 def test_a_token_that_begins_with_a_space_is_said_to_need_llama_cpp(tiny_tokenizer_directory: Path) -> None:

@@ -8,8 +8,9 @@ GPT-2's linear layers are transposed). Names come from the gguf package. What ll
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,100 +18,15 @@ from numpy.typing import NDArray
 
 from steep.core.errors import ModelError
 from steep.core.gguf_metadata import CONFIG_FIELD
+from steep.exporters.gguf_families import Family, context_length, head_size, ropes_of
 
 FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}
 """general.file_type: llama.cpp's LLAMA_FTYPE of mostly this type."""
 
 ROPE_FACTORS = "rope_freqs.weight"
 
-
-@dataclass(frozen=True)
-class Family:
-    """How one architecture of llama.cpp stores a family's weights."""
-
-    architecture: str
-    interleaves_rotation: bool = False
-    """Query and key rows are paired as (0, 1), (2, 3), ... and not as (0, half), (1, half + 1), ..."""
-    norm_offset: float = 0.0
-    """Added to every norm's weight."""
-    transposes: bool = False
-    """transformers stores linear layers as (in, out) (GPT-2's Conv1D)."""
-    activations: tuple[str, ...] = ("silu",)
-    """The activations that llama.cpp computes, under transformers' names."""
-
-
-GEMMA_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")
-FAMILIES = {
-    "llama": Family("llama", interleaves_rotation=True),
-    "mistral": Family("llama", interleaves_rotation=True),
-    "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3"),
-    "gemma2": Family("gemma2", norm_offset=1.0, activations=GEMMA_ACTIVATIONS),
-    "gemma3_text": Family("gemma3", norm_offset=1.0, activations=GEMMA_ACTIVATIONS),
-    "gpt2": Family("gpt2", transposes=True, activations=("gelu_new", "gelu_pytorch_tanh")),
-}
-"""By transformers' model_type."""
-
-SLIDING_PERIOD = {"gemma2": 2, "gemma3": 6}
+SLIDING_PERIOD = {"gemma2": 2, "gemma3": 6, "exaone4": 4}
 """One layer in this many has full attention, where the file does not say."""
-
-MANY_LAYERS = {"gemma2": 46, "gemma3": 62}
-"""Layer counts of the 27B models: llama.cpp scales their attention by hidden size / heads, that of others by head size."""
-
-
-def family_of(config: Any) -> Family:
-    """The family of a configuration. Raises ModelError for one that has none here, or that llama.cpp computes differently."""
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise ModelError(
-            f"there is no gguf format of {config.model_type}; there is one of: {', '.join(FAMILIES)}. "
-            "Export it as hf and convert that folder with llama.cpp's convert_hf_to_gguf.py"
-        )
-    for problem in _problems(config, family):
-        raise ModelError(f"llama.cpp cannot compute this {config.model_type}: {problem}")
-    return family
-
-
-def _problems(config: Any, family: Family) -> Iterator[str]:
-    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
-    activation = getattr(config, "activation_function", activation)
-    if activation not in family.activations:
-        yield f"its activation is {activation!r}, and llama.cpp's {family.architecture} has {family.activations[0]!r}"
-    window = getattr(config, "sliding_window", None)
-    if family.architecture == "llama" and window is not None and window < config.max_position_embeddings:
-        yield f"it has a sliding window of {window} tokens, and llama.cpp runs {config.model_type} without one"
-    if family.architecture in ("qwen2", "qwen3") and getattr(config, "use_sliding_window", False):
-        yield "it has a sliding window (use_sliding_window)"
-    if family.architecture in MANY_LAYERS:
-        has_many = config.num_hidden_layers == MANY_LAYERS[family.architecture]
-        assumed = float(config.hidden_size / config.num_attention_heads if has_many else _head_size(config))
-        if config.query_pre_attn_scalar != assumed:
-            yield f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, and llama.cpp assumes {assumed}"
-    if family.architecture == "gpt2" and not getattr(config, "scale_attn_weights", True):
-        yield "scale_attn_weights is off"
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        yield "scale_attn_by_inverse_layer_idx is on"
-    for layer_type, rope in _ropes(config).items():
-        kind = rope.get("rope_type", "default")
-        known = ("default", "linear", "yarn", *(("llama3",) if family.architecture == "llama" else ()))
-        if kind not in known or (kind != "default" and layer_type == "sliding_attention"):
-            yield f"its positions are scaled with {kind!r}, which a gguf file of {family.architecture} cannot express"
-        if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            yield f"it rotates {rope['partial_rotary_factor']} of each head"
-
-
-def _head_size(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _ropes(config: Any) -> dict[str, dict[str, Any]]:
-    """Rotation settings by layer type; all layers are `full_attention` where there is one kind. Empty without rotation."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    if not parameters:
-        return {}
-    if "full_attention" in parameters:
-        return {name: dict(rope) for name, rope in parameters.items() if isinstance(rope, dict)}
-    return {"full_attention": dict(parameters)}
 
 
 # ---- keys ----
@@ -141,7 +57,7 @@ def write_keys(writer: Any, config: Any, family: Family, name: str, dtype: str, 
     writer.add_file_type(FILE_TYPES[dtype])
     writer.add_quantization_version(2)  # GGML_QNT_VERSION
     writer.add_string(CONFIG_FIELD, json.dumps(config_json, sort_keys=True))
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(context_length(config, family))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_vocab_size(config.vocab_size)
@@ -152,26 +68,54 @@ def write_keys(writer: Any, config: Any, family: Family, name: str, dtype: str, 
     if family.architecture == "gpt2":
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
         return
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(_head_size(config))
-    writer.add_key_length(_head_size(config))
-    writer.add_value_length(_head_size(config))
+    if family.architecture == "starcoder2":
+        writer.add_layer_norm_eps(config.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rotated = ropes_of(config).get("full_attention", {}).get("partial_rotary_factor", 1.0)
+    writer.add_rope_dimension_count(int(head_size(config) * rotated))
+    writer.add_key_length(head_size(config))
+    writer.add_value_length(head_size(config))
     _write_rope(writer, config)
+    _write_experts(writer, config, family)
+    if family.architecture == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if family.architecture == "phi3":
+        writer.add_sliding_window(0)  # llama.cpp computes none
     if family.architecture in SLIDING_PERIOD:
-        _write_gemma(writer, config, family)
+        _write_layer_types(writer, config, family)
+
+
+def _write_experts(writer: Any, config: Any, family: Family) -> None:
+    if family.renormalizes is None:
+        return
+    writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    if (width := getattr(config, "moe_intermediate_size", None)) is not None:
+        writer.add_expert_feed_forward_length(width)
+    if (width := getattr(config, "shared_expert_intermediate_size", None)) is not None:
+        writer.add_expert_shared_feed_forward_length(width)
 
 
 def _write_rope(writer: Any, config: Any) -> None:
     from gguf import RopeScalingType
 
-    ropes = _ropes(config)
+    ropes = ropes_of(config)
     rope = ropes.get("full_attention", {})
     writer.add_rope_freq_base(rope.get("rope_theta", 10000.0))
     if "sliding_attention" in ropes:
         writer.add_rope_freq_base_swa(ropes["sliding_attention"].get("rope_theta", 10000.0))
     kind = rope.get("rope_type", "default")
+    if kind == "longrope":
+        original, factor = _longrope_sizes(config, rope)
+        writer.add_rope_scaling_orig_ctx_len(original)
+        usual = np.sqrt(1 + np.log(factor) / np.log(original)) if factor > 1 else 1.0
+        writer.add_rope_scaling_attn_factors(rope.get("attention_factor") or float(usual))
     if kind not in ("linear", "yarn"):
-        return  # llama3's factors are stored as a tensor
+        return  # the factors of llama3 and longrope are stored as tensors
     writer.add_rope_scaling_type(RopeScalingType.LINEAR if kind == "linear" else RopeScalingType.YARN)
     writer.add_rope_scaling_factor(rope["factor"])
     if kind == "yarn":
@@ -186,7 +130,13 @@ def _write_rope(writer: Any, config: Any) -> None:
             writer.add_rope_scaling_attn_factors(rope["attention_factor"] / (1 + 0.1 * np.log(rope["factor"])))
 
 
-def _write_gemma(writer: Any, config: Any, family: Family) -> None:
+def _longrope_sizes(config: Any, rope: dict[str, Any]) -> tuple[int, float]:
+    """The positions before the extension, and how many times as many there are now."""
+    original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    return int(original), float(rope.get("factor") or config.max_position_embeddings / original)
+
+
+def _write_layer_types(writer: Any, config: Any, family: Family) -> None:
     if getattr(config, "attn_logit_softcapping", None) is not None:
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
     if getattr(config, "final_logit_softcapping", None) is not None:
@@ -225,23 +175,39 @@ def tensors_of(model: Any, family: Family) -> list[Tensor]:
     seen: set[int] = set()
     tensors = []
     for own_name, weight in model.state_dict().items():
-        if weight.data_ptr() in seen:
+        if weight.data_ptr() in seen and not (family.needs_head and own_name == "lm_head.weight"):
             continue  # an output head that is tied to the embeddings
         seen.add(weight.data_ptr())
-        stem, _, kind = own_name.rpartition(".")
-        name = names.get_name(stem)
-        if name is None:
-            raise ModelError(f"llama.cpp's {family.architecture} has no tensor for the weight {own_name}")
-        tensors.append(_tensor(f"{name}.{kind}", weight, model.config, family))
-    factors = _llama3_factors(model)
-    if factors is not None:
-        tensors.append(Tensor(ROPE_FACTORS, factors.shape, True, lambda: factors, lambda values: None))
+        for stem, kind, part in _parts(own_name, weight):
+            name = names.get_name(stem)
+            if name is None:
+                raise ModelError(f"llama.cpp's {family.architecture} has no tensor for the weight {own_name}")
+            tensors.append(_tensor(f"{name}.{kind}", part, model.config, family))
+    for name, factors in _rotation_factors(model).items():
+        tensors.append(Tensor(name, factors.shape, True, partial(_itself, factors), lambda values: None))
     return tensors
+
+
+def _parts(own_name: str, weight: Any) -> list[tuple[str, str, Any]]:
+    """(name without its kind, kind, weight) of the tensors that a weight becomes: two matrices of experts in one are separate."""
+    stem, _, kind = own_name.rpartition(".")
+    if kind == "gate_up_proj":
+        half = weight.shape[1] // 2
+        return [(f"{stem}.gate_proj", "weight", weight[:, :half]), (f"{stem}.up_proj", "weight", weight[:, half:])]
+    if kind == "down_proj":
+        return [(own_name, "weight", weight)]
+    if stem.endswith("shared_expert_gate"):
+        return [(stem, kind, weight[0])]  # a vector in llama.cpp
+    return [(stem, kind, weight)]
+
+
+def _itself(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values
 
 
 def _tensor(name: str, weight: Any, config: Any, family: Family) -> Tensor:
     to_file, from_file = _layout(name, weight, config, family)
-    keeps_fp32 = weight.ndim == 1 or name == "position_embd.weight"
+    keeps_fp32 = weight.ndim == 1 or name == "position_embd.weight" or ".ffn_gate_inp." in name
     shape = tuple(weight.shape)
 
     def read() -> NDArray[np.float32]:
@@ -289,12 +255,18 @@ def deinterleave(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]
     return values.reshape(heads, -1, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
-def _llama3_factors(model: Any) -> NDArray[np.float32] | None:
-    """(H/2,) divisors of the rotation frequencies for Llama 3.1's scaling: theta**(-2i/H) over the model's own frequency i."""
-    rope = _ropes(model.config).get("full_attention", {})
+def _rotation_factors(model: Any) -> dict[str, NDArray[np.float32]]:
+    """(H/2,) divisors of the rotation frequencies by name, where they are not in the keys: for Llama 3.1's scaling,
+    theta**(-2i/H) over the model's own frequency i; for longrope those of short and of long texts."""
+    rope = ropes_of(model.config).get("full_attention", {})
+    if rope.get("rope_type") == "longrope":
+        return {
+            f"rope_factors_{length}.weight": np.array(rope[f"{length}_factor"], np.float32)
+            for length in ("long", "short")
+        }
     if rope.get("rope_type") != "llama3":
-        return None
-    size = _head_size(model.config)
+        return {}
+    size = head_size(model.config)
     plain = 1.0 / rope["rope_theta"] ** (np.arange(0, size, 2, dtype=np.float64) / size)
     own = model.model.rotary_emb.inv_freq.float().numpy().astype(np.float64)
-    return (plain / own).astype(np.float32)
+    return {ROPE_FACTORS: (plain / own).astype(np.float32)}

@@ -62,6 +62,9 @@ class Bounds:
     loss_change: float
     """Largest change of the loss in nats per token from the trained model in fp32."""
     reason: str
+    share: float = 1.0
+    """Of the positions that `logits_ratio` must hold for. Below 1 for mixtures of experts in other kernels: where a router's
+    choice is nearly a tie, rounding takes another expert, and the logits of that position are others."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,10 @@ class Parity:
     """Tokens from the start that equal those of the trained model in the export's rounding."""
     tokens: int
     """Positions compared."""
+    position_ratios: NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros(0, np.float32), repr=False, compare=False
+    )
+    """(tokens,): the largest difference at each position, as `logits_ratio`; not a number where a logit is none."""
 
     @property
     def loss_change(self) -> float:
@@ -157,7 +164,8 @@ def compare(trained: Answers, expected: Answers, found: Answers, texts: Mapping[
             raise ModelError(
                 f"the exported model gives logits of shape {shape}, the trained model of shape {expected_TV.shape}"
             )
-    difference = max(float(np.abs(found.logits[name] - expected.logits[name]).max()) for name in texts)
+    differences = np.concatenate([np.abs(found.logits[name] - expected.logits[name]).max(-1) for name in texts])
+    difference = float(differences.max())
     if any(not np.isfinite(logits_TV).all() for logits_TV in found.logits.values()):
         difference = float("nan")
     sums = np.sum([_sums(trained.logits[name], found.logits[name], ids) for name, ids in texts.items()], axis=0)
@@ -173,6 +181,7 @@ def compare(trained: Answers, expected: Answers, found: Answers, texts: Mapping[
         greedy_tokens=len(expected.greedy),
         greedy_tokens_equal=_equal_tokens(expected.greedy, found.greedy),
         tokens=int(positions),
+        position_ratios=(differences / spread(expected)).astype(np.float32),
     )
 
 
@@ -184,10 +193,18 @@ def spread(answers: Answers) -> float:
 def check(parity: Parity, expected: Answers, bounds: Bounds, found_greedy: Sequence[int], what: str) -> None:
     """Raises ModelError with the numbers if `parity` is beyond `bounds`. what: names the export in the message."""
     wrong = []
-    if not parity.logits_ratio <= bounds.logits_ratio:
+    within = float((parity.position_ratios <= bounds.logits_ratio).mean())
+    if not (
+        parity.logits_ratio <= bounds.logits_ratio or (np.isfinite(parity.logits_ratio) and within >= bounds.share)
+    ):
         wrong.append(
             f"its logits differ by up to {parity.largest_logit_difference:.3g}, {parity.logits_ratio:.1e} of their spread, "
             f"and {bounds.logits_ratio:.1e} is allowed"
+            + (
+                ""
+                if bounds.share == 1
+                else f" for all but {1 - bounds.share:.0%} of the positions; it holds for {within:.1%}"
+            )
         )
     if not parity.kl_nats <= bounds.kl_nats:
         wrong.append(f"KL is {parity.kl_nats:.2e} nats per token, and {bounds.kl_nats:.1e} is allowed")
