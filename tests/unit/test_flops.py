@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3Moe
 
 from steep.models.flops import count_matmul_parameters, flops_per_token, model_flops_per_token
 from steep.models.gpt2 import build_gpt2_model
-from steep.models.layers import count_parameters
+from steep.models.layers import count_parameters, layer_settings
 from steep.runtime.device import peak_flops
 
 
@@ -70,3 +70,16 @@ def test_a_mixture_counts_the_experts_that_a_token_uses():
         parameter.requires_grad_(parameter is model.lm_head.weight)
     frozen = count_matmul_parameters(model) - embedding
     assert model_flops_per_token(model, 1024) == pytest.approx(2 * frozen + 6 * embedding + attention, rel=1e-6)
+
+
+def test_layers_of_several_sizes_count_each_by_its_own():
+    """Gemma 4: transformers refuses to say the head size of the whole model."""
+    from transformers import Gemma4TextConfig
+
+    heads = [settings.num_attention_heads * settings.head_dim for settings in layer_settings(Gemma4TextConfig())]
+    assert len(set(heads)) == 2
+
+    class Model(torch.nn.Module):
+        config = Gemma4TextConfig()
+
+    assert model_flops_per_token(Model(), 100) == 12 * sum(heads) * 100

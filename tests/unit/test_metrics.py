@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from steep.metrics import EVALUATE_METRICS, METRICS, TRAIN_METRICS, bits_per_byte, reference_markdown
+from steep.training.meter import expert_metrics
 
 TRAIN_KEYS = "step loss grad_norm loss_scale learning_rate tokens_per_second tokens sequences mfu memory_bytes data_wait_seconds step_seconds eta_seconds forecast_loss forecast_low forecast_high balance_loss expert_load_max expert_load_min expert_entropy time"  # noqa: E501
 
@@ -66,3 +67,9 @@ def test_metrics_and_trackers_do_not_import_torch() -> None:
         "heavy = {'torch', 'rich', 'matplotlib', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_expert_is_used_evenly():
+    """HunYuan's smallest mixture has one; the logarithm of one is no divisor."""
+    metrics = expert_metrics([1.0], [[1.0]], step=0)
+    assert (metrics["expert_entropy"], metrics["expert_load_max"]) == (1.0, 1.0)

@@ -17,7 +17,7 @@ from steep.models.config import ModelConfig
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.hf_tokenizer import find_tokenizer_folder, load_hf_tokenizer
-from steep.tokenizer.open import load_tokenizer, text_tokenizer
+from steep.tokenizer.open import check_read_back, load_tokenizer, text_tokenizer
 
 TEXTS = [
     "plain words",
@@ -260,3 +260,20 @@ def test_a_folder_with_a_model_is_left_to_transformers(
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "True"
+
+
+def test_a_tokenizer_that_its_family_would_not_read_back_is_refused(tmp_path, tiny_tokenizer_directory) -> None:
+    """Beside a config.json of qwen2 transformers takes Qwen2Tokenizer, with Qwen's rules for splitting text."""
+    from transformers import LlamaConfig, Qwen2Config
+
+    config = TokenizerConfig(pretrained=str(tiny_tokenizer_directory))
+    tokenizer = load_tokenizer(config)
+    files = {path.name: path.read_bytes() for path in tiny_tokenizer_directory.iterdir()}
+    for family in (LlamaConfig, Qwen2Config):
+        family().save_pretrained(tmp_path / family.__name__)
+        given = {**files, "config.json": (tmp_path / family.__name__ / "config.json").read_bytes()}
+        if family is LlamaConfig:
+            check_read_back(given, config, tokenizer)
+        else:
+            with pytest.raises(ModelError, match="reads it as Qwen2Tokenizer"):
+                check_read_back(given, config, tokenizer)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from steep.models.layers import output_layer, parameter_numbers, text_config
+from steep.models.layers import layer_settings, output_layer, parameter_numbers, text_config
 from steep.models.mixture import find_experts, unused_ratios
 
 
@@ -28,14 +28,21 @@ def flops_per_token(matmul_parameters: int, num_layers: int, attention_width: in
 def model_flops_per_token(model: nn.Module, sequence_length: int) -> int | None:
     """FLOPs per token of a loaded model (on any device, meta included); None without a config that gives its sizes."""
     text = text_config(model)
-    layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
-    heads, head_size = getattr(text, "num_attention_heads", None), getattr(text, "head_dim", None)
-    if isinstance(heads, int) and isinstance(head_size, int):
-        width = heads * head_size  # N * H
-    if layers is None or not isinstance(width, int):
+    widths = [_attention_width(settings) for settings in layer_settings(text)]
+    if not widths or None in widths:
         return None
-    all_trained = flops_per_token(count_matmul_parameters(model), layers, width, sequence_length)
+    total = sum(width for width in widths if width is not None)
+    all_trained = flops_per_token(count_matmul_parameters(model), 1, total, sequence_length)
     return all_trained - flops_saved_by_freezing(model)
+
+
+def _attention_width(settings: Any) -> int | None:
+    """N * H of a layer, else its width; None where its configuration says neither."""
+    heads, head_size = getattr(settings, "num_attention_heads", None), getattr(settings, "head_dim", None)
+    if isinstance(heads, int) and isinstance(head_size, int):
+        return heads * head_size
+    width = getattr(settings, "hidden_size", None)
+    return width if isinstance(width, int) else None
 
 
 def count_matmul_parameters(model: nn.Module) -> int:

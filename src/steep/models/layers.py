@@ -35,6 +35,15 @@ def transformer_layers(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
 
 
+def layer_settings(text: Any) -> list[Any]:
+    """The configuration of each layer: its own where layers differ in size (Gemma 4), else the model's. Empty without one."""
+    count = getattr(text, "num_hidden_layers", None)
+    if not isinstance(count, int):
+        return []
+    own = getattr(text, "per_layer_config", None)
+    return list(own) if own else [text] * count
+
+
 STATE_LAYERS = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "mamba2", "recurrent", "rwkv"}
 """Kinds of layers, as transformers' configurations name them, that pass something from token to token beside attention."""
 
@@ -129,7 +138,7 @@ def vocab_size(model: nn.Module) -> int | None:
 def max_positions(model_or_config: Any) -> int | None:
     """Tokens of the longest sequence that the model was made for; None if it has no such limit."""
     text = text_config(model_or_config)
-    limit = getattr(text, "max_position_embeddings", None)
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)  # MPT, DBRX
     if not isinstance(limit, int) or limit <= 0:
         return None
     rope = getattr(text, "rope_parameters", None) or {}

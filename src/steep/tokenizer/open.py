@@ -5,11 +5,13 @@ Training and preparing use it alone; it needs neither transformers nor torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Optional, Union
 
 from steep.core.errors import ConfigError, ModelError
-from steep.core.say import Say, tell
+from steep.core.say import Say, say_nothing, tell
 from steep.core.section import Target
 from steep.tokenizer.config import TokenizerConfig, VocabularyConfig
 from steep.tokenizer.encode import TextTokenizer, make_text_tokenizer
@@ -72,6 +74,27 @@ def text_tokenizer(
         append_eos=config.append_eos,
         prepend_bos=_adds_bos(hf_tokenizer) if config.prepend_bos is None else config.prepend_bos,
         description=description,
+    )
+
+
+def check_read_back(files: Mapping[str, bytes], config: TokenizerConfig, tokenizer: TextTokenizer) -> None:
+    """Raises ModelError if transformers would read another tokenizer from these files, which a checkpoint will hold.
+
+    files: content by name. For some families (Qwen2, Qwen3.5) transformers takes the class of the family whatever the tokenizer's
+    own files say, and its rules for splitting text with it.
+    """
+    with TemporaryDirectory() as folder:
+        for name, data in files.items():
+            if "/" not in name:
+                (Path(folder) / name).write_bytes(data)
+        found = load_hf_tokenizer(folder, say=say_nothing)
+        if text_tokenizer(found, config).fingerprint == tokenizer.fingerprint:
+            return
+    raise ModelError(
+        f"the tokenizer {tokenizer.description} does not go with this family of models: beside its config.json transformers "
+        f"reads it as {type(found).__name__}, which gives other ids, so a resumed run and a served model would not be what was "
+        "trained. "
+        "Use the tokenizer of the family, or another family for this tokenizer, such as llama or qwen3"
     )
 
 

@@ -60,7 +60,7 @@ from steep.runtime.ranks import Ranks
 from steep.runtime.seed import seed_everything, set_determinism
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
-from steep.tokenizer.open import text_tokenizer, tokenizer_reference
+from steep.tokenizer.open import check_read_back, text_tokenizer, tokenizer_reference
 from steep.tokenizer.vocabulary import Extension, extend_tokenizer
 from steep.training.engine import Engine, TorchEngine
 from steep.training.rehearsal import sizes_that_fit
@@ -144,6 +144,9 @@ def assemble(
             texts = replace(texts, sizes=sizes)
             config = with_values(config, {"train.micro_batch_size": sizes.micro_batch_size})
             plan = plan_start(config, texts, compute, source, say)
+    hf_files = _hf_files(trained, texts.hf_tokenizer, say)
+    if weights is None and config.tokenizer.pretrained is not None and "config.json" in hf_files:
+        check_read_back(hf_files, config.tokenizer, texts.tokenizer)
     seed_everything(config.run.seed)
     return Job(
         config=config,
@@ -152,7 +155,7 @@ def assemble(
         data=texts.data,
         sizes=texts.sizes,
         engine=engine,
-        hf_files=_hf_files(trained, texts.hf_tokenizer, say),
+        hf_files=hf_files,
         weights_file=ADAPTER_WEIGHTS if has_adapter(trained) else CONSOLIDATED_FILE,
         source=source,
         model_choice=recorded_choice(runner.lm_loss, _asked_attention(config)),

@@ -128,7 +128,8 @@ def expert_metrics(balance_losses: Sequence[float], loads: Sequence[Sequence[flo
         return {}
     even = [[share * len(layer) for share in layer] for layer in loads]
     entropies = [
-        -sum(share * math.log(share) for share in layer if share > 0) / math.log(len(layer)) for layer in loads
+        -sum(share * math.log(share) for share in layer if share > 0) / math.log(len(layer)) if len(layer) > 1 else 1.0
+        for layer in loads
     ]
     metrics: dict[str, Any] = {
         "balance_loss": sum(balance_losses) / len(balance_losses),
