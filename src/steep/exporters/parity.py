@@ -145,7 +145,8 @@ def _forward(model: Any, ids: list[int], **options: Any) -> tuple[Any, Any]:
     """Logits (1, T, V) and the key-value cache after `ids`, None for a model without one; it gets the options that it names."""
     import torch
 
-    known = inspect.signature(model.forward).parameters
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's wrapper passes everything on
+    known = inspect.signature(inner.forward).parameters
     caches = "past_key_values" in known
     taken = {name: value for name, value in options.items() if name in known and (caches or name != "use_cache")}
     out = model(input_ids=torch.tensor([ids]), **taken)
