@@ -20,7 +20,10 @@ from steep.core.errors import ConfigError, ModelError
 from steep.core.say import Say
 from steep.core.units import format_count
 from steep.models.config import EMBEDDING_MODULES, AdapterConfig
+from steep.models.coverage import left_out
+from steep.models.expert_adapters import expert_targets, plan_expert_adapters
 from steep.models.layers import count_trained, has_adapter, has_no_data, input_layer, is_tied, output_layer, plain_name
+from steep.models.mixture import find_experts
 from steep.models.reach import uncalled
 from steep.models.reference import ADAPTER_CONFIG, BASE_CONFIG
 from steep.runtime.optional_packages import quiet_imports
@@ -50,10 +53,11 @@ def add_adapter(
     """
     with quiet_imports():
         from peft import LoraConfig, get_peft_model
-        from peft.utils import ModulesToSaveWrapper
 
     targets, saved = _split_targets(model, config, say)
+    stacked = expert_targets(model, config)
     tied = bool(saved) and is_tied(model)
+    without = _without_adapter(model, config, {*targets, *stacked}, saved)
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
@@ -62,6 +66,7 @@ def add_adapter(
         lora_dropout=config.dropout,
         bias=config.bias,
         target_modules=targets,
+        target_parameters=stacked or None,
         modules_to_save=list(saved) or None,  # peft adds to the list it is given
         ensure_weight_tying=tied,
         task_type="CAUSAL_LM",
@@ -78,21 +83,17 @@ def add_adapter(
     model.peft_config["default"].revision = revision  # type: ignore[index,operator,union-attr]
     if config.lora_plus_ratio is not None:
         model.lora_plus_ratio = config.lora_plus_ratio  # type: ignore[assignment]
-    for parameter in model.parameters():  # tied tensors stay one
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            # peft keeps the original, which may be large, so that the adapter can be switched off; steep never does that
-            for parameter in module.original_module.parameters():
-                parameter.data = parameter.data.new_empty(0)
+    _keep_what_is_trained(model)
     scale = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
     kind = ("rs" if config.rslora else "") + {"lora": "LoRA", "dora": "DoRA"}[config.type]
     say(
         f"adapter: {kind} of rank {config.rank}, scale {scale:.3g}, on {len(targets)} linear layers"
+        + (f" and {len(stacked)} stacks of experts" if stacked else "")
         + (f"; {', '.join(saved)} trained in full{' as one tensor' if tied else ''}" if saved else "")
         + f"; {count_trained(model):,} trained parameters"
     )
+    if without:
+        say(without)
     return wrapped
 
 
@@ -158,6 +159,38 @@ def _without_effect(model: nn.Module, linear: set[str], say: Say) -> set[str]:
         )
         left_out |= refused
     return left_out
+
+
+def _keep_what_is_trained(model: nn.Module) -> None:
+    """Trained tensors in fp32; of modules that are trained in full, no second copy."""
+    from peft.utils import ModulesToSaveWrapper  # as above
+
+    for parameter in model.parameters():  # tied tensors stay one
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            # peft keeps the original, which may be large, so that the adapter can be switched off; steep never does that
+            for parameter in module.original_module.parameters():
+                parameter.data = parameter.data.new_empty(0)
+
+
+def _without_adapter(model: nn.Module, config: AdapterConfig, adapted: set[str], saved: list[str]) -> str:
+    """A line on the matrices that `all-linear` does not reach; empty where there are none, or where the user chose."""
+    if config.targets != "all-linear":
+        return ""
+    ends = {id(getattr(layer, "weight", None)) for layer in (input_layer(model), output_layer(model))}
+
+    def covered(name: str, parameter: Tensor) -> bool:
+        module = name.rpartition(".")[0]
+        whole = any(_ends_with(module, part) for part in saved)
+        return name in adapted or module in adapted or whole or id(parameter) in ends
+
+    names = left_out(model, covered)
+    if not names:
+        return ""
+    can = find_experts(model) and not config.experts
+    return f"adapter: none on {names}" + ("; adapter.experts: true adapts the experts" if can else "")
 
 
 def _last_parts(names: set[str]) -> list[str]:
@@ -246,6 +279,7 @@ def plan_adapter(model: nn.Module, config: AdapterConfig) -> None:
     targets, saved = _split_targets(model, config, lambda line: None)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    plan_expert_adapters(model, config)
     tied = is_tied(model)
     for name in targets:
         parent, _, last = name.rpartition(".")

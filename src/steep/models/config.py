@@ -88,6 +88,9 @@ class AdapterConfig(Section):
     targets: Union[Literal["all-linear"], list[str]] = "all-linear"
     """The linear layers that get an adapter: `all-linear` (all but the output head), or the last parts of their names, such as
     [q_proj, v_proj]. Embeddings and head named here are trained in full instead, as in `modules_to_save`."""
+    experts: bool = False
+    """Whether the experts of a mixture, stacked tensors and no linear layers, get low-rank matrices too: `rank` for each expert.
+    Takes the memory of the experts once more, so use train.activation_checkpointing. Not possible with dropout or dora."""
     modules_to_save: list[str] = Field(default_factory=list)
     """Modules trained in full beside the adapters and saved with them, usually [embed_tokens, lm_head]."""
     lora_plus_ratio: Optional[float] = Field(default=None, ge=1)

@@ -49,6 +49,12 @@ class _InAutocastDtype:
         value = getattr(self._module, name)
         return to_autocast_dtype(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
+    def adapted(self, name: str) -> Tensor:
+        """The weights `name` with the adapter that a plan put beside them."""
+        weights: Tensor = getattr(self._module, name)
+        adapters = getattr(self._module, "planned_adapters", {})
+        return to_autocast_dtype(adapters[name].added_to(weights) if name in adapters else weights)
+
 
 def grouped_experts(module: nn.Module, hidden_ND: Tensor, chosen_NC: Tensor, weights_NC: Tensor) -> Tensor:
     """(N, D): transformers' grouped products, in the dtype of autocast where it is on."""
@@ -73,7 +79,7 @@ def planned_experts(module: Any, hidden_ND: Tensor, chosen_NC: Tensor, weights_N
 
 
 def _planned_product(view: Any, name: str, input_SI: Tensor) -> Tensor:
-    weights = getattr(view, name)
+    weights = view.adapted(name)
     width = weights.shape[2] if view.is_transposed else weights.shape[1]
     output: Tensor = _GroupedShape.apply(input_SI.to(weights.dtype), weights, width)
     return output + getattr(view, f"{name}_bias")[:1] if view.has_bias else output

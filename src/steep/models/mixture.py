@@ -132,9 +132,12 @@ def unused_ratios(model: nn.Module) -> dict[int, float]:
     experts, chosen = find_experts(model), experts_per_token(model)
     if chosen is None:
         return {}
-    return {
-        id(tensor): max(0.0, 1 - chosen / layer.count)
-        for layer in experts
-        for tensor in layer.module.parameters(recurse=False)
-        if tensor.shape[:1] == (layer.count,)
-    }
+    unused: dict[int, float] = {}
+    for layer in experts:
+        outer = model.get_submodule(
+            layer.name.removesuffix(".base_layer").removesuffix(".base_layer")
+        )  # with its adapters
+        for name, tensor in outer.named_parameters():
+            if "lora_" in name or tensor.shape[:1] == (layer.count,):
+                unused[id(tensor)] = max(0.0, 1 - chosen / layer.count)
+    return unused

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from steep.core.errors import MissingExtraError
 from steep.models.autocast import to_autocast_dtype
 from steep.models.config import QUANTIZING_PACKAGES
+from steep.models.coverage import left_out
 from steep.models.layers import output_layer
+from steep.models.mixture import find_routers
 from steep.runtime.optional_packages import quiet_imports
 
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
@@ -63,10 +65,23 @@ def _in_autocast_dtype(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[An
 
 
 def linear_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, name, layer) of every linear layer except the output head."""
-    head = output_layer(model)
+    """(parent, name, layer) of every linear layer except the output head and the routers of a mixture of experts, where a small
+    difference sends a token to another expert."""
+    kept = {id(module) for router in find_routers(model) for module in router.module.modules()} | {
+        id(output_layer(model))
+    }
     found = ((parent, name, child) for parent in model.modules() for name, child in parent.named_children())
-    return [(p, name, child) for p, name, child in found if type(child) is nn.Linear and child is not head]
+    return [(p, name, child) for p, name, child in found if type(child) is nn.Linear and id(child) not in kept]
+
+
+def quantized_line(model: nn.Module, method: str) -> str:
+    """What `quantize` left in the model's own dtype, and its share, for a model that was quantized."""
+    kinds = {"nf4": "Params4bit", "int8": "Int8Params"}
+
+    def covered(name: str, parameter: Tensor) -> bool:
+        return type(parameter).__name__ == kinds.get(method, "") or type(parameter.data) is not Tensor
+
+    return f"model.quantize: {method}; not quantized: {left_out(model, covered)}"
 
 
 def _nf4(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:

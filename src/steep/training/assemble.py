@@ -39,6 +39,7 @@ from steep.models.freeze import freeze
 from steep.models.generation_settings import mend_generation_settings
 from steep.models.layers import check_sequence_length, count_trained, has_adapter, max_positions, vocab_size
 from steep.models.load import load_model
+from steep.models.quantize import quantized_line
 from steep.models.reach import freeze_unreached
 from steep.models.reference import (
     ADAPTER_WEIGHTS,
@@ -224,6 +225,8 @@ def load_trained(
     if model is None:
         dtype = parameter_dtype(compute.precision) if adapter is None else frozen_dtype(compute.precision)
         model = load_model(source, dtype=dtype, device=compute.device, seed=config.run.seed)
+        if method := getattr(source, "quantize", None):
+            say(quantized_line(model, method))
     mend_generation_settings(model, say)
     if texts.extension is not None and config.vocabulary is not None:
         if not resumed or adapter is not None:  # a complete model that is resumed has them
