@@ -182,7 +182,7 @@ def reference_markdown() -> str:
             "an even share |",
             f"| `evaluate` | `text` (name of the held-out text), "
             f"{', '.join(f'`{metric.name}`' for metric in EVALUATE_METRICS)}, `tokens` (those predicted), `documents`, "
-            "`text_bytes` |",
+            "`text_bytes`, `part_nats` (see below) |",
             "| `sample` | `prompt`, `text` (the continuation, without the prompt) |",
             "| `event` | `message` |",
             "",
@@ -190,8 +190,27 @@ def reference_markdown() -> str:
             "",
             *_table("Training lines", TRAIN_METRICS),
             *_table("Held-out texts", EVALUATE_METRICS),
+            *ERROR_OF_A_CHANGE,
         ]
     )
+
+
+ERROR_OF_A_CHANGE = (
+    "## The error of a change",
+    "",
+    "A run says that a model learned or forgot only where the change of a text exceeds its error; otherwise there is too little "
+    "text to tell.",
+    "",
+    "- `part_nats` are the nats of up to 64 parts of the text: its documents, or groups of neighbouring ones; of fewer than 16 "
+    "documents, blocks of at least 32 tokens.",
+    "- The error is half of the interval that holds 95 % of the changes of 2,000 texts made of these parts, drawn with "
+    "replacement (bootstrap), both models on the same parts. The draws are always the same. A text of fewer than 8 parts has no "
+    "known error, and no change of it counts.",
+    "- Weakness: this is the error of the choice of text and nothing else. Another seed of the run may differ by more. Blocks of "
+    "one document say how evenly that document changed, not how another would. With 8 parts the error is about a tenth too "
+    "small. Scores of earlier versions have no parts: their changes all count.",
+    "",
+)
 
 
 def _table(title: str, metrics: Sequence[Metric]) -> list[str]:

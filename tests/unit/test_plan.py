@@ -10,19 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import steep
-from steep.config.load import load_run_config
+from steep.config.load import as_config, load_run_config
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import read_json
-from steep.estimate.automatic import choose
+from steep.data.held_out_text import HeldOutText
+from steep.estimate.automatic import choose, with_values
 from steep.estimate.disk import plan_checkpoints
 from steep.estimate.hardware import Hardware, find_hardware
 from steep.estimate.memory import saved_bytes
 from steep.estimate.run_plan import memory_bar
+from steep.estimate.scoring import choose_tokens, plan_scoring
 from steep.models.fresh import build_fresh
 from steep.order.batches import run_sizes
 from support import LLAMA, run_mapping, write_yaml
@@ -289,3 +292,40 @@ def test_no_code_refuses_targets_in_every_section_of_a_plan(mapping: dict, tmp_p
     mapping["optimizer"] = {"_target_": f"{tmp_path}/mine.py:build"}
     with pytest.raises(ConfigError, match="optimizer.*no-code"):
         steep.plan(mapping, allow_code=False)
+
+
+def scoring_of(
+    mapping: dict[str, Any], tokens: int | str, every: int | None, lengths: list[int]
+) -> tuple[int, str, float]:
+    """What is scored of texts of these lengths in a run of 102,400 tokens, why, and its share of the work."""
+    given = {
+        **mapping,
+        "train": {"steps": 100, "global_batch_size": 16},
+        "evaluate": {"tokens": tokens, "every_steps": every},
+    }
+    config = as_config(given)
+    sizes = run_sizes(config.train, 64, 1000)
+    texts: list[Any] = [HeldOutText(str(n), [(Lengths(length), np.arange(1))]) for n, length in enumerate(lengths)]
+    chosen, why = choose_tokens(config, sizes, texts) if tokens == "auto" else (int(tokens), "")
+    settled = with_values(config, {"evaluate.tokens": chosen})
+    return chosen, why, plan_scoring(settled, sizes, texts, partly_frozen=True).ratio
+
+
+class Lengths:
+    """A store of one document."""
+
+    def __init__(self, tokens: int):
+        self.document_lengths, self.text_bytes = np.array([tokens]), None
+
+
+def test_scoring_by_default_takes_at_most_a_tenth_of_training(mapping: dict) -> None:
+    for every, lengths in ((None, [50_000]), (10, [50_000, 50_000]), (1, [300, 90_000]), (10, [10**7] * 5)):
+        tokens, why, ratio = scoring_of(mapping, "auto", every, lengths)
+        assert 0.04 < ratio <= 0.1
+        assert f"{tokens:,} of each text" in why
+    # two evaluations and an audit of half of it at each: 3 x tokens x 2/3 = a tenth of 102,400
+    assert scoring_of(mapping, "auto", None, [50_000])[0] == 5_120
+    # what a short text leaves goes to the longer one
+    assert scoring_of(mapping, "auto", None, [120, 50_000])[0] == 5_000
+    assert scoring_of(mapping, "auto", None, [2_000])[:2] == (200_000, "")  # nothing is cut
+    assert scoring_of(mapping, 20_000, 10, [50_000])[2] == pytest.approx(0.5 * 11 * 20_000 / 102_400)  # as asked

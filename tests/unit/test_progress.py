@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from steep.core.progress import PlainProgress, Progress, progress_bar, show_amount, show_rate
+from steep.core.progress import LineProgress, PlainProgress, Progress, progress_bar, show_amount, show_rate
 
 
 class Clock:
@@ -133,3 +133,18 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "reading [b]" in written
     assert "2 of 2 files" in written
     assert "\x1b[" in written
+
+
+def test_lines_of_something_within_a_run_come_from_ten_seconds_on() -> None:
+    clock, lines = Clock(), list[str]()
+    quick = LineProgress("scoring", 100, "tokens", lines.append, clock)
+    clock.seconds += 9
+    quick.update(100)
+    quick.finish()
+    assert lines == []
+    slow = LineProgress("scoring", 100, "tokens", lines.append, clock)
+    for completed in (20, 40, 60, 80, 100):
+        clock.seconds += 6
+        slow.update(completed)
+    slow.finish()
+    assert [line.partition(" (")[0] for line in lines] == [f"scoring: {n} of 100 tokens" for n in (40, 60, 80, 100)]
