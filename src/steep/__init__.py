@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from steep.merge.restore_instruct import restore_instruct as restore_instruct
     from steep.reporting.page import report as report
     from steep.reporting.plots import memory_plot as memory_plot
+    from steep.starter import init as init
+    from steep.starter import ready_config as ready_config
     from steep.store.prepare_text import prepare as prepare
     from steep.tokenizer.extend import tokenizer_extend as tokenizer_extend
     from steep.tokenizer.fertility import tokenizer_fertility as tokenizer_fertility
@@ -40,6 +42,7 @@ MODULES = {
     "evaluate_tasks": "steep.evaluation.harness",
     "export": "steep.exporters.run",
     "generate": "steep.evaluation.generate",
+    "init": "steep.starter",
     "inspect": "steep.inspection",
     "lr_find": "steep.training.lr_find",
     "memory_plot": "steep.reporting.plots",
@@ -47,6 +50,7 @@ MODULES = {
     "plan_fit": "steep.estimate.fit",
     "prepare": "steep.store.prepare_text",
     "push": "steep.exporters.push",
+    "ready_config": "steep.starter",
     "report": "steep.reporting.page",
     "restore_instruct": "steep.merge.restore_instruct",
     "tokenizer_extend": "steep.tokenizer.extend",

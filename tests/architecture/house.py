@@ -20,7 +20,7 @@ from pathlib import Path
 LAYERS = (
     "core", "runtime", "config", "order", "sources", "tokenizer", "store", "batch", "metrics", "loader", "loss", "models",
     "optim", "parallelize", "checkpoint", "data", "trackers", "evaluation", "estimate", "reporting", "exporters", "serving",
-    "merge", "training", "api", "inspection", "unsloth", "demo", "cli", "__main__",
+    "merge", "training", "api", "inspection", "starter", "unsloth", "demo", "cli", "__main__",
 )  # fmt: skip
 """The rooms from the floor up. A room imports those before it; `order` is integers only, so `store` may use it."""
 

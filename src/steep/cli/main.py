@@ -21,10 +21,12 @@ from steep.cli import (
     average,
     blend,
     chat,
+    config,
     demo,
     evaluate,
     export,
     generate,
+    init,
     inspect,
     lr_find,
     plan,
@@ -102,6 +104,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
+    init,
+    config,
     prepare,
     plan,
     lr_find,
