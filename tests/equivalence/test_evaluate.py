@@ -83,7 +83,8 @@ def test_documents_are_taken_up_to_the_token_limit_and_long_ones_in_part(scored:
     assert taken(text, 3) == [(0, 3)]  # nothing fits whole
     assert taken(text, 10) == [(0, 4), (1, 6)]  # less than half of the limit would be used
     long = HeldOutText("t", [(Documents([[1] * 3_000] * 4, None), np.arange(4))])
-    assert taken(long, 2_100) == [(0, 1_050), (2, 1_050)]  # at least 1,024 tokens of each
+    assert taken(long, 2_100) == [(0, 525), (1, 525), (2, 525), (3, 525)]
+    assert taken(long, 300) == [(0, 150), (2, 150)]  # at least 128 tokens of each, spread over the text
 
 
 def test_the_limit_holds_inside_one_document_and_progress_counts_its_tokens(scored: tuple) -> None:

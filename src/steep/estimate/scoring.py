@@ -22,8 +22,6 @@ SCORING_RATIO = 0.1
 """What scoring by default may cost, of the work of training."""
 FORWARD_RATIO, FROZEN_FORWARD_RATIO = 1 / 3, 1 / 2
 """The work of a forward pass, of a step that trains all weights or few (PaLM's 2 of 6 operations per parameter; 2 of 4)."""
-CAREFUL_FORWARD_RATIO = 2 / 3
-"""What is reckoned with where tokens are chosen: tiny models, whose time is not arithmetic, reach it (measured on two cores)."""
 FEWEST_TOKENS = 2
 
 
@@ -57,8 +55,8 @@ def choose_tokens(config: RunConfig, sizes: Sizes, texts: Sequence[HeldOutText])
     The audit of ends of text reads at most half as much again, at the start and the end (`end_of_text.measure_stops`).
     """
     evaluations = _evaluations(config.evaluate, sizes.steps)
-    work = SCORING_RATIO * sizes.total_sequences * sizes.sequence_length
-    left, tokens = work / CAREFUL_FORWARD_RATIO / (evaluations + 1), 0
+    # reckoned as tokens that are trained: the time of tiny models is not arithmetic, and scoring them is hardly faster
+    left, tokens = SCORING_RATIO * sizes.total_sequences * sizes.sequence_length / (evaluations + 1), 0
     lengths = sorted(min(MOST_TOKENS, text.num_tokens) for text in texts)
     for number, length in enumerate(lengths):  # what short texts leave goes to the longer ones
         tokens = min(length, int(left / (len(lengths) - number)))

@@ -33,8 +33,8 @@ TokenLosses = Callable[[Batch], torch.Tensor]
 FEW_DOCUMENTS = 16
 """A text of fewer documents is divided into blocks, so that the spread of its score can be seen."""
 MOST_PARTS, FEWEST_PART_TOKENS = 64, 32
-SEQUENCE_TOKENS = 1024
-"""The beginning of a document that does not fit is so long, if the limit allows it."""
+FEWEST_BEGINNING_TOKENS, MOST_BEGINNING_TOKENS = 128, 1024
+"""The beginning of a document that does not fit has an eighth of what is left, between these; more where documents are fewer."""
 
 
 class Beginnings(NamedTuple):
@@ -85,7 +85,7 @@ def choose_beginnings(text: HeldOutText, tokens: int) -> list[Beginnings]:
     """What is scored of each part of a text: at most `tokens` tokens, always the same ones.
 
     Whole documents in order, each one that still fits. If these are less than half of `tokens`, the beginnings of documents that
-    did not fit are added, as many as give each at least `SEQUENCE_TOKENS`, spread evenly over them.
+    did not fit are added: up to eight, or as many as give each `MOST_BEGINNING_TOKENS`, spread evenly over them.
     """
     left = tokens if text.most_tokens is None else min(tokens, text.most_tokens)
     limit = left
@@ -102,7 +102,8 @@ def choose_beginnings(text: HeldOutText, tokens: int) -> list[Beginnings]:
             if left == 0:
                 break
     if too_long and left > limit / 2:
-        count = min(len(too_long), max(1, left // SEQUENCE_TOKENS))
+        each = min(max(left // 8, FEWEST_BEGINNING_TOKENS), MOST_BEGINNING_TOKENS)
+        count = min(len(too_long), max(1, left // each))
         for number in range(count):
             part, document, length = too_long[number * len(too_long) // count]
             whole[part].append((document, min(length, left // count)))
