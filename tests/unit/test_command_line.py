@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +72,38 @@ def test_what_a_section_needs_is_said(config: Path) -> None:
 def test_the_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([option]) == 0
     assert capsys.readouterr().out == f"steep {steep.__version__}\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_options_runs_and_keys(tmp_path: Path) -> None:
+    """The script that --install-completion installs, run by bash as at the tab key."""
+    (tmp_path / "steep").write_text(f'#!/bin/sh\nexec {sys.executable} -m steep "$@"\n')
+    (tmp_path / "steep").chmod(0o755)
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
+    (tmp_path / "runs" / "no_run").mkdir()
+    lines = {
+        "steep tra": "train",
+        "steep train run.yaml --res": "--resume",
+        "steep train run.yaml --train.steps 3 --optimizer.le": "--optimizer.learning_rate",
+        "steep generate ": "runs/first runs/second",
+        "steep report runs/s": "runs/second",
+    }
+    script = ["source <(_STEEP_COMPLETE=source_bash steep)"]
+    for line in lines:
+        words = " ".join(f"'{word}'" for word in line.split(" "))
+        script.append(
+            f'COMP_WORDS=({words}); COMP_CWORD={line.count(" ")}; _steep_completion steep; echo "${{COMPREPLY[*]}}"'
+        )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", "\n".join(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert not done.stderr
+    assert dict(zip(lines, done.stdout.splitlines(), strict=True)) == lines

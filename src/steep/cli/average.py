@@ -7,11 +7,14 @@ from typing import Optional
 import typer
 
 import steep
+from steep.cli.completion import run_folders
 from steep.cli.packages import prepare_imports
 
 
 def command(
-    models: list[str] = typer.Argument(help="A run, or several checkpoints or models, oldest first."),
+    models: list[str] = typer.Argument(
+        help="A run, or several checkpoints or models, oldest first.", autocompletion=run_folders
+    ),
     last: int = typer.Option(5, min=2, help="Number of a run's newest checkpoints."),
     weights: str = typer.Option(
         "uniform", help="uniform, ema:DECAY such as ema:0.9, or ema: what train.ema_decay kept."

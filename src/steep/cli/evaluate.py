@@ -7,6 +7,7 @@ from typing import Any, Optional
 import typer
 
 import steep
+from steep.cli.completion import run_folders
 from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, show
 from steep.cli.packages import prepare_imports
 from steep.core.errors import ConfigError
@@ -17,7 +18,7 @@ def command(
     texts: Optional[list[str]] = typer.Argument(
         None, help="Texts as PATH or NAME=PATH. Default: the run's held-out texts."
     ),
-    against: Optional[str] = typer.Option(None, help="Another model, or: base."),
+    against: Optional[str] = typer.Option(None, help="Another model, or: base.", autocompletion=run_folders),
     tokens: Optional[str] = typer.Option(
         None, help="At most this many tokens of each text. Default: the run's, else 200k."
     ),

@@ -8,11 +8,12 @@ from typing import Optional
 import typer
 
 import steep
+from steep.cli.completion import run_folders
 from steep.cli.options import JSON
 
 
 def command(
-    path: str = typer.Argument(help="A token store, run, checkpoint or model folder."),
+    path: str = typer.Argument(help="A token store, run, checkpoint or model folder.", autocompletion=run_folders),
     verify: bool = typer.Option(False, "--verify", help="Check every byte against the checksums."),
     sequence: Optional[int] = typer.Option(None, min=0, help="For a run: the documents and text of this sequence."),
     tokenizer: Optional[str] = typer.Option(

@@ -38,6 +38,7 @@ from steep.cli import (
     tokenizer,
     train,
 )
+from steep.cli.completion import config_keys
 from steep.core.errors import ConfigError, SteepError
 from steep.core.file_errors import explain_file_error
 from steep.runtime.ranks import join_ranks
@@ -81,6 +82,14 @@ class Command(typer.core.TyperCommand):
     Raises ConfigError for overrides of a command without a configuration, which would ignore them silently.
     """
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The options that begin as typed, and keys for a command with a configuration."""
+        offered = super().shell_complete(ctx, incomplete)
+        if not any(parameter.name == "config" for parameter in self.params):
+            return offered
+        item = type(super().shell_complete(ctx, "--help")[0])  # typer's own class, which is not public
+        return [*offered, *map(item, config_keys(incomplete))]
+
     def invoke(self, ctx: Any) -> Any:
         """What the command returns: an exit code, or None."""
         if ctx.obj and "config" not in ctx.params:
@@ -98,7 +107,7 @@ app = typer.Typer(
     cls=Group,
     help="Pretrain and continue to pretrain language models: raw text in, a servable checkpoint out.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich takes longer to import than everything else together
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -7,8 +7,10 @@ from typing import Any
 
 import typer
 
+from steep.cli.completion import run_folders
+
 CONFIG = typer.Argument(help="YAML configuration of the run.")
-MODEL = typer.Argument(help="A run, checkpoint, model folder, hub id or .gguf file.")
+MODEL = typer.Argument(help="A run, checkpoint, model folder, hub id or .gguf file.", autocompletion=run_folders)
 JSON = typer.Option(False, "--json", help="Print JSON for programs.")
 NO_CODE = typer.Option(False, "--no-code", help="Refuse every _target_ outside steep, torch and transformers.")
 DEVICE = typer.Option("auto", help="auto, cpu, cuda or cuda:1.")
