@@ -20,7 +20,7 @@ from steep.core.file_errors import explain_file_error
 from steep.core.public import public
 from steep.sources.config import SourceConfig
 from steep.sources.inputs import expand_inputs, known_endings
-from steep.store.cache import cached_store
+from steep.store.cache import cached_store, store_paths
 from steep.store.config import PrepareConfig
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
@@ -55,7 +55,8 @@ def as_nobody(path: str) -> str:
             os.setgid(NOBODY)
             os.setuid(NOBODY)
         try:
-            answer = str([file.path.name for file in expand_inputs(SourceConfig(path=path))])
+            source = SourceConfig(path=path)
+            answer = str(store_paths(source) or [file.path.name for file in expand_inputs(source)])
         except DataError as error:
             answer = f"refused: {error}"
         except BaseException as error:  # noqa: BLE001  (the test compares it)

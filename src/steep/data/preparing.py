@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from steep.sources.config import SourceConfig
+from steep.sources.files import reading
 from steep.sources.inputs import expand_inputs, is_hub
 from steep.store.cache import store_paths
 
@@ -40,4 +41,9 @@ def text_bytes(source: SourceConfig) -> int:
     """Size on disk of the files of a text source; 0 for a token store, and for datasets of the hub, which do not say."""
     if store_paths(source):
         return 0
-    return sum(file.path.stat().st_size for file in expand_inputs(source) if not is_hub(file.path))
+    size = 0
+    for file in expand_inputs(source):
+        if not is_hub(file.path):
+            with reading(file.path):
+                size += file.path.stat().st_size
+    return size

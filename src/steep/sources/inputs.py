@@ -121,11 +121,7 @@ def _expand(path: str, format: str) -> list[Path]:
     """The files that one path, folder or glob stands for. Raises DataError if there are none, or they cannot be seen."""
     if is_hub(path):
         return [Path(path)]
-    try:
-        os.stat(path)
-    except OSError as error:  # it need not exist, as a glob or standard input; what is wrong with others is found below
-        if isinstance(error, PermissionError):
-            raise DataError(f"{path}: {error.strerror}. Change its rights or those of its folder.") from error
+    check_readable(path)
     if os.path.isdir(path):
         files = _in_folder(Path(path), format)
         if not files:
@@ -168,6 +164,17 @@ def folder_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.parts)
 
 
+def check_readable(path: str) -> None:
+    """Raise DataError for a path in a folder that may not be entered, and for a folder that may not be listed."""
+    try:
+        os.stat(path)
+    except OSError as error:  # it need not exist: a glob, standard input, a store's prefix
+        if isinstance(error, PermissionError):
+            raise DataError(f"{path}: {error.strerror}. Change its rights or those of its folder.") from error
+    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+        _unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), path.rstrip("/")))
+
+
 def _check_listable(pattern: str) -> None:
     """Raise DataError if a folder in which a pattern looks cannot be listed: glob passes over it without a word."""
     parts = Path(pattern).parts
@@ -177,8 +184,7 @@ def _check_listable(pattern: str) -> None:
         above = os.path.join(*parts[:number], "") if number else "./"
         inside = glob.glob(os.path.join(above, "**", ""), recursive=True) if part == "**" else glob.glob(above)
         for folder in [above, *inside]:
-            if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
-                _unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder.rstrip("/")))
+            check_readable(folder)
 
 
 def _unreadable(error: OSError) -> None:

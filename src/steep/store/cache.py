@@ -19,7 +19,7 @@ from steep.core.say import Say, tell
 from steep.sources.config import SourceConfig
 from steep.sources.dropped import dropped_line
 from steep.sources.hints import say_hints
-from steep.sources.inputs import paths_of
+from steep.sources.inputs import check_readable, paths_of
 from steep.store.config import PrepareConfig
 from steep.store.detect import token_file
 from steep.store.formats import formats
@@ -64,6 +64,7 @@ def store_paths(source: SourceConfig) -> list[Path]:
         return []
     candidates: list[Path] = []
     for given in paths_of(source):
+        check_readable(given)
         is_one = os.path.exists(given) or is_store(given)
         candidates += map(Path, [given] if is_one else sorted(glob.glob(given, recursive=True)))
     if source.format in formats():

@@ -29,7 +29,7 @@ from steep.order.packing import TokenRange
 from steep.order.permutation import Permutation
 from steep.sources.config import SourceConfig
 from steep.sources.document import Document, Record, Rejected, Span
-from steep.sources.dropped import DroppedCount, reasons_dropped
+from steep.sources.dropped import DroppedCount, dropped_line, reasons_dropped
 from steep.sources.inputs import expand_inputs, load_format
 from steep.store.work import source_name
 from steep.tokenizer.encode import TextTokenizer
@@ -159,8 +159,11 @@ class Reader:
                 cursor.part, cursor.record, cursor.tokens, skip = cursor.part + 1, 0, 0, 0
             empty_epochs = empty_epochs + 1 if empty else 0
             if empty_epochs > MOST_EMPTY_EPOCHS:
+                ledger = _ledger(cursor.documents, _sum_dropped([vars(cursor)]))
+                line = dropped_line(mine[0].path, ledger, read="read again and again")
                 raise DataError(
                     f"a stream of {len(self._parts):,} part(s), {mine[0].path} among them, holds no document"
+                    f"{f'; {line}' if line else ''}"
                 )
             cursor.epoch, cursor.part = cursor.epoch + 1, 0
 

@@ -4,7 +4,7 @@ In: a file. Out: Documents and Rejected, each at the line on which its row begin
 fields may be quoted, with line ends and doubled quotes inside; a row with other than the header's number of fields is rejected,
 since an unquoted comma or line end would have cut its text. `.tsv` has tabs; `.csv` commas, else semicolons, tabs or bars, if
 that is what the header needs for the text's column. Memory: the longest row, at most `max_record_bytes`.
-Weakness: a quote that is never closed takes what follows with it, up to `max_record_bytes`; a file is read by one process.
+Weakness: a quote that is never closed takes what follows up to the next quote with it; a file is read by one process.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def split(path: Path, part_bytes: int, config: Optional[SourceConfig] = None) ->
 
 def _record(row: Row, columns: int, column: int, location: Location, limit_bytes: int) -> Record:
     if row.num_bytes > limit_bytes:
-        return too_long(row.num_bytes, limit_bytes, location, row.error)
+        return too_long(row.num_bytes, limit_bytes, location)
     if row.error:
         return location.reject(NOT_CSV, row.error)
     if len(row.fields) != columns:
@@ -116,7 +116,10 @@ def _next_row(lines: _Lines, reader: Iterator[list[str]]) -> Optional[Row]:
         try:
             fields = next(reader, None)
         except csv.Error as problem:
-            error = NEVER_CLOSED if str(problem) == "unexpected end of data" else str(problem).partition(" - ")[0]
+            error = str(problem).partition(" - ")[0]
+            if error == "unexpected end of data":
+                lines.skip_to_quote()
+                error = NEVER_CLOSED
         if fields is None and not error and not lines.num_bytes:
             return None
         if fields != []:
@@ -150,6 +153,14 @@ class _Lines:
         self.num_bytes, self.is_utf8 = 0, True
         self.of_row: list[str] = []
         return self._number + 1
+
+    def skip_to_quote(self) -> None:
+        """Pass over what the open quote of the row still takes: up to a line with one quote, or any odd number."""
+        for line in self._lines:
+            self._number += 1
+            self.num_bytes += line if isinstance(line, int) else len(line)
+            if isinstance(line, bytes) and line.count(b'"') % 2:
+                return
 
     def __iter__(self) -> _Lines:
         return self
