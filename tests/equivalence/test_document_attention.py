@@ -212,6 +212,22 @@ def test_documents_in_rows_of_their_own_equal_each_document_alone(build_model):
         prepare_lm_loss(model, tell, attention="document")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_autocast_is_no_reason_to_run_documents_apart(frozen, dtype):
+    """Norms give fp32 numbers that half-precision products have rounded; frozen weights may be in half precision themselves."""
+    torch.manual_seed(0)
+    model = build("llama")
+    if frozen:  # as with an adapter and trained embeddings
+        model.to(dtype).model.embed_tokens.float()
+    messages: list[str] = []
+    with torch.autocast("cpu", dtype):
+        lm_loss = prepare_lm_loss(model, messages.append)
+        leak_test(lm_loss)
+    assert lm_loss.attention == "document", messages
+    assert not lm_loss.apart
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_leak_through_small_weights_is_seen(dtype):
     """A fresh hybrid moves the outputs of the next document by less than rounding does, and would leak once it is trained."""

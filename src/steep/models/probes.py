@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from steep.models.lm_loss import LMLoss
 CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of two computations of the same numbers, relative to the largest of them. Kernels that sum in another order
 differ by far less; a wrong head or a leaking document differs by a large part of 1."""
+
+HALF = (torch.bfloat16, torch.float16)
 
 CHECK_LENGTHS = (7, 9, 16)
 """Tokens of the documents that the checks use: two in the first row of 16, one in the second."""
@@ -68,8 +70,9 @@ def difference(left: Tensor, right: Tensor) -> float | None:
 
 @contextmanager
 def full_precision(model: nn.Module) -> Iterator[None]:
-    """No autocast inside: computation in the dtype of the weights, which is fp32 unless they are kept in half precision."""
-    with torch.autocast(layers.compute_device(model).type, enabled=False):
+    """No autocast inside, where all weights are fp32. Half-precision weights beside fp32 ones (of an adapter) need it."""
+    half = any(parameter.dtype in HALF for parameter in model.parameters())
+    with nullcontext() if half else torch.autocast(layers.compute_device(model).type, enabled=False):
         yield
 
 
@@ -87,6 +90,7 @@ def packing_problem(packed: LMLoss, vocab_size: int | None) -> str | None:
         for ids_1T in batch.input_ids.view(1, -1).split(CHECK_LENGTHS, dim=1):
             one = _batch(ids_1T, (ids_1T.shape[1],))
             parts.append(_module_outputs(model, lambda one=one: alone.own_logits(one), ids_1T.shape[1]))  # type: ignore[misc]
+    dtype = _coarsest_dtype([output for outputs in together.values() for output in outputs])
     for name, outputs in together.items():
         calls = [part.get(name, []) for part in parts]
         for number, output in enumerate(outputs):
@@ -94,7 +98,7 @@ def packing_problem(packed: LMLoss, vocab_size: int | None) -> str | None:
             expected = torch.cat(separate) if len(separate) == len(parts) else None
             if expected is None or expected.shape != output.shape:
                 continue
-            if (found := _typical_difference(output, expected)) is not None:
+            if (found := _typical_difference(output, expected, dtype)) is not None:
                 where = "logits" if name == LOGITS else f"outputs of {name}"
                 return f"packed documents give other {where} than the same documents alone ({found:.1e})"
     return None
@@ -125,13 +129,19 @@ def _module_outputs(model: nn.Module, run: Callable[[], Tensor], tokens: int) ->
     return {**outputs, LOGITS: [logits]}
 
 
-def _typical_difference(left: Tensor, right: Tensor) -> float | None:
-    """As `difference`. In half precision that of the median token: rounding may send one to another expert."""
-    if right.numel() == 0 or right.dtype not in (torch.bfloat16, torch.float16):
+def _coarsest_dtype(outputs: list[Tensor]) -> torch.dtype:
+    """The dtype that rounds most: under autocast a norm gives fp32 numbers that bf16 products have rounded."""
+    return max((output.dtype for output in outputs), key=lambda dtype: CHECK_TOLERANCE.get(dtype, 0.0))
+
+
+def _typical_difference(left: Tensor, right: Tensor, dtype: torch.dtype) -> float | None:
+    """As `difference`, of numbers computed in `dtype`. In half precision that of the median token: rounding may send one to
+    another expert."""
+    if right.numel() == 0 or dtype not in HALF:
         return difference(left, right) if right.numel() else None
     rows = (left.float() - right.float()).flatten(1).abs().amax(1)
     found = float(rows.median() / right.float().abs().max().clamp_min(1e-20))
-    return found if found > CHECK_TOLERANCE[right.dtype] else None
+    return found if found > CHECK_TOLERANCE[dtype] else None
 
 
 # ---- who influences whom ----
