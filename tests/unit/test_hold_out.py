@@ -143,6 +143,7 @@ def test_no_block_is_trained_on_and_its_two_sides_are_not_joined(
     seen = np.zeros(store.num_tokens, dtype=np.int64)
     for index in range(sizes.total_sequences):
         for part in data.order.sequence(index).ranges:
+            assert data.order.sources[0].whole_document(part.document) == 0  # as spikes name it
             _, start = store.origin(part.document, part.start)
             seen[start : start + part.count] += 1
     assert (seen[~held] == 2).all()  # two epochs of everything else

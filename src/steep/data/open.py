@@ -35,6 +35,7 @@ from steep.sources.hints import say_hints
 from steep.sources.inputs import paths_of
 from steep.sources.lingua import validation_paths
 from steep.store.cache import check_tokenizer, open_sources, say_dropped
+from steep.store.cut_store import CutStore
 from steep.store.reader import TokenStore, open_store
 from steep.store.stream import READERS, StreamSource
 from steep.store.work import source_name
@@ -278,7 +279,10 @@ def _native(
             stores.append(store)
             lengths = store.document_lengths
         about = (stores[-1].fingerprint, source.weight, source.role, source.max_epochs)
-        ordered.append(OrderedSource(names[-1], training, lengths, *about, held_out=choice, order=stream))
+        pieces = stores[-1].piece_of if isinstance(stores[-1], CutStore) else None
+        ordered.append(
+            OrderedSource(names[-1], training, lengths, *about, held_out=choice, piece_of=pieces, order=stream)
+        )
     order = NativeOrder(
         ordered,
         config.sequence_length,

@@ -48,8 +48,15 @@ class OrderedSource:
     """How often the source may be repeated; None for no limit."""
     held_out: str = ""
     """Names which part of the store is held out, where the counts do not."""
+    piece_of: NDArray[np.int64] | None = field(default=None, repr=False)
+    """(pieces,) the document of which each of the last numbers of `document_lengths` is a piece; None without pieces."""
     order: SourceOrder | None = field(default=None, repr=False)
     """Gives its sequences where they do not follow from document lengths: a stream."""
+
+    def whole_document(self, number: int) -> int:
+        """The document that a document, or a piece of one, belongs to."""
+        first_piece = len(self.document_lengths) - (0 if self.piece_of is None else len(self.piece_of))
+        return number if self.piece_of is None or number < first_piece else int(self.piece_of[number - first_piece])
 
     @property
     def trained_lengths(self) -> NDArray[np.int64]:

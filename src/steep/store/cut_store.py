@@ -27,6 +27,8 @@ class CutStore(TokenStore):
     def __init__(self, store: TokenStore, pieces: np.ndarray):
         self.__dict__.update(store.__dict__)  # files stay open once, and nothing is read again
         self._whole, self._pieces = store, pieces
+        self.piece_of = pieces[:, 0]
+        """(P,) int64, the document of each piece."""
         self.document_lengths = np.concatenate([store.document_lengths, pieces[:, 2]])
         """(num_documents + P,) int64."""
         ends = pieces[:, 1] + pieces[:, 2] == store.document_lengths[pieces[:, 0]]

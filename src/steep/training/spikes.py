@@ -167,5 +167,6 @@ class SpikeWatch:
         for number in sequences:
             ordered = self.order.sequence(number)
             known = found.setdefault(self.names[ordered.source], [])
-            known += [r.document for r in ordered.ranges if r.document not in known]
+            whole = map(self.order.sources[ordered.source].whole_document, (r.document for r in ordered.ranges))
+            known += [document for document in dict.fromkeys(whole) if document not in known]
         return {name: ids[:DOCUMENTS_NAMED] for name, ids in found.items()}
