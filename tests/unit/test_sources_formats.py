@@ -102,6 +102,8 @@ CSV_CASES: dict[str, tuple[str, bytes, list[object]]] = {
     "an empty field": ("a.csv", b"id,text\n1,\n2, \n3,x\n", [(2, EMPTY), (3, EMPTY), "x"]),
     "a row that is too long": ("a.csv", b"id,text\n1," + b"y" * 3000 + b"\n2,x\n", [(2, TOO_LONG), "x"]),
     "a quoted field of more than a record": ("a.csv", b'id,text\n1,"' + b"y\n" * 1010 + b'"\n2,x\n', [(2, TOO_LONG), "x"]),
+    "one that passes the limit within a line": ("a.csv", b'id,text\n1,"' + b"y" * 99 + b"\n" + b"word word\n" * 500 + b'"\n2,x\n',
+                                                [(2, TOO_LONG), "x"]),
     "an open quote of more than a record": ("a.csv", b'text\n"' + b"y\n" * 1010 + b"x\n", [(2, TOO_LONG)]),
     "only a header": ("a.csv", b"id,text\n", []),
     "nothing": ("a.csv", b"", []),

@@ -46,6 +46,7 @@ def read(path: Path, config: SourceConfig, span: Optional[Span] = None) -> Itera
     with open_binary(path, config) as (stream, tell):
         lines = _Lines(stream, limit_bytes)
         first, delimiter = _header(path, lines, config.text_keys)
+        lines.begin_data()
         column = next((key for key in config.text_keys if key in first), None)
         if column is None and first:
             rows = next(_batches(lines, delimiter))
@@ -128,8 +129,8 @@ def _next_row(lines: _Lines, reader: Iterator[list[str]]) -> Optional[Row]:
 
 @contextlib.contextmanager
 def _long_fields(limit_bytes: int) -> Iterator[None]:
-    """Let the csv module take fields of up to `limit_bytes`: its own limit is 128 KiB, for the whole process."""
-    before = csv.field_size_limit(limit_bytes)
+    """Let the csv module take any field that `_Lines` gives it: its own limit is 128 KiB, for the whole process."""
+    before = csv.field_size_limit(2 * limit_bytes)  # a line may end just under the limit, and the next is as long again
     try:
         yield
     finally:
@@ -145,8 +146,13 @@ class _Lines:
     def __init__(self, stream: IO[bytes], limit_bytes: int):
         self._lines = bounded_lines(stream, limit_bytes)
         self._number = 0
+        self._is_data = False
         self.limit_bytes = limit_bytes
         self.begin_row()
+
+    def begin_data(self) -> None:
+        """The header is known: from here on the lines of a row are not kept."""
+        self._is_data = True
 
     def begin_row(self) -> int:
         """Forget the row before. Returns the 1-based number of the next line."""
@@ -180,5 +186,6 @@ class _Lines:
             text = line.decode("utf-8")
         except UnicodeDecodeError:
             self.is_utf8, text = False, line.decode("utf-8", "surrogateescape")
-        self.of_row.append(text)
+        if not self._is_data:
+            self.of_row.append(text)
         return text
