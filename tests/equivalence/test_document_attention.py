@@ -188,7 +188,20 @@ def bloom() -> nn.Module:
     return transformers.BloomForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("build_model", [jamba, bloom], ids=["carries state", "has no form for packed documents"])
+def roberta() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.RobertaConfig(
+        vocab_size=VOCAB, is_decoder=True, max_position_embeddings=32, initializer_range=0.2, pad_token_id=3, **sizes
+    )
+    return transformers.RobertaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(
+    "build_model",
+    [jamba, bloom, roberta],
+    ids=["carries state", "no form for packed documents", "positions of its own"],
+)
 def test_documents_in_rows_of_their_own_equal_each_document_alone(build_model):
     model, batch, messages = build_model(), make_batch(), []
     untouched = copy.deepcopy(model)

@@ -235,6 +235,7 @@ def _require_causal(config: Any, source: str) -> None:
     if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise ModelError(
             f"{source} is an encoder ({config.model_type}), trained to fill gaps, not to continue text; {needed}"
+            + (". is_decoder: true in its config.json makes it one" if hasattr(config, "is_decoder") else "")
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{source}: {config.model_type} is not a causal language model in transformers; {needed}")

@@ -141,6 +141,11 @@ def max_positions(model_or_config: Any) -> int | None:
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)  # MPT, DBRX
     if not isinstance(limit, int) or limit <= 0:
         return None
+    if isinstance(model_or_config, nn.Module):
+        for table in _embeddings(model_or_config):  # RoBERTa's positions begin after the id of its padding
+            is_positions = table.num_embeddings == limit and table is not input_layer(model_or_config)
+            if is_positions and table.padding_idx is not None:
+                return limit - table.padding_idx - 1
     rope = getattr(text, "rope_parameters", None) or {}
     return round(limit * rope["factor"]) if rope.get("rope_type") == "dynamic" else limit
 

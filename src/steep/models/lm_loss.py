@@ -62,6 +62,9 @@ class LMLoss(nn.Module):
         self.attention = attention
         self.has_head = has_head
         self.apart = apart
+        self.gives_positions = not apart
+        """Whether transformers' model is told the positions. One document in a row needs none, and some families count them in a
+        way of their own (RoBERTa from its padding id on), which serves the model later."""
         self.chunk_bytes = chunk_bytes
         self.routing: RoutingRecorder | None = None
         self.balance_coefficient = 0.0
@@ -154,7 +157,9 @@ class LMLoss(nn.Module):
                 "input_ids": ids.reshape(1, -1), "position_ids": batch.position_ids.reshape(1, -1), "use_cache": False,
                 "attention_mask": placeholder_mask(ids.device), "cu_seqlens": batch.cu_seqlens, "max_seqlen": ids.shape[1],
             }  # fmt: skip
-        offered = {"input_ids": ids, "position_ids": batch.position_ids, "use_cache": False, **quiet}
+        offered = {"input_ids": ids, "use_cache": False, **quiet}
+        if self.gives_positions or self.attention == "own":
+            offered["position_ids"] = batch.position_ids
         if self.attention == "own":
             offered["cu_seqlens"] = batch.cu_seqlens
         known = inspect.signature(model.forward).parameters

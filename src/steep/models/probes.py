@@ -84,6 +84,7 @@ def packing_problem(packed: LMLoss, vocab_size: int | None) -> str | None:
     model = packed.model
     batch = check_batch(model, vocab_size)
     alone = LMLoss(model, "own" if packed.attention == "own" else "sdpa", has_head=False)
+    alone.gives_positions = False  # as the model is served
     with layers.evaluating(model):
         together = _module_outputs(model, lambda: packed.own_logits(batch), sum(CHECK_LENGTHS))
         parts = []
