@@ -23,6 +23,7 @@ from steep.estimate.memory import ActivationLayout, PeakMemory, layer_input_byte
 from steep.estimate.shapes import build_shapes
 from steep.models.adapters import plan_adapter
 from steep.models.attention_choice import check_wish
+from steep.models.composite import auto_class, freeze_towers, tower_line
 from steep.models.config import ModelConfig
 from steep.models.embeddings import frozen_embedding
 from steep.models.experts import plan_experts
@@ -69,6 +70,8 @@ class StructureFacts:
     """Of a checkpoint's tensors on disk, and of the copy that it is written from."""
     memory_note: str = ""
     """What to know about the memory figure; empty where everything was measured."""
+    model_note: str = ""
+    """Which parts of a composite model are frozen; empty for any other model."""
 
 
 def measure_structure(
@@ -125,12 +128,14 @@ def measure_structure(
             or 6 * count_matmul_parameters(model) - flops_saved_by_freezing(model),
             memory=memory,
             checkpoint_bytes=checkpoint_bytes,
+            model_note=tower_line(model) or "",
             memory_note=activations.note + "".join(f" ({note})" for note in notes),
         )
 
 
 def _as_in_run(model: nn.Module, config: RunConfig, vocabulary_rows: int | None) -> None:
     """Freeze, quantize and adapt the model as a run does. Raises what a run raises there."""
+    freeze_towers(model, say_nothing)
     check_sequence_length(model, config.data.sequence_length)
     if isinstance(config.model, ModelConfig):
         check_wish(model, config.model.attention)
@@ -209,14 +214,12 @@ def build_structure(config: ModelConfig | Target, dtype: torch.dtype, rows: int 
             return build_target(config, seed=0).train()
         if config.config is not None:
             return build_fresh(config.config, config.revision, seed=0, dtype=dtype, rope=config.rope).train()
-        from transformers import AutoModelForCausalLM
-
         assert config.pretrained is not None
         hf_config = pretrained_config(config.pretrained, config.revision)
         extend_rope(hf_config, config.rope, config.pretrained)
         text = text_config(hf_config)
         text.vocab_size = max(text.vocab_size, rows or 0)
-        model: nn.Module = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, dtype=dtype)
+        model: nn.Module = auto_class(hf_config).from_config(hf_config, trust_remote_code=False, dtype=dtype)
         return model.train()
     finally:
         torch.set_default_dtype(usual)

@@ -74,9 +74,12 @@ def _main(kind: str, result: str) -> None:
 
 
 def _load_folder(path: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
+    from steep.models.composite import auto_class  # transformers alone loads and runs the model
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    model = auto_class(config).from_pretrained(path, dtype="auto", local_files_only=True)
     return model, AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 

@@ -22,7 +22,16 @@ from steep.core.units import format_count
 from steep.models.config import EMBEDDING_MODULES, AdapterConfig
 from steep.models.coverage import left_out
 from steep.models.expert_adapters import expert_targets, plan_expert_adapters
-from steep.models.layers import count_trained, has_adapter, has_no_data, input_layer, is_tied, output_layer, plain_name
+from steep.models.layers import (
+    count_trained,
+    has_adapter,
+    has_no_data,
+    input_layer,
+    is_tied,
+    output_layer,
+    plain_name,
+    text_part,
+)
 from steep.models.mixture import find_experts
 from steep.models.reach import uncalled
 from steep.models.reference import ADAPTER_CONFIG, BASE_CONFIG
@@ -111,6 +120,8 @@ def _split_targets(model: nn.Module, config: AdapterConfig, say: Say) -> tuple[l
     linear = {
         name for name, m in model.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"
     } - head
+    language = {id(module) for module in text_part(model).modules()}  # no tower of a composite model
+    linear = {name for name in linear if id(model.get_submodule(name)) in language}
     if config.targets == "all-linear":
         chosen = sorted(linear - _without_effect(model, linear, say))
     else:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from steep.models.layers import layer_settings, output_layer, parameter_numbers, text_config
+from steep.models.layers import layer_settings, output_layer, parameter_numbers, text_config, text_part
 from steep.models.mixture import find_experts, unused_ratios
 
 
@@ -74,5 +74,9 @@ def _matmul_parameters(model: nn.Module) -> list[Any]:
     looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     looked_up.discard(id(getattr(output_layer(model), "weight", None)))  # a tied head multiplies by the embedding
     biases = {id(tensor) for experts in find_experts(model) for tensor in experts.biases()}
-    skipped = looked_up | biases
+    parts = (text_part(model), output_layer(model) or model)
+    read = {
+        id(parameter) for part in parts for parameter in part.parameters()
+    }  # text runs no tower of a composite model
+    skipped = looked_up | biases | {id(parameter) for parameter in model.parameters() if id(parameter) not in read}
     return [parameter for parameter in model.parameters() if parameter.ndim >= 2 and id(parameter) not in skipped]

@@ -14,6 +14,7 @@ from torch import nn
 from steep.core.errors import ConfigError, ModelError
 from steep.core.section import Target
 from steep.core.targets import build
+from steep.models.composite import auto_class
 from steep.models.config import RopeConfig
 from steep.models.hf_config import known_keys, make_config, quiet_transformers, read_config
 from steep.models.reference import resolve_reference
@@ -31,8 +32,6 @@ def build_fresh(
     rope: RopeConfig | None = None,
 ) -> nn.Module:
     """A transformers model of this architecture with weights drawn from `seed`."""
-    from transformers import AutoModelForCausalLM
-
     if isinstance(description, str):
         is_file = Path(description).expanduser().is_file() and not description.endswith(".gguf")
         path = None if is_file else resolve_reference(description)
@@ -43,7 +42,7 @@ def build_fresh(
         config = _config_from_mapping(description)
     extend_rope(config, rope, "model.config")
     with _seeded(seed), quiet_transformers():
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
+        model: nn.Module = auto_class(config).from_config(config, trust_remote_code=False, dtype=dtype)
     return model
 
 

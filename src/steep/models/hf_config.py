@@ -20,11 +20,15 @@ from typing import Any
 from steep.core.errors import ModelError
 from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field, require_gguf
 from steep.core.hub import cached_folder, explain_failure
+from steep.models.composite import is_composite
 from steep.models.reference import ADAPTER_CONFIG, adapted_settings, base_reference, resolve_reference
 from steep.runtime.optional_packages import quiet_imports
 
-HARMLESS_KEYS = ("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_sliding_window_pattern")
-"""Underscore keys that versions of transformers write into config.json. They are dropped; layer_types replaces the last one."""
+HARMLESS_KEYS = (
+    "_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_sliding_window_pattern", "_pad_token_id"
+)  # fmt: skip
+"""Underscore keys that versions of transformers write into config.json. They are dropped: layer_types replaces
+_sliding_window_pattern, and the text_config of Idefics 3 and SmolVLM has the padding token that is used."""
 
 FLOAT_TAG = "__float__"
 SPECIAL_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
@@ -232,6 +236,8 @@ def _require_causal(config: Any, source: str) -> None:
     needed = "use a causal language model such as Llama, Qwen, Gemma, SmolLM or GPT-2"
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source} is an encoder-decoder ({config.model_type}); {needed}")
+    if is_composite(config):
+        return
     if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise ModelError(
             f"{source} is an encoder ({config.model_type}), trained to fill gaps, not to continue text; {needed}"

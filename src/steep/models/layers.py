@@ -27,9 +27,18 @@ def text_config(model_or_config: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def text_part(model: nn.Module) -> nn.Module:
+    """The part that reads tokens: the language model of a model that also sees or hears, else the model itself."""
+    config: Any = getattr(model, "config", None)
+    if config is None or text_config(config) is config or not hasattr(model, "get_decoder"):
+        return model
+    part: Any = model.get_decoder()  # type: ignore[operator]
+    return part if isinstance(part, nn.Module) else model
+
+
 def transformer_layers(model: nn.Module) -> nn.ModuleList:
     """The model's list of transformer blocks: its nn.ModuleList that holds the most parameters. Raises ModelError."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
+    lists = [module for module in text_part(model).modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
     if not lists:
         raise ModelError(f"{type(model).__name__} has no nn.ModuleList of layers to work on one by one")
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))

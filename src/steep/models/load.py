@@ -18,6 +18,7 @@ from steep.core.gguf_metadata import require_gguf
 from steep.core.hub import cached_folder, explain_failure
 from steep.core.section import Target
 from steep.models.adapters import load_adapter
+from steep.models.composite import auto_class
 from steep.models.config import ModelConfig
 from steep.models.fresh import build_fresh, build_target
 from steep.models.generation_settings import check_generation_file
@@ -151,10 +152,8 @@ def _forget_gguf(model: Any) -> nn.Module:
 
 def _from_pretrained(source: str, **arguments: Any) -> nn.Module:
     """transformers' loading, without remote code. Raises ModelError for weights that the files do not hold."""
-    from transformers import AutoModelForCausalLM
-
     with quiet_transformers():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class(arguments["config"]).from_pretrained(
             source, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
     missing = sorted(info["missing_keys"])

@@ -31,6 +31,7 @@ from steep.loader import Loader
 from steep.models.adapters import adapter_files, add_adapter, capacity_line
 from steep.models.attention_choice import check_causal, leak_test, prepare_lm_loss, recorded_choice
 from steep.models.balance_choice import prepare_balance
+from steep.models.composite import freeze_towers, is_composite, processor_files
 from steep.models.config import ModelConfig
 from steep.models.embeddings import offload_embeddings
 from steep.models.experts import use_grouped_experts
@@ -145,7 +146,7 @@ def assemble(
             texts = replace(texts, sizes=sizes)
             config = with_values(config, {"train.micro_batch_size": sizes.micro_batch_size})
             plan = plan_start(config, texts, compute, source, say)
-    hf_files = _hf_files(trained, texts.hf_tokenizer, say)
+    hf_files = _hf_files(trained, texts.hf_tokenizer, source, say)
     if weights is None and config.tokenizer.pretrained is not None and "config.json" in hf_files:
         check_read_back(hf_files, config.tokenizer, texts.tokenizer)
     seed_everything(config.run.seed)
@@ -227,6 +228,7 @@ def load_trained(
         model = load_model(source, dtype=dtype, device=compute.device, seed=config.run.seed)
         if method := getattr(source, "quantize", None):
             say(quantized_line(model, method))
+    freeze_towers(model, say)
     mend_generation_settings(model, say)
     if texts.extension is not None and config.vocabulary is not None:
         if not resumed or adapter is not None:  # a complete model that is resumed has them
@@ -346,11 +348,13 @@ def open_loader(config: RunConfig, job: Job, start_step: int, ranks: Ranks) -> L
     )  # fmt: skip
 
 
-def _hf_files(model: nn.Module, hf_tokenizer: Any, say: Say) -> dict[str, bytes]:
-    if has_adapter(model):
-        return adapter_files(model, huggingface_files(model, hf_tokenizer))
+def _hf_files(model: nn.Module, hf_tokenizer: Any, source: ModelConfig | Target, say: Say) -> dict[str, bytes]:
+    pretrained, revision = getattr(source, "pretrained", None), getattr(source, "revision", None)
     if hasattr(getattr(model, "config", None), "save_pretrained"):
-        return huggingface_files(model, hf_tokenizer)
+        is_seeing = pretrained is not None and is_composite(model.config)
+        processor = processor_files(str(pretrained), revision) if is_seeing else {}
+        files = {**processor, **huggingface_files(model, hf_tokenizer)}
+        return adapter_files(model, files) if has_adapter(model) else files
     say(f"checkpoints hold no model/consolidated: {type(model).__name__} has no transformers configuration")
     return {}
 

@@ -20,6 +20,7 @@ from steep.core.files import temporary_path, write_text
 from steep.exporters.format import ExportTask, check_ids, refuse, with_strings
 from steep.exporters.parity import Answers, Bounds, Parity, answer, check, compare
 from steep.exporters.verify import ask_transformers
+from steep.models.composite import auto_class, is_composite, processor_files
 from steep.models.config import QUANTIZING_PACKAGES
 from steep.models.hf_config import quiet_transformers
 from steep.models.load import cast_weights
@@ -66,6 +67,9 @@ def write(task: ExportTask, folder: Path) -> Answers:
         with quiet_transformers():
             model.save_pretrained(folder, max_shard_size=task.options.max_shard_size)
     task.loaded.hf_tokenizer.save_pretrained(folder)
+    if is_composite(task.model.config) and task.loaded.folder is not None:
+        for name, data in processor_files(task.loaded.folder).items():
+            (folder / name).write_bytes(data)
     write_text(folder / "README.md", task.card)
     return expected
 
@@ -94,8 +98,6 @@ def _prepare_configurations(task: ExportTask) -> None:
 
 def _write_quantized(task: ExportTask, method: str, folder: Path) -> Answers:
     """Write `task.model` quantized into `folder`; the answers of the quantized model in this process."""
-    from transformers import AutoModelForCausalLM
-
     dtype = getattr(torch, task.dtype)
     calm_bitsandbytes()
     scratch = temporary_path(folder.parent / f"unquantized-{folder.name}")
@@ -103,7 +105,7 @@ def _write_quantized(task: ExportTask, method: str, folder: Path) -> Answers:
         with quiet_transformers():
             cast_weights(task.model, dtype).save_pretrained(scratch)  # type: ignore[operator]
             task.model.to("meta")  # one model in memory at a time
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model: Any = auto_class(task.model.config).from_pretrained(
                 scratch, quantization_config=_quantization(method, dtype), dtype=dtype, device_map="cpu"
             )
             model.eval()
