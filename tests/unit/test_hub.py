@@ -117,6 +117,12 @@ def test_a_dataset_is_answered_likewise(refusing: Path, tmp_path: Path) -> None:
         formats.identity(Path("hub:someone/text:en"))
 
 
+def test_tasks_of_lm_eval_are_answered_likewise(refusing: Path) -> None:
+    pytest.importorskip("lm_eval")
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE=1 to read it from the cache"):
+        steep.evaluate_tasks("some/model", "arc_easy")
+
+
 def test_a_run_that_cannot_begin_leaves_no_folder(
     refusing: Path, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
 ) -> None:

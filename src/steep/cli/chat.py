@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from steep.cli.options import DEVICE, MODEL, NO_CODE
+from steep.cli.packages import prepare_imports
 from steep.cli.wrap import Wrapped
 from steep.core.errors import ModelError
 
@@ -38,6 +39,7 @@ def command(
     if serve:
         serve_model(model, server, port)
         return
+    prepare_imports(None, model)
     from steep.evaluation.generate import generate_text, sampling_options  # torch is heavy
     from steep.evaluation.loaded_model import open_model
     from steep.evaluation.model_reference import model_reference

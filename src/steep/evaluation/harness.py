@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ConfigError, DataError, MissingExtraError, ModelError
+from steep.core.hub import SWITCHED_OFF, hub_silence
 from steep.core.public import Readable, public
 from steep.core.say import Say, tell
 from steep.evaluation.loaded_model import LoadedModel, open_model
@@ -132,6 +133,11 @@ def find_tasks(
         manager = TaskManager(include_path=str(path), include_defaults=False)
         if not _unknown(wanted, manager):
             return manager, _expand(wanted, manager)
+    if (silence := hub_silence()) and silence != SWITCHED_OFF:  # `datasets` would try for more than a minute
+        raise DataError(
+            f"lm-eval's own tasks fetch their data from the hub, and {silence}. If the data has been fetched before, set "
+            "HF_HUB_OFFLINE=1 to read it from the cache; a task file of your own in --harness-path can name local files."
+        )
     say("reading lm-eval's own list of tasks, which takes about 20 s")
     manager = TaskManager(include_path=None if path is None else str(path))
     if unknown := _unknown(wanted, manager):
