@@ -81,6 +81,7 @@ def test_the_merged_experts_score_what_training_scored_and_what_peft_computes(tr
     assert scored.scores[0].nats_per_token == pytest.approx(result.after["heldout"]["nats_per_token"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_export_has_no_adapter_and_the_same_logits(trained: Any, tmp_path: Path) -> None:
     result, _, _ = trained
     steep.export(result.run_directory, to="hf", out=tmp_path / "hf", dtype="float32")
@@ -88,6 +89,7 @@ def test_the_export_has_no_adapter_and_the_same_logits(trained: Any, tmp_path: P
     assert torch.allclose(
         logits(model), logits(load_model(ModelConfig(pretrained=str(result.run_directory)))), atol=1e-5
     )
+    steep.export(result.run_directory, to="hf", out=tmp_path / "bf16")  # compares with transformers' own attention
     steep.export(result.run_directory, to="adapter", out=tmp_path / "adapter")  # loads it back by peft and compares
 
 

@@ -174,7 +174,7 @@ def _without_effect(model: nn.Module, linear: set[str], say: Say) -> set[str]:
 
 def _keep_what_is_trained(model: nn.Module) -> None:
     """Trained tensors in fp32; of modules that are trained in full, no second copy."""
-    from peft.utils import ModulesToSaveWrapper  # as above
+    from peft.utils import ModulesToSaveWrapper  # peft takes a second to import, and only adapters need it
 
     for parameter in model.parameters():  # tied tensors stay one
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):

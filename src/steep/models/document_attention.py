@@ -311,6 +311,12 @@ def placeholder_mask(device: torch.device) -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
+def use_own_attention(model: Any) -> None:
+    """Undo `enable_document_attention`: the attention that transformers would choose for a model that it loads."""
+    if getattr(getattr(model, "config", None), "_attn_implementation", None) == ATTENTION_NAME:
+        model.set_attn_implementation(model.get_correct_attn_implementation(None))
+
+
 def enable_document_attention(model: nn.Module) -> str | None:
     """Make `model` take cu_seqlens. Returns None, or the reason why it cannot: then pass restarting position_ids instead.
 

@@ -22,6 +22,7 @@ from steep.exporters.parity import Answers, Bounds, Parity, answer, check, compa
 from steep.exporters.verify import ask_transformers
 from steep.models.composite import auto_class, is_composite, processor_files
 from steep.models.config import QUANTIZING_PACKAGES
+from steep.models.document_attention import use_own_attention
 from steep.models.hf_config import quiet_transformers
 from steep.models.load import cast_weights
 from steep.models.quantize import calm_bitsandbytes
@@ -63,6 +64,7 @@ def write(task: ExportTask, folder: Path) -> Answers:
         expected = _write_quantized(task, task.options.quantize, folder)
     else:
         model: Any = cast_weights(task.model, getattr(torch, task.dtype))
+        use_own_attention(model)  # in bf16 another kernel may send a token to another expert
         expected = answer(model, task.questions, "trained")
         with quiet_transformers():
             model.save_pretrained(folder, max_shard_size=task.options.max_shard_size)
