@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from steep.cli.main import run
 from steep.core.arrays import write_array
@@ -138,6 +139,17 @@ def test_a_function_of_steep_raises_what_the_system_refuses_as_an_error_for_a_pe
     for path in ("x/a", "x/.partial-123-a"):  # the name it would have had
         with pytest.raises(FileError, match=message):
             refused(path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_known_from_what_libraries_say_of_it() -> None:
+    with pytest.raises(OSError, match="requested") as caught, open("/dev/full", "wb") as file:
+        np.arange(100_000).tofile(file)
+    assert str(explain_file_error(caught.value)).startswith("a file: no space left on the device. Free some space")
+    rust = SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )  # as it words it
+    assert "no space left" in str(explain_file_error(rust))
 
 
 def test_what_does_not_come_from_the_file_system_stays_as_it_is() -> None:

@@ -169,7 +169,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
-        file_error = explain_file_error(error) if isinstance(error, OSError) else None
+        file_error = explain_file_error(error)
         usage = usage_message(error)
         if file_error is not None:
             print(f"error: {file_error}", file=sys.stderr)

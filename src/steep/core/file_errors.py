@@ -9,7 +9,7 @@ import errno
 import os
 import re
 
-from steep.core.errors import FileError
+from steep.core.errors import FileError, SteepError
 from steep.core.files import TEMPORARY_PREFIX
 
 NO_SPACE = {
@@ -18,6 +18,8 @@ NO_SPACE = {
     errno.EFBIG: "the file would be larger than this system allows",
 }
 _TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}\d+-(?=[^/]*$)")  # a person knows the name without it
+_RUST = re.compile(r"\(os error (\d+)\)")
+_NUMPY = re.compile(r"\d+ requested and \d+ written")
 _REMEDIES = {
     **dict.fromkeys(NO_SPACE, "Free some space, or choose a folder on another disk, and run the same command again."),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "Change its rights or those of its folder, or choose another place."),
@@ -36,13 +38,26 @@ _REMEDIES = {
 """By errno: what would work. Others are not explained; they may be defects of steep."""
 
 
-def explain_file_error(error: OSError) -> FileError | None:
+def explain_file_error(error: Exception) -> FileError | None:
     """The error as one for a person; None if it does not come from the file system."""
-    if error.errno not in _REMEDIES or isinstance(error, ConnectionError):
+    number = _number_of(error)
+    if number not in _REMEDIES or isinstance(error, (ConnectionError, SteepError)):
         return None
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    given = (getattr(error, "filename", None), getattr(error, "filename2", None))
+    names = [os.fsdecode(name) for name in given if isinstance(name, (str, bytes))]
     names = list(dict.fromkeys(_TEMPORARY.sub("", name) for name in names))
-    if not names and error.errno not in NO_SPACE and error.errno not in (errno.EMFILE, errno.ENFILE):
+    if not names and number not in NO_SPACE and number not in (errno.EMFILE, errno.ENFILE):
         return None
-    reason = NO_SPACE.get(error.errno) or (error.strerror or str(error)).lower()
-    return FileError(f"{' -> '.join(names) or 'a file'}: {reason}. {_REMEDIES[error.errno]}")
+    reason = NO_SPACE.get(number) or os.strerror(number).lower()
+    return FileError(f"{' -> '.join(names) or 'a file'}: {reason}. {_REMEDIES[number]}")
+
+
+def _number_of(error: Exception) -> int:
+    """The errno of an error, 0 without one. Two kinds of library keep it in their text only: those in Rust (safetensors,
+    tokenizers), and numpy's `tofile`, which tells how much it wrote before the disk was full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _RUST.search(str(error))
+    if found is not None:
+        return int(found[1])
+    return errno.ENOSPC if isinstance(error, OSError) and _NUMPY.fullmatch(str(error)) else 0

@@ -44,7 +44,7 @@ def public(function: Function) -> Function:
             raise CallError(f"steep.{function.__name__}: {error}. It takes {', '.join(names)}") from None
         try:
             return function(*arguments, **keywords)
-        except OSError as error:
+        except Exception as error:
             explained = explain_file_error(error)
             if explained is None:
                 raise
