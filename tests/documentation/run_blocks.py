@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch  # noqa: F401 - a command that needs no torch keeps it away from a process that has not imported it
+
 from steep.cli.main import run
 
 
