@@ -272,6 +272,11 @@ def find_weights(config: RunConfig, say: Say, weights: Path | None) -> ModelConf
     found = verified_reference(named, say)
     if (line := describe_origin(found)) is not None:
         say(line)
+        if config.adapter is not None:
+            say(
+                "model: peft cannot load an adapter on a merged base by itself, steep can; for peft, export the base first "
+                f"(steep export {model.pretrained} --to hf) and start from that folder"
+            )
     return model.model_copy(update={"pretrained": found})
 
 

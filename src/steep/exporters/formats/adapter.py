@@ -15,7 +15,7 @@ from steep.core.files import write_text
 from steep.exporters.format import ExportTask, refuse
 from steep.exporters.parity import Answers, Bounds, Parity, check, compare
 from steep.exporters.verify import ask_transformers
-from steep.models.reference import ADAPTER_CONFIG
+from steep.models.reference import ADAPTER_CONFIG, base_reference, describe_origin
 
 DTYPES = {
     "float32": Bounds(
@@ -37,7 +37,12 @@ def adapter_folder(task: ExportTask) -> Path:
 def check_task(task: ExportTask) -> None:
     """Raises ConfigError, ModelError for what this format cannot do."""
     refuse(task.options, "adapter", quantize="--to hf", tokenizer_pre="--to gguf", verify_with="--to gguf")
-    adapter_folder(task)
+    base, _ = base_reference(adapter_folder(task))
+    if describe_origin(base) is not None:
+        raise ModelError(
+            f"{task.loaded.reference} is an adapter on a base that is an adapter itself ({base}), and peft would load it "
+            "wrongly: export the whole model with --to hf, or train it on an exported base"
+        )
 
 
 def write(task: ExportTask, folder: Path) -> Answers:
