@@ -62,7 +62,7 @@ def test_auto_is_what_was_measured_to_be_faster(speed_file: Path) -> None:
     known = json.loads(speed_file.read_text())
     assert known["fp32_flops"] > 1e8
     assert (known["bf16_flops"] or 1e9) > 1e6
-    for bf16, chosen in ((2e10, "mixed_bf16"), (5e9, "fp32"), (None, "fp32")):
+    for bf16, chosen in ((2e10, "mixed_bf16"), (1.05e10, "fp32"), (5e9, "fp32"), (None, "fp32")):
         write_json(speed_file, {**known, "fp32_flops": 1e10, "bf16_flops": bf16})
         said: list[str] = []
         assert choose_precision("auto", "cpu", threads=1, say=said.append) == chosen

@@ -30,6 +30,9 @@ FEWEST_ROUNDS = 3
 MOST_SECONDS = 2.0
 """On a machine that is too busy for that many rounds, fewer must do."""
 
+WORTH_ROUNDING_RATIO = 1.1
+"""bf16 must be this much faster. Two measurements of one precision on a busy machine differ by as much."""
+
 VALID_SECONDS = 86400.0
 """A figure taken on a busy machine is not believed forever."""
 
@@ -53,8 +56,8 @@ class CpuSpeed:
 
     @property
     def bf16_is_faster(self) -> bool:
-        """Whether mixed_bf16 takes less time than fp32."""
-        return self.bf16_flops is not None and self.bf16_flops > self.fp32_flops
+        """Whether mixed_bf16 takes clearly less time than fp32; a tie goes to fp32, which rounds less."""
+        return self.bf16_flops is not None and self.bf16_flops > WORTH_ROUNDING_RATIO * self.fp32_flops
 
     @property
     def threads_text(self) -> str:
