@@ -126,6 +126,22 @@ def test_names_of_older_configurations_are_taken():
         from_config({"model_type": "gpt2", "vocab_size": 30, "n_embd": 8, "n_layer": 1, "n_head": 2, "rope_theta": 1.0})
 
 
+def test_the_keys_of_a_published_configuration_are_taken() -> None:
+    """Those of DeepSeek-V3's config.json that are no sizes."""
+    sizes = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+             "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+             "moe_intermediate_size": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4}  # fmt: skip
+    published = {
+        "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "aux_loss_alpha": 0.001,
+        "ep_size": 1, "hidden_act": "silu", "initializer_range": 0.02, "moe_layer_freq": 1, "norm_topk_prob": True,
+        "num_nextn_predict_layers": 1, "pretraining_tp": 1, "rms_norm_eps": 1e-06, "rope_theta": 10000, "rope_scaling": None,
+        "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": True, "tie_word_embeddings": False,
+        "topk_method": "noaux_tc", "torch_dtype": "bfloat16", "transformers_version": "4.33.1", "use_cache": True,
+    }  # fmt: skip
+    model = from_config({**LLAMA, **sizes, **published, "model_type": "deepseek_v3"})
+    assert model.config.routed_scaling_factor == 2.5
+
+
 def test_a_key_that_only_the_code_of_the_family_reads_is_taken() -> None:
     sizes = {**LLAMA, "num_experts": 4, "moe_intermediate_size": 16}
     model = from_config({**sizes, "model_type": "qwen3_moe", "head_dim": 16})  # not declared by its class

@@ -108,8 +108,12 @@ NAMES_IN_CODE = re.compile(
 )
 """Where the code of a family in transformers names a key of its configuration."""
 
-SAVED_KEYS = ("model_type", "torch_dtype", "pretraining_tp", "task_specific_params", "tokenizer_class")
-"""Keys that versions of transformers wrote into config.json for many families, and that change no weight."""
+SAVED_KEYS = (
+    "model_type", "torch_dtype", "pretraining_tp", "task_specific_params", "tokenizer_class", "n_ctx", "n_special",
+    "predict_special_tokens", "max_window_layers", "use_sliding_window", "aux_loss_alpha", "seq_aux", "ep_size", "moe_layer_freq",
+    "num_nextn_predict_layers", "scoring_func", "topk_method",
+)  # fmt: skip
+"""Keys that published config.json files of these families have, and that transformers keeps without using them."""
 
 
 def known_keys(config: Any) -> set[str]:
