@@ -348,7 +348,7 @@ def test_what_is_no_regular_file_is_named_and_never_opened(
         ("/dev/zero", "a device"),
         ("/dev/null", "a device"),
         ("/proc/self/mem", "cannot be read"),
-        ("no/such/file.jsonl", "no such file"),
+        ("no/such/file.jsonl", "no/such/file.jsonl' does not exist"),
         ("*.nothing", "matches no file"),
         ("-", "--input-format"),
         ("hub:", "hub:NAME"),

@@ -19,6 +19,7 @@ from typing import Any
 from steep.config.errors import Problem, shown
 from steep.config.keys import Location
 from steep.config.run import RunConfig
+from steep.core.listing import may_be_seen, unlistable_folder
 from steep.core.plugins import plugin_names
 from steep.core.section import SELF_GENERATED, Target
 
@@ -239,10 +240,12 @@ def _leads_somewhere(path: str, location: Location) -> Iterator[Problem]:
     if os.path.exists(expanded) or os.path.exists(expanded + ".bin") or os.path.exists(expanded + ".idx"):
         return
     if glob.has_magic(expanded):
-        if next(glob.iglob(expanded, recursive=True), None) is None:
+        nothing = next(glob.iglob(expanded, recursive=True), None) is None
+        if nothing and unlistable_folder(expanded) is None:
             yield Problem(location, f"{path!r} matches no file{_what_is_there(expanded)}")
         return
-    yield Problem(location, f"{path!r} does not exist{nearest_path(expanded)}")
+    if not may_be_seen(expanded):  # of what is there and cannot be read, its reader says why
+        yield Problem(location, f"{path!r} does not exist{nearest_path(expanded)}")
 
 
 def _what_is_there(pattern: str) -> str:

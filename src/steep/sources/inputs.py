@@ -17,6 +17,7 @@ from typing import Union, cast
 
 from steep.config.sections import checked_section
 from steep.core.errors import DataError
+from steep.core.listing import unlistable_folder
 from steep.core.plugins import load_plugin, plugin_names
 from steep.core.say import Say, tell
 from steep.sources.code_folder import CodeFolder, advice_lines, code_folder
@@ -138,7 +139,8 @@ def _expand(path: str, format: str) -> list[Path]:
         )
     if glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True), key=lambda match: Path(match).parts)
-        _check_listable(path)
+        if (closed := unlistable_folder(path)) is not None:
+            check_readable(closed)
         files = [file for match in matches for file in _matched(match, format)]
         if not files:
             raise DataError(
@@ -173,18 +175,6 @@ def check_readable(path: str) -> None:
             raise DataError(f"{path}: {error.strerror}. Change its rights or those of its folder.") from error
     if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
         _unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), path.rstrip("/")))
-
-
-def _check_listable(pattern: str) -> None:
-    """Raise DataError if a folder in which a pattern looks cannot be listed: glob passes over it without a word."""
-    parts = Path(pattern).parts
-    for number, part in enumerate(parts):
-        if not glob.has_magic(part):
-            continue
-        above = os.path.join(*parts[:number], "") if number else "./"
-        inside = glob.glob(os.path.join(above, "**", ""), recursive=True) if part == "**" else glob.glob(above)
-        for folder in [above, *inside]:
-            check_readable(folder)
 
 
 def _unreadable(error: OSError) -> None:
