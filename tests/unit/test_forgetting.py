@@ -144,7 +144,13 @@ def test_forgot_and_kept_are_said_only_where_the_error_allows_it() -> None:
     assert verdict(-0.30, 0.40) == "kept"  # better by more than the error
     few = forgetting_report({"domain": parted([1.0] * 7, [0.5] * 7), "general": parted([1.0] * 7, [0.9] * 7)})
     assert (few.verdict, few.changes[0].error_ratio) == ("too little text", math.inf)
-    assert "with too little text to tell what it forgot of the general text" in few.headline
+    assert few.headline == (
+        "was scored on too little text to tell whether it learned the domain text or forgot the general text"
+    )
+    clear = parted([1.0] * 64, [0.9] * 64)
+    assert forgetting_report({"domain": clear, "general": parted([1.0] * 7, [0.9] * 7)}).headline == (
+        "learned the domain text, with too little text to tell what it forgot of the general text"
+    )
     assert json.loads(json.dumps(few.to_mapping()))["texts"][0]["error_ratio"] is None
 
 

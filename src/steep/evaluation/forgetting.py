@@ -154,12 +154,18 @@ class ForgettingReport(Readable):
         return "too little text" if self._is_unclear(self.worst) else "kept"
 
     @property
+    def is_learning_clear(self) -> bool:
+        """Whether the gain exceeds its error, or the error is too small to matter."""
+        error, gain = self.gain_error_ratio, self.gain_ratio
+        return error is None or gain is None or error <= NO_CHANGE_RATIO or abs(gain) > error
+
+    @property
     def learned(self) -> str:
         """What happened to the domain texts, in a few words."""
         if self.gain_ratio is None:
             return "has no domain text to show what it learned"
-        texts, error = _texts(self.of("domain")), self.gain_error_ratio
-        if error is not None and error > NO_CHANGE_RATIO and abs(self.gain_ratio) <= error:
+        texts = _texts(self.of("domain"))
+        if not self.is_learning_clear:
             return f"was scored on too little text to tell whether it learned {texts}"
         if self.gain_ratio > NO_CHANGE_RATIO:
             return f"learned {texts}"
@@ -184,6 +190,8 @@ class ForgettingReport(Readable):
         """Both, as the words that follow the run's name."""
         if not self.changes:
             return "has no verdict: no held-out text was scored before and after"
+        if self.worst is not None and self.verdict == "too little text" and not self.is_learning_clear:
+            return f"{self.learned} or forgot {_texts([self.worst])}"
         joint = {"forgot": " but ", "too little text": ", with "}.get(self.verdict, " and ")
         return f"{self.learned}{joint}{self.kept}" if self.kept else self.learned
 
