@@ -94,7 +94,7 @@ def test_a_run_with_an_adapter_imports_none_and_writes_no_error_line(
 FINGERPRINTS = """
 import sys
 from steep.cli.packages import prepare_text_imports
-prepare_text_imports(sys.argv[1])
+prepare_text_imports(sys.argv[1], ["text.txt"])
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import load_tokenizer
 for folder in sys.argv[1:]:
@@ -137,3 +137,16 @@ def test_a_path_is_checked_before_a_tokenizer_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--tokenizer .* does not exist"):
         steep.prepare(tmp_path / "corpus.jsonl", tokenizer=str(tmp_path / "tok"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_streamed_dataset_and_a_gguf_keep_torch(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    program = "import sys; from steep.cli.packages import prepare_text_imports as p; p(*sys.argv[1:2], sys.argv[2:])\n"
+    for tokenizer, text in (
+        ("some/model", "hub:some/text"),
+        (str(tmp_path), "a.txt"),
+        (str(tmp_path / "model.gguf"), "a.txt"),
+    ):
+        subprocess.run(
+            [sys.executable, "-c", f"{program}assert 'torch' not in sys.modules", tokenizer, text], check=True
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -21,11 +21,14 @@ def prepare_imports(config: Optional[RunConfig] = None, *models: Optional[str]) 
     leave_out_packages(used)
 
 
-def prepare_text_imports(tokenizer: str) -> None:
+def prepare_text_imports(tokenizer: str, texts: Sequence[str]) -> None:
     """Leave out torch as well, for a command that reads text with a tokenizer; of .gguf files transformers needs torch for it."""
     path = Path(tokenizer).expanduser()
     gguf = path.suffix == ".gguf" or (path.is_dir() and next(path.glob("*.gguf"), None) is not None)
-    leave_out_packages((), torch=gguf)
+    streamed = any(
+        text.startswith("hub:") for text in texts
+    )  # the package datasets imports torch where it is installed
+    leave_out_packages((), torch=gguf or streamed)
 
 
 def _of_run(config: RunConfig) -> Iterator[str]:

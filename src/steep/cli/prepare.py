@@ -55,7 +55,7 @@ def command(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a store that was made from something else."),
 ) -> None:
     """Turn text into a token store. If it is killed, the same command continues where it stopped."""
-    prepare_text_imports(tokenizer)
+    prepare_text_imports(tokenizer, [*inputs, *(check_against or [])])
     with progress_when_needed("preparing", "bytes") as show:
         result = steep.prepare(
             inputs,

@@ -22,7 +22,7 @@ def fertility(
     json: bool = JSON,
 ) -> None:
     """Bytes per token, tokens per word, the most expensive words, and whether to extend."""
-    prepare_text_imports(tokenizer)
+    prepare_text_imports(tokenizer, [*texts, general or ""])
     show(steep.tokenizer_fertility(texts, tokenizer=tokenizer, general=general), json, ensure_ascii=False)
 
 
@@ -33,5 +33,5 @@ def extend(
     out: Path = typer.Option(..., help="Folder to write; it must not exist."),
 ) -> None:
     """Continue the tokenizer's own BPE on the texts, and write the tokenizer with the new tokens."""
-    prepare_text_imports(tokenizer)
+    prepare_text_imports(tokenizer, texts)
     typer.echo(steep.tokenizer_extend(texts, tokenizer=tokenizer, tokens=tokens, out=out).to_text())
