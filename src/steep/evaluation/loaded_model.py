@@ -17,6 +17,7 @@ from steep.core.say import Say, tell
 from steep.core.section import Target
 from steep.evaluation.model_reference import ModelReference, config_of_run
 from steep.models.attention_choice import prepare_lm_loss
+from steep.models.experts import use_grouped_experts
 from steep.models.layers import vocab_size
 from steep.models.load import load_model
 from steep.models.load_quantized import load_quantized
@@ -99,6 +100,7 @@ def _load(reference: ModelReference, device: str, precision: str, allow_code: bo
     if reference.run is None and hf_tokenizer.eos_token_id is None:
         policy = policy.model_copy(update={"append_eos": False})
     tokenizer = text_tokenizer(hf_tokenizer, policy, reference.reference)
+    use_grouped_experts(model)  # as in training
     with autocast(where, how):
         lm_loss = prepare_lm_loss(model, say, vocab_size=vocab_size(model) or tokenizer.vocab_size)
     runner = ModelRunner(lm_loss, where, how)
