@@ -7,7 +7,9 @@ from typing import Annotated, Literal, Optional, Union
 from pydantic import Field, model_validator
 
 from steep.core.section import Count, Section
-from steep.evaluation.forgetting import DEFAULT_CAP_RATIO
+
+DEFAULT_CAP_RATIO = 0.02
+"""How much worse general text may become: the default of `evaluate.forgetting_cap`."""
 
 
 class EvaluateConfig(Section):

@@ -21,6 +21,7 @@ from steep.core.table import text_table
 from steep.core.units import parse_count
 from steep.data.held_out_text import HeldOutText
 from steep.data.open import RunData, open_run_data
+from steep.evaluation.config import DEFAULT_CAP_RATIO
 from steep.evaluation.end_of_text import (
     EndOfTextAudit,
     StopScore,
@@ -29,7 +30,7 @@ from steep.evaluation.end_of_text import (
     named_ids_of_folders,
     source_ends,
 )
-from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, forgetting_report, roles_of
+from steep.evaluation.forgetting import ForgettingReport, forgetting_report, roles_of
 from steep.evaluation.held_out import Beginnings, Score, choose_beginnings, score_text
 from steep.evaluation.loaded_model import LoadedModel, open_model
 from steep.evaluation.model_reference import Reference, base_model_reference, config_of_run, model_reference, run_of

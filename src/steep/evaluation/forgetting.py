@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from steep.core.public import Readable
 from steep.core.table import text_table
 from steep.evaluation.change_error import RESAMPLES, error_of, resampled_ratios
+from steep.evaluation.config import DEFAULT_CAP_RATIO
 
 Role = Literal["domain", "general"]
 VerdictName = Literal["kept", "forgot", "too little text", "not measured"]
@@ -26,8 +27,6 @@ VerdictName = Literal["kept", "forgot", "too little text", "not measured"]
 NO_CHANGE_RATIO = 0.005
 """A change of at most half a per cent counts as none: nobody would act on it."""
 
-DEFAULT_CAP_RATIO = 0.02
-"""How much worse general text may become: the default of `evaluate.forgetting_cap`."""
 
 UNITS = {"bits_per_byte": "bits per byte", "nats_per_token": "nats per token"}
 

@@ -20,8 +20,9 @@ from steep.core.errors import ConfigError
 from steep.core.public import public
 from steep.core.say import Say, tell
 from steep.core.table import text_table
+from steep.evaluation.config import DEFAULT_CAP_RATIO
 from steep.evaluation.evaluate_model import Evaluation, evaluate
-from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, forgetting_report, role_of
+from steep.evaluation.forgetting import forgetting_report, role_of
 from steep.evaluation.model_reference import Reference, base_model_reference, config_of_run, run_of
 from steep.merge.scored import NOTHING_KNOWN, KnownScores, known_scores
 from steep.merge.verified import write_verified

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from steep.core.html import escape, table
+from steep.evaluation.config import DEFAULT_CAP_RATIO
 from steep.evaluation.end_of_text import audit_lines
-from steep.evaluation.forgetting import DEFAULT_CAP_RATIO, ForgettingReport, forgetting_report
+from steep.evaluation.forgetting import ForgettingReport, forgetting_report
 from steep.metrics import METRICS, MISSING
 from steep.reporting.html import missing, plain
 from steep.reporting.run_files import Record, RunFiles
