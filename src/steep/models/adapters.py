@@ -33,7 +33,7 @@ from steep.models.layers import (
     text_part,
 )
 from steep.models.mixture import find_experts
-from steep.models.reach import uncalled
+from steep.models.reach import not_plain
 from steep.models.reference import ADAPTER_CONFIG, BASE_CONFIG
 from steep.runtime.optional_packages import quiet_imports
 
@@ -157,11 +157,11 @@ def _split_targets(model: nn.Module, config: AdapterConfig, say: Say) -> tuple[l
 
 def _without_effect(model: nn.Module, linear: set[str], say: Say) -> set[str]:
     """Those of the linear layers in which an adapter would do nothing, or which peft refuses; said, with the reason."""
-    left_out = set() if has_no_data(model) else uncalled(model, linear)
+    left_out = set() if has_no_data(model) else not_plain(model, linear)
     if left_out:
         say(
-            f"adapter: none on {', '.join(_last_parts(left_out))} ({len(left_out)} layers): {type(model).__name__} reads their "
-            "weights without calling them, so an adapter there has no effect"
+            f"adapter: none on {', '.join(_last_parts(left_out))} ({len(left_out)} layers): {type(model).__name__} does "
+            "not use them as plain linear layers"
         )
     if getattr(model.config, "model_type", None) in PEFT_MAMBA_FAMILIES:
         refused = {name for name in linear if name.rpartition(".")[2] in PEFT_MAMBA_LAYERS}

@@ -8,6 +8,9 @@ first updates stops the run. Weakness: a part that only texts longer than the ru
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -60,14 +63,15 @@ def _leaves(output: Tensor) -> set[Tensor]:
     return found
 
 
-def uncalled(model: nn.Module, names: set[str]) -> set[str]:
-    """Which of these layers a forward pass never calls: families read the weights of some directly (Mamba's dt_proj), and what is
-    put around such a layer has no effect."""
-    called: set[str] = set()
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda module, inputs, name=name: called.add(name))
-        for name in names
-    ]
+def not_plain(model: nn.Module, names: set[str]) -> set[str]:
+    """Which of these linear layers are not used as such in a forward pass: families read the weights of some directly (Mamba's
+    dt_proj), so that what is put around them has no effect, and some return more than their product (Llama 4's routers)."""
+    plain: set[str] = set()
+
+    def see(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, inputs, output: plain.add(name) if isinstance(output, Tensor) else None
+
+    handles = [model.get_submodule(name).register_forward_hook(see(name)) for name in names]
     ids = torch.zeros(1, 8, dtype=torch.long, device=layers.compute_device(model))
     try:
         with layers.evaluating(model):
@@ -75,4 +79,4 @@ def uncalled(model: nn.Module, names: set[str]) -> set[str]:
     finally:
         for handle in handles:
             handle.remove()
-    return {name for name in names - called if "experts" not in name.split(".")}
+    return {name for name in names - plain if "experts" not in name.split(".")}
