@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo demo-short test test-all lint types check llama-env docs site clean
+.PHONY: setup demo demo-short test test-all lint types check llama-env docs models-page site clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -56,6 +56,10 @@ docs: setup
 # The pages as a site, in site/. A link that leads nowhere fails. The variable silences an advertisement of mkdocs-material.
 site: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The table of the model families that were tried; a quarter of an hour.
+models-page: setup
+	$(BIN)/python tests/families/page.py
 
 clean:
 	rm -rf $(VENV) site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
