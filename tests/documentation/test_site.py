@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import metadata
@@ -40,3 +42,20 @@ def test_readme_tutorial_and_example_have_one_gpt2() -> None:
     assert readme == blocks["docs/tutorials/gpt2_from_scratch.md", "run.yaml"]
     example = yaml.safe_load((ROOT / "examples" / "gpt2_from_scratch" / "run.yaml").read_text(encoding="utf-8"))
     assert (readme["model"], readme["optimizer"]) == (example["model"], example["optimizer"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted(ROOT.glob("examples/*/*.ipynb")), ids=lambda path: path.stem)
+def test_the_cells_of_a_notebook_run_one_after_the_other(notebook: Path, tmp_path: Path) -> None:
+    made = shutil.ignore_patterns("runs", "text", "tokenizer", "tokens")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=made)
+    cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    program = "\n".join(
+        "".join(cell["source"]) for cell in cells
+    )  # one program: a cell uses the names of those before it
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "run_blocks.py")], input=json.dumps([["python", program]]),
+        cwd=tmp_path / "examples" / notebook.parent.name, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "examples" / notebook.parent.name / "runs" / "notebook" / "report.html").is_file()
