@@ -17,7 +17,7 @@ from steep.models.attention_choice import prepare_lm_loss
 from steep.models.config import ModelConfig
 from steep.models.gpt2 import build_gpt2_model
 from steep.models.load import load_model
-from steep.runtime.device import available_cores
+from steep.runtime.device import available_cores, default_threads
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.open import load_tokenizer
 from support import LLAMA
@@ -104,7 +104,7 @@ def test_looking_at_a_model_leaves_the_threads_of_the_process(
         steep.evaluate(tmp_path / "model", {"page": str(min(corpus_directory.glob("*.txt")))}, tokens=100)
         assert torch.get_num_threads() == other
         with open_model(model_reference(tmp_path / "model")):
-            assert torch.get_num_threads() == available_cores()
+            assert torch.get_num_threads() == default_threads()
         with pytest.raises(ModelError):
             steep.generate(tmp_path / "model", "word " * 5000, precision="fp32")
         assert torch.get_num_threads() == other
