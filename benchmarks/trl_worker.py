@@ -1,7 +1,8 @@
 """TRL's SFTTrainer on the documents of continued_pretraining.py, in a process of its own; prints its rate as JSON.
 
     pip install trl==1.16.0
-    python benchmarks/continued_pretraining.py --trl
+    python benchmarks/continued_pretraining.py --trl     calls
+    python benchmarks/trl_worker.py SETTINGS             with settings as JSON
 
 Settings are TRL's fastest that lose no token on this job. `packing` by `bfd_split`: best fit, long documents split (its default
 `bfd` discards their ends); it turns padding off and gives every document positions of its own. The chunked loss, its default.
@@ -106,4 +107,7 @@ def documents_apart(model: Any) -> bool:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    if "--help" in sys.argv:
+        print(__doc__)
+    else:
+        main(json.loads(sys.argv[1]))

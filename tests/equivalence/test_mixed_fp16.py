@@ -35,7 +35,8 @@ def test_overflows_are_said_and_counted_and_resume_is_exact(
     summary, ledger = read_json(whole / "summary.json"), json.dumps(read_json(whole / "ledger.json"))
     assert summary["overflowed_steps"] == len(overflows)
     trained = [line for line in lines if not line["overflow"]]
-    assert lines[-1]["tokens"] == summary["tokens"] == len(trained) * 4 * 64
+    assert lines[-1]["tokens"] == summary["tokens"]
+    assert 0 <= len(trained) * 4 * 64 - summary["tokens"] < 64  # less the padding at a cut of the held-out blocks
     assert str(len(overflows) * 4 * 64) in ledger  # named as not trained on
     assert [line["sequences"] for line in lines] == [4 * (n + 1) for n in range(16)]
 

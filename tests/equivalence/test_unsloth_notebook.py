@@ -174,7 +174,7 @@ def test_whole_models_other_datasets_and_held_out_text(base: Path, documents: li
     (tmp_path / "own.txt").write_text("\n\n".join(documents[:20]), encoding="utf-8")
     trainer = UnslothTrainer(
         model=model, processing_class=tokenizer, train_dataset=str(tmp_path / "own.txt"), eval_dataset=documents[40:44],
-        args=UnslothTrainingArguments(max_steps=3, per_device_train_batch_size=2, learning_rate=1e-3, output_dir=str(tmp_path)),
+        args=UnslothTrainingArguments(max_steps=8, per_device_train_batch_size=2, learning_rate=1e-3, output_dir=str(tmp_path)),
     )  # fmt: skip
     trainer.train()
     summary = json.loads((tmp_path / "run-1" / "summary.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ class Meddler(torch.optim.AdamW):
     """Moves what it was not given."""
 
     def step(self, closure=None):
-        MODELS[0].model.embed_tokens.weight.data.mul_(0.999)
+        MODELS[-1].model.embed_tokens.weight.data.mul_(0.999)
         return super().step(closure)
 
 
@@ -100,15 +99,12 @@ def test_the_table_of_groups(small: Small, capsys: pytest.CaptureFixture[str]) -
     assert rows[2][1:] == ["1", "tensors", "16.4k", "parameters"]
 
 
-@pytest.mark.parametrize("micro_batch_size", [4, 2])
-def test_a_parameter_outside_the_graph_stops_the_run_by_name(small: Small, micro_batch_size: int) -> None:
+def test_a_parameter_outside_the_graph_is_frozen_and_named(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     small.model(unused=8)
-    small.mapping["train"]["micro_batch_size"] = micro_batch_size
-    with pytest.raises(TrainingError, match="2 trainable tensors had no gradient in the first 2 updates: "
-                                            r"model\.forgotten\.weight, model\.forgotten\.bias"):  # fmt: skip
-        small.train()
-    assert json.loads((small.run / "summary.json").read_text())["status"] == "failed"
-    assert not list(small.run.glob("checkpoints/epoch_*"))  # the one of step 2 would have come after the check
+    assert small.train().step == 6
+    said = capsys.readouterr().out
+    assert "not trained: 2 tensors (72 parameters) that the loss of" in said
+    assert "model.forgotten.weight, model.forgotten.bias" in said
 
 
 @pytest.mark.parametrize("culprit", ["optimizer", "forward pass"])
