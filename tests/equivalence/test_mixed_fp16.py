@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -32,12 +31,12 @@ def test_overflows_are_said_and_counted_and_resume_is_exact(
     assert f"{len(overflows)} of 16 steps made no update" in log
     assert "spike" not in log
 
-    summary, ledger = read_json(whole / "summary.json"), json.dumps(read_json(whole / "ledger.json"))
+    summary, ledger = read_json(whole / "summary.json"), read_json(whole / "ledger.json")
     assert summary["overflowed_steps"] == len(overflows)
-    trained = [line for line in lines if not line["overflow"]]
-    assert lines[-1]["tokens"] == summary["tokens"]
-    assert 0 <= len(trained) * 4 * 64 - summary["tokens"] < 64  # less the padding at a cut of the held-out blocks
-    assert str(len(overflows) * 4 * 64) in ledger  # named as not trained on
+    [source], num_trained = ledger["sources"], 16 - len(overflows)
+    assert lines[-1]["tokens"] == summary["tokens"] == source["tokens_trained"]
+    assert source["tokens_trained"] + ledger["padding_tokens"] == num_trained * 4 * 64  # padded at a cut of a held-out block
+    assert source["tokens_skipped"] == len(overflows) * 4 * 64
     assert [line["sequences"] for line in lines] == [4 * (n + 1) for n in range(16)]
 
     mapping["run"]["name"] = "resumed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,25 @@ from support import LLAMA, run_mapping
 
 PARTS = '''
 import torch
+from transformers import LlamaForCausalLM
+
 from steep.models.fresh import build_fresh
 
 MODELS = []
+
+
+class OwnModel(LlamaForCausalLM):
+    """A model of a user's own, whose unused tensors are a mistake."""
 
 
 def scribble(module, _):
     module.embed_tokens.weight.data[0].add_(1e-3)
 
 
-def model(config, unused=0, scribbles=False):
+def model(config, unused=0, scribbles=False, own=False):
     made = build_fresh(config, None, seed=0)
+    if own:
+        made = OwnModel(made.config)
     made.model.embed_tokens.weight.requires_grad_(False)
     if unused:
         made.model.forgotten = torch.nn.Linear(unused, unused)
@@ -99,7 +108,18 @@ def test_the_table_of_groups(small: Small, capsys: pytest.CaptureFixture[str]) -
     assert rows[2][1:] == ["1", "tensors", "16.4k", "parameters"]
 
 
-def test_a_parameter_outside_the_graph_is_frozen_and_named(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("micro_batch_size", [4, 2])
+def test_a_parameter_outside_the_graph_stops_a_run_of_an_own_model_by_name(small: Small, micro_batch_size: int) -> None:
+    small.model(unused=8, own=True)
+    small.mapping["train"]["micro_batch_size"] = micro_batch_size
+    with pytest.raises(TrainingError, match="2 trainable tensors had no gradient in the first 2 updates: "
+                                            r"model\.forgotten\.weight, model\.forgotten\.bias"):  # fmt: skip
+        small.train()
+    assert json.loads((small.run / "summary.json").read_text())["status"] == "failed"
+    assert not list(small.run.glob("checkpoints/epoch_*"))  # the one of step 2 would have come after the check
+
+
+def test_a_parameter_outside_the_graph_of_a_model_of_transformers_is_frozen_and_named(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     small.model(unused=8)
     assert small.train().step == 6
     said = capsys.readouterr().out

@@ -67,14 +67,10 @@ def state_carried(model: nn.Module) -> str | None:
         return f"layers of type {', '.join(sorted(kinds))}"
     if getattr(model, "_is_stateful", False):
         return "transformers marks it as stateful"
-    for name, module in model.named_modules():
+    for name, module in text_part(model).named_modules():
         if isinstance(module, nn.RNNBase):
             return f"{name} is recurrent"
-        if (
-            isinstance(module, nn.Conv1d)
-            and module.kernel_size[0] > 1
-            and not name.startswith(("vision", "model.vision"))
-        ):
+        if isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1:
             return f"{name} is a convolution over tokens"
     return None
 
