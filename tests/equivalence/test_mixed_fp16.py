@@ -35,7 +35,9 @@ def test_overflows_are_said_and_counted_and_resume_is_exact(
     assert summary["overflowed_steps"] == len(overflows)
     [source], num_trained = ledger["sources"], 16 - len(overflows)
     assert lines[-1]["tokens"] == summary["tokens"] == source["tokens_trained"]
-    assert source["tokens_trained"] + ledger["padding_tokens"] == num_trained * 4 * 64  # padded at a cut of a held-out block
+    assert (
+        source["tokens_trained"] + ledger["padding_tokens"] == num_trained * 4 * 64
+    )  # padded at a cut of a held-out block
     assert source["tokens_skipped"] == len(overflows) * 4 * 64
     assert [line["sequences"] for line in lines] == [4 * (n + 1) for n in range(16)]
 

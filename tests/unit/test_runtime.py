@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from steep.config.redact import redact_arguments
 from steep.core.errors import ConfigError
 from steep.core.files import write_json
-from steep.runtime.cpu_speed import cpu_speed
+from steep.runtime.cpu_speed import QUIET_RATIO, CpuSpeed, cpu_speed, speed_file
 from steep.runtime.device import (
     available_cores,
     choose_device,
@@ -50,20 +51,15 @@ def test_a_containers_quota_limits_the_threads(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def speed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The remembered speed of this CPU with one thread, measured now."""
+def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the speed of this CPU with one thread is remembered."""
     monkeypatch.setenv("STEEP_CACHE", str(tmp_path))
-    cpu_speed(1)
-    [path] = (tmp_path / "cpu_speed").iterdir()
-    return path
+    return speed_file(1)
 
 
-def test_auto_is_what_was_measured_to_be_faster(speed_file: Path) -> None:
-    known = json.loads(speed_file.read_text())
-    assert known["fp32_flops"] > 1e8
-    assert (known["bf16_flops"] or 1e9) > 1e6
+def test_auto_is_what_was_measured_to_be_faster(remembered: Path) -> None:
     for bf16, chosen in ((2e10, "mixed_bf16"), (1.05e10, "fp32"), (5e9, "fp32"), (None, "fp32")):
-        write_json(speed_file, {**known, "fp32_flops": 1e10, "bf16_flops": bf16})
+        write_json(remembered, {"time": time.time(), "fp32_flops": 1e10, "bf16_flops": bf16})
         said: list[str] = []
         assert choose_precision("auto", "cpu", threads=1, say=said.append) == chosen
         assert len(said) == 1
@@ -73,13 +69,39 @@ def test_auto_is_what_was_measured_to_be_faster(speed_file: Path) -> None:
         assert len(said) == 1
 
 
-def test_an_old_or_damaged_measurement_is_made_again(speed_file: Path) -> None:
-    known = json.loads(speed_file.read_text())
-    write_json(speed_file, {**known, "fp32_flops": 1.0, "time": known["time"] - 90_000})
+def test_an_old_or_damaged_measurement_is_made_again(remembered: Path) -> None:
+    write_json(remembered, {"time": time.time() - 90_000, "fp32_flops": 1.0, "bf16_flops": None})
     assert cpu_speed(1).fp32_flops > 1e8
-    speed_file.write_text("{")
+    remembered.write_text("{")
     assert cpu_speed(1).fp32_flops > 1e8
-    assert json.loads(speed_file.read_text())["fp32_flops"] > 1e8
+
+
+@pytest.mark.parametrize(("cpu_ratio", "is_kept"), [(0.99, True), (0.4, False)])
+def test_what_a_busy_machine_measured_is_said_and_not_remembered(
+    cpu_ratio: float, is_kept: bool, remembered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = CpuSpeed(1, 2e10, 4e10, cpu_ratio)
+    monkeypatch.setattr("steep.runtime.cpu_speed._measured", lambda _: measured)
+    assert cpu_speed(1) == measured
+    assert remembered.is_file() == is_kept
+    assert ("other processes took 60% of the CPU" in str(measured)) != is_kept
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="binding a process to a core is Linux's")
+def test_cpu_time_is_what_the_threads_had() -> None:
+    """Two processes bound to one core have half of it each."""
+    core = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, [{core}])\n"
+    measure = f"{code}from steep.runtime.cpu_speed import measure_cpu_speed as m; print(m(1, 1.0).cpu_ratio)"
+    busy = subprocess.Popen([sys.executable, "-c", f"{code}while True: pass"])
+    try:
+        shared = float(
+            subprocess.run([sys.executable, "-c", measure], capture_output=True, text=True, check=True).stdout
+        )
+    finally:
+        busy.kill()
+        busy.wait()
+    assert 0.05 < shared < QUIET_RATIO
 
 
 def test_a_measurement_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

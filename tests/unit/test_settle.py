@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 
 import steep
 from steep.config.load import load_run_config
-from steep.core.files import read_json, write_json
-from steep.runtime.cpu_speed import cpu_speed
+from steep.core.files import write_json
+from steep.runtime.cpu_speed import speed_file
 from steep.training.settle import settle, settled_before
 from support import losses, run_mapping
 
@@ -42,9 +43,7 @@ def test_a_resumed_run_does_not_measure_itself_into_another_precision(
     tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEEP_CACHE", str(tmp_path / "steep"))
-    cpu_speed(1)
-    [speed] = (tmp_path / "steep" / "cpu_speed").iterdir()
-    known = read_json(speed)
+    speed, known = speed_file(1), {"time": time.time()}
     mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, train={"precision": "auto", "steps": 2})
     mapping["schedule"] = {"name": "constant"}
     write_json(speed, {**known, "fp32_flops": 2e10, "bf16_flops": 1e10})

@@ -119,7 +119,9 @@ def test_a_parameter_outside_the_graph_stops_a_run_of_an_own_model_by_name(small
     assert not list(small.run.glob("checkpoints/epoch_*"))  # the one of step 2 would have come after the check
 
 
-def test_a_parameter_outside_the_graph_of_a_model_of_transformers_is_frozen_and_named(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_parameter_outside_the_graph_of_a_known_class_is_frozen_and_named(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
     small.model(unused=8)
     assert small.train().step == 6
     said = capsys.readouterr().out

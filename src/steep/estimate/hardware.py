@@ -91,7 +91,7 @@ def find_hardware(name: str, threads: int | None = None) -> Hardware:
 def _cpu(speed: CpuSpeed) -> Hardware:
     """The rates as measured: models 128 to 512 wide trained at 0.6 to 1.1 times these (2 Zen 5 cores, torch 2.13)."""
     half = speed.fp32_flops if speed.bf16_flops is None else speed.bf16_flops
-    basis = f"at the rate of a training step, measured with {speed.threads_text}"
+    basis = f"at the rate of a training step, measured {speed.conditions}"
     return Hardware(cpu_name(), "cpu", total_memory_bytes("cpu"), half, speed.fp32_flops, basis)
 
 

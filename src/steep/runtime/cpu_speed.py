@@ -1,8 +1,9 @@
 """How fast this CPU trains in fp32 and in bf16: measured on a small step, remembered for a day.
 
 In: a number of threads. Out: FLOP/s of each. Main choice: whether bf16 is worth it is measured, since flags do not tell: with
-AVX-512 BF16 and no AMX it was 1.4 to 2 times slower than fp32 on one CPU and twice as fast on another. Weakness: another busy
-process slows both, so figures are the best of several rounds; one model's widths stand for all.
+AVX-512 BF16 and no AMX it was 1.4 to 2 times slower than fp32 on one CPU and twice as fast on another. Other busy processes slow
+both, so figures are the best of several rounds, and those of a busy machine are not remembered. Weakness: the widths of one model
+stand for all.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,11 @@ WORTH_ROUNDING_RATIO = 1.1
 """bf16 must be this much faster. Two measurements of one precision on a busy machine differ by as much."""
 
 VALID_SECONDS = 86400.0
-"""A figure taken on a busy machine is not believed forever."""
+"""A virtual machine may become faster or slower under the same name."""
+
+QUIET_RATIO = 0.9
+"""CPU time that the threads must have had of the time measured; it was 0.99 on a quiet machine, and 0.1 to 0.5 beside fifteen
+busy processes, where the figures were thirty times too low."""
 
 WIDTH, FEED_FORWARD, HEADS, VOCABULARY = 256, 704, 8, 2048
 DOCUMENT_TOKENS = (48, 80)
@@ -53,22 +59,32 @@ class CpuSpeed:
     """FLOP/s of its matrix products, everything between them included."""
     bf16_flops: float | None
     """The same under bf16 autocast; None where the CPU has no bf16 instructions, which makes it slower for certain."""
+    cpu_ratio: float = 1.0
+    """CPU time that the threads had while it was measured, of the time that passed; other processes had the rest."""
+
+    @property
+    def was_quiet(self) -> bool:
+        """Whether the figures are those of the machine, not of what else it was doing."""
+        return self.cpu_ratio >= QUIET_RATIO
+
+    @property
+    def conditions(self) -> str:
+        """`with 2 threads`, and whether other processes were busy."""
+        threads = f"with {self.threads} thread{'' if self.threads == 1 else 's'}"
+        return (
+            threads if self.was_quiet else f"{threads} while other processes took {1 - self.cpu_ratio:.0%} of the CPU"
+        )
 
     @property
     def bf16_is_faster(self) -> bool:
         """Whether mixed_bf16 takes clearly less time than fp32; a tie goes to fp32, which rounds less."""
         return self.bf16_flops is not None and self.bf16_flops > WORTH_ROUNDING_RATIO * self.fp32_flops
 
-    @property
-    def threads_text(self) -> str:
-        """`1 thread`, `2 threads`."""
-        return f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-
     def __str__(self) -> str:
         fp32 = f"{self.fp32_flops / 1e9:.0f} GFLOP/s in fp32"
         if self.bf16_flops is None:
-            return f"{fp32} with {self.threads_text}; this CPU has no bf16 instructions"
-        return f"{fp32} and {self.bf16_flops / 1e9:.0f} in bf16 with {self.threads_text}"
+            return f"{fp32} {self.conditions}; this CPU has no bf16 instructions"
+        return f"{fp32} and {self.bf16_flops / 1e9:.0f} in bf16 {self.conditions}"
 
 
 def cpu_speed(threads: int, say: Say = say_nothing) -> CpuSpeed:
@@ -76,22 +92,28 @@ def cpu_speed(threads: int, say: Say = say_nothing) -> CpuSpeed:
 
     say: told where the figure could not be written down. Draws no random number of torch's own generators.
     """
-    facts = machine_facts(threads)
     try:
-        path = default_cache_directory() / "cpu_speed" / f"{fingerprint(facts)}.json"
+        path = speed_file(threads)
     except FileError as error:
         say(f"the speed of this CPU is measured at every start: {error}")
-        return measure_cpu_speed(threads)
+        return _measured(threads)
     if (known := _remembered(path, threads)) is not None:
         return known
-    speed = measure_cpu_speed(threads)
+    speed = _measured(threads)
+    if not speed.was_quiet:
+        return speed
     figures = {"fp32_flops": speed.fp32_flops, "bf16_flops": speed.bf16_flops, "time": time.time()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**facts, **figures})
+        write_json(path, {**machine_facts(threads), **figures})
     except OSError as error:
         say(f"the speed of this CPU is measured at every start: {path.parent} cannot be written ({error.strerror})")
     return speed
+
+
+def speed_file(threads: int) -> Path:
+    """Where the figures for this machine are remembered. Raises FileError where there can be no cache."""
+    return default_cache_directory() / "cpu_speed" / f"{fingerprint(machine_facts(threads))}.json"
 
 
 def machine_facts(threads: int, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
@@ -117,6 +139,12 @@ def _remembered(path: Path, threads: int) -> CpuSpeed | None:
     return None
 
 
+@cache
+def _measured(threads: int) -> CpuSpeed:
+    """Once per process, so that a plan and its run agree where nothing can be remembered."""
+    return measure_cpu_speed(threads)
+
+
 def measure_cpu_speed(threads: int, seconds: float = MEASURE_SECONDS) -> CpuSpeed:
     """Time the step in both precisions in turn for about `seconds`; the best round of each counts."""
     import torch  # callers have it already
@@ -128,14 +156,15 @@ def measure_cpu_speed(threads: int, seconds: float = MEASURE_SECONDS) -> CpuSpee
         best = dict.fromkeys(kinds, float("inf"))
         for in_bf16 in kinds:
             step(in_bf16)  # kernels are made and memory is taken at the first call
-        started, rounds, spent = time.perf_counter(), 0, 0.0
+        started, rounds, spent, had = time.perf_counter(), 0, 0.0, time.process_time()
         while spent < (seconds if rounds >= FEWEST_ROUNDS else MOST_SECONDS):
             for in_bf16 in kinds:
                 before = time.perf_counter()
                 step(in_bf16)
                 best[in_bf16] = min(best[in_bf16], time.perf_counter() - before)
             rounds, spent = rounds + 1, time.perf_counter() - started
-    return CpuSpeed(threads, flops / best[False], flops / best[True] if True in best else None)
+    cpu_ratio = min(1.0, (time.process_time() - had) / (threads * spent))
+    return CpuSpeed(threads, flops / best[False], flops / best[True] if True in best else None, cpu_ratio)
 
 
 def _training_step() -> tuple[Callable[[bool], None], float]:
