@@ -1,6 +1,6 @@
 """The picture on the README's first screen, from a run of the demo: `python docs/demo_picture.py runs/demo`.
 
-Left the training loss of each step, right the change of each held-out text against the model that the run began with. Writes
+Left the training loss of each step and its moving mean, right the change of each held-out text against the model that the run began with. Writes
 docs/images/demo.svg, which is readable on light and dark pages. Every point is a line of the run's metrics.jsonl.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steep.core.files import write_text
-from steep.reporting.curves import Curve, curve
+from steep.reporting.curves import Curve, curve, smooth
 from steep.reporting.palette import LIGHT, TEXT_STYLES, css_variables
 from steep.reporting.plots import inline_svg, report_style
 from steep.reporting.run_files import RunFiles, read_run
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURE = Path(__file__).parent / "images" / "demo.svg"
+LOSS_WINDOW = 9
 FONT = (
     'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif'
 )
@@ -60,15 +61,19 @@ def draw(run: RunFiles) -> Figure:
         figure = Figure(figsize=(900 / 72, 300 / 72), layout="constrained")
         left, right = figure.subplots(1, 2)
         losses = curve(run.train, "loss")
-        left.plot(losses.steps, losses.values, color=LIGHT["train"], marker="o", markersize=3)
-        name_axes(left, "training loss, nats per token")
+        left.plot(losses.steps, losses.values, ".", color=LIGHT["train"], alpha=0.4)
+        mean = smooth(losses, LOSS_WINDOW)
+        left.plot(mean.steps, mean.values, color=LIGHT["train"])
+        name_axes(left, f"training loss, nats per token; mean of {LOSS_WINDOW} steps")
+        highest = max(change(run, name).values[-1] for name in run.text_names())
         for number, name in enumerate(run.text_names()):
             colour, dash, marker = TEXT_STYLES[number % len(TEXT_STYLES)]
             points = change(run, name)
+            above = points.values[-1] == highest
             right.plot(points.steps, points.values, dash, marker=marker, color=LIGHT[colour])
             right.annotate(
-                f"{name} {points.values[-1]:+.1f} %", (points.steps[-1], points.values[-1]), xytext=(-4, 8),
-                textcoords="offset points", ha="right", color=LIGHT[colour],
+                f"{name} {points.values[-1]:+.1f} %", (points.steps[-1], points.values[-1]), xytext=(-4, 6 if above else -6),
+                textcoords="offset points", ha="right", va="bottom" if above else "top", color=LIGHT[colour],
             )  # fmt: skip
         right.axhline(0, color=LIGHT["faint"], linewidth=0.8)
         right.margins(y=0.2)

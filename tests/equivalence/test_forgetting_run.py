@@ -90,7 +90,7 @@ def test_training_on_other_text_alone_forgets_and_the_report_says_so(runs: dict[
     assert report["verdict"] == "forgot"
     assert report["loss_ratio"] > 0.02
     assert report["gain_ratio"] > 0.02
-    assert "over the cap of 2.0 %" in runs["alone"][1]
+    assert "over the cap of +2.0 %" in runs["alone"][1]
     assert "learned the domain text but forgot some of the general text" in runs["alone"][1]
     end = runs["alone"][1].rstrip().splitlines()
     assert [line.partition(" ")[0] for line in end[-3:]] == ["done", "the", "report:"], (
@@ -105,7 +105,7 @@ def test_with_half_replay_it_does_not(runs: dict[str, tuple[Path, str]]) -> None
     report = summary(runs, "replay")["forgetting"]
     assert report["verdict"] == "kept"
     assert report["gain_ratio"] > 0.02
-    assert "under the cap of 2.0 %" in runs["replay"][1]
+    assert "under the cap of +2.0 %" in runs["replay"][1]
     assert "over the cap" not in runs["replay"][1]
 
 

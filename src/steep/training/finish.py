@@ -112,7 +112,7 @@ def verdict_line(report: ForgettingReport | EndOfTextAudit | None, texts: Mappin
     if report.verdict == "not measured":
         return f"{line}; forgetting is not measured, since no held-out text is general"
     against = {"forgot": "over", "kept": "under"}.get(report.verdict)
-    return line if against is None else f"{line}, {against} the cap of {100 * report.cap_ratio:.1f} %"
+    return line if against is None else f"{line}, {against} the cap of {100 * report.cap_ratio:+.1f} %"
 
 
 def _score_words(name: str, before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> str:
