@@ -1,7 +1,8 @@
 """The picture on the README's first screen, from a run of the demo: `python docs/demo_picture.py runs/demo`.
 
-Left the training loss of each step and its moving mean, right the change of each held-out text against the model that the run began with. Writes
-docs/images/demo.svg, which is readable on light and dark pages. Every point is a line of the run's metrics.jsonl.
+Left the training loss of each step and its moving mean, right the change of each held-out text against the model that the run
+began with. Writes docs/images/demo.svg, which is readable on light and dark pages. Every point is a line of the run's
+metrics.jsonl.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from steep.core.errors import ConfigError, DataError
 from steep.core.files import read_json
 from steep.core.public import public
 from steep.core.say import say_nothing
-from steep.core.units import format_bytes
+from steep.core.units import counted, format_bytes
 from steep.evaluation.model_reference import config_of_run
 from steep.order.data_order import DataOrder, same_past
 from steep.runtime.run_directory import RunDirectory, is_run_directory
@@ -186,7 +186,7 @@ def store_as_text(found: dict[str, Any]) -> str:
     shown = {key: value for key, value in found.items() if key not in apart and value not in (None, [])}
     if found["sources"]:
         size = sum(file["size"] for file in found["sources"])
-        shown["sources"] = f"{len(found['sources']):,} file(s), {format_bytes(size)} (--json lists them)"
+        shown["sources"] = f"{counted(len(found['sources']), 'file')}, {format_bytes(size)} (--json lists them)"
     ids, few = found["ids"], found["fertility"]
     lines = [as_text(shown)]
     if few is not None:

@@ -116,6 +116,29 @@ def test_overrides(arguments: list[str], read: Any, expected: Any) -> None:
     assert read(load_run_config(write(minimal_with()), arguments)) == expected
 
 
+@pytest.mark.parametrize(
+    ("section", "in_file", "typed", "kept"),
+    [
+        ("train", "epochs: 2", "--train.steps=10", {"epochs": None, "steps": 10, "tokens": None}),
+        ("train", "steps: 5", "--train.tokens=1M", {"epochs": None, "steps": None, "tokens": 1_000_000}),
+        ("evaluate", "every_ratio: 0.5", "--evaluate.every_steps=5", {"every_steps": 5, "every_ratio": None}),
+        ("schedule", "warmup_ratio: 0.1", "--schedule.warmup_steps=3", {"warmup_ratio": None, "warmup_steps": 3}),
+    ],
+)
+def test_an_override_replaces_what_says_the_same_in_another_unit(
+    section: str, in_file: str, typed: str, kept: dict[str, Any]
+) -> None:
+    length = "" if section == "train" else "train: {steps: 9}\n"
+    texts = "--data.validation={domain: {share: 0.1}}"
+    config = load_run_config(write(minimal_with(f"{length}{section}: {{{in_file}}}\n")), [typed, texts])
+    assert {key: getattr(getattr(config, section), key) for key in kept} == kept
+
+
+def test_two_lengths_on_the_command_line_are_refused() -> None:
+    with pytest.raises(ConfigError, match="epochs and steps; give one of them"):
+        load_run_config(write(minimal_with("train: {tokens: 5k}")), ["--train.steps=10", "--train.epochs=1"])
+
+
 def test_overrides_alone_make_a_configuration() -> None:
     config = load_run_config(None, ["--model.pretrained", "some/model", "--data.train.0.path", "corpus"])
     assert config.data.train[0].path == "corpus"

@@ -14,7 +14,7 @@ import torch
 from steep.config.redact import redact_arguments
 from steep.core.errors import ConfigError
 from steep.core.files import write_json
-from steep.runtime.cpu_speed import QUIET_RATIO, CpuSpeed, cpu_speed, speed_file
+from steep.runtime.cpu_speed import QUIET_RATIO, CpuSpeed, cpu_speed, measure_cpu_speed, speed_file
 from steep.runtime.device import (
     available_cores,
     choose_device,
@@ -54,7 +54,9 @@ def test_a_containers_quota_limits_the_threads(tmp_path: Path) -> None:
 def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the speed of this CPU with one thread is remembered."""
     monkeypatch.setenv("STEEP_CACHE", str(tmp_path))
-    return speed_file(1)
+    path = speed_file(1)
+    path.parent.mkdir()
+    return path
 
 
 def test_auto_is_what_was_measured_to_be_faster(remembered: Path) -> None:
@@ -87,6 +89,13 @@ def test_what_a_busy_machine_measured_is_said_and_not_remembered(
     assert ("other processes took 60% of the CPU" in str(measured)) != is_kept
 
 
+def test_a_measurement_leaves_the_process_as_it_was() -> None:
+    before = torch.get_rng_state(), torch.get_num_threads()
+    assert measure_cpu_speed(1, seconds=0.05).threads == 1
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.get_num_threads() == before[1]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="binding a process to a core is Linux's")
 def test_cpu_time_is_what_the_threads_had() -> None:
     """Two processes bound to one core have half of it each."""
@@ -107,11 +116,9 @@ def test_cpu_time_is_what_the_threads_had() -> None:
 def test_a_measurement_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STEEP_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("steep.runtime.cpu_speed._measured", lambda _: CpuSpeed(1, 2e10, 4e10))
     said: list[str] = []
-    before = torch.get_rng_state(), torch.get_num_threads()
     assert cpu_speed(1, said.append).threads == 1
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert torch.get_num_threads() == before[1]
     assert len(said) == 1
     assert "cannot be written" in said[0]
 

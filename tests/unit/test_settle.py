@@ -44,6 +44,7 @@ def test_a_resumed_run_does_not_measure_itself_into_another_precision(
 ) -> None:
     monkeypatch.setenv("STEEP_CACHE", str(tmp_path / "steep"))
     speed, known = speed_file(1), {"time": time.time()}
+    speed.parent.mkdir(parents=True)
     mapping = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, train={"precision": "auto", "steps": 2})
     mapping["schedule"] = {"name": "constant"}
     write_json(speed, {**known, "fp32_flops": 2e10, "bf16_flops": 1e10})

@@ -37,7 +37,7 @@ from steep.config.keys import (
     section_within,
     type_at,
 )
-from steep.config.overrides import Override, apply_override, parse_overrides
+from steep.config.overrides import Override, apply_override, drop_replaced, parse_overrides
 from steep.config.recipes import apply_recipe
 from steep.config.redact import redact
 from steep.config.run import RunConfig
@@ -174,6 +174,7 @@ class _Draft:
                 self.applied.append(override)
             except ValueError as error:
                 self.bad.append(f"{override.text}: {error}")
+        drop_replaced(self.data, self.applied)
 
     def finish(self) -> RunConfig:
         """Validate. Raises ConfigProblems if anything is wrong."""

@@ -14,6 +14,13 @@ from typing import Any
 from steep.config.keys import Location, dotted, in_words, section_of, type_at
 from steep.config.yaml_file import parse_yaml, read_scalar
 
+ALTERNATIVES: dict[Location, tuple[str, ...]] = {
+    ("train",): ("epochs", "steps", "tokens"),
+    ("evaluate",): ("every_steps", "every_ratio"),
+    ("schedule",): ("warmup_steps", "warmup_ratio"),
+}
+"""Keys of a section that say the same in another unit, so that only one of them may be given."""
+
 
 @dataclass(frozen=True)
 class Override:
@@ -88,6 +95,18 @@ def apply_override(data: dict[str, Any], override: Override) -> None:
         if here[key] is None:
             here[key] = [] if override.location[depth] == 0 and not _wants_mapping(location) else {}
         here = here[key]
+
+
+def drop_replaced(data: dict[str, Any], overrides: Sequence[Override]) -> None:
+    """Take out of `data` what an override says in another unit: `--train.steps 10` replaces the file's `train.epochs`."""
+    typed = {override.location for override in overrides}
+    for override in overrides:
+        section, key = override.location[:-1], override.location[-1]
+        names = ALTERNATIVES.get(section, ())
+        if key in names and override.value is not None:
+            for other in names:
+                if other != key and (*section, other) not in typed:
+                    data[str(section[0])].pop(other, None)
 
 
 def _wants_mapping(location: Location) -> bool:

@@ -49,6 +49,11 @@ def format_count(number: float) -> str:
     return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.4g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """1, "file" -> '1 file'; 1200, "file" -> '1,200 files'. noun: one whose plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_bytes(number: float) -> str:
     """Bytes in binary units: 8589934592 -> '8.0 GiB'."""
     for unit in ("B", "KiB", "MiB", "GiB"):

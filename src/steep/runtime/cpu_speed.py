@@ -22,6 +22,7 @@ from steep.core.errors import FileError
 from steep.core.files import read_json, write_json
 from steep.core.fingerprint import fingerprint
 from steep.core.say import Say, say_nothing
+from steep.core.units import counted
 from steep.runtime.device import cpu_has_bf16, cpu_info, keep_torch_settings
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class CpuSpeed:
     @property
     def conditions(self) -> str:
         """`with 2 threads`, and whether other processes were busy."""
-        threads = f"with {self.threads} thread{'' if self.threads == 1 else 's'}"
+        threads = f"with {counted(self.threads, 'thread')}"
         return (
             threads if self.was_quiet else f"{threads} while other processes took {1 - self.cpu_ratio:.0%} of the CPU"
         )

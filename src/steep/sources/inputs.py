@@ -20,6 +20,7 @@ from steep.core.errors import DataError
 from steep.core.listing import unlistable_folder
 from steep.core.plugins import load_plugin, plugin_names
 from steep.core.say import Say, tell
+from steep.core.units import counted
 from steep.sources.code_folder import CodeFolder, advice_lines, code_folder
 from steep.sources.config import TEXT_FORMATS, SourceConfig
 from steep.sources.document import Document
@@ -74,7 +75,7 @@ def expand_inputs(config: SourceConfig) -> list[InputFile]:
         known = sorted(ending for ending, name in endings.items() if name != "code")
         advice = [f"  {line[:1].upper()}{line[1:]}\n" for line in advice_lines(names)]
         raise DataError(
-            f"{len(unknown)} file(s) have endings that no format has: {', '.join(names)}, for example {unknown[0]}.\n"
+            f"{counted(len(unknown), 'file')} with endings that no format has: {', '.join(names)}, for example {unknown[0]}.\n"
             f"{''.join(advice)}"
             f"  Known endings: {', '.join(known)}, each also with .gz or .zst (not .parquet); and those of source code.\n"
             f"  Give a pattern that matches only the right files, or set format to one of: {', '.join(TEXT_FORMATS)}."

@@ -24,6 +24,7 @@ import numpy as np
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
 from steep.core.say import say_nothing
+from steep.core.units import counted
 from steep.store.formats import WritableFormat, writable_formats
 from steep.store.reader import TokenStore, open_store
 from steep.store.token_file import LARGEST_COUNT, Documents, read_in_order
@@ -255,7 +256,9 @@ def _check_out(out: Path, name: str, overwrite: bool) -> None:
     foreign = [other for other in others if not written.fullmatch(other)]
     if foreign or (others and not overwrite):
         remedy = "Give another folder." if foreign else "Give another folder, or overwrite it."
-        raise DataError(f"{out}: already holds {len(others)} file(s), for example {(foreign or others)[0]}. {remedy}")
+        raise DataError(
+            f"{out}: already holds {counted(len(others), 'file')}, for example {(foreign or others)[0]}. {remedy}"
+        )
 
 
 def _remove_abandoned(out: Path) -> None:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from steep.core.errors import DataError
 from steep.core.fingerprint import fingerprint
 from steep.core.say import Say, say_nothing
+from steep.core.units import counted
 from steep.order.packing import TokenRange
 from steep.order.permutation import Permutation
 from steep.sources.config import SourceConfig
@@ -162,7 +163,7 @@ class Reader:
                 ledger = _ledger(cursor.documents, _sum_dropped([vars(cursor)]))
                 line = dropped_line(mine[0].path, ledger, read="read again and again")
                 raise DataError(
-                    f"a stream of {len(self._parts):,} part(s), {mine[0].path} among them, holds no document"
+                    f"a stream of {counted(len(self._parts), 'part')}, {mine[0].path} among them, holds no document"
                     f"{f'; {line}' if line else ''}"
                 )
             cursor.epoch, cursor.part = cursor.epoch + 1, 0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from steep.core.errors import ConfigError, TrainingError
 from steep.core.say import Say
-from steep.core.units import format_count, listing
+from steep.core.units import counted, format_count, listing
 from steep.optim.param_groups import describe_group
 
 FIRST_CHECK_UPDATES = 2
@@ -229,4 +229,4 @@ def _changed(tensors: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
 
 
 def _tensors(count: int, kind: str = "trainable") -> str:
-    return f"{count:,} {kind} tensor{'' if count == 1 else 's'}"
+    return counted(count, f"{kind} tensor")
