@@ -10,9 +10,9 @@ import pytest
 
 import steep
 from steep.config.load import load_run_config
-from steep.core.files import write_json
+from steep.core.files import read_json, write_json
+from steep.estimate.settle import settle, settled_before
 from steep.runtime.cpu_speed import speed_file
-from steep.training.settle import settle, settled_before
 from support import losses, run_mapping
 
 
@@ -58,3 +58,45 @@ def test_a_resumed_run_does_not_measure_itself_into_another_precision(
     assert "mixed_bf16" not in log
     mapping["train"]["precision"], mapping["run"]["name"] = "fp32", "explicit"
     assert losses(steep.train(mapping).run_directory) == losses(result.run_directory)
+
+
+TRACKER = """
+import json
+from pathlib import Path
+
+class Tracker:
+    def start(self, run_directory, config):
+        (Path(run_directory) / "noted.json").write_text(json.dumps(config))
+
+    def log(self, record):
+        pass
+
+    def close(self):
+        pass
+"""
+
+
+@pytest.fixture
+def mapping(tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path) -> dict[str, Any]:
+    """A run that leaves everything to steep, with a tracker of its own."""
+    (tmp_path / "tracker.py").write_text(TRACKER)
+    made = run_mapping(tmp_path, corpus_directory, tiny_tokenizer_directory, train={"steps": 11})
+    made["train"] |= {"micro_batch_size": "auto", "precision": "auto"}
+    made["trackers"] = [{"_target_": f"{tmp_path / 'tracker.py'}:Tracker"}]
+    return made
+
+
+def test_trackers_note_and_a_plan_shows_what_the_run_chose(
+    mapping: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = steep.train(mapping).run_directory
+    noted, saved = read_json(run / "noted.json"), load_run_config(run / "config.yaml")
+    assert noted["train"]["micro_batch_size"] == saved.train.micro_batch_size == mapping["train"]["global_batch_size"]
+    assert noted["train"]["precision"] == saved.train.precision != "auto"
+    other = "fp32" if saved.train.precision == "mixed_bf16" else "mixed_bf16"
+    monkeypatch.setattr(
+        "steep.estimate.hardware.choose_precision", lambda name, *_, **__: other if name == "auto" else name
+    )
+    assert steep.plan(mapping).precision == saved.train.precision
+    mapping["run"]["name"] = "another"
+    assert steep.plan(mapping).precision == other

@@ -156,6 +156,9 @@ def test_a_record_without_the_field_names_the_likely_one_and_its_size(tmp_path: 
     [chat] = read_bytes(tmp_path / "a.jsonl", b'{"id": "x", "messages": [{"role": "user", "content": "hi"}]}')
     assert isinstance(chat, Rejected)
     assert r"""jq -c '{text: ([.messages[] | "\(.role): \(.content)"] | join("\n\n"))}'""" in chat.detail
+    [pair] = read_bytes(tmp_path / "a.jsonl", b'{"instruction": "say hi", "input": "", "output": "hi"}')
+    assert "set text_key" not in pair.detail
+    assert r'[.instruction, .input, .output] | map(select(. != null and . != "")) | join("\n\n")' in pair.detail
     [chat] = read_bytes(tmp_path / "a.jsonl", b'{"conversations": [{"from": "human", "value": "hi"}]}')
     assert isinstance(chat, Rejected)
     assert r"""[.conversations[] | "\(.from): \(.value)"]""" in chat.detail

@@ -177,6 +177,7 @@ def everything(directory: Path, ranks: Ranks) -> tuple[str, list[Target]]:
         directory, {}, others, ConsoleConfig(), stream=stream, build_target=build_target, ranks=ranks
     ) as trackers:
         trackers.line("a line")
+        trackers.start_configured({})
         trackers.expect_steps(2, 0)
         trackers.log_all([{"kind": "train", "step": 0, "loss": 2.5}])
         trackers.rewind(1)

@@ -27,6 +27,7 @@ from steep.estimate.automatic import AUTO, choose, likely_saves, with_values
 from steep.estimate.disk import CheckpointPlan, plan_checkpoints
 from steep.estimate.hardware import Hardware, find_hardware
 from steep.estimate.scoring import ScoringPlan, choose_tokens, plan_scoring
+from steep.estimate.settle import as_begun
 from steep.estimate.structure import StructureFacts, model_name
 from steep.evaluation.forgetting import role_of
 from steep.models.adapters import capacity_line
@@ -260,6 +261,8 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
     hardware = find_hardware(config.train.device if device == "auto" else device, config.train.threads)
     remarks: list[str] = []
     choices: list[str] = []
+    if device == "auto":
+        config = as_begun(config, remarks.append)
     config = _with_precision(config, hardware, choices.append)
     source = _own_weights(config, remarks.append)
     if source is None:

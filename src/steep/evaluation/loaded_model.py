@@ -72,7 +72,7 @@ def open_model(
 def _load(reference: ModelReference, device: str, precision: str, allow_code: bool, say: Say) -> LoadedModel:
     where = choose_device(device)
     torch.set_num_threads(default_threads())
-    how = choose_precision(precision, where.type)
+    how = choose_precision(precision, where.type, say=say)
     if isinstance(reference.model, Target):
         folder = None
         targets.announce(reference.model, say)

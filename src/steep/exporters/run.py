@@ -107,12 +107,16 @@ def export(
         check_replaceable(folder, overwrite, exporter.ENDINGS)
         ask_trained(task)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Exports that were killed or refused leave such folders behind.
+        # Exports that were killed leave such folders behind.
         for leftover in folder.parent.glob(f"{TEMPORARY_PREFIX}*-{folder.name}"):
             shutil.rmtree(leftover)
         temporary = temporary_path(folder)
-        expected = exporter.write(task, temporary)
-        parities = exporter.verify(task, temporary, expected)
+        try:
+            expected = exporter.write(task, temporary)
+            parities = exporter.verify(task, temporary, expected)
+        except BaseException:  # Ctrl-C too; what SIGKILL leaves is removed by the next export
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(temporary, folder)

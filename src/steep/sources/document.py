@@ -19,6 +19,11 @@ CHAT_FIELDS = {"messages": ("role", "content"), "conversations": ("from", "value
 """Fields with the turns of a chat, and what the fields of a turn are usually called there."""
 CHAT = " (a chat)"
 CHAT_REFUSED = "chat records are not read as text; write each as one text first"
+PAIRS = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
+         ("question", "answer"))  # fmt: skip
+"""Fields that together make one text of an instruction record; the longer one alone would be half of it."""
+PAIR = " (an instruction)"
+PAIR_REFUSED = "instruction records are not read as text, since one field is half of it; write each as one text first"
 
 LinesBefore = Callable[[], int]
 """The number of lines before the part of the file that is read. Counted at the first call, since the file must be read up to
@@ -154,7 +159,12 @@ def without_text(
     found = ", ".join(map(repr, list(record)[:8])) or "none"
     texts = [(len(value), name) for name, value in record.items() if isinstance(value, str) and isinstance(name, str)]
     chat = next((name for name in CHAT_FIELDS if isinstance(record.get(name), list)), None)
-    other = f"{chat}{CHAT}" if chat else max(texts, default=(0, ""))[1]
+    pair = next((pair for pair in PAIRS if all(isinstance(record.get(name), str) for name in pair)), None)
+    other = max(texts, default=(0, ""))[1]
+    if chat:
+        other = f"{chat}{CHAT}"
+    elif pair:
+        other = f"{' '.join(pair)}{PAIR}"
     advice = "" if not other else f"; {advice_for(other)}"
     return location.reject(NO_FIELD, f"no {' or '.join(map(repr, keys))}; {what}: {found}{advice}", other)
 
@@ -170,11 +180,22 @@ def no_column(names: Sequence[str], rows: Iterable[Sequence[object]], keys: tupl
     advice = f"set text_key: {names[best]}" if lengths[best] else "set text_key to the one with the text"
     if any(name in CHAT_FIELDS for name in names):
         advice = CHAT_REFUSED
+    elif any(set(pair) <= set(names) for pair in PAIRS):
+        advice = PAIR_REFUSED
     return f"has no column {' or '.join(map(repr, keys))}; {advice} (columns: {', '.join(map(repr, names))})."
+
+
+def needs_writing(other_field: str) -> bool:
+    """Whether the records have to be written as texts first, so that no `text_key` would read them."""
+    return other_field.endswith((CHAT, PAIR))
 
 
 def advice_for(other_field: str) -> str:
     """What to do about records whose text is in `other_field` (`Rejected.other_field`)."""
+    if other_field.endswith(PAIR):
+        first, last = other_field.removesuffix(PAIR).split()
+        parts = rf'[.{first}, .input, .{last}] | map(select(. != null and . != "")) | join("\n\n")'
+        return f"{PAIR_REFUSED}, for example: jq -c '{{text: ({parts})}}' records.jsonl > text.jsonl"
     if not other_field.endswith(CHAT):
         return f"set text_key: {other_field}"
     field = other_field.removesuffix(CHAT)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from steep.core.units import format_bytes
-from steep.sources.document import CHAT, NO_FIELD, Rejected, advice_for
+from steep.sources.document import NO_FIELD, Rejected, advice_for, needs_writing
 
 MOST_FIELDS = 100
 """Other fields that are counted. A file may name its fields as it likes; memory is bounded all the same."""
@@ -59,7 +59,7 @@ def advice_on_dropped(ledger: Mapping[str, Any]) -> str:
         return ""
     field, count = max(fields.items(), key=lambda pair: pair[1])
     advice = advice_for(field)
-    if field.endswith(CHAT):
+    if needs_writing(field):
         return advice
     if count > ledger.get("documents_kept", 0):
         return f"{advice} ({count:,} records have it)"

@@ -18,8 +18,9 @@ from steep.trackers.tracker import Record, Tracker, build_tracker
 class Trackers:
     """A context that opens every tracker of a run and closes every one, whatever happens in between.
 
-    config: the resolved configuration without secrets. build_target: builds a tracker that is configured as a `_target_`.
-    ranks: on any rank but the first, nothing is built, opened or written.
+    The console and metrics.jsonl start at once, the configured trackers with `start_configured`: they note the configuration.
+    config: without secrets; the console reads the names of the texts in it. build_target: builds a tracker that is configured as
+    a `_target_`. ranks: on any rank but the first, nothing is built, opened or written.
     """
 
     def __init__(
@@ -38,21 +39,31 @@ class Trackers:
         self._console = console.build(**console_config.model_dump(), stream=stream)
         self._jsonl = jsonl.build()
         self._all: list[Tracker] = []
+        self._configured: list[Tracker] = []
         if self._is_first:
-            others = [
+            self._configured = [
                 build_target(tracker)
                 if isinstance(tracker, Target)
                 else build_tracker(tracker.name, **(tracker.model_extra or {}))
                 for tracker in trackers
             ]
-            self._all = [self._jsonl, self._console, *others]
+            self._all = [self._jsonl, self._console]
         self._stack = ExitStack()
 
     def __enter__(self) -> Trackers:
         for tracker in self._all:
-            self._stack.callback(tracker.close)
-            tracker.start(self._run_directory, self._config)
+            self._start(tracker, self._config)
         return self
+
+    def start_configured(self, config: dict[str, Any]) -> None:
+        """Start the configured trackers. config: as the run has it, without `auto` and without secrets."""
+        for tracker in self._configured:
+            self._start(tracker, config)
+            self._all.append(tracker)
+
+    def _start(self, tracker: Tracker, config: dict[str, Any]) -> None:
+        self._stack.callback(tracker.close)
+        tracker.start(self._run_directory, config)
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()

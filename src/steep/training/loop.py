@@ -126,6 +126,7 @@ def _run(
         return already_finished(run, job, state, trackers)
     if run.ranks.is_first:
         describe_start(run, config, job, trackers.line)
+    trackers.start_configured(redact(config.to_mapping()))
     trackers.rewind(state.step if resume_point.checkpoint else -1)
     trackers.expect_steps(job.sizes.steps, state.step)
     restore_job(resume_point, job, run.ranks)  # after all that draws random numbers; evaluation and samples draw none

@@ -18,11 +18,11 @@ from steep.config.settled import as_saved, keep_settled
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
 from steep.core.say import Say
+from steep.estimate.settle import keep_choices, settle, settled_before
 from steep.order.data_order import DataOrder, same_past
 from steep.runtime.ranks import Ranks
 from steep.runtime.run_directory import RunDirectory
 from steep.training.assemble import Job
-from steep.training.settle import keep_choices, settle, settled_before
 from steep.training.state import TrainState
 
 

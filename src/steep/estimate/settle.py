@@ -6,9 +6,13 @@ In: the configuration as given, and what the run directory says of an earlier pr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from steep.config.run import RunConfig
+from steep.config.settled import as_saved, keep_settled
+from steep.config.yaml_file import parse_yaml
+from steep.core.files import read_json
 from steep.core.say import Say
 from steep.estimate.automatic import AUTO, with_values
 from steep.runtime.device import choose_device
@@ -46,6 +50,16 @@ def keep_choices(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
             value = (saved.get(section) or {}).get(name)
             values[key] = otherwise if value is None else value
     return with_values(config, values)
+
+
+def as_begun(config: RunConfig, say: Say) -> RunConfig:
+    """The configuration with what its run chose when it began, for the plan of one that has a checkpoint; else as it is."""
+    folder = Path(config.run.directory).expanduser() / config.run.name
+    if not (folder / "checkpoints" / "LATEST").is_file() or not (folder / "config.yaml").is_file():
+        return config
+    planned = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else None
+    saved = as_saved(settled_before(parse_yaml((folder / "config.yaml").read_text("utf-8")).data, planned))
+    return keep_settled(keep_choices(settle(config, saved, say), saved), saved, say)
 
 
 def settled_before(saved: dict[str, Any], planned: Mapping[str, Any] | None) -> dict[str, Any]:
