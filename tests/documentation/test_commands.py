@@ -131,6 +131,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_directory
     (folder / "general.txt").write_text("".join(documents[-3:])[:3000], encoding="utf-8")
     model = folder / "HuggingFaceTB" / "SmolLM2-135M"
     sizes = {key: value for key, value in LLAMA.items() if key != "model_type"} | {"max_position_embeddings": 1024}
+    sizes |= {"hidden_size": 64}  # nf4 layers of less cannot run on every CPU
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)).save_pretrained(model)
     shutil.copytree(tiny_tokenizer_directory, model, dirs_exist_ok=True)
     shutil.copytree(tiny_tokenizer_directory, folder / "gpt2")

@@ -120,3 +120,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(
         file.write_bytes(data)
     steep.evaluate(copy, precision="fp32")  # a path object works too
     assert "cannot be used" in capsys.readouterr().err
+
+
+def test_nf4_that_this_cpu_cannot_run_is_refused_before_any_work(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional", reason="the extra quant is not installed")
+    monkeypatch.setattr(functional, "has_avx512bf16", lambda: True)
+    with pytest.raises(ModelError, match="multiple of 64; this model has 12 others, for example q_proj of 32"):
+        steep.export(str(run), out=tmp_path / "nf4", quantize="nf4")
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steep.core.errors import MissingExtraError
+from steep.core.errors import MissingExtraError, ModelError
 from steep.models.autocast import to_autocast_dtype
 from steep.models.config import QUANTIZING_PACKAGES
 from steep.models.coverage import left_out
@@ -95,6 +95,21 @@ def _nf4(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     # On CPUs with AVX512-BF16 the first forward pass in evaluation repacks the weights for good; training after that fails.
     made.support_avx512bf16_for_cpu = False
     return made
+
+
+def check_nf4_runs_here(model: nn.Module) -> None:
+    """Raises ModelError if bitsandbytes cannot run this model's layers in nf4 on this CPU.
+
+    With AVX512-BF16 it repacks each layer at the first use in evaluation, which needs rows of whole blocks of scales.
+    """
+    with quiet_imports():
+        from bitsandbytes.functional import has_avx512bf16  # most runs are without it
+    odd = [f"{name} of {layer.in_features}" for _, name, layer in linear_layers(model) if layer.in_features % NF4_BLOCK]
+    if odd and has_avx512bf16():
+        raise ModelError(
+            f"on this CPU (AVX512-BF16) bitsandbytes runs nf4 layers only where the input's width is a multiple of {NF4_BLOCK}; "
+            f"this model has {len(odd)} others, for example {odd[0]}. int8 works, and so does nf4 on a GPU or another CPU."
+        )
 
 
 def _int8(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:

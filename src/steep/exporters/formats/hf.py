@@ -25,7 +25,8 @@ from steep.models.config import QUANTIZING_PACKAGES
 from steep.models.document_attention import use_own_attention
 from steep.models.hf_config import quiet_transformers
 from steep.models.load import cast_weights
-from steep.models.quantize import calm_bitsandbytes
+from steep.models.quantize import calm_bitsandbytes, check_nf4_runs_here
+from steep.runtime.optional_packages import quiet_imports
 
 SAME_KERNELS = "same weights, same kernels: only the order of sums may differ"
 DTYPES = {
@@ -55,6 +56,8 @@ def check_task(task: ExportTask) -> None:
         raise ConfigError(f"--quantize {method}: use one of {', '.join(QUANTIZING_PACKAGES)}")
     if method is not None and importlib.util.find_spec(QUANTIZING_PACKAGES[method]) is None:
         raise MissingExtraError(QUANTIZING_PACKAGES[method], "quant", f"--quantize {method}")
+    if method == "nf4":
+        check_nf4_runs_here(task.model)
 
 
 def write(task: ExportTask, folder: Path) -> Answers:
@@ -104,7 +107,7 @@ def _write_quantized(task: ExportTask, method: str, folder: Path) -> Answers:
     calm_bitsandbytes()
     scratch = temporary_path(folder.parent / f"unquantized-{folder.name}")
     try:
-        with quiet_transformers():
+        with quiet_imports(), quiet_transformers():
             cast_weights(task.model, dtype).save_pretrained(scratch)  # type: ignore[operator]
             task.model.to("meta")  # one model in memory at a time
             model: Any = auto_class(task.model.config).from_pretrained(
