@@ -140,11 +140,16 @@ def vocab_size(model: nn.Module) -> int | None:
     return size or next((table.num_embeddings for table in _embeddings(model)), None)
 
 
+POSITION_KEYS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+"""What configurations call the number of positions: most; MPT and DBRX; decoders of speech."""
+
+
 def max_positions(model_or_config: Any) -> int | None:
     """Tokens of the longest sequence that the model was made for; None if it has no such limit."""
     text = text_config(model_or_config)
-    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)  # MPT, DBRX
-    if not isinstance(limit, int) or limit <= 0:
+    limits = (getattr(text, name, None) for name in POSITION_KEYS)
+    limit = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+    if limit is None:
         return None
     if isinstance(model_or_config, nn.Module):
         for table in _embeddings(model_or_config):  # RoBERTa's positions begin after the id of its padding
