@@ -27,7 +27,7 @@ from steep.core.public import Readable, public
 from steep.core.units import format_bytes, format_count
 from steep.models.reference import resolve_reference
 from steep.sources.config import SourceConfig
-from steep.sources.document import Rejected, advice_for
+from steep.sources.document import Rejected, advice_for, needs_writing
 from steep.sources.files import compression_of
 from steep.sources.inputs import expand_inputs, is_hub, load_format
 from steep.store.reader import is_store
@@ -131,8 +131,8 @@ def _texts(paths: Sequence[str]) -> _Texts:
     text_bytes = sum(file.path.stat().st_size * (EXPANSION if compression_of(file.path) else 1) for file in files)
     first = next(iter(load_format(files[0].format).read(files[0].path, source)), None)
     key = first.other_field if isinstance(first, Rejected) else ""
-    if key and not (advice := advice_for(key)).startswith("set text_key: "):
-        raise DataError(f"{files[0].path}: {advice}")
+    if needs_writing(key):
+        raise DataError(f"{files[0].path}: {advice_for(key)}")
     return _Texts(paths, key or None, text_bytes / BYTES_PER_TOKEN)
 
 
