@@ -126,6 +126,16 @@ def _greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[list[int], 
 
     A model without a key-value cache (recurrent ones, and those that have none) reads everything again for each token.
     """
+    try:
+        return _continue(model, prompt, new_tokens, use_cache=True)
+    except (
+        RuntimeError,
+        IndexError,
+    ):  # a few families of transformers fail with their own cache (cpmant, hrm_text, xlstm)
+        return _continue(model, prompt, new_tokens, use_cache=False)
+
+
+def _continue(model: Any, prompt: list[int], new_tokens: int, use_cache: bool) -> tuple[list[int], NDArray[np.float32]]:
     import torch
 
     tokens: list[int] = []
@@ -133,7 +143,7 @@ def _greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[list[int], 
     cache, step = None, prompt
     with torch.no_grad():
         while len(tokens) < new_tokens:
-            logits_1TV, cache = _forward(model, step, past_key_values=cache, use_cache=True)
+            logits_1TV, cache = _forward(model, step, past_key_values=cache, use_cache=use_cache)
             row = logits_1TV[0, -1].float().numpy()
             rows.append(row)
             tokens.append(int(row.argmax()))
