@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from steep.core.errors import CheckpointError
-from steep.core.lock import LOCK_NAME, RunLock, is_stale
+from steep.core.lock import LOCK_NAME, FileLock, LockHeldError, RunLock, is_stale
 
 HOLD = """
 import sys, time
@@ -84,3 +86,27 @@ def test_which_owners_are_known_to_be_gone(tmp_path):
     assert not is_stale({**owner, "host": "elsewhere", "boot_id": "another boot"})
     stop(holder)
     assert is_stale(owner)
+
+
+@pytest.mark.parametrize("left", ["", "999999999"])
+def test_a_refused_process_waits_for_the_owner_to_be_named(tmp_path: Path, left: str) -> None:
+    """left: what stands in the file when the lock is taken, of nobody or of a process that was killed."""
+    path = tmp_path / "lock"
+    path.write_text(left)
+    with path.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        naming = threading.Timer(0.2, path.write_text, [str(os.getpid())])
+        naming.start()
+        with pytest.raises(LockHeldError, match=f"^{os.getpid()}$"):
+            FileLock(path).acquire()
+        naming.join()
+
+
+def test_a_lock_that_is_given_back_meanwhile_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    held = path.open("r+")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    threading.Timer(0.2, held.close).start()
+    with FileLock(path):
+        assert path.read_text() == str(os.getpid())

@@ -15,6 +15,9 @@ from steep.core.errors import CheckpointError
 
 LOCK_NAME = "run.lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+OWNER_SECONDS = 2.0
+"""How long a process that is refused waits to read its owner, which is written just after the lock is taken, and removed just
+before it is given back."""
 AnyLock = TypeVar("AnyLock", bound="FileLock")
 
 
@@ -75,10 +78,20 @@ class FileLock:
     def _take(self, descriptor: int, wait: bool) -> None:
         import fcntl  # absent on Windows, where tokenizing still imports this module
 
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise LockHeldError(os.pread(descriptor, 4096, 0)) from None
+        deadline = time.monotonic() + OWNER_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                return
+            except BlockingIOError:
+                owner = os.pread(descriptor, 4096, 0)
+                if self._is_current(owner) or time.monotonic() > deadline:
+                    raise LockHeldError(owner) from None
+            time.sleep(0.01)
+
+    def _is_current(self, owner: bytes) -> bool:
+        """Whether the file names a living process, not nobody yet or one that was killed while it had the lock."""
+        return owner.isdigit() and _is_alive(int(owner))
 
     def _is_in_place(self, descriptor: int) -> bool:
         """Whether the locked file is still the one under this path."""
@@ -123,6 +136,10 @@ class RunLock(FileLock):
                 hint = f" If that run is gone, delete {self.path}." if elsewhere else ""
                 raise CheckpointError(self._refusal(owner) + hint) from error
 
+    def _is_current(self, owner: bytes) -> bool:
+        named = _parse_owner(owner)
+        return named is not None and not is_stale(named)
+
     def _is_in_place(self, descriptor: int) -> bool:
         return True  # nothing removes this file, and the directory may be moved
 
@@ -144,13 +161,17 @@ def is_stale(owner: dict[str, Any]) -> bool:
         return False
     if owner["boot_id"] != _boot_id():
         return True
+    return owner["pid"] == os.getpid() or not _is_alive(owner["pid"])
+
+
+def _is_alive(pid: int) -> bool:
     try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # alive, of another user
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
-    return owner["pid"] == os.getpid()
+    except PermissionError:  # alive, of another user
+        return True
+    return True
 
 
 def _boot_id() -> str:

@@ -87,8 +87,8 @@ def exclusive(out: Path, wait: bool) -> Iterator[None]:
     try:
         lock.acquire(wait)
     except LockHeldError as error:
-        who = str(error) or "(unknown)"
-        raise DataError(f"{out}: process {who} is preparing it now. Wait for it or stop it.") from None
+        who = f"process {error}" if str(error) else "another process"
+        raise DataError(f"{out}: {who} is preparing it now. Wait for it or stop it.") from None
     except OSError as error:
         if error.errno in NO_SPACE:
             raise
