@@ -19,6 +19,7 @@ import pytest
 from processes import Steep, final_weights, same_records
 from steep.config.load import load_run_config
 from steep.core.files import read_json
+from steep.training.engine import TorchEngine
 from steep.training.loop import train
 from support import run_mapping, steep, write_yaml
 
@@ -212,6 +213,36 @@ def test_a_signal_during_evaluation_does_not_wait_for_it(
         found[name] = same_records(run), final_weights(run)
     assert found["stopped"] == found["whole"]
     assert [r["step"] for r in found["whole"][0] if r["kind"] == "evaluate"] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_a_signal_during_the_last_step(
+    scores: bool,
+    tmp_path: Path,
+    corpus_directory: Path,
+    tiny_tokenizer_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run is done, unless it still has texts to score: scoring is not waited for."""
+    mapping = small_run(tmp_path, corpus_directory, tiny_tokenizer_directory, train={"steps": 3}, evaluate={})
+    mapping["evaluate"]["prompts"] = []
+    if not scores:
+        mapping["data"]["validation"] = {}
+    train_step, made = TorchEngine.train_step, []
+
+    def signalled(*given: Any) -> Any:
+        made.append(train_step(*given))
+        if len(made) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return made[-1]
+
+    monkeypatch.setattr(TorchEngine, "train_step", signalled)
+    result = train(load_run_config(mapping=mapping), stream=io.StringIO())
+    console = (result.run_directory / "console.log").read_text()
+    assert latest_step(result.run_directory) == 3
+    assert ("saving, then leaving" in console) == scores
+    assert f"{'interrupted' if scores else 'done'} at step 3 of 3: " in console
+    assert (result.status, result.exit_code) == (("interrupted", 130) if scores else ("done", 0))
 
 
 def test_a_time_limit_saves_and_leaves(config: Path, whole: Path) -> None:

@@ -34,6 +34,13 @@ def is_finished(run: RunDirectory, job: Job, state: TrainState) -> bool:
     return state.step == job.sizes.steps and summary.get("status") == "done" and summary.get("step") == state.step
 
 
+def is_complete(job: Job, state: TrainState) -> bool:
+    """Whether every step is made, and everything that is scored and sampled at the end is."""
+    scored = state.scores_step == state.step or not job.data.held_out_texts
+    sampled = state.samples_step == state.step or not job.config.evaluate.prompts
+    return state.step == job.sizes.steps and scored and sampled
+
+
 def already_finished(run: RunDirectory, job: Job, state: TrainState, trackers: Trackers) -> TrainResult:
     """Say that there is nothing to do; every file stays as the run left it."""
     trackers.line(
@@ -48,7 +55,7 @@ def describe_end(
     run: RunDirectory, config: RunConfig, job: Job, state: TrainState, trackers: Trackers, exit_code: int
 ) -> TrainResult:
     """Write ledger.json, summary.json and the report, and say in three lines what the run did; the rest is in the report."""
-    done = state.step == state.scores_step == job.sizes.steps
+    done = is_complete(job, state)
     status, exit_code = ("done", 0) if done else ("interrupted", exit_code)
     seconds = state.elapsed_seconds
     texts = {name: {"before": state.base_scores.get(name), "after": after} for name, after in state.scores.items()}

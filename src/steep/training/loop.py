@@ -25,7 +25,7 @@ from steep.trackers.backends.jsonl import read_records
 from steep.trackers.run_trackers import Trackers
 from steep.training.assemble import Job, assemble, open_loader
 from steep.training.failure import explained_errors
-from steep.training.finish import already_finished, describe_end, is_finished
+from steep.training.finish import already_finished, describe_end, is_complete, is_finished
 from steep.training.forecast import Forecaster
 from steep.training.meter import Meter
 from steep.training.result import TrainResult
@@ -176,7 +176,7 @@ def _train_steps(
                 trackers.log_all(forecaster.observe(watch.observe(meter.flush())))
                 trackers.flush()
                 state.elapsed_seconds = elapsed_before + time.monotonic() - started
-                if stop.received is not None:
+                if stop.received is not None and not is_complete(job, state):
                     say(f"{stop.received.name} received: saving, then leaving")
                 writer.save(name_checkpoint(job, state), checkpoint_state(config, job, state))
                 saved_step, saved_at = state.step, time.monotonic()
