@@ -79,6 +79,16 @@ def test_evaluate_repeats_the_runs_own_scores(run: Path) -> None:
     assert score.bits_per_byte == pytest.approx(after["bits_per_byte"], rel=1e-6)
 
 
+def test_the_precision_that_auto_chose_is_said_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steep.evaluate(run, against=run, tokens=200, device="cpu")
+    steep.generate(run, "The", max_new_tokens=1, device="cpu")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("precision auto: ")]
+    assert len(lines) == 2
+    assert len(set(lines)) == 1 or "other processes" in "".join(lines)  # a busy machine is measured again
+    steep.evaluate(run, tokens=200, device="cpu", precision="fp32")
+    assert "precision auto" not in capsys.readouterr().err
+
+
 def test_evaluate_against_another_model_and_named_texts(run: Path, corpus_directory: Path) -> None:
     text = min(corpus_directory.glob("*.txt"))
     result = steep.evaluate(str(run), {"page": str(text)}, against=str(run), precision="fp32")

@@ -144,8 +144,8 @@ def evaluate(
     chosen_by_run = config.evaluate.tokens if config and config.evaluate.tokens != "auto" else DEFAULT_TOKENS
     limit = _count(tokens) if tokens is not None else int(chosen_by_run)
     other = None if against is None else base_model_reference(model) if against == "base" else model_reference(against)
-    opened = partial(open_model, device=device, precision=precision, allow_code=allow_code, say=say)
-    with opened(model_reference(model)) as loaded:
+    opened = partial(open_model, device=device, allow_code=allow_code, say=say)
+    with opened(model_reference(model), precision=precision) as loaded:
         length = sequence_length or _default_sequence_length(loaded, config)
         texts_here, data = _open_texts(loaded, named, config, say)
         chosen = [choose_beginnings(text, limit) for text in texts_here]
@@ -156,8 +156,9 @@ def evaluate(
         tokenizer, mask = loaded.tokenizer, config.data.document_mask if config else True
         sources = source_ends(data.names, data.stores, tokenizer, mask) if data else []
         ids = named_ids_of_folders(run, loaded.folder, tokenizer.backend.token_to_id)
+        chosen_precision = loaded.runner.precision  # said once
     del loaded  # one model in memory at a time
-    with opened(other) as second:
+    with opened(other, precision=chosen_precision) as second:
         # The same text, though the other tokenizer may split it differently.
         base_texts, base_chosen = _texts_of_other(second, tokenizer, texts_here, chosen, named)
         base_scores = _scores(second, base_texts, base_chosen, batch_size, length)

@@ -97,6 +97,7 @@ def evaluate_tasks(
     for reference in [model_reference(model), *([other] if other is not None else [])]:
         with open_model(reference, device=device, precision=precision, allow_code=allow_code, say=say) as loaded:
             answers.append(_run(loaded, manager, names, limit, batch_size))
+            precision = loaded.runner.precision  # chosen once, and said once
         del loaded  # one model in memory at a time
     return HarnessResult(
         model,

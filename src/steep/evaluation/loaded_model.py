@@ -63,7 +63,7 @@ def open_model(
 
     Inside the block torch uses OMP_NUM_THREADS threads, by default all available cores, and the model's device. Afterwards the
     process has its own thread count and CUDA device again. Of a run the newest complete checkpoint is loaded, every byte
-    verified; `say` is told of those skipped.
+    verified; `say` is told of those skipped, and of what an `auto` precision chose.
     """
     with keep_torch_settings():
         yield _load(reference, device, precision, allow_code, say)
