@@ -21,6 +21,7 @@ from steep.config.load import load_run_config
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError, DataError
 from steep.core.files import atomic_writer, read_json
+from steep.models.hf_config import quiet_transformers
 from steep.optim.param_groups import embedding_tensors
 from steep.order.batches import DocumentBatches, batches_of_documents
 from steep.parallelize.activation_checkpoint import keep_activations
@@ -210,7 +211,8 @@ class UnslothTrainer:
 
     def save_model(self, output_dir: str) -> None:
         """The adapter (or the whole model) and the tokenizer, as transformers and peft write them."""
-        self.model.save_pretrained(output_dir)
+        with quiet_transformers():
+            self.model.save_pretrained(output_dir)
         self.tokenizer.save_pretrained(output_dir)
 
     def _write(self, folder: Path, name: str) -> tuple[str, list[str]]:
