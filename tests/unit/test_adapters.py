@@ -17,7 +17,7 @@ from steep.estimate.memory import saved_bytes
 from steep.models.adapters import adapter_tensors, add_adapter, capacity_line, plan_adapter
 from steep.models.config import AdapterConfig, ModelConfig
 from steep.models.load import load_model
-from steep.models.quantize import linear_layers, plan_quantized, quantize
+from steep.models.quantize import linear_layers, plan_quantized, quantize, quantized_line
 from steep.optim.config import OptimizerConfig
 from steep.optim.param_groups import build_param_groups
 from steep.training.loop import train
@@ -221,6 +221,25 @@ def test_four_bits_take_less_than_a_third_of_bf16() -> None:
     assert not linear_layers(model)
     quantized = sum(p.numel() * p.element_size() for p in model.parameters()) - outside + scale_bytes(model)
     assert quantized < 0.3 * plain
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8", "torchao_int8"])
+def test_the_plan_says_what_a_run_says_of_what_is_not_quantized(
+    method: str, tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
+    pytest.importorskip(
+        "torchao" if method == "torchao_int8" else "bitsandbytes", reason="the extra quant is not there"
+    )
+    model: Any = load_model(ModelConfig(config=WIDE), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    quantize(model, method, torch.bfloat16, "cpu")
+    said = quantized_line(model, method)
+    assert said.startswith(f"model.quantize: {method}; not quantized: model.embed_tokens.weight, lm_head.weight (")
+    mapping = run_mapping(
+        tmp_path, corpus_directory, tiny_tokenizer_directory, adapter={"rank": 4},
+        model={"pretrained": str(tmp_path / "base"), "quantize": method},
+    )  # fmt: skip
+    assert f"  {said}\n" in steep.plan(mapping).to_text()
 
 
 def kept_by_attributes(output: torch.Tensor) -> int:

@@ -175,7 +175,7 @@ class RunPlan(Readable):
         batch = f"{sizes.global_batch_size} x {sizes.sequence_length:,} tokens{accumulation}"
         return [
             ("model", f"{facts.name}: {facts.family}, {format_count(facts.parameters)} parameters{trained}"),
-            *([("", facts.model_note)] if facts.model_note else []),
+            *(("", note) for note in facts.model_notes),
             *([("", capacity)] if capacity else []),
             ("device", f"{self.hardware.name}, precision {self.precision}"),
             *(("data", _source_text(source)) for source in self._sources()),

@@ -17,13 +17,13 @@ from torch import nn
 
 from steep.config.run import RunConfig
 from steep.core.errors import ModelError
-from steep.core.say import say_nothing
+from steep.core.say import Say, say_nothing
 from steep.core.section import Target
 from steep.estimate.memory import ActivationLayout, PeakMemory, layer_input_bytes, peak_memory, saved_bytes
 from steep.estimate.shapes import build_shapes
 from steep.models.adapters import plan_adapter
 from steep.models.attention_choice import check_wish
-from steep.models.composite import auto_class, freeze_towers, tower_line
+from steep.models.composite import auto_class, freeze_towers
 from steep.models.config import ModelConfig
 from steep.models.embeddings import frozen_embedding
 from steep.models.experts import plan_experts
@@ -41,7 +41,7 @@ from steep.models.layers import (
     text_config,
     vocab_size,
 )
-from steep.models.quantize import plan_quantized
+from steep.models.quantize import plan_quantized, quantized_line
 from steep.models.reference import is_gone
 from steep.models.rope import extend_rope
 from steep.models.vocabulary import require_trained, with_embeddings
@@ -70,8 +70,8 @@ class StructureFacts:
     """Of a checkpoint's tensors on disk, and of the copy that it is written from."""
     memory_note: str = ""
     """What to know about the memory figure; empty where everything was measured."""
-    model_note: str = ""
-    """Which parts of a composite model are frozen; empty for any other model."""
+    model_notes: tuple[str, ...] = ()
+    """Which parts of a composite model are frozen, and what quantization leaves out."""
 
 
 def measure_structure(
@@ -93,7 +93,8 @@ def measure_structure(
     dtype = parameter_dtype(precision) if config.adapter is None else frozen_dtype(precision)
     model = build_shapes(lambda: build_structure(config.model, dtype, vocabulary_rows), fake, notes.append)
     with fake:
-        _as_in_run(model, config, vocabulary_rows)
+        model_notes: list[str] = []
+        _as_in_run(model, config, vocabulary_rows, model_notes.append)
         plan_experts(model)
         offloaded = on_gpu and not isinstance(config.model, Target) and config.model.offload_embeddings
         host_bytes = frozen_embedding(model).weight.nbytes if offloaded else 0  # stays in host memory beside a GPU
@@ -128,23 +129,27 @@ def measure_structure(
             or 6 * count_matmul_parameters(model) - flops_saved_by_freezing(model),
             memory=memory,
             checkpoint_bytes=checkpoint_bytes,
-            model_note=tower_line(model) or "",
+            model_notes=tuple(model_notes),
             memory_note=activations.note + "".join(f" ({note})" for note in notes),
         )
 
 
-def _as_in_run(model: nn.Module, config: RunConfig, vocabulary_rows: int | None) -> None:
-    """Freeze, quantize and adapt the model as a run does. Raises what a run raises there."""
-    freeze_towers(model, say_nothing)
+def _as_in_run(model: nn.Module, config: RunConfig, vocabulary_rows: int | None, say: Say) -> None:
+    """Freeze, quantize and adapt the model as a run does. Raises what a run raises there.
+
+    say: told which parts are frozen or not quantized; the rest of what a run says while its model is built, a plan does not.
+    """
+    freeze_towers(model, say)
     check_sequence_length(model, config.data.sequence_length)
     if isinstance(config.model, ModelConfig):
         check_wish(model, config.model.attention)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
-        freeze(model, config.model.freeze, say_nothing)  # what a run says while its model is built, a plan does not
+        freeze(model, config.model.freeze, say_nothing)
     if vocabulary_rows is not None and config.adapter is None:
         require_trained(model)
     if isinstance(config.model, ModelConfig) and config.model.quantize is not None:
         plan_quantized(model, config.model.quantize)
+        say(quantized_line(model, config.model.quantize))
     if config.adapter is not None:
         adapter = config.adapter if vocabulary_rows is None else with_embeddings(config.adapter, model, say_nothing)
         plan_adapter(model, adapter)

@@ -75,10 +75,13 @@ def linear_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
 
 
 def quantized_line(model: nn.Module, method: str) -> str:
-    """What `quantize` left in the model's own dtype, and its share, for a model that was quantized."""
+    """What `quantize` (or `plan_quantized`) left in the model's own dtype, and its share, for a model that was quantized."""
     kinds = {"nf4": "Params4bit", "int8": "Int8Params"}
+    planned = {id(module.weight) for module in model.modules() if isinstance(module, PlannedLinear)}
 
     def covered(name: str, parameter: Tensor) -> bool:
+        if planned:
+            return id(parameter) in planned
         return type(parameter).__name__ == kinds.get(method, "") or type(parameter.data) is not Tensor
 
     return f"model.quantize: {method}; not quantized: {left_out(model, covered)}"
