@@ -100,3 +100,36 @@ def test_trackers_note_and_a_plan_shows_what_the_run_chose(
     assert steep.plan(mapping).precision == saved.train.precision
     mapping["run"]["name"] = "another"
     assert steep.plan(mapping).precision == other
+
+
+def test_a_plan_of_a_run_that_has_begun_takes_what_it_chose(
+    tmp_path: Path, corpus_directory: Path, tiny_tokenizer_directory: Path
+) -> None:
+    mapping = run_mapping(
+        tmp_path, corpus_directory, tiny_tokenizer_directory, evaluate={"tokens": "auto"},
+        train={"precision": "auto", "micro_batch_size": "auto", "global_batch_size": 8, "steps": 2},
+    )  # fmt: skip
+    new = steep.plan(mapping)
+    assert "micro_batch_size auto: " in new.to_text()
+    saved = load_run_config(steep.train(mapping).run_directory / "config.yaml")
+
+    # as if the run had begun elsewhere, with other choices
+    other = "bf16" if saved.train.precision == "fp32" else "fp32"
+    path, chosen = tmp_path / "runs" / "small" / "config.yaml", {"micro_batch_size": 2, "tokens": 777}
+    text = path.read_text().replace(f"precision: {saved.train.precision}", f"precision: {other}")
+    for key, now in (("micro_batch_size", saved.train.micro_batch_size), ("tokens", saved.evaluate.tokens)):
+        assert f"{key}: {now}\n" in text
+        text = text.replace(f"{key}: {now}\n", f"{key}: {chosen[key]}\n")
+    path.write_text(text)
+
+    begun = steep.plan(mapping)
+    assert (begun.precision, begun.sizes.micro_batch_size, begun.config.evaluate.tokens) == (other, 2, 777)
+    shown = begun.to_text()
+    assert "train.micro_batch_size 2" in shown
+    assert f"train.precision {other}, " in shown
+    assert " auto: " not in shown
+
+    mapping["run"]["seed"] += 1
+    different = steep.plan(mapping)
+    assert "holds a different run, so train would refuse this one (run.seed: saved 7, now 8)" in different.to_text()
+    assert different.sizes == new.sizes

@@ -235,7 +235,7 @@ def memory_bar(parts: dict[str, int]) -> list[str]:
 
 @public
 def plan(config: ConfigLike, *, device: str = "auto", allow_code: bool = True) -> RunPlan:
-    """What a run would do: sizes, tokens, steps, memory by part, time. Loads no weights.
+    """What a run would do: sizes, tokens, steps, memory by part, time. Loads no weights. A run that has begun keeps its choices.
 
     config: a RunConfig, its values as a mapping, or the path of a YAML file. device: `auto`, `cpu`, or a GPU's name such as
     `h100`. allow_code: whether `_target_` may run code outside steep, torch and transformers. Raises a SteepError for what cannot
@@ -262,7 +262,7 @@ def plan_unchecked(config: RunConfig, *, device: str = "auto", allow_code: bool 
     remarks: list[str] = []
     choices: list[str] = []
     if device == "auto":
-        config = as_begun(config, remarks.append)
+        config = as_begun(config, choices.append)
     config = _with_precision(config, hardware, choices.append)
     source = _own_weights(config, remarks.append)
     if source is None:

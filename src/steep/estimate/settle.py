@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steep.checkpoint.compare import differences
+from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.config.settled import as_saved, keep_settled
 from steep.config.yaml_file import parse_yaml
-from steep.core.files import read_json
 from steep.core.say import Say
 from steep.estimate.automatic import AUTO, with_values
 from steep.runtime.device import choose_device
 from steep.runtime.precision import choose_precision
+from steep.runtime.run_directory import RunDirectory
 
 CHOSEN_BY_THE_PLAN = {"train.micro_batch_size": None, "checkpoint.asynchronous": False, "evaluate.tokens": 200_000}
 """Keys whose `auto` the plan of a new run turns into a value (`estimate/automatic.py`), and what a run has that saved none."""
@@ -52,14 +54,42 @@ def keep_choices(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
     return with_values(config, values)
 
 
+def as_resumed(config: RunConfig, saved: Mapping[str, Any], say: Say) -> RunConfig:
+    """The configuration of a run that goes on from a checkpoint. saved: from `read_saved`. say: as for `settle`."""
+    return keep_settled(keep_choices(settle(config, saved, say), saved), dict(saved), say)
+
+
 def as_begun(config: RunConfig, say: Say) -> RunConfig:
-    """The configuration with what its run chose when it began, for the plan of one that has a checkpoint; else as it is."""
-    folder = Path(config.run.directory).expanduser() / config.run.name
-    if not (folder / "checkpoints" / "LATEST").is_file() or not (folder / "config.yaml").is_file():
+    """The configuration to plan with: where the run's folder holds the same run, what that settled takes the place of `auto`.
+
+    say: told what was taken, or why nothing was.
+    """
+    run = RunDirectory(Path(config.run.directory).expanduser() / config.run.name)
+    if not run.config.is_file():
         return config
-    planned = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else None
-    saved = as_saved(settled_before(parse_yaml((folder / "config.yaml").read_text("utf-8")).data, planned))
-    return keep_settled(keep_choices(settle(config, saved, say), saved), saved, say)
+    saved = read_saved(run, run.config.read_text(encoding="utf-8"))
+    lines: list[str] = []
+    goes_on = run.has_checkpoint  # without one it starts anew, and chooses all but the precision anew
+    begun = as_resumed(config, saved, lines.append) if goes_on else settle(config, saved, lines.append)
+    if other := differences(saved, redact(begun.to_mapping()), "opened later", "opened later"):
+        say(f"{run.path} holds a different run, so train would refuse this one ({other[0]}); planned as a new run")
+        return config
+    kept = []
+    for key in ("train.precision", *CHOSEN_BY_THE_PLAN):
+        section, _, name = key.partition(".")
+        before, now = (getattr(getattr(each, section), name) for each in (config, begun))
+        if before == AUTO and now != AUTO:
+            kept.append(f"{key} {now}")
+    if kept:
+        lines.append(f"as chosen when the run in {run.path} began: {', '.join(kept)}")
+    for line in lines:
+        say(line)
+    return begun
+
+
+def read_saved(run: RunDirectory, text: str) -> dict[str, Any]:
+    """A saved configuration of a run as plain values, with what the run settled. text: YAML."""
+    return as_saved(settled_before(parse_yaml(text).data, run.read("plan.json")))
 
 
 def settled_before(saved: dict[str, Any], planned: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -36,6 +36,11 @@ class RunDirectory:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to continue from, complete or not."""
+        return any(self.checkpoints.glob("epoch_*_step_*"))
+
     @contextmanager
     def created(self) -> Iterator[None]:
         """Make the folders, for the run inside. One that fails before it has begun (no `config.yaml`) leaves none that it made.

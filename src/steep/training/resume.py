@@ -14,11 +14,9 @@ from steep.checkpoint.pieces import capture_rng, restore_rng
 from steep.config.load import dump_yaml
 from steep.config.redact import redact
 from steep.config.run import RunConfig
-from steep.config.settled import as_saved, keep_settled
-from steep.config.yaml_file import parse_yaml
 from steep.core.errors import CheckpointError
 from steep.core.say import Say
-from steep.estimate.settle import keep_choices, settle, settled_before
+from steep.estimate.settle import as_resumed, read_saved, settle
 from steep.order.data_order import DataOrder, same_past
 from steep.runtime.ranks import Ranks
 from steep.runtime.run_directory import RunDirectory
@@ -66,10 +64,10 @@ def find_resume_point(
     resume: True demands a checkpoint, False refuses a folder that has one, None takes what is there.
     Raises CheckpointError, naming what differs if the directory holds another run.
     """
-    if not any(run.checkpoints.glob("epoch_*_step_*")):
+    if not run.has_checkpoint:
         if resume:
             raise CheckpointError(f"--resume: {run.path} holds no checkpoint. Start the run without --resume.")
-        saved = _saved(run, run.config.read_text(encoding="utf-8")) if run.config.exists() else None
+        saved = read_saved(run, run.config.read_text(encoding="utf-8")) if run.config.exists() else None
         config = settle(config, saved, say)
         if saved is not None:  # a run that stopped before its first checkpoint starts anew, if it is the same
             what = (
@@ -82,8 +80,8 @@ def find_resume_point(
             f"{run.path} already holds a run. Choose another --run.name, delete the folder, or remove --no-resume."
         )
     checkpoint = open_checkpoint(find_checkpoint(run.path, say))
-    saved = _saved(run, checkpoint.config_yaml)
-    config = keep_settled(keep_choices(settle(config, saved, say), saved), saved, say)
+    saved = read_saved(run, checkpoint.config_yaml)
+    config = as_resumed(config, saved, say)
     current = redact(config.to_mapping())
     _refuse(run, saved, current, "holds a different run")
     warned = warnings(saved, current)
@@ -96,11 +94,6 @@ def find_resume_point(
         scores_change=any(line.endswith(SCORES_CHANGE) for line in warned),
         same_tokenizer=all(saved.get(key) == current.get(key) for key in ("tokenizer", "vocabulary")),
     )
-
-
-def _saved(run: RunDirectory, text: str) -> dict[str, Any]:
-    """A saved configuration as plain values."""
-    return as_saved(settled_before(parse_yaml(text).data, run.read("plan.json")))
 
 
 def _refuse(run: RunDirectory, saved: dict[str, Any], current: dict[str, Any], what: str) -> None:
