@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -230,12 +231,28 @@ ALLOWED = [
     "torch.optim.lr_scheduler.LambdaLR",
     "transformers.LlamaForCausalLM",
     "transformers.LlamaConfig",
-    "transformers.AutoModelForCausalLM.from_pretrained",
+    "torch.nn.CrossEntropyLoss",
+    "transformers.AutoModelForCausalLM.from_config",
     "transformers.AutoConfig.for_model",
+    "transformers.PreTrainedTokenizerFast",
     "transformers.models.llama.modeling_llama.LlamaForCausalLM",
-    "steep.models.config.ModelConfig",
+    "steep.models.gpt2.build_gpt2_model",
+    "steep.optim.optimizers.muon.build",
 ]
 REFUSED = [
+    "transformers.AutoModelForCausalLM.from_pretrained",
+    "transformers.LlamaForCausalLM.from_pretrained",
+    "transformers.AutoTokenizer.from_pretrained",
+    "transformers.AutoConfig.from_pretrained",
+    "transformers.Trainer",
+    "transformers.LlamaConfig.from_json_file",
+    "torch.nn.parallel.DistributedDataParallel",
+    "torch.nn.utils.skip_init",
+    "torch.optim.swa_utils.update_bn",
+    "steep.models.load.load_model",
+    "steep.models.config.ModelConfig",
+    "steep.optim.config.OptimizerConfig",
+    "steep.trackers.backends.jsonl.build",
     "os.system",
     "builtins.eval",
     "subprocess.run",
@@ -290,28 +307,61 @@ def test_no_code_refuses_everything_at_once_and_imports_nothing() -> None:
     assert not Path("ran").exists()
 
 
+TRUE = {"_target_": "torch.nn.Identity"}
+"""A true value in disguise."""
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         {"trust_remote_code": True},
+        {"trust_remote_code": "no"},
+        {"trust_remote_code": TRUE},
         {"use_kernels": True},
         {"attn_implementation": "kernels-community/flash-attn"},
         {"config": {"trust_remote_code": True}},
         {"attn_implementation": {"text": "org/kernel"}},
+        {"weights_only": False},
+        {"use_safetensors": TRUE},
+        {"_attn_implementation": "sdpa"},
+        {"tokenizer_file": "tokenizer.json"},
     ],
 )
-def test_no_code_refuses_arguments_that_fetch_code(arguments: dict[str, Any]) -> None:
-    value = target(
-        "transformers.AutoModelForCausalLM.from_pretrained", pretrained_model_name_or_path="a/b", **arguments
-    )
+def test_no_code_refuses_arguments_that_run_code_or_read_files(arguments: dict[str, Any]) -> None:
+    config = target("transformers.LlamaConfig")
+    value = target("transformers.AutoModelForCausalLM.from_config", **{"config": config, **arguments})
     assert any("which --no-code refuses" in line for line in problems(value, allow_code=False))
     check(value)
 
 
-def test_ordinary_arguments_pass_under_no_code() -> None:
+def test_no_code_looks_at_what_nested_targets_became(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the first look missed it, nothing is called with it."""
+    value = target("torch.nn.Linear", in_features=2, out_features=2, trust_remote_code=TRUE)
+    monkeypatch.setattr("steep.core.targets.building.check", lambda *_, **__: None)
+    with pytest.raises(ConfigError, match="trust_remote_code: Identity.* which --no-code refuses"):
+        build(value, allow_code=False)
+
+
+def test_a_folder_with_code_does_not_run_under_no_code() -> None:
+    Path("evil").mkdir()
+    Path("evil/config.json").write_text(
+        json.dumps({"auto_map": {"AutoModelForCausalLM": "code.Evil"}, "model_type": "evil"})
+    )
+    Path("evil/code.py").write_text(f"open({os.path.abspath('ran')!r}, 'w')\n", encoding="utf-8")
     value = target(
         "transformers.AutoModelForCausalLM.from_pretrained",
-        pretrained_model_name_or_path="a/b",
+        pretrained_model_name_or_path="./evil",
+        trust_remote_code=TRUE,
+    )
+    with pytest.raises(ConfigError, match="is refused by --no-code: it reads files or the hub"):
+        build(value, allow_code=False)
+    assert not Path("ran").exists()
+
+
+def test_ordinary_arguments_pass_under_no_code() -> None:
+    value = target(
+        "transformers.AutoModelForCausalLM.from_config",
+        config=target("transformers.LlamaConfig", hidden_size=8),
         trust_remote_code=False,
         attn_implementation="sdpa",
     )

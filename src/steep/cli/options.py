@@ -12,7 +12,9 @@ from steep.cli.completion import run_folders
 CONFIG = typer.Argument(help="YAML configuration of the run.")
 MODEL = typer.Argument(help="A run, checkpoint, model folder, hub id or .gguf file.", autocompletion=run_folders)
 JSON = typer.Option(False, "--json", help="Print JSON for programs.")
-NO_CODE = typer.Option(False, "--no-code", help="Refuse every _target_ outside steep, torch and transformers.")
+NO_CODE = typer.Option(
+    False, "--no-code", help="Refuse every _target_ but constructors of models, layers and optimizers."
+)
 DEVICE = typer.Option("auto", help="auto, cpu, cuda or cuda:1.")
 
 

@@ -32,7 +32,7 @@ def check(value: Any, *, given: Collection[str] = (), allow_code: bool = True, l
     if problems:
         raise TargetProblems(problems, f"{WHAT_NO_CODE_ALLOWS}.")  # before anything is imported
     for place, front, target in found:
-        code = [] if allow_code else list(code_arguments(_without_nested(target.arguments), place))
+        code = [] if allow_code else list(code_arguments(target.arguments, place))
         try:
             function = resolve(target, allow_code=allow_code)
         except ConfigError as error:
@@ -58,14 +58,6 @@ def check_run(config: Any, say: Say, allow_code: bool) -> None:
             problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def _without_nested(value: Any) -> Any:
-    """The arguments without nested targets, which are checked separately."""
-    if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if not (isinstance(item, dict) and "_target_" in item)}
-        return {key: _without_nested(item) for key, item in kept.items()}
-    return [_without_nested(item) for item in value] if isinstance(value, list) else value
 
 
 def signature_problems(found: Callable[..., Any], target: Target, given: Collection[str] = ()) -> list[str]:
@@ -121,6 +113,8 @@ def build(target: Union[Target, dict[str, Any]], *, allow_code: bool = True, loc
 def _build(target: Target, location: Location, allow_code: bool, extra: dict[str, Any]) -> Any:
     arguments = {key: _build_value(item, (*location, key), allow_code) for key, item in target.arguments.items()}
     found = resolve(target, allow_code=allow_code)
+    if not allow_code and (problems := list(code_arguments(arguments, location))):
+        raise TargetProblems(problems)  # what a nested target became
     try:
         return found(**arguments, **extra)
     except ConfigError:
