@@ -162,6 +162,10 @@ def test_a_record_without_the_field_names_the_likely_one_and_its_size(tmp_path: 
     [chat] = read_bytes(tmp_path / "a.jsonl", b'{"conversations": [{"from": "human", "value": "hi"}]}')
     assert isinstance(chat, Rejected)
     assert r"""[.conversations[] | "\(.from): \(.value)"]""" in chat.detail
+    for name in ("a (a chat)", "b (an instruction)"):
+        [plain] = read_bytes(tmp_path / "a.jsonl", b'{"%s": "a text"}' % name.encode())
+        assert isinstance(plain, Rejected)
+        assert plain.detail.endswith(f"set text_key: {name}")
     [nested] = read_bytes(tmp_path / "a.json", b'{"data":\n[{"text": "x"}]}')
     assert isinstance(nested, Rejected)
     assert "jq -c '.data[]'" in nested.detail

@@ -70,7 +70,8 @@ class Rejected:
     num_bytes: int = 0
     """Size of the record as it is stored, decompressed; of a Parquet row, its text. 0 where it has none."""
     other_field: str = ""
-    """Of a record without the text field: the field that probably holds its text, and `CHAT` after it for turns of a chat."""
+    """Of a record without the text field: the field that probably holds its text, with `CHAT` or `PAIR` after it where
+    the records have to be written as texts first."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
@@ -187,18 +188,27 @@ def no_column(names: Sequence[str], rows: Iterable[Sequence[object]], keys: tupl
 
 def needs_writing(other_field: str) -> bool:
     """Whether the records have to be written as texts first, so that no `text_key` would read them."""
-    return other_field.endswith((CHAT, PAIR))
+    return other_field in _TO_WRITE
 
 
 def advice_for(other_field: str) -> str:
     """What to do about records whose text is in `other_field` (`Rejected.other_field`)."""
-    if other_field.endswith(PAIR):
-        first, last = other_field.removesuffix(PAIR).split()
-        parts = rf'[.{first}, .input, .{last}] | map(select(. != null and . != "")) | join("\n\n")'
-        return f"{PAIR_REFUSED}, for example: jq -c '{{text: ({parts})}}' records.jsonl > text.jsonl"
-    if not other_field.endswith(CHAT):
-        return f"set text_key: {other_field}"
-    field = other_field.removesuffix(CHAT)
+    return _TO_WRITE.get(other_field) or f"set text_key: {other_field}"
+
+
+def _chat_advice(field: str) -> str:
     who, what = CHAT_FIELDS[field]
     turns = rf'[.{field}[] | "\(.{who}): \(.{what})"] | join("\n\n")'
     return f"{CHAT_REFUSED}, for example: jq -c '{{text: ({turns})}}' chat.jsonl > text.jsonl"
+
+
+def _pair_advice(first: str, last: str) -> str:
+    parts = rf'[.{first}, .input, .{last}] | map(select(. != null and . != "")) | join("\n\n")'
+    return f"{PAIR_REFUSED}, for example: jq -c '{{text: ({parts})}}' records.jsonl > text.jsonl"
+
+
+_TO_WRITE = {
+    **{f"{field}{CHAT}": _chat_advice(field) for field in CHAT_FIELDS},
+    **{f"{' '.join(pair)}{PAIR}": _pair_advice(*pair) for pair in PAIRS},
+}
+"""By `Rejected.other_field`: how to write records as texts."""
