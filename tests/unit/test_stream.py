@@ -14,6 +14,7 @@ import pytest
 from steep.config.load import load_run_config
 from steep.core.errors import ConfigError, DataError
 from steep.order.config import TrainSourceConfig
+from steep.sources.dropped import MOST_FIELDS
 from steep.store import stream
 from steep.store.stream import StreamSource
 from steep.tokenizer.config import TokenizerConfig
@@ -109,6 +110,20 @@ def test_every_record_is_counted(corpus: Path, tokenizer: TextTokenizer, documen
     ledger = source.ledger(int(0.9 * tokens / 32))
     assert ledger["records_read"] == ledger["documents_kept"] + sum(ledger["dropped"].values())
     assert 0 < ledger["dropped"]["not JSON"] <= 14
+
+
+def test_a_stream_with_a_new_field_in_every_record_remembers_only_the_first(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    path = tmp_path / "odd.jsonl"
+    rows = ({f"field {number}": "a text", **({"text": "kept"} if number % 2 else {})} for number in range(600))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = opened(path, tokenizer)
+    sequences(source, 0, 40)
+    cursors = source.cursors(40)
+    assert sum(sum(cursor["dropped"].values()) for cursor in cursors) > MOST_FIELDS
+    assert all(len(cursor["other_fields"]) <= MOST_FIELDS for cursor in cursors)
+    assert len(source.ledger(40)["other_fields"]) == MOST_FIELDS
 
 
 def test_large_files_are_cut_and_the_seed_and_epoch_order_the_parts(

@@ -33,9 +33,18 @@ class DroppedCount:
         """Count one more."""
         self.dropped[record.reason] += 1
         self.dropped_bytes[record.reason] += record.num_bytes
-        other = record.other_field
-        if other and (len(self.other_fields) < MOST_FIELDS or other in self.other_fields):
-            self.other_fields[other] += 1
+        self._count_field(record.other_field, 1)
+
+    def include(self, sums: Mapping[str, Mapping[str, int]]) -> None:
+        """Count what other sums hold. sums: by the names of these fields, as in a ledger or a stream's cursor."""
+        self.dropped.update(sums["dropped"])
+        self.dropped_bytes.update(sums["dropped_bytes"])
+        for name, count in sums["other_fields"].items():
+            self._count_field(name, count)
+
+    def _count_field(self, name: str, count: int) -> None:
+        if name and (len(self.other_fields) < MOST_FIELDS or name in self.other_fields):
+            self.other_fields[name] += count
 
     def to_ledger(self) -> dict[str, dict[str, int]]:
         """As in a ledger, in alphabetical order; sizes and fields only if something was dropped."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -149,10 +149,10 @@ class Reader:
                         )
                     if not continued:
                         cursor.documents += ids is not None
-                        for name, counts in vars(
-                            dropped
-                        ).items():  # new dictionaries: copies of the cursor have the old
-                            setattr(cursor, name, dict(Counter(getattr(cursor, name)) + counts))
+                        if dropped.dropped:  # new dictionaries: copies of the cursor have the old
+                            sums = _sum_dropped([vars(cursor), vars(dropped)])
+                            cursor.dropped, cursor.dropped_bytes = dict(sums.dropped), dict(sums.dropped_bytes)
+                            cursor.other_fields = dict(sums.other_fields)
                     cursor.record = records
                     if ids is not None:
                         empty = False
@@ -182,7 +182,8 @@ class Reader:
                     self._on_dropped(record)
                     continue
                 yield next(encoded), number, dropped
-                dropped = DroppedCount()
+                if dropped.dropped:
+                    dropped = DroppedCount()
         yield None, number, dropped
 
 
@@ -268,7 +269,7 @@ class StreamSource:
         lost = self._so_far.dropped.total()
         if lost == 10 ** (len(str(lost)) - 1):
             self.say(
-                f"{self.name}: {lost:,} record{'s' * (lost > 1)} of the stream dropped so far: "
+                f"{self.name}: {counted(lost, 'record')} of the stream dropped so far: "
                 f"{reasons_dropped(self._so_far.to_ledger())}; the last is {record}"
             )
 
@@ -343,8 +344,7 @@ class StreamSource:
 def _sum_dropped(cursors: Iterable[dict[str, Any]]) -> DroppedCount:
     found = DroppedCount()
     for cursor in cursors:
-        for name, counter in vars(found).items():
-            counter.update(cursor[name])
+        found.include(cursor)
     return found
 
 
