@@ -24,15 +24,16 @@ def say_hints(source: SourceConfig, say: Say) -> None:
     folders = code_folders(source)
     for folder, code in folders:
         say(code.line(folder))
-    if not folders and source.format == "auto":
-        scripts = [file.path for file in expand_inputs(source) if file.format == "code"]
-        others = f" and {len(scripts) - 1:,} more" if len(scripts) > 1 else ""
-        if scripts:
-            say(f"{scripts[0]}{others}: is source code, read as text")
-    # A plain text file with literal end-of-text marks is meant to be many documents; without a separator it is one.
-    if source.document_separator is not None or source.format not in ("auto", "plain_text"):
+    if source.format not in ("auto", "plain_text"):
         return
-    files = [file.path for file in expand_inputs(source) if file.format == "plain_text"]
+    inputs = expand_inputs(source)
+    if not folders and (scripts := [file.path for file in inputs if file.format == "code"]):
+        others = f" and {len(scripts) - 1:,} more" if len(scripts) > 1 else ""
+        say(f"{scripts[0]}{others}: is source code, read as text")
+    # A plain text file with literal end-of-text marks is meant to be many documents; without a separator it is one.
+    if source.document_separator is not None:
+        return
+    files = [file.path for file in inputs if file.format == "plain_text"]
     for path in files[:LOOKED_AT_FILES]:
         with open_binary(path, source) as (stream, _):
             start = stream.read(LOOKED_AT_BYTES)
