@@ -30,7 +30,7 @@ from steep.checkpoint.manifest import step_of_name
 from steep.checkpoint.retention import apply_retention, collect_leftovers, complete_checkpoints, publish, write_latest
 from steep.checkpoint.staging import HostStaging
 from steep.core.errors import CheckpointError
-from steep.core.files import temporary_path
+from steep.core.files import free_bytes, temporary_path
 from steep.core.say import Say, say_nothing
 from steep.core.units import format_bytes, format_seconds
 from steep.runtime.ranks import Ranks
@@ -142,16 +142,9 @@ class CheckpointWriter:
 
     def _check_space(self, size: int) -> None:
         needed = size + SMALL_FILES_BYTES
-        available = self._available()
+        available = free_bytes(self.directory)
         if available is not None and available < needed:
             raise self._disk_full(needed, available)
-
-    def _available(self) -> int | None:
-        """Free bytes on the disk; None while the folder cannot be asked (the write itself will say why)."""
-        try:
-            return shutil.disk_usage(self.directory).free
-        except OSError:
-            return None
 
     def _disk_full(self, needed: int, available: int | None, detail: str = "") -> CheckpointError:
         earlier = complete_checkpoints(self.directory)
@@ -164,7 +157,7 @@ class CheckpointWriter:
 
     def _write(self, name: str, state: CheckpointState, start: float, size: int) -> None:
         ranks, temporary = self._ranks, temporary_path(self.directory / name)
-        explain = partial(self._explain, name, size + SMALL_FILES_BYTES, self._available())
+        explain = partial(self._explain, name, size + SMALL_FILES_BYTES, free_bytes(self.directory))
         try:
             with ranks.phase(f"saving {name}"):
                 root = _on_first_rank(ranks, lambda: make_folder(temporary), explain)

@@ -88,6 +88,15 @@ def remove_leftovers(directory: Path) -> list[Path]:
     return leftovers
 
 
+def free_bytes(folder: Path) -> int | None:
+    """Free space on the disk of a folder, or of the nearest folder above it that exists; None where it cannot be asked."""
+    try:
+        existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
+        return None if existing is None else shutil.disk_usage(existing).free
+    except OSError:
+        return None
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file as hex. Releases the interpreter lock while hashing."""
     digest = hashlib.sha256()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from steep.checkpoint.save import SMALL_FILES_BYTES
 from steep.config.run import RunConfig
 from steep.core.errors import ConfigError
+from steep.core.files import free_bytes
 from steep.core.units import format_bytes, format_interval
 
 
@@ -89,7 +89,7 @@ def plan_checkpoints(config: RunConfig, bytes_each: int, saves: int, *, is_here:
         settings.copies_state,
         folder,
         _held_bytes(folder / "checkpoints"),
-        _free_bytes(folder) if is_here else None,
+        free_bytes(folder) if is_here else None,
     )
 
 
@@ -97,12 +97,3 @@ def _held_bytes(checkpoints: Path) -> int:
     """Of files that are there; those with several names count once."""
     stats = [path.stat() for path in checkpoints.rglob("*") if path.is_file()]
     return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}.values())
-
-
-def _free_bytes(folder: Path) -> int | None:
-    """On the disk of a folder, or of the nearest folder above it that exists."""
-    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
-    try:
-        return None if existing is None else shutil.disk_usage(existing).free
-    except OSError:
-        return None
