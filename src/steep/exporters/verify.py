@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from steep.core.child import python_command
 from steep.core.errors import ModelError
 from steep.exporters.parity import Answers, Questions, answer
 
@@ -28,7 +29,7 @@ SAME_IN_BOTH = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_
 
 def ask_transformers(kind: str, path: Path, questions: Questions) -> Answers:
     """transformers' answers about a folder (`hf`, `adapter`) or .gguf file (`gguf`), in a new process. Raises ModelError."""
-    return _ask([sys.executable, "-m", "steep.exporters.verify", kind], path, questions)
+    return _ask(python_command("steep.exporters.verify", kind), path, questions)
 
 
 def ask_llama_cpp(python: str, path: Path, questions: Questions) -> Answers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import subprocess
@@ -42,11 +43,24 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the folder the run was started in, with `-dirty` when files differ; None outside a repository."""
+    """The commit of the folder the run was started in, with `-dirty` when files differ; None outside a repository.
+
+    Whether files differ is not asked where the repository's own configuration names filters: git would run them.
+    """
+    commit, settings = _git("describe", "--always", "--abbrev=12"), _git("config", "--local", "--name-only", "--list")
+    if not commit or settings is None:
+        return None
+    if any(name.startswith("filter.") for name in settings.lower().split()) or "include" in settings.lower():
+        return commit
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None if it fails. Programs that the repository's configuration names are not run."""
+    quiet = ["-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5
-        )
+        result = subprocess.run(["git", *quiet, *arguments], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return result.stdout.strip() or None if result.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None

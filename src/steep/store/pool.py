@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Optional
 
 from steep.core import errors
+from steep.core.child import module_path
 from steep.core.errors import DataError, SteepError
 from steep.store.shard_work import Preparation
 from steep.store.work import WorkItem
@@ -61,7 +62,7 @@ class _Worker:
     def __init__(self, preparation: Preparation, events: queue.Queue[_Event]):
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-c", _START, *module_path()], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=environment, start_new_session=True, text=True, encoding="utf-8",
         )  # fmt: skip
         self.item: Optional[WorkItem] = None

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+from steep.core.child import python_command
 from steep.serving.served_model import LOOPBACK, ServedModel
 
 READY = "/v1/models"
@@ -29,7 +30,7 @@ def why_not(model: ServedModel) -> str | None:
 def command(model: ServedModel, port: int) -> list[str]:
     """The command line that serves the model on loopback."""
     own = shutil.which("llama-server")
-    start = [own] if own else [str(_interpreter()), "-m", "llama_cpp.server"]
+    start = [own] if own else python_command("llama_cpp.server", python=str(_interpreter()))
     return [*start, "--model", str(model.gguf), "--host", LOOPBACK, "--port", str(port)]
 
 
