@@ -74,7 +74,9 @@ def test_git_runs_no_program_of_the_repository(kind: str, trap: Path) -> None:
         os.utime(trap / "text", (1, 1))
     else:
         git("config", "core.fsmonitor", str(program))
-    code = "from steep.runtime.environment import describe_environment as d; import json; print(json.dumps(d([])['git']))"
+    code = (
+        "from steep.runtime.environment import describe_environment as d; import json; print(json.dumps(d([])['git']))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; del sys.path[0]; {code}"],
         cwd=trap,
