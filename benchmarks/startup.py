@@ -61,19 +61,25 @@ def commands(folder: Path, repeats: int) -> str:
     text = folder / "text.txt"
     text.write_text("A text of one line.\n")
     to_store = [
-        "--tokenizer",
-        str(tokenizer_folder(folder)),
         "--out",
         str(folder / "prepared"),
         "--overwrite",
         "--workers",
         "1",
+        "--tokenizer",
     ]
+    tokenizer, gguf = str(tokenizer_folder(folder)), str(smollm2())
     calls = {
         "steep --help": ["--help"],
         "steep train, three mistakes": ["train", str(bad)],
-        "steep prepare, a path that is not there": ["prepare", str(folder / "txt"), *to_store],
-        "steep prepare, one line with the tokenizer of SmolLM2 in a model's folder": ["prepare", str(text), *to_store],
+        "steep prepare, a path that is not there": ["prepare", str(folder / "txt"), *to_store, tokenizer],
+        "steep prepare, one line with the tokenizer of SmolLM2 in a model's folder": [
+            "prepare",
+            str(text),
+            *to_store,
+            tokenizer,
+        ],
+        "steep prepare, one line with the tokenizer of SmolLM2's .gguf file": ["prepare", str(text), *to_store, gguf],
     }
     ways = {name: partial(timed, [sys.executable, "-m", "steep", *call]) for name, call in calls.items()}
     results = taking_turns(ways, repeats)

@@ -16,7 +16,7 @@ from steep.core.errors import ConfigError, ModelError
 from steep.models.config import ModelConfig
 from steep.tokenizer.config import TokenizerConfig
 from steep.tokenizer.encode import TextTokenizer
-from steep.tokenizer.hf_tokenizer import find_tokenizer_folder, load_hf_tokenizer
+from steep.tokenizer.hf_tokenizer import _class_for_gguf, find_tokenizer_folder, load_hf_tokenizer
 from steep.tokenizer.open import check_read_back, load_tokenizer, text_tokenizer
 
 TEXTS = [
@@ -277,3 +277,49 @@ def test_a_tokenizer_that_its_family_would_not_read_back_is_refused(tmp_path, ti
         else:
             with pytest.raises(ModelError, match="reads it as Qwen2Tokenizer"):
                 check_read_back(given, config, tokenizer)
+
+
+def write_gguf(path: Path, architecture: str, tokenizer: Path) -> Path:
+    """A .gguf file without tensors, with a byte-level tokenizer."""
+    gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    model = json.loads((tokenizer / "tokenizer.json").read_text())["model"]
+    writer = gguf.GGUFWriter(path, architecture)
+    for key in ("context_length", "embedding_length", "block_count", "feed_forward_length", "head_count"):
+        name = f"attention.{key}" if key == "head_count" else key
+        writer.add_uint32(f"{architecture}.{name}", 64 if key == "embedding_length" else 4)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    writer.add_eos_token_id(0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("architecture", "known"),
+    [("llama", True), ("qwen2", True), ("qwen3", True), ("gemma2", True), ("gpt2", True), ("phi3", True), ("starcoder2", True),
+     ("nemotron", True), ("qwen2moe", False)],
+)  # fmt: skip
+def test_the_tokenizer_of_a_gguf_is_the_one_of_autotokenizer(
+    architecture: str, known: bool, tmp_path: Path, tiny_tokenizer_directory: Path
+) -> None:
+    """Its class follows from the architecture, so that the configuration need not be read for it."""
+    from transformers import AutoTokenizer
+
+    path = write_gguf(tmp_path / f"{architecture}.gguf", architecture, tiny_tokenizer_directory)
+    kind = _class_for_gguf(path)
+    reference = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    assert (kind is not None) == known
+    if known:
+        found = kind.from_pretrained(tmp_path, gguf_file=path.name)
+        assert type(found) is type(reference)
+        assert found.backend_tokenizer.to_str() == reference.backend_tokenizer.to_str()
+        assert found.special_tokens_map == reference.special_tokens_map
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert _class_for_gguf(path) is None  # that file may name another class

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ def prepare_text_imports(tokenizer: str, texts: Sequence[str]) -> None:
         text.startswith("hub:") for text in texts
     )  # the package datasets imports torch where it is installed
     leave_out_packages((), torch=gguf or streamed)
+    gc.set_threshold(
+        100_000
+    )  # imports and a vocabulary make many objects and no garbage: a tenth of the time went into looking
 
 
 def _of_run(config: RunConfig) -> Iterator[str]:
