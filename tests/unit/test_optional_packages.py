@@ -91,6 +91,23 @@ def test_a_run_with_an_adapter_imports_none_and_writes_no_error_line(
     assert [line for line in done.stderr.splitlines() if not line.startswith("preparing text: ")] == []
 
 
+WHO_IMPORTS = """
+import sys
+import transformers.modeling_utils
+print("torchao" in sys.modules, "bitsandbytes" in sys.modules)
+import peft
+print("bitsandbytes" in sys.modules)
+"""
+
+
+def test_who_imports_them_where_steep_may_not_leave_them_out() -> None:
+    """What the docstring of `optional_packages` says of a run from Python; once this fails, it can be said better."""
+    pytest.importorskip("torchao", reason="the extra quant is not installed")
+    pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")
+    done = subprocess.run([sys.executable, "-c", WHO_IMPORTS], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "False", "True"], done.stderr
+
+
 FINGERPRINTS = """
 import sys
 from steep.cli.packages import prepare_text_imports

@@ -3,6 +3,10 @@
 Main choice: a process that runs one command leaves those out that the command does not use, and says so to Python itself: None in
 `sys.modules` is the language's own mark of a module that cannot be imported (The Python Language Reference, 5.3.1). A notebook's
 process is its owner's, where a later cell may use them; there only the noise of their import is kept away.
+
+So `steep.train` called from Python imports torchao wherever it is installed: transformers' modeling_utils imports all quantizers,
+and quantizers/quantizer_torchao.py imports torchao at its top. peft/helpers.py imports bitsandbytes in the same way, so only runs
+with an adapter do. Both ask importlib whether the package is there and have no switch; the only other way is to patch them.
 """
 
 from __future__ import annotations
