@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Optional, Union
 
 from steep.config.checks import data_paths_exist, model_files_exist
-from steep.config.families import BYTES_PER_PARAMETER, Settings, family_of, known_model, parameters_of, settings_for
 from steep.config.load import load_run_config
 from steep.config.schema import json_schema
 from steep.config.sections import checked_section
@@ -25,6 +24,7 @@ from steep.core.errors import ConfigError, DataError, ModelError
 from steep.core.files import read_json, write_text
 from steep.core.public import Readable, public
 from steep.core.units import format_bytes, format_count
+from steep.models.families import Settings, family_of, known_model, parameters_of, settings_for
 from steep.models.reference import resolve_reference
 from steep.sources.config import SourceConfig
 from steep.sources.document import Rejected, advice_for, needs_writing
@@ -38,6 +38,8 @@ EXAMPLE_TEXT = "corpus/*.jsonl"
 BYTES_PER_TOKEN, EXPANSION = 4, 4
 """Rough figures, for the batch size of little text: of English text, and of compressed files."""
 LEAST_STEPS = 50
+BYTES_PER_PARAMETER = 16
+"""Of a whole model in training: fp32 weight and gradient, and the two moments of AdamW."""
 
 
 @dataclass(frozen=True, repr=False)

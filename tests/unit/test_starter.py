@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import steep
-from steep.config.families import FAMILIES, parameters_of
 from steep.config.load import load_run_config
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import ConfigError, DataError, ModelError
+from steep.models.families import FAMILIES, parameters_of
 from support import LLAMA
 
 IDS = [

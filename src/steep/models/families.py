@@ -1,7 +1,7 @@
 """The model families that people use: how a hub id is recognized, how large it is, and which settings suit that size.
 
-In: a hub id, folder or short name. Out: facts and settings, as data. No network. The rates are steep's own for whole models and a
-tenfold of them for adapters ("LoRA Without Regret", Thinking Machines 2025); `steep lr-find` measures the right one.
+In: a hub id, folder or short name. Out: facts and settings, as data. No network. The rates are steep's own for whole models,
+and ten times those for adapters ("LoRA Without Regret", Thinking Machines 2025); `steep lr-find` measures the right one.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from typing import Optional
 
 from steep.core.errors import ConfigError
-
-BYTES_PER_PARAMETER = 16
-"""Of a whole model in training: fp32 weight and gradient, and the two moments of AdamW."""
 
 
 @dataclass(frozen=True)
