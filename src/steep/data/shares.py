@@ -6,6 +6,7 @@ import numpy as np
 
 from steep.core.errors import DataError
 from steep.core.say import Say
+from steep.core.units import counted
 from steep.data.held_out_text import HeldOutText
 from steep.data.hold_out import HeldOut, HoldOut
 from steep.order.config import DataConfig, ValidationConfig
@@ -54,14 +55,10 @@ def _says(name: str, store: TokenStore, found: HeldOut) -> str:
     if len(found.documents):
         what.append(f"{len(found.documents):,} of {store.num_documents:,} documents")
     if len(found.blocks):
-        cut = len(np.unique(found.blocks[:, 0]))
+        cut = counted(len(np.unique(found.blocks[:, 0])), "long document")
         about = round(in_blocks / len(found.blocks))
-        blocks = (
-            f"1 block of {about:,} tokens"
-            if len(found.blocks) == 1
-            else f"{len(found.blocks):,} blocks of {about:,} tokens"
-        )
-        what.append(f"{blocks} from {cut:,} long document{'s' if cut > 1 else ''}, whose other parts are trained on")
+        blocks = f"{counted(len(found.blocks), 'block')} of {about:,} tokens"
+        what.append(f"{blocks} from {cut}, whose other parts are trained on")
     if not what:
         return ""
     share = (in_documents + in_blocks) / store.num_tokens

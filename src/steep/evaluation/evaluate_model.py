@@ -142,7 +142,7 @@ def evaluate(
         raise ConfigError(f"evaluate {model}: this is not a run, so it has no held-out texts; name at least one text")
     config = config_of_run(run) if run else None
     chosen_by_run = config.evaluate.tokens if config and config.evaluate.tokens != "auto" else DEFAULT_TOKENS
-    limit = _count(tokens) if tokens is not None else int(chosen_by_run)
+    limit = token_limit(tokens) if tokens is not None else int(chosen_by_run)
     other = None if against is None else base_model_reference(model) if against == "base" else model_reference(against)
     opened = partial(open_model, device=device, allow_code=allow_code, say=say)
     with opened(model_reference(model), precision=precision) as loaded:
@@ -267,7 +267,8 @@ def _scores(
         ]
 
 
-def _count(tokens: int | str) -> int:
+def token_limit(tokens: int | str) -> int:
+    """The number that `tokens` says, such as 20_000 or "20k". Raises ConfigError."""
     try:
         return parse_count(tokens)
     except ValueError as error:

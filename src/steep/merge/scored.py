@@ -14,8 +14,7 @@ from typing import Any
 from steep.checkpoint.manifest import step_of_name
 from steep.checkpoint.retention import read_latest
 from steep.config.run import RunConfig
-from steep.core.errors import ConfigError
-from steep.core.units import parse_count
+from steep.evaluation.evaluate_model import token_limit
 from steep.evaluation.held_out import Score
 from steep.models.config import ModelConfig
 from steep.runtime.device import choose_device, device_name
@@ -68,7 +67,7 @@ def known_scores(run: Path, config: RunConfig, trained: str, tokens: int | str |
 
 def _scored_alike(config: RunConfig, plan: Mapping[str, Any], tokens: int | str | None) -> bool:
     """Whether `steep.evaluate` would score the weights of this run as the run itself did."""
-    same_tokens = tokens is None or _count(tokens) == config.evaluate.tokens
+    same_tokens = tokens is None or token_limit(tokens) == config.evaluate.tokens
     plain = isinstance(config.model, ModelConfig) and config.model.quantize is None and config.vocabulary is None
     here = plan.get("device") == device_name(choose_device("auto"))
     return same_tokens and plain and config.train.ema_decay is None and here
@@ -76,10 +75,3 @@ def _scored_alike(config: RunConfig, plan: Mapping[str, Any], tokens: int | str 
 
 def _is_complete(score: Mapping[str, Any]) -> bool:
     return all(score.get(key) is not None for key in ("bits_per_byte", "tokens", "text_bytes"))
-
-
-def _count(tokens: int | str) -> int:
-    try:
-        return parse_count(tokens)
-    except ValueError as error:
-        raise ConfigError(f"tokens: {error}") from None

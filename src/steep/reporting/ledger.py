@@ -31,7 +31,7 @@ def ledger_section(run: RunFiles) -> str:
     rows = [[_source_name(source), *(plain(source.get(key)) for key in columns)] for source in sources]
     if len(sources) > 1:
         rows.append(["all sources", *(plain(_ledger_sum(sources, key)) for key in columns)])
-    dropped, unused = _dropped(sources), _losses(sources, "dropped_tokens")
+    dropped, unused = _dropped(sources), _not_trained(sources)
     lost = table(["Source", "Reason dropped", "Records", "Bytes"], dropped, numbers_from=2) if dropped else ""
     lost += table(["Source", "Reason not trained", "Tokens"], unused, numbers_from=2) if unused else ""
     events = [*(run.ledger.get("rollbacks") or []), *(run.ledger.get("spikes") or [])]
@@ -70,12 +70,12 @@ def _dropped(sources: list[dict[str, Any]]) -> list[list[Any]]:
     return rows
 
 
-def _losses(sources: list[dict[str, Any]], key: str) -> list[list[Any]]:
-    """Source, reason and number for everything that a source's ledger counts under `key`."""
+def _not_trained(sources: list[dict[str, Any]]) -> list[list[Any]]:
+    """Source, reason and tokens of what is not trained on."""
     return [
         [source.get("name"), reason, plain(number)]
         for source in sources
-        for reason, number in (source.get(key) or {}).items()
+        for reason, number in (source.get("dropped_tokens") or {}).items()
     ]
 
 
