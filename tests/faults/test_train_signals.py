@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP, SIGINT and time limits: the run saves, leaves with the right exit code, and goes on as if nothing had been."""
+"""Signals and time limits: the run saves, leaves with the right exit code, and goes on as if nothing had been."""
 
 from __future__ import annotations
 
@@ -66,7 +66,17 @@ def latest_step(run: Path) -> int:
     return int((run / "checkpoints" / "LATEST").read_text().rpartition("_")[2])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
+        (signal.SIGHUP, 129),
+        (signal.SIGUSR1, 138),
+        (signal.SIGUSR2, 140),
+        (signal.SIGXCPU, 152),
+    ],
+)
 def test_a_signal_saves_and_leaves(number: signal.Signals, code: int, config: Path, whole: Path) -> None:
     with Steep("train", config) as process:
         assert process.wait_for("step ", 2)

@@ -10,7 +10,8 @@ from steep.core.section import Count, Seconds, Section
 
 
 class CheckpointConfig(Section):
-    """When the run is saved and what is kept. Its end, SIGTERM, SIGHUP (a closed terminal) and SIGINT always save."""
+    """When the run is saved and what is kept. Its end always saves, and so do SIGTERM, SIGINT, SIGHUP (a closed terminal),
+    SIGUSR1, SIGUSR2 and SIGXCPU (batch systems, before the time is over)."""
 
     every_steps: Optional[Count] = Field(default=None, ge=1)
     """Save every N optimizer steps."""

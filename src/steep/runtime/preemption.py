@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP and SIGINT as a wish that the loop grants between steps: save, then leave."""
+"""Signals as a wish that the loop grants between steps: save, then leave."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What a cluster, a person and a terminal that is closed send."""
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""What a cluster, a person and a terminal that is closed send; what batch systems send before the time is over (Slurm's --signal,
+SGE); what the kernel sends at the limit of CPU time."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,9 +34,9 @@ def tell_terminal(text: str) -> None:
 
 
 class StopSignals:
-    """While open, SIGTERM, SIGHUP and SIGINT are noted in `received`; a SIGINT after another of them leaves at once.
+    """While open, each of STOPS is noted in `received`; a SIGINT after another of them leaves at once.
 
-    SIGHUP stays ignored where it is ignored already: that is what `nohup` does.
+    SIGHUP and the later ones stay ignored where they are ignored already: that is what `nohup` does.
 
     Until `may_save` is called there is nothing to save, and a signal raises Interrupted; so it does inside `prompt`.
     tell: called in the handler with a line for the terminal. Outside the main thread nothing is installed, since only the
@@ -83,13 +84,13 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """0 without a signal, 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM."""
+        """0 without a signal, else 128 and its number: 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM."""
         return 0 if self.received is None else 128 + self.received
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in STOPS:
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                if number in STOPS[:2] or signal.getsignal(number) != signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 

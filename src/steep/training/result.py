@@ -21,7 +21,7 @@ class TrainResult:
     status: str
     """done, or interrupted by a signal or a time limit."""
     exit_code: int
-    """0, 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM."""
+    """0, or 128 and the number of the signal: 129 after SIGHUP, 130 after SIGINT, 143 after SIGTERM."""
     step: int
     tokens: int
     seconds: float
