@@ -64,7 +64,7 @@ def init(texts: Union[PathLike, Sequence[PathLike]], model: str, *, out: PathLik
     """
     path = Path(out)
     if path.exists():
-        raise ConfigError(f"{path} exists, and is not overwritten; give another name with --out, or remove it")
+        raise ConfigError(f"{path} already exists; give another name with --out, or remove it")
     named = [os.fspath(text) for text in ([texts] if isinstance(texts, (str, os.PathLike)) else texts)]
     for problem in data_paths_exist({"data": {"train": [{"path": named}]}}):
         raise DataError(problem.message)
@@ -206,7 +206,7 @@ def _learning(settings: Settings, parameters: Optional[float], batch: int) -> st
     lines += [
         "train:",
         "  epochs: 1",
-        f"  global_batch_size: {batch}   # sequences of an optimizer step; how many at once, steep finds",
+        f"  global_batch_size: {batch}   # sequences per optimizer step; steep finds how many fit at once",
     ]
     if settings.checkpointing:
         lines.append("  activation_checkpointing: true   # less memory for a third more time; the result is the same")

@@ -145,7 +145,7 @@ def test_a_blend_does_not_score_what_the_run_has_scored(runs: list[Path], tmp_pa
     said: list[str] = []
     again = [steep.blend(run, alphas=[0, 0.5, 1], out=tmp_path / name, tokens=tokens, say=said.append)
              for name, tokens in (("known", None), ("anew", 1000))]  # fmt: skip
-    assert said.count("alpha 0 and 1: scored by the run, and not again") == 1
+    assert said.count("alpha 0 and 1: scores taken from the run") == 1
     recorded = json.loads((run / "summary.json").read_text())["texts"]
     ends = [{text: score[side]["bits_per_byte"] for text, score in recorded.items()} for side in ("before", "after")]
     assert [point.bits_per_byte for point in again[0].points[::2]] == ends

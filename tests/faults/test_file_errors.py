@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_listed_is_named_and_never_passed_over(what: str
 
 
 def test_a_file_in_it_is_named_and_what_is_beside_it_can_be_read(closed: Path) -> None:
-    assert "b.txt: Permission denied. Change its rights" in as_nobody(str(closed / "inner" / "closed" / "b.txt"))
+    assert "b.txt: Permission denied. Change its permissions" in as_nobody(str(closed / "inner" / "closed" / "b.txt"))
     assert as_nobody(str(closed / "open" / "*.txt")) == "['a.txt']"
 
 
@@ -124,7 +124,7 @@ def test_what_numpy_reads_is_what_was_written(tmp_path: Path) -> None:
     ("number", "message"),
     [
         (errno.ENOSPC, "x/a: no space left on the device. Free some space"),
-        (errno.EACCES, "x/a: permission denied. Change its rights"),
+        (errno.EACCES, "x/a: permission denied. Change its permissions"),
         (errno.EROFS, "x/a: read-only file system. Choose a folder that can be written"),
         (errno.ENOENT, "x/a: no such file or directory. Check the path"),
         (errno.ENAMETOOLONG, "x/a: file name too long. Choose another path"),

@@ -85,7 +85,7 @@ def test_a_stream_says_it_of_its_first_records_and_while_it_is_read(
     lines: list[str] = []
     data = opened(mapping, tokenizer, lines)
     [line] = [line for line in lines if "dropped" in line]
-    assert "records read to look at them were dropped" in line
+    assert "records read as a sample were dropped" in line
     assert "text_key: body" in line
     said: list[str] = []
     follow_streams(data, said.append)

@@ -238,7 +238,7 @@ def test_one_script_beside_data_makes_no_folder_of_code(tree: Path) -> None:
     (tree / "model.bin").unlink()
     lines: list[str] = []
     say_hints(SourceConfig(path=str(tree)), lines.append)
-    assert lines == [f"{tree}/make_data.py: is source code, read as text"]
+    assert lines == [f"{tree}/make_data.py: source code, read as text"]
 
 
 def test_a_loop_of_links_ends_and_linked_files_are_taken_once(tree: Path) -> None:

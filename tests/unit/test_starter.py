@@ -73,7 +73,7 @@ def test_what_init_writes_is_planned_at_once(model: Path, tmp_path: Path, docume
     assert config.data.train[0].text_key == "body"
     plan = steep.plan(config)
     assert plan.sizes.steps >= 20  # little text: smaller steps
-    with pytest.raises(ConfigError, match="exists, and is not overwritten"):
+    with pytest.raises(ConfigError, match="already exists"):
         steep.init(text, str(model), out=result.path)
     assert result.path.read_text() == written
 

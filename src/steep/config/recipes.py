@@ -62,7 +62,7 @@ CONTINUED_PRETRAINING = (
     RecipeDefault("tokenizer.append_eos", True, "or the model does not learn to stop", "unslothai/unsloth issues 628 and 683"),
     RecipeDefault("train.max_grad_norm", 1.0, "clip", GPT3),
     RecipeDefault(
-        "evaluate.every_ratio", 0.2, "domain and general text five times a run, rather more than oftener", "steep's own",
+        "evaluate.every_ratio", 0.2, "domain and general text five times a run, with more text each time", "steep's own",
         instead_of=("evaluate.every_steps",), needs=("data.validation", ...),
     ),
 )  # fmt: skip

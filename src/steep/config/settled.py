@@ -33,5 +33,5 @@ def keep_settled(config: RunConfig, saved: dict[str, Any], say: Say) -> RunConfi
         if now is None or now.share is None or then.get("share") is None or now.share_of == then["share_of"]:
             continue
         texts[name] = now.model_copy(update={"share_of": then["share_of"]})
-        say(f"data.validation.{name}: held out as when the run began, with share_of: {then['share_of']}")
+        say(f"data.validation.{name}: keeps share_of: {then['share_of']}, with which the run began")
     return config.model_copy(update={"data": config.data.model_copy(update={"validation": texts})})

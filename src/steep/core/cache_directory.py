@@ -14,5 +14,5 @@ def default_cache_directory() -> Path:
         return Path(os.environ.get("STEEP_CACHE") or "~/.cache/steep").expanduser()
     except RuntimeError as error:
         raise FileError(
-            "there is no folder for the cache, since this user has no home: set the variable STEEP_CACHE"
+            "this user has no home directory, so there is no folder for the cache: set the variable STEEP_CACHE"
         ) from error

@@ -1,4 +1,4 @@
-"""What the operating system refuses (space, rights, paths), as an error for a person.
+"""What the operating system refuses (space, permissions, paths), as an error for a person.
 
 Parts that know what a file is for raise their own errors, which say more. This is for whatever they let pass.
 """
@@ -22,7 +22,9 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 _NUMPY = re.compile(r"\d+ requested and \d+ written")
 _REMEDIES = {
     **dict.fromkeys(NO_SPACE, "Free some space, or choose a folder on another disk, and run the same command again."),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "Change its rights or those of its folder, or choose another place."),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM), "Change its permissions or those of its folder, or choose another place."
+    ),
     errno.EROFS: "Choose a folder that can be written.",
     errno.ENOENT: "Check the path; if it was there, something removed it meanwhile.",
     **dict.fromkeys(

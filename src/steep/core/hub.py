@@ -118,7 +118,7 @@ def not_at_hand(hub_id: str, reason: str, cache: Path, local: str, cached: Seque
     """
     near = get_close_matches(hub_id, cached, n=MOST_NAMED_IDS, cutoff=0.0)
     more = f" and {len(cached) - len(near)} more" if len(cached) > len(near) else ""
-    ids = f"an id in the cache: {', '.join(near)}{more}" if near else "the cache holds no id that would"
+    ids = f"an id in the cache: {', '.join(near)}{more}" if near else "nothing in the cache can be used instead"
     return (
         f"{hub_id} is not in this folder and not in the cache ({cache}), and {reason}.\n"
         f"  What works: {local}; {ids}.\n"

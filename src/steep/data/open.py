@@ -264,7 +264,7 @@ def _native(
             stream = StreamSource(source, tokenizer, config.sequence_length, seed, kept)
             stores.append(stream)
             say_hints(source, say_of_stores)
-            if line := dropped_line(names[-1], stream.first_records(), read="read to look at them"):
+            if line := dropped_line(names[-1], stream.first_records(), read="read as a sample"):
                 say_of_stores(line)
             lengths = np.empty(0, dtype=np.int64)
         elif is_self_generated(source):

@@ -158,7 +158,7 @@ def _known_text(known: dict[str, str], name: str, wanted_tokens: int) -> Path:
     if name not in known or not path.is_file() or path.stem != str(wanted_tokens):
         raise DataError(
             f"the base model of the run is gone, so it cannot write {wanted_tokens:,} tokens again (path: auto); restore the "
-            "base, or name a text"
+            "base, or give the path of a text"
         )
     return path
 

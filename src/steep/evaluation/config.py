@@ -20,9 +20,9 @@ class EvaluateConfig(Section):
     every_ratio: Optional[float] = Field(default=None, gt=0, le=1)
     """The same interval as a share of the run: 0.05 scores twenty times. Give one of the two."""
     tokens: Union[Annotated[Count, Field(ge=1)], Literal["auto"]] = "auto"
-    """At most this many tokens of each text, always the same ones: whole documents in order, each one that still fits, and the
-    beginnings of longer ones where these are less than half. `auto`: 200k, or as many as take a tenth of the time of training;
-    decided when the run starts and fixed from then on."""
+    """At most this many tokens of each text, always the same ones: whole documents in order, leaving out any that no longer fit.
+    If these fill less than half of the limit, the beginnings of those left out are added. `auto`: 200k, or as many as take a
+    tenth of the time of training; decided when the run starts and fixed from then on."""
     batch_size: Optional[int] = Field(default=None, ge=1)
     """Sequences per forward pass. Default: the micro-batch size. Changes speed and memory, not the score."""
     forgetting_cap: float = Field(default=DEFAULT_CAP_RATIO, ge=0)

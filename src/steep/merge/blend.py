@@ -125,11 +125,11 @@ def _points(
     """Every blend with its score, and the roles of the texts; ends that the run has scored are not scored again."""
     found = {alpha: score(alpha) for alpha in alphas if known.bits_per_byte(alpha) is None}
     if not all(known.are_of(evaluation.scores) for evaluation in found.values()):
-        say("the run scored other texts than are there now, so its scores are not used")
+        say("the held-out texts have changed since the run scored them, so its scores are not used")
         found |= {alpha: score(alpha) for alpha in alphas if alpha not in found}
     taken = {alpha: bits for alpha in alphas if alpha not in found and (bits := known.bits_per_byte(alpha)) is not None}
     if taken:
-        say(f"alpha {' and '.join(f'{alpha:g}' for alpha in taken)}: scored by the run, and not again")
+        say(f"alpha {' and '.join(f'{alpha:g}' for alpha in taken)}: scores taken from the run")
     points = [BlendPoint(alpha, taken[alpha] if alpha in taken else _bits(found[alpha])) for alpha in alphas]
     return points, next((evaluation.roles for evaluation in found.values()), known.roles)
 

@@ -25,7 +25,7 @@ class Family:
     """Positions of its smallest member."""
 
 
-GATED = "its licence is accepted on the hub first; then: hf auth login"
+GATED = "accept its licence on the hub first, then run: hf auth login"
 
 FAMILIES = (
     Family("smollm2", "HuggingFaceTB/SmolLM2-135M", r"smollm-?2"),
@@ -82,7 +82,7 @@ def known_model(model: str) -> tuple[str, Family]:
     if family is None:
         known = "\n".join(f"  {family.name:<8} {family.example}" for family in FAMILIES)
         raise ConfigError(
-            f"there are no ready settings for {model!r}. There are for these families, each by its name or the id of any of its "
+            f"there are no ready settings for {model!r}. These families have them; give the name of one, or the id of any of its "
             f"models:\n{known}\n  For any other model: steep init TEXT --model {model}"
         )
     bare = "/" not in model and re.sub(r"[-_ ]", "", model.lower()) in (family.name, "llama", "qwen", "gemma", "phi")

@@ -37,7 +37,7 @@ ADVICE = {
     ".bz2": "bzip2 -dc a.jsonl.bz2 | zstd -o a.jsonl.zst",
     ".xz": "xz -dc a.jsonl.xz | zstd -o a.jsonl.zst",
 }
-"""How text is had from what steep does not read."""
+"""How to get text out of what steep does not read."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def code_folder(folder: Path, files: Sequence[Path], formats: Mapping[str, str])
 
 
 def advice_lines(endings: Mapping[str, int] | Sequence[str]) -> list[str]:
-    """How to have the text of files with these endings, for those of which it is known."""
+    """How to get the text of files with these endings, where a way is known."""
     return [f"for the text of {ending}: {ADVICE[ending]}" for ending in endings if ending in ADVICE]
 
 

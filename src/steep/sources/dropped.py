@@ -89,5 +89,5 @@ def dropped_line(
     if advice := advice_on_dropped(ledger):
         line += f"; {advice}"
     if listed_in is not None and listed_in.is_file():
-        line += f"; each is named in {listed_in}"
+        line += f"; all are listed in {listed_in}"
     return line

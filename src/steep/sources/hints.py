@@ -29,7 +29,7 @@ def say_hints(source: SourceConfig, say: Say) -> None:
     inputs = expand_inputs(source)
     if not folders and (scripts := [file.path for file in inputs if file.format == "code"]):
         others = f" and {len(scripts) - 1:,} more" if len(scripts) > 1 else ""
-        say(f"{scripts[0]}{others}: is source code, read as text")
+        say(f"{scripts[0]}{others}: source code, read as text")
     # A plain text file with literal end-of-text marks is meant to be many documents; without a separator it is one.
     if source.document_separator is not None:
         return

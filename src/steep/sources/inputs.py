@@ -173,7 +173,7 @@ def check_readable(path: str) -> None:
         os.stat(path)
     except OSError as error:  # it need not exist: a glob, standard input, a store's prefix
         if isinstance(error, PermissionError):
-            raise DataError(f"{path}: {error.strerror}. Change its rights or those of its folder.") from error
+            raise DataError(f"{path}: {error.strerror}. Change its permissions or those of its folder.") from error
     if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
         _unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), path.rstrip("/")))
 
@@ -181,7 +181,7 @@ def check_readable(path: str) -> None:
 def _unreadable(error: OSError) -> None:
     """For a folder that cannot be listed: its files would be left out without a word."""
     raise DataError(
-        f"{error.filename}: the folder cannot be read: {error.strerror}. Change its rights, or give a pattern without it."
+        f"{error.filename}: the folder cannot be read: {error.strerror}. Change its permissions, or give a pattern without it."
     ) from error
 
 

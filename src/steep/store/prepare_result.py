@@ -45,7 +45,7 @@ class PrepareResult:
     def _remarks(self) -> Iterator[str]:
         if self.ledger["dropped"] and (self.path / REJECTED_FILE).is_file():
             advice = advice_on_dropped(self.ledger)
-            yield f"dropped records: {advice}{advice and '; '}each is named in {self.path / REJECTED_FILE}"
+            yield f"dropped records: {advice}{advice and '; '}all are listed in {self.path / REJECTED_FILE}"
         yield from self.hints
         if (unused := self.ledger.get("not_used")) is not None:
             yield f"not used: the last {format_bytes(unused['bytes'])} of the input, since {unused['reason']}."
@@ -64,7 +64,7 @@ class PrepareResult:
                 if text.get("rejected"):
                     yield (
                         f"{text['text']}: {text['rejected']:,} of {text['rejected'] + text['documents']:,} records were "
-                        "dropped and not compared with."
+                        "dropped, so documents were not compared with them."
                     )
         if self.files:
             others = f" and {len(self.files) - 1:,} more" if len(self.files) > 1 else ""
