@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from steep.config.keys import all_keys
+from steep.config.load import load_run_config
 from steep.config.schema import json_schema, reference_markdown
+from steep.core.errors import ConfigError
 from steep.core.units import parse_bytes, parse_count, parse_seconds
 
 MINIMAL: dict[str, Any] = {"model": {"pretrained": "a/b"}, "data": {"train": [{"path": "x"}]}}
@@ -125,6 +127,15 @@ def test_the_reference_page_names_every_key_once_per_section() -> None:
         *path, key = ["<number>" if part == 0 else str(part) for part in location]
         if path:
             assert f"\n| `{key}` |" in sections[".".join(path)], location
+
+
+def test_a_choice_beside_a_number_shows_both() -> None:
+    page = reference_markdown()
+    for row in ("`micro_batch_size` | `auto`, whole number at least 1 |", "`asynchronous` | `auto`, true or false |",
+                "`tokens` | `auto`, count at least 1 |", "`targets` | `all-linear`, list of texts |"):  # fmt: skip
+        assert f"| {row}" in page
+    with pytest.raises(ConfigError, match="'few' is not a choice. It can be: auto, a whole number"):
+        load_run_config(mapping={"train": {"micro_batch_size": "few"}})
 
 
 def test_the_tables_of_the_reference_page_are_well_formed() -> None:

@@ -28,6 +28,7 @@ from steep.config.keys import (
     section_of,
     strip_tags,
     type_at,
+    types_in_words,
 )
 from steep.config.redact import redact
 from steep.config.suggestions import suggest_key
@@ -239,7 +240,8 @@ def _bad_choice(location: Location, value: Any) -> str:
     names = choices(type_at(location))
     near = get_close_matches(str(value).lower().replace("-", "_"), names, n=1, cutoff=0.55)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"{shown(value)} is not a choice{hint} It can be: {', '.join(names)}"
+    others = types_in_words(type_at(location))
+    return f"{shown(value)} is not a choice{hint} It can be: {', '.join(filter(None, (*names, others)))}"
 
 
 def _bad_pattern(location: Location, value: Any, pattern: str) -> str:

@@ -218,6 +218,12 @@ def in_words(annotation: Any, plural: bool = False) -> str:
     return " or ".join(dict.fromkeys(words))
 
 
+def types_in_words(annotation: Any) -> str:
+    """What a type takes beside its `choices`, in plain words; empty where that is nothing."""
+    parts = [part for part in members(annotation) if typing.get_origin(part) is not Literal]
+    return " or ".join(dict.fromkeys(_one_in_words(part, plural=False) for part in parts))
+
+
 def _one_in_words(annotation: Any, plural: bool) -> str:
     if names := choices(annotation):
         return "one of " + ", ".join(names)

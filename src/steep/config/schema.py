@@ -21,12 +21,12 @@ from steep.config.keys import (
     choices,
     field_docstrings,
     holds_names,
-    in_words,
     is_component,
     item_type,
     number_kind,
     section_of,
     section_within,
+    types_in_words,
 )
 from steep.config.run import RunConfig
 from steep.core.section import Section
@@ -183,16 +183,13 @@ def _escaped(text: str) -> str:
 
 def type_cell(field: FieldInfo) -> str:
     """A field's type for the table, in words, with its limits."""
-    if names := choices(field.annotation):
-        return ", ".join(f"`{name}`" for name in names)
     if section_of(field.annotation) is not None:
         return "section"
-    kind, limits = number_kind(field), bounds(field)
+    kind, limits, words = number_kind(field), bounds(field), types_in_words(field.annotation)
     if kind is not None:
-        words = kind.split(" such as ")[0].removeprefix("a ")
-        return words + (limits.replace(" of", "") if limits not in ("", " of at least 0") else "")
-    words = in_words(field.annotation)
-    return words.removeprefix("a ") + limits.replace(" of", "")
+        words, limits = kind.split(" such as ")[0], "" if limits == " of at least 0" else limits
+    names = ", ".join(f"`{name}`" for name in choices(field.annotation))
+    return ", ".join(filter(None, (names, words.removeprefix("a ") + limits.replace(" of", ""))))
 
 
 def _default_cell(field: FieldInfo) -> str:
