@@ -17,6 +17,8 @@ from steep.data.hold_out import HoldOut
 from steep.data.open import RunData, open_run_data
 from steep.loader import Loader
 from steep.order.batches import run_sizes
+from steep.store.cut_store import UNKNOWN_BYTES, CutStore
+from steep.store.reader import TokenStore
 from steep.tokenizer.encode import TextTokenizer
 from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 from steep.tokenizer.open import text_tokenizer
@@ -163,6 +165,17 @@ def test_no_block_is_trained_on_and_its_two_sides_are_not_joined(
     if document_mask:
         pieces = data.order.sources[0].trained_lengths
         assert labels == 2 * int((pieces - 1).sum())
+
+
+def test_bytes_that_the_store_has_read_do_not_hide_those_of_its_pieces(
+    corpus: Path, tiny_tokenizer_directory: Path, tokenizer: TextTokenizer
+) -> None:
+    whole = opened(mapping(corpus, tiny_tokenizer_directory, validation={}), tokenizer)[0].stores[0]
+    assert isinstance(whole, TokenStore)
+    assert whole.text_bytes is not None
+    cut = CutStore(whole, np.array([[0, 2, 5]]))
+    assert cut.text_bytes is not None
+    assert cut.text_bytes.tolist() == [*whole.text_bytes.tolist(), UNKNOWN_BYTES]
 
 
 def test_every_source_has_a_text_of_its_own_with_its_role(

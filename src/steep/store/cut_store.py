@@ -26,6 +26,7 @@ class CutStore(TokenStore):
 
     def __init__(self, store: TokenStore, pieces: np.ndarray):
         self.__dict__.update(store.__dict__)  # files stay open once, and nothing is read again
+        self.__dict__.pop("text_bytes", None)  # if `store` has read them, they would hide those of the pieces
         self._whole, self._pieces = store, pieces
         self.piece_of = pieces[:, 0]
         """(P,) int64, the document of each piece."""
