@@ -25,6 +25,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from steep.checkpoint.consolidate import NO_SPACE
+from steep.checkpoint.finite import not_finite
 from steep.checkpoint.folder import CheckpointState, RankFiles, finish_folder, make_folder, size_of, write_rank_files
 from steep.checkpoint.manifest import step_of_name
 from steep.checkpoint.retention import apply_retention, collect_leftovers, complete_checkpoints, publish, write_latest
@@ -173,6 +174,14 @@ class CheckpointWriter:
 
     def _write_own_files(self, root: Path, state: CheckpointState) -> RankFiles:
         self._staging.wait()
+        pieces = (*state.model, *state.optimizer)
+        if found := not_finite((piece.name, piece.tensor) for piece in pieces):
+            earlier = complete_checkpoints(self.directory)
+            good = f"the run can go on from {earlier[0].path}" if earlier else "there is no earlier checkpoint"
+            raise CheckpointError(
+                f"not saved, since the run has diverged: at step {state.step} there is NaN or infinity in {found}; {good}. What "
+                "helps: a lower optimizer.learning_rate, train.on_spike rollback, train.precision fp32."
+            )
         return write_rank_files(root, self._ranks.rank, state)
 
     def _publish(self, name: str, root: Path, state: CheckpointState, written: list[RankFiles]) -> None:

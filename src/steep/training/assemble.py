@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from steep.checkpoint.consolidate import huggingface_files
+from steep.checkpoint.finite import check_start
 from steep.checkpoint.folder import CONSOLIDATED_FILE
 from steep.checkpoint.load import verified_reference
 from steep.config.recipes import recipe_lines
@@ -244,6 +245,7 @@ def load_trained(
     if rope := getattr(source, "rope", None):
         say(f"model.rope: {rope.type}, {max_positions(model):,} positions")
     texts.data.check_vocabulary(vocab_size(model))
+    check_start(model, str(getattr(source, "pretrained", None) or "the model"))
     fresh = getattr(config.model, "pretrained", None) is None
     align_special_tokens(model, texts.tokenizer, fresh, say)
     if isinstance(config.model, ModelConfig) and config.model.freeze is not None:
