@@ -186,13 +186,14 @@ def _set_chosen(model: nn.Module, attention: str) -> None:
 
 def _set_attention(model: nn.Module, name: str) -> str:
     """Set transformers' implementation. Returns the one now in effect, `own` for a model that has none."""
-    config = getattr(model, "config", None)
-    if not hasattr(model, "set_attn_implementation") or not hasattr(config, "_attn_implementation"):
+    part = layers.text_part(model)
+    config = getattr(part, "config", None)
+    if not hasattr(part, "set_attn_implementation") or not hasattr(config, "_attn_implementation"):
         return "own"
     try:
-        model.set_attn_implementation(name)  # type: ignore[operator]
+        part.set_attn_implementation(name)  # type: ignore[operator]
     except ValueError:  # the family has no sdpa
-        model.set_attn_implementation("eager")  # type: ignore[operator]
+        part.set_attn_implementation("eager")  # type: ignore[operator]
     return str(config._attn_implementation)  # type: ignore[union-attr]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from steep.core.errors import ModelError
 from steep.models.autocast import to_autocast_dtype
-from steep.models.layers import text_config
+from steep.models.layers import text_config, text_part
 
 ATTENTION_NAME = "steep_document"
 
@@ -313,17 +313,19 @@ def placeholder_mask(device: torch.device) -> Tensor:
 
 def use_own_attention(model: Any) -> None:
     """Undo `enable_document_attention`: the attention that transformers would choose for a model that it loads."""
-    if getattr(getattr(model, "config", None), "_attn_implementation", None) == ATTENTION_NAME:
-        model.set_attn_implementation(model.get_correct_attn_implementation(None))
+    part: Any = text_part(model)
+    if getattr(getattr(part, "config", None), "_attn_implementation", None) == ATTENTION_NAME:
+        part.set_attn_implementation(part.get_correct_attn_implementation(None))
 
 
 def enable_document_attention(model: nn.Module) -> str | None:
     """Make `model` take cu_seqlens. Returns None, or the reason why it cannot: then pass restarting position_ids instead.
 
-    None is a claim about the interface only; `steep.models.attention_choice.prepare_lm_loss` compares numbers.
+    Of a model that also sees or hears, the part that reads text is set: the whole's configuration may say what that part does not
+    do. None is a claim about the interface only; `steep.models.attention_choice.prepare_lm_loss` compares numbers.
     """
-    reason = document_obstacle(model)
-    config: Any = getattr(model, "config", None)
+    reason, part = document_obstacle(model), text_part(model)
+    config: Any = getattr(part, "config", None)
     if reason is not None or config._attn_implementation == ATTENTION_NAME:
         return reason
     from transformers import AttentionInterface
@@ -331,14 +333,15 @@ def enable_document_attention(model: nn.Module) -> str | None:
 
     AttentionInterface.register(ATTENTION_NAME, document_attention_forward)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)  # for batches without cu_seqlens, e.g. generation
-    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
-    return None if config._attn_implementation == ATTENTION_NAME else f"{type(model).__name__} did not take it"
+    part.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+    return None if config._attn_implementation == ATTENTION_NAME else f"{type(part).__name__} did not take it"
 
 
 def document_obstacle(model: nn.Module) -> str | None:
     """The reason why a model cannot take document attention, or None."""
-    if not getattr(model, "_supports_attention_backend", False) or not hasattr(model, "set_attn_implementation"):
-        return f"{type(model).__name__} does not use transformers' AttentionInterface"
+    part = text_part(model)
+    if not getattr(part, "_supports_attention_backend", False) or not hasattr(part, "set_attn_implementation"):
+        return f"{type(part).__name__} does not use transformers' AttentionInterface"
     text = text_config(model)
     if getattr(text, "is_encoder_decoder", False) or getattr(text, "is_causal", True) is False:
         return "its attention is not causal"
