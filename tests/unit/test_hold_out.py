@@ -237,7 +237,7 @@ def test_a_run_of_an_earlier_version_keeps_what_it_held_out(
     lines: list[str] = []
     kept = keep_settled(as_config(given), as_saved(saved), lines.append)
     assert kept.data.validation["heldout"].share_of == "documents"
-    assert "as when the run began" in lines[0]
+    assert "with which the run began" in lines[0]
     data = open_run_data(kept, tokenizer, print)
     store, [text] = data.stores[0], data.held_out_texts
     chosen = store.content_hashes < np.uint64(0.5 * 2**64)
