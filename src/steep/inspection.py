@@ -10,7 +10,7 @@ import numpy as np
 
 from steep.checkpoint.retention import checkpoint_folders, read_latest
 from steep.core.errors import ConfigError, DataError
-from steep.core.files import read_json
+from steep.core.files import read_object
 from steep.core.public import public
 from steep.core.say import say_nothing
 from steep.core.units import counted, format_bytes
@@ -89,12 +89,12 @@ def _inspect_run(run: RunDirectory, verify: bool) -> dict[str, Any]:
 
 
 def _inspect_checkpoint(path: Path, verify: bool) -> dict[str, Any]:
-    manifest = read_json(path / "manifest.json") if (path / "manifest.json").exists() else None
-    found = {
+    manifest = read_object(path / "manifest.json") if (path / "manifest.json").exists() else None
+    found: dict[str, Any] = {
         "kind": "checkpoint",
         "path": str(path),
         "manifest": manifest or "missing: this checkpoint is incomplete",
-        "state": read_json(path / "train_state.json"),
+        "state": read_object(path / "train_state.json"),
     }
     if verify:
         found["verified"] = _problems(path)
@@ -112,7 +112,7 @@ def _inspect_model(path: Path) -> dict[str, Any]:
     return {
         "kind": "model",
         "path": str(path),
-        "config": read_json(path / "config.json"),
+        "config": read_object(path / "config.json"),
         "weight_files": {file.name: format_bytes(file.stat().st_size) for file in weights},
         "tokenizer": sorted(file.name for file in path.glob("tokenizer*")),
     }
@@ -164,7 +164,7 @@ def _order_of_run(path: Path, order: DataOrder, index: int) -> DataOrder:
         raise ConfigError(f"--sequence {index}: sequences are counted from 0")
     if not any(RunDirectory(path).checkpoints.glob("epoch_*_step_*")):
         return order
-    state = read_json(find_checkpoint(path) / "train_state.json")
+    state = read_object(find_checkpoint(path) / "train_state.json")
     first = state["plan"].get("first_sequence") or 0
     if index < first:
         raise ConfigError(

@@ -21,7 +21,7 @@ from steep.config.schema import json_schema
 from steep.config.sections import checked_section
 from steep.config.yaml_file import parse_yaml
 from steep.core.errors import ConfigError, DataError, ModelError
-from steep.core.files import read_json, write_text
+from steep.core.files import read_object, write_text
 from steep.core.public import Readable, public
 from steep.core.units import format_bytes, format_count
 from steep.models.families import Settings, family_of, known_model, parameters_of, settings_for
@@ -106,7 +106,7 @@ def _facts(model: str) -> _Model:
     positions = family.context_tokens if family is not None else None
     if path is None or not (path / "config.json").is_file():
         return _Model(model, parameters, positions)
-    config = read_json(path / "config.json")
+    config = read_object(path / "config.json")
     bytes_per_weight = 4 if "32" in str(config.get("dtype", config.get("torch_dtype"))) else 2
     weights_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     for key in ("max_position_embeddings", "n_positions"):

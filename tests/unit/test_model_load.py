@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from steep.checkpoint.consolidate import huggingface_files
-from steep.core.errors import ConfigError, ModelError
+from steep.core.errors import ConfigError, DamagedFileError, ModelError
 from steep.core.section import Target
 from steep.models.config import ModelConfig
 from steep.models.gpt2 import build_gpt2_model
@@ -263,7 +263,7 @@ def test_a_file_or_folder_without_a_model(tmp_path):
     with pytest.raises(ModelError, match="is a file"):
         pretrained(tmp_path / "notes.txt")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="is not JSON"):
+    with pytest.raises(DamagedFileError, match="it is not JSON"):
         pretrained(tmp_path)
 
 

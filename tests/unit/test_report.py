@@ -181,7 +181,7 @@ def test_an_empty_directory_and_broken_files_still_make_a_page(tmp_path: Path) -
     words = Page(write_report(tmp_path).read_text(encoding="utf-8")).words
     assert "plan.json cannot be read" in words
     assert "config.yaml cannot be read" in words
-    assert "No token ledger: ledger.json contains none." in words
+    assert "ledger.json cannot be read" in words
     assert write_training_loss(tmp_path).read_bytes()[:4] == b"\x89PNG"
 
 

@@ -21,6 +21,7 @@ from steep.checkpoint.manifest import (
 from steep.checkpoint.retention import checkpoint_folders, read_latest
 from steep.checkpoint.shards import files_of, open_files, read_index, read_tensor
 from steep.core.errors import CheckpointError
+from steep.core.files import read_text
 from steep.core.say import Say, say_nothing
 
 MODEL_FILES = ("config.json", "adapter_config.json")
@@ -126,7 +127,7 @@ def open_checkpoint(checkpoint: str | os.PathLike[str]) -> Checkpoint:
         manifest=read_manifest(checkpoint),
         train_state=_read_mapping(checkpoint, "train_state.json"),
         optimizer_state=_read_mapping(checkpoint, "optim/state.json"),
-        config_yaml=(checkpoint / "config.yaml").read_text(encoding="utf-8"),
+        config_yaml=read_text(checkpoint / "config.yaml"),
     )
 
 

@@ -11,6 +11,7 @@ from steep.checkpoint.manifest import Manifest, file_problems, read_manifest, st
 from steep.core.errors import CheckpointError
 from steep.core.files import TEMPORARY_PREFIX, remove_leftovers, sync_directory, write_text
 from steep.core.say import Say
+from steep.runtime.run_directory import read_latest
 
 LATEST = "LATEST"
 _REPLACED = "replaced-"
@@ -27,15 +28,6 @@ class Kept:
 def write_latest(checkpoints: Path, name: str) -> None:
     """Let LATEST name the checkpoint `name`, atomically."""
     write_text(checkpoints / LATEST, name + "\n")
-
-
-def read_latest(checkpoints: Path) -> str | None:
-    """The name in LATEST; None if there is none or it is not the name of a checkpoint."""
-    try:
-        name = (checkpoints / LATEST).read_bytes()[:200].decode("utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return name if step_of_name(name) is not None else None
 
 
 def checkpoint_folders(checkpoints: Path) -> list[Path]:

@@ -7,10 +7,24 @@ holds what was chosen, so a run that is resumed, lengthened or evaluated goes by
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 from steep.config.run import RunConfig
+from steep.config.yaml_file import parse_yaml
+from steep.core.files import damaged
 from steep.core.say import Say
+
+
+def parse_saved(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The plain values of a configuration that a run saved. text: YAML. Raises DamagedFileError, which names `path`."""
+    parsed = parse_yaml(text)
+    if parsed.problems:
+        line, _, message = parsed.problems[0]
+        raise damaged(path, f"line {line}: {message}")
+    if not isinstance(parsed.data, dict):
+        raise damaged(path, "it does not hold the sections of a configuration")
+    return parsed.data
 
 
 def as_saved(saved: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,10 @@ class TrainingError(SteepError):
     """A run that had to stop (NaN, leak, no space left)."""
 
 
+class DamagedFileError(SteepError, ValueError):
+    """A file does not hold what was written into it."""
+
+
 class FileError(SteepError):
     """A file or folder that the operating system does not let steep read or write."""
 

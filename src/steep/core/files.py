@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from steep.core.errors import DamagedFileError
+
 TEMPORARY_PREFIX = ".partial-"
 
 
@@ -58,12 +60,35 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file. Raises OSError or ValueError."""
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a UTF-8 text file. Raises OSError or DamagedFileError."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise damaged(path, f"it is not UTF-8: byte {error.object[error.start]:#04x} at {error.start:,}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file. Raises OSError, or DamagedFileError, which is a ValueError too."""
+    try:
+        return json.loads(read_text(path))
     except RecursionError as error:
-        raise ValueError("it is nested too deeply to be read") from error
+        raise damaged(path, "it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise damaged(path, f"it is not JSON: line {error.lineno}: {error.msg}") from error
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises as `read_json` does."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise damaged(path, f"it holds {type(value).__name__}, and an object is needed")
+    return value
+
+
+def damaged(path: str | os.PathLike[str], reason: str) -> DamagedFileError:
+    """The error of a file that cannot be what was written."""
+    return DamagedFileError(f"{path} is damaged: {reason}. Restore it from a copy, or remove it")
 
 
 def sync_directory(directory: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from steep.checkpoint.compare import differences
 from steep.config.redact import redact
 from steep.config.run import RunConfig
-from steep.config.settled import as_saved, keep_settled
-from steep.config.yaml_file import parse_yaml
+from steep.config.settled import as_saved, keep_settled, parse_saved
+from steep.core.files import read_text
 from steep.core.say import Say
 from steep.estimate.automatic import AUTO, with_values
 from steep.runtime.device import choose_device
@@ -67,7 +67,7 @@ def as_begun(config: RunConfig, say: Say) -> RunConfig:
     run = RunDirectory(Path(config.run.directory).expanduser() / config.run.name)
     if not run.config.is_file():
         return config
-    saved = read_saved(run, run.config.read_text(encoding="utf-8"))
+    saved = read_saved(run, read_text(run.config))
     lines: list[str] = []
     goes_on = run.has_checkpoint  # without one it starts anew, and chooses all but the precision anew
     begun = as_resumed(config, saved, lines.append) if goes_on else settle(config, saved, lines.append)
@@ -89,7 +89,7 @@ def as_begun(config: RunConfig, say: Say) -> RunConfig:
 
 def read_saved(run: RunDirectory, text: str) -> dict[str, Any]:
     """A saved configuration of a run as plain values, with what the run settled. text: YAML."""
-    return as_saved(settled_before(parse_yaml(text).data, run.read("plan.json")))
+    return as_saved(settled_before(parse_saved(text, run.config), run.read("plan.json")))
 
 
 def settled_before(saved: dict[str, Any], planned: Mapping[str, Any] | None) -> dict[str, Any]:

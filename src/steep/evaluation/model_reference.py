@@ -10,9 +10,9 @@ from typing import Union
 from pydantic import ValidationError
 
 from steep.config.run import RunConfig
-from steep.config.settled import as_saved
-from steep.config.yaml_file import parse_yaml
+from steep.config.settled import as_saved, parse_saved
 from steep.core.errors import ConfigError, ModelError
+from steep.core.files import read_text
 from steep.core.section import Target
 from steep.models.config import ModelConfig
 from steep.models.reference import resolve_reference
@@ -84,6 +84,6 @@ def config_of_run(run: Path) -> RunConfig:
     """The configuration of a finished run; its data may be gone. Raises ConfigError."""
     path = run / "config.yaml"
     try:
-        return RunConfig.model_validate(as_saved(parse_yaml(path.read_text(encoding="utf-8")).data))
+        return RunConfig.model_validate(as_saved(parse_saved(read_text(path), path)))
     except (OSError, ValidationError) as error:
         raise ConfigError(f"{path} is not a configuration of this version of steep: {error}") from None

@@ -6,7 +6,6 @@ Sources: WiSE-FT (arXiv 2109.01903) for blending, LAWA (2306.03241) and PMA (250
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from steep.checkpoint.load import verified_reference
 from steep.core.errors import ConfigError, ModelError
-from steep.core.files import sync_directory, temporary_path, write_json, write_text
+from steep.core.files import read_object, sync_directory, temporary_path, write_json, write_text
 from steep.core.say import Say
 from steep.evaluation.loaded_model import note_adapter_merge
 from steep.evaluation.model_reference import run_of
@@ -132,7 +131,7 @@ def open_weights(
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_object(folder / INDEX)
         return [folder / name for name in sorted(set(index["weight_map"].values()))]
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -211,7 +210,7 @@ def write_model(
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS, {"format": "pt"})
     if config_from is not None:
         shutil.copyfile(config_from / "config.json", temporary / "config.json")
-    config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+    config = read_object(temporary / "config.json")
     floats = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
     if len(floats) == 1:
         config.pop("torch_dtype", None)

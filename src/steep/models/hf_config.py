@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ModelError
+from steep.core.files import read_object
 from steep.core.gguf_metadata import CONFIG_FIELD, read_string_field, require_gguf
 from steep.core.hub import cached_folder, explain_failure
 from steep.models.composite import is_composite
@@ -59,13 +60,7 @@ def read_config(source: str, revision: str | None = None) -> Any:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         return make_config(_download_config(source, revision), source)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} does not contain a mapping")
-    return make_config(content, source)
+    return make_config(read_object(file), source)
 
 
 def make_config(content: dict[str, Any], source: str) -> Any:

@@ -6,13 +6,13 @@ Training needs unquantized weights, which `model.quantize` then quantizes.
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from steep.core.errors import MissingExtraError, ModelError
+from steep.core.files import read_object
 from steep.models.hf_config import make_config, quiet_transformers
 from steep.models.quantize import calm_bitsandbytes
 
@@ -27,7 +27,7 @@ def load_quantized(folder: str | Path, device: torch.device | str) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    content = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    content = read_object(Path(folder) / "config.json")
     quantization = content.pop("quantization_config")
     method = quantization.get("quant_method", "unknown")
     if method not in METHODS:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ModelError
+from steep.core.files import damaged, read_object
+from steep.runtime.run_directory import read_latest
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -41,7 +42,9 @@ def _model_folder(folder: Path) -> Path:
         return folder / "model" / "consolidated"
     latest = (folder if folder.name == "checkpoints" else folder / "checkpoints") / "LATEST"
     if latest.is_file():
-        checkpoint = latest.parent / latest.read_text(encoding="utf-8").strip()
+        if (name := read_latest(latest.parent)) is None:
+            raise damaged(latest, "it does not name a checkpoint, such as epoch_0_step_500")
+        checkpoint = latest.parent / name
         if _holds_model(checkpoint / "model" / "consolidated"):
             return checkpoint / "model" / "consolidated"
         raise ModelError(f"{latest} names {checkpoint.name}, which holds no model/consolidated/config.json")
@@ -71,15 +74,14 @@ def quantization_of(folder: str | Path) -> dict[str, Any] | None:
     path = Path(folder) / "config.json"
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    found = content.get("quantization_config") if isinstance(content, dict) else None
+    found = read_object(path).get("quantization_config")
     return found if isinstance(found, dict) else None
 
 
 def named_base(folder: Path) -> tuple[str, str | None]:
     """What the adapter in `folder` was trained on, and its revision on the hub. Raises ModelError if its settings do not say."""
     try:
-        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        settings = read_object(folder / ADAPTER_CONFIG)
         base = settings["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / ADAPTER_CONFIG} cannot be read ({error})") from None
@@ -148,6 +150,6 @@ def adapted_settings(folder: Path) -> dict[str, Any]:
     From transformers' configuration of the adapted model, which steep writes beside an adapter; empty without one.
     """
     path = folder / BASE_CONFIG
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = read_object(path) if path.is_file() else {}
     text = content.get("text_config") or content
     return {name: text[name] for name in ADAPTED_SETTINGS if name in text}

@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from steep.core.errors import ModelError
+from steep.core.files import read_object
 from steep.core.units import format_bytes, listing
 
 INDEX = "model.safetensors.index.json"
+SETTINGS_FILES = ("config.json", "generation_config.json", "adapter_config.json")
 AGAIN = "Copy or download it again, or name another model."
 
 
 def check_files(folder: Path) -> None:
-    """Raises ModelError for safetensors that are missing or cut off, and for a folder that holds its weights as pickles only."""
+    """Raises ModelError for safetensors that are missing or cut off, and for a folder that holds its weights as pickles only;
+    DamagedFileError for settings beside them that cannot be read."""
+    for name in SETTINGS_FILES:
+        if (folder / name).is_file():
+            read_object(folder / name)  # transformers fails on a list
     index = folder / INDEX
     if index.is_file():
         names = sorted(set(_read_index(index).values()))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steep.core.files import read_json
+from steep.core.files import read_object
 from steep.trackers.backends.jsonl import read_records
 
 Record = dict[str, Any]
@@ -83,7 +83,7 @@ def _read(path: Path, problems: dict[str, str]) -> Any:
     """The content of one file, or None and a reason in `problems`."""
     try:
         if path.suffix == ".json":
-            return read_json(path)
+            return read_object(path)
         return list(read_records(path)) if path.suffix == ".jsonl" else path.read_text(encoding="utf-8")
     except FileNotFoundError:
         problems[path.name] = "is not in the run directory"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,9 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steep.core.errors import CheckpointError
-from steep.core.files import read_json, remove_leftovers, write_json, write_text
+from steep.core.errors import CheckpointError, DamagedFileError
+from steep.core.files import damaged, read_json, read_object, read_text, remove_leftovers, write_json, write_text
 from steep.runtime.ranks import Ranks
+
+CHECKPOINT_NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
+
+
+def read_latest(checkpoints: Path) -> str | None:
+    """The name in LATEST; None if there is none or it is not the name of a checkpoint, which could lead elsewhere."""
+    try:
+        name = read_text(checkpoints / "LATEST")[:200].strip()
+    except (OSError, DamagedFileError):
+        return None
+    return name if CHECKPOINT_NAME.fullmatch(name) else None
 
 
 @dataclass(frozen=True)
@@ -81,10 +93,18 @@ class RunDirectory:
         if self.ranks.is_first:
             write_json(self.path / name, value)
 
-    def read(self, name: str) -> Any:
-        """Read one of the run's JSON files; None if it is not there."""
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Read one of the run's JSON files; None if it is not there. Raises DamagedFileError."""
         path = self.path / name
-        return read_json(path) if path.exists() else None
+        return read_object(path) if path.exists() else None
+
+    def read_list(self, name: str) -> list[Any]:
+        """Read a JSON file that holds a list; empty if it is not there. Raises DamagedFileError."""
+        path = self.path / name
+        value = read_json(path) if path.exists() else []
+        if not isinstance(value, list):
+            raise damaged(path, "it does not hold a list")
+        return value
 
     def remove_leftovers(self) -> None:
         """Remove files that a killed process had half written. Needs the run's lock."""

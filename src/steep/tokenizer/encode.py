@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Protocol
 import numpy as np
 
 from steep.core.errors import ModelError
-from steep.core.files import read_json, write_json, write_text
+from steep.core.files import read_object, write_json, write_text
 from steep.core.fingerprint import fingerprint
 from steep.core.plugins import load_plugin
 
@@ -143,7 +143,7 @@ class TextTokenizer:
     def load(cls, directory: Path) -> TextTokenizer:
         """Read what `save` wrote. Raises ModelError if it is missing or damaged."""
         try:
-            policy = read_json(directory / POLICY_FILE)
+            policy = read_object(directory / POLICY_FILE)
         except (OSError, ValueError) as error:
             raise ModelError(f"{directory}: holds no tokenizer saved by steep: {error}") from error
         return make_text_tokenizer(backend_from_file(directory / BACKEND_FILE), **policy)

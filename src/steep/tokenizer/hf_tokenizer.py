@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from steep.core.errors import ModelError, first_line
-from steep.core.files import read_json
+from steep.core.files import read_json, read_object
 from steep.core.gguf_metadata import read_string_field, require_gguf
 from steep.core.hub import cached_folder
 from steep.core.say import Say, tell
+from steep.runtime.run_directory import read_latest
 from steep.tokenizer.encode import BACKEND_FILE, POLICY_FILE, backend_from_file
 
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ def _newest_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, newest step first; the one that LATEST names comes before all."""
     found = [path for path in folder.glob("*step_*") if path.is_dir() and not path.name.startswith(".")]
     found.sort(key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], reverse=True)
-    latest = folder / "LATEST"
-    if latest.is_file():
-        latest = folder / latest.read_text(encoding="utf-8").strip()
-    return [latest, *found]
+    latest = read_latest(folder)
+    return found if latest is None else [folder / latest, *found]
 
 
 def _from_folder(path: Path, say: Say) -> PreTrainedTokenizerBase:
@@ -171,7 +170,7 @@ def _tokens_beside(path: Path, backend: Any, say: Say) -> dict[str, str]:
     """BOS and EOS of a tokenizer.json: from the policy beside it, else EOS if exactly one token has a usual name."""
     policy_file = path.parent / POLICY_FILE
     if policy_file.is_file():
-        policy = read_json(policy_file)
+        policy = read_object(policy_file)
         ids = {"bos_token": policy.get("bos_id"), "eos_token": policy.get("eos_id")}
         return {name: backend.id_to_token(number) for name, number in ids.items() if number is not None}
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}

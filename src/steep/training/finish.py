@@ -47,7 +47,7 @@ def already_finished(run: RunDirectory, job: Job, state: TrainState, trackers: T
         f"nothing left to train: the run is finished, at step {state.step} of {job.sizes.steps}. "
         "A larger train.steps, train.epochs or train.tokens continues it."
     )
-    scores = run.read("summary.json").get("texts", {})
+    scores = (run.read("summary.json") or {}).get("texts", {})
     return _result(run, state, "done", 0, {name: score["after"] for name, score in scores.items()})
 
 
@@ -68,7 +68,7 @@ def describe_end(
         data_changes=state.data_changes,
         spikes=state.spikes,
     )
-    run.write("ledger.json", {**ledger, "rollbacks": run.read(ROLLBACKS_FILE) or []})
+    run.write("ledger.json", {**ledger, "rollbacks": run.read_list(ROLLBACKS_FILE)})
     run.write(
         "summary.json",
         {

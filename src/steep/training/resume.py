@@ -15,6 +15,7 @@ from steep.config.load import dump_yaml
 from steep.config.redact import redact
 from steep.config.run import RunConfig
 from steep.core.errors import CheckpointError
+from steep.core.files import read_text
 from steep.core.say import Say
 from steep.estimate.settle import as_resumed, read_saved, settle
 from steep.order.data_order import DataOrder, same_past
@@ -67,7 +68,7 @@ def find_resume_point(
     if not run.has_checkpoint:
         if resume:
             raise CheckpointError(f"--resume: {run.path} holds no checkpoint. Start the run without --resume.")
-        saved = read_saved(run, run.config.read_text(encoding="utf-8")) if run.config.exists() else None
+        saved = read_saved(run, read_text(run.config)) if run.config.exists() else None
         config = settle(config, saved, say)
         if saved is not None:  # a run that stopped before its first checkpoint starts anew, if it is the same
             what = (

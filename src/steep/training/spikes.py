@@ -67,7 +67,7 @@ class SpikeWatch:
     _in_a_row: int = 0
 
     def __post_init__(self) -> None:
-        for rollback in self.run.read(ROLLBACKS_FILE) or []:
+        for rollback in self.run.read_list(ROLLBACKS_FILE):
             self._skipped |= set(range(rollback["first_step"], rollback["last_step"] + 1))
 
     def is_skipped(self, step: int) -> bool:
@@ -136,7 +136,7 @@ class SpikeWatch:
 
     def _roll_back(self, spike: dict[str, Any]) -> None:
         """Write down which steps are skipped and give up the current state. Raises RollBack; TrainingError after too many."""
-        done = self.run.read(ROLLBACKS_FILE) or []
+        done = self.run.read_list(ROLLBACKS_FILE)
         if len(done) >= MOST_ROLLBACKS:
             raise TrainingError(
                 f"the run was rolled back {len(done)} times, and the loss spikes again at step {spike['step']}. Every rollback "
