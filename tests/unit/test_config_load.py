@@ -224,6 +224,24 @@ def test_a_misspelt_key_does_not_hide_its_wrong_value_nor_ask_for_the_key() -> N
 
 
 @pytest.mark.parametrize(
+    ("lines", "misspelt"),
+    [
+        ("train: {global_batch_size: 1, micro_batch_sise: 2}", "train.micro_batch_sise"),
+        ("train: {global_batch_sise: 4, micro_batch_size: 8}", "train.global_batch_sise"),
+        ("train: {steps: 3, epocs: 2}", "train.epocs"),
+        ("train: {stepz: 3}\nschedule: {warmup_steps: 5}", "train.stepz"),
+    ],
+)
+def test_what_is_wrong_only_if_a_guess_is_right_is_not_listed(lines: str, misspelt: str) -> None:
+    """The rest of the section is still checked: a mismatch that names no guessed key is listed."""
+    base = "model: {pretrained: a/b}\ndata: {train: [{path: corpus/a.txt}]}\n"
+    (line,) = problems(base + lines)
+    assert f"{misspelt}: there is no such key" in line
+    other = problems(base + "train: {stepz: 3, global_batch_size: 10, micro_batch_size: 4}")
+    assert ["global_batch_size=10" in line for line in other] == [False, True]
+
+
+@pytest.mark.parametrize(
     ("section", "words"),
     [
         ("train: {steps: true}", "train.steps: true is not a count such as 2000, 500M or 2B, at least 1"),

@@ -13,6 +13,7 @@ import copy
 import math
 import numbers
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -193,7 +194,7 @@ class _Draft:
         mended, changed = copy.deepcopy(self.data), {problem.location for problem in coerced}
         for location in changed:
             _take_out(mended, location)
-        config = None
+        config, guessed = None, set[Location]()
         for _ in range(4):
             try:
                 config = RunConfig.model_validate(mended)
@@ -201,11 +202,13 @@ class _Draft:
             except ValidationError as error:
                 errors = error.errors(include_url=False)  # type: ignore[arg-type]
             found = problems_of(errors, mended, self.text.written)  # type: ignore[arg-type]
-            self.add(problem for problem in found if not _is_consequence(problem, changed))
-            changed |= _mend(mended, [problem.location for problem in found])
+            self.add(problem for problem in found if not _is_consequence(problem, changed, guessed))
+            removed, renamed = _mend(mended, [problem.location for problem in found])
+            changed |= removed
+            guessed |= renamed
         if config is not None:
             for check in CROSS_CHECKS:
-                self.add(problem for problem in check(config) if not _is_consequence(problem, changed))
+                self.add(problem for problem in check(config) if not _is_consequence(problem, changed, guessed))
         return config
 
     def add(self, problems: Any) -> None:
@@ -257,9 +260,15 @@ class _Draft:
         return (0, 0) if self.file else (2,), f"{self.file}: " if self.file else ""
 
 
-def _is_consequence(problem: Problem, changed: set[Location]) -> bool:
-    """Whether a problem may only exist because a wrong key was removed."""
+def _is_consequence(problem: Problem, changed: set[Location], guessed: set[Location]) -> bool:
+    """Whether a problem may only exist because a wrong key was removed, or was put under a name that was guessed.
+
+    A problem of the value alone, at the guessed key itself, is not one: the value is wrong under either name.
+    """
     if problem.location in changed:
+        return True
+    named = set(re.findall(r"[\w.]+", problem.message))
+    if any(dotted(key) in named or (key[:-1] == problem.location and key[-1] in named) for key in guessed):
         return True
     if problem.mentions:
         return any((*problem.location, name) in changed for name in problem.mentions)
@@ -267,12 +276,13 @@ def _is_consequence(problem: Problem, changed: set[Location]) -> bool:
     return holds_keys and any(location[: len(problem.location)] == problem.location for location in changed)
 
 
-def _mend(data: Any, locations: list[Location]) -> set[Location]:
+def _mend(data: Any, locations: list[Location]) -> tuple[set[Location], set[Location]]:
     """Remove wrong keys from `data`; a misspelt key of the same section is put under its right name instead.
 
-    Returns the locations whose absence may have consequences.
+    Returns the locations whose absence may have consequences, and the right names that were guessed.
     """
     changed: set[Location] = set()
+    guessed: set[Location] = set()
     for location in locations:
         found, value = _take_out(data, location)
         changed.add(location)
@@ -286,7 +296,8 @@ def _mend(data: Any, locations: list[Location]) -> set[Location]:
             if isinstance(section, dict) and suggestion.location[-1] not in section:
                 section[suggestion.location[-1]] = value
                 changed.discard(location)
-    return changed
+                guessed.add(suggestion.location)
+    return changed, guessed
 
 
 def _take_out(data: Any, location: Location) -> tuple[bool, Any]:
