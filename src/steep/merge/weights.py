@@ -28,6 +28,7 @@ from steep.models.config import ModelConfig
 from steep.models.hf_config import quiet_transformers
 from steep.models.load import load_model
 from steep.models.reference import ADAPTER_CONFIG, ADAPTER_WEIGHTS, resolve_reference
+from steep.models.weight_files import check_adapter_files, check_files, index_names
 from steep.tokenizer.hf_tokenizer import load_hf_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -75,6 +76,7 @@ class MergedAdapter(FolderWeights):
 
 
 def _adapter_with(adapter: Path, replaced: Mapping[str, Tensor], out: Path) -> Path:
+    check_adapter_files(adapter)
     tensors = load_file(adapter / ADAPTER_WEIGHTS)
     if unknown := sorted(replaced.keys() - tensors.keys()):
         raise ModelError(f"{adapter} has no {unknown[0]} ({len(unknown)} such tensors)")
@@ -130,9 +132,9 @@ def open_weights(
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    check_files(folder)
     if (folder / INDEX).is_file():
-        index = read_object(folder / INDEX)
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+        return [folder / name for name in index_names(folder / INDEX, folder)]
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     raise ModelError(f"{folder} has neither {WEIGHTS} nor {INDEX}; export the model with `steep export --to hf` first")

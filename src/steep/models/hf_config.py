@@ -42,9 +42,10 @@ def pretrained_config(reference: str, revision: str | None = None) -> Any:
     That of an adapter is its base's, with the vocabulary and the positions that the adapter was trained with.
     """
     path = resolve_reference(reference)
-    if path is not None and (path / ADAPTER_CONFIG).is_file():
-        config = pretrained_config(*base_reference(path))
-        for name, value in adapted_settings(path).items():
+    folder = path or cached_folder(reference, revision)
+    if folder is not None and (folder / ADAPTER_CONFIG).is_file():
+        config = pretrained_config(*base_reference(folder))
+        for name, value in adapted_settings(folder).items():
             setattr(config.get_text_config(), name, value)
         return config
     if path is not None and path.suffix == ".gguf":
@@ -158,6 +159,12 @@ def _refuse_code(content: dict[str, Any], source: str) -> None:
         )  # fmt: skip
         raise ModelError(
             f"{source}: its config.json names code to run (auto_map), and steep never runs such code; {what}"
+        )
+    weights = content.get("transformers_weights")
+    if weights is not None and not (isinstance(weights, str) and weights.endswith(".safetensors")):
+        raise ModelError(
+            f"{source}: its config.json names {weights!r:.80} as its weights (transformers_weights), which may be a pickle, and "
+            "pickles can run code when read; steep reads *.safetensors only. Remove that key from a local copy."
         )
     hidden = sorted(set(_hidden_keys(content)) - set(HARMLESS_KEYS))
     if hidden:

@@ -24,9 +24,9 @@ from steep.models.fresh import build_fresh, build_target
 from steep.models.generation_settings import check_generation_file
 from steep.models.hf_config import quiet_transformers, read_config, read_gguf_config
 from steep.models.quantize import quantize
-from steep.models.reference import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapted_settings, base_reference, resolve_reference
+from steep.models.reference import ADAPTER_CONFIG, adapted_settings, base_reference, resolve_reference
 from steep.models.rope import extend_rope
-from steep.models.weight_files import check_files
+from steep.models.weight_files import check_adapter_files, check_files, check_gguf_neighbours, check_hub_files
 
 
 def load_model(
@@ -72,16 +72,18 @@ Adjust = Callable[[Any, str], None]
 
 
 def _load_pretrained(reference: str, revision: str | None, dtype: torch.dtype, adjust: Adjust) -> nn.Module:
-    path = resolve_reference(reference)
+    path = resolve_reference(reference) or cached_folder(reference, revision)
     if path is not None and (path / ADAPTER_CONFIG).is_file():
         return load_adapter(load_adapter_base(path, torch.float32, adjust), path, merge=True)
     if path is not None and path.suffix == ".gguf":
         return _load_gguf(path, dtype, adjust)
-    source = str(path or cached_folder(reference, revision) or reference)
+    source = str(path or reference)
     config = read_config(source, revision)
     adjust(config, source)
-    if Path(source).is_dir():
-        check_files(Path(source))
+    if path is not None:
+        check_files(path)
+    else:
+        check_hub_files(reference, revision)
     try:
         return _from_pretrained(source, revision=revision, config=config, dtype=dtype, use_safetensors=True)
     except OSError as error:
@@ -96,25 +98,27 @@ def check_weights(reference: str, revision: str | None = None) -> None:
 
     A .gguf file, and a model of the hub that is not in the cache, are left to the run.
     """
-    path = resolve_reference(reference)
+    path = resolve_reference(reference) or cached_folder(reference, revision)
     if path is not None and (path / ADAPTER_CONFIG).is_file():
-        if not (path / ADAPTER_WEIGHTS).is_file():
-            raise ModelError(
-                f"{path} holds {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}, so there is no adapter to start from"
-            )
+        check_adapter_files(path)
         check_weights(*base_reference(path))
         return
-    source = path or cached_folder(reference, revision)
-    if source is None or not Path(source).is_dir():
+    if path is not None and path.suffix == ".gguf":
+        check_gguf_neighbours(path)
+    if path is None or not path.is_dir():
         return
-    check_files(Path(source))
+    check_files(path)
     _from_pretrained(
-        str(source), config=read_config(str(source)), dtype=torch.float32, use_safetensors=True, device_map="meta"
+        str(path), config=read_config(str(path)), dtype=torch.float32, use_safetensors=True, device_map="meta"
     )
 
 
 def load_adapter_base(folder: Path, dtype: torch.dtype, adjust: Adjust = lambda config, source: None) -> nn.Module:
-    """The base of the adapter in `folder`, with the vocabulary size and the positions that the adapter was trained with."""
+    """The base of the adapter in `folder`, with the vocabulary size and the positions that the adapter was trained with.
+
+    Raises ModelError, before the base is read, for an adapter that could not be added to it.
+    """
+    check_adapter_files(folder)
     trained = adapted_settings(folder)
     rows = trained.pop("vocab_size", None)
 
@@ -132,6 +136,7 @@ def load_adapter_base(folder: Path, dtype: torch.dtype, adjust: Adjust = lambda 
 
 def _load_gguf(path: Path, dtype: torch.dtype, adjust: Adjust) -> nn.Module:
     require_gguf(f"reading {path.name}")
+    check_gguf_neighbours(path)
     try:
         config = read_gguf_config(path)
         adjust(config, path.name)

@@ -15,6 +15,7 @@ from steep.core.errors import MissingExtraError, ModelError
 from steep.core.files import read_object
 from steep.models.hf_config import make_config, quiet_transformers
 from steep.models.quantize import calm_bitsandbytes
+from steep.models.weight_files import check_files
 
 METHODS = ("bitsandbytes", "torchao")
 """quant_method in config.json -> the package of the same name."""
@@ -34,6 +35,7 @@ def load_quantized(folder: str | Path, device: torch.device | str) -> nn.Module:
         raise ModelError(f"{folder} is quantized by {method}; steep can use {' and '.join(METHODS)}")
     if importlib.util.find_spec(method) is None:
         raise MissingExtraError(method, "quant", f"using {folder}")
+    check_files(Path(folder))
     calm_bitsandbytes()
     config = make_config(content, str(folder))
     config.quantization_config = quantization

@@ -1,7 +1,8 @@
 """The files of a model's weights, checked before a weight is read. In: a folder. Out: nothing, or an error that names the file.
 
 What a run would find out when it loads the model, a plan finds out from the headers of the files. Whether names and shapes are
-those of the model, transformers says: `load.check_weights` lets it load them onto the meta device, without data.
+those of the model, transformers says: `load.check_weights` lets it load them onto the meta device, without data. Weights that are
+a pickle are refused here, before transformers or peft could open one: both read one where a file beside it names it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,18 @@ from typing import Any
 from steep.core.errors import ModelError
 from steep.core.files import read_object
 from steep.core.units import format_bytes, listing
+from steep.models.reference import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 INDEX = "model.safetensors.index.json"
 SETTINGS_FILES = ("config.json", "generation_config.json", "adapter_config.json")
 AGAIN = "Copy or download it again, or name another model."
+CONVERT = (
+    "steep reads *.safetensors only. If you trust it, convert it once: load it with {library}, then save_pretrained."
+)
+NO_WEIGHTS_TO_MERGE = (
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT", "XLORA"
+)  # fmt: skip
+"""Kinds of adapter that change no weights of the base; peft reads other files, also pickles, for some of them."""
 
 
 def check_files(folder: Path) -> None:
@@ -27,7 +36,7 @@ def check_files(folder: Path) -> None:
             read_object(folder / name)  # transformers fails on a list
     index = folder / INDEX
     if index.is_file():
-        names = sorted(set(_read_index(index).values()))
+        names = index_names(index, folder)
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(
                 f"{folder} is not complete: {INDEX} names {len(names)} files of weights, and {len(missing)} are not there: "
@@ -39,13 +48,83 @@ def check_files(folder: Path) -> None:
         pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         if not files and pickles:
             raise ModelError(
-                f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run code when read; steep reads "
-                "*.safetensors only. If you trust it, convert it once: load it with transformers, then save_pretrained."
+                f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run code when read; "
+                + CONVERT.format(library="transformers")
             )
         if not files:
             raise ModelError(f"{folder} holds no *.safetensors, so there are no weights to start from")
     for file in files:
         _check_length(file)
+
+
+def check_adapter_files(folder: Path) -> None:
+    """Raises ModelError for an adapter whose weights are a pickle, missing or cut off, or of a kind that cannot be merged."""
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        if pickles:
+            raise ModelError(
+                f"{folder} holds its adapter as a pickle ({pickles[0].name}), which can run code when read; "
+                + CONVERT.format(library="peft")
+            )
+        raise ModelError(
+            f"{folder} holds {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}, so there is no adapter to start from"
+        )
+    try:
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        kind = settings.get("peft_type")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged ({error}). {AGAIN}") from None
+    if kind in NO_WEIGHTS_TO_MERGE:
+        raise ModelError(f"{folder} holds an adapter of kind {kind}, which cannot be added to weights; LORA can")
+    _check_length(weights)
+
+
+def check_gguf_neighbours(path: Path) -> None:
+    """Raises ModelError for a .gguf file beside which transformers would find an adapter, pickled or not, and add it."""
+    if (path.parent / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{path.parent} holds {ADAPTER_CONFIG} beside {path.name}, and transformers would add that adapter to it. Name the "
+            f"folder to use the adapter, or put {path.name} into a folder of its own"
+        )
+
+
+def check_hub_files(hub_id: str, revision: str | None) -> None:
+    """Raises ModelError for a model of the hub, where the hub can be asked, with which transformers would open a pickle."""
+    from transformers.utils import cached_file  # a run from local files has no need of it
+
+    def fetched(name: str) -> str | None:
+        found: str | None = cached_file(
+            hub_id,
+            name,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return found
+
+    if fetched(ADAPTER_CONFIG) is not None:
+        raise ModelError(
+            f"{hub_id} is an adapter, or has one beside its weights. Fetch it first, and name the folder: hf download {hub_id} "
+            "--local-dir FOLDER"
+        )
+    if (index := fetched(INDEX)) is not None:
+        index_names(Path(index), hub_id)
+
+
+def index_names(index: Path, where: str | Path) -> list[str]:
+    """The files that an index of weights names. Raises ModelError for a damaged one, a pickle and a file elsewhere."""
+    names = sorted(set(_read_index(index).values()))
+    for name in names:
+        if not name.endswith(".safetensors"):
+            raise ModelError(
+                f"{where}: {INDEX} names {name!r:.80}, which is no safetensors file and may be a pickle, which can run code when "
+                "read; " + CONVERT.format(library="transformers")
+            )
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"{where}: {INDEX} names {name!r:.80}, which is not in the folder. {AGAIN}")
+    return names
 
 
 def _read_index(index: Path) -> dict[str, str]:
