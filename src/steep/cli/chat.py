@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import typer
 
-from steep.cli.options import DEVICE, MODEL, NO_CODE
+from steep.cli.options import ALLOW_CODE, DEVICE, MODEL
 from steep.cli.packages import prepare_imports
 from steep.cli.wrap import Wrapped
 from steep.core.errors import ModelError
@@ -33,7 +33,7 @@ def command(
         0.95, min=0.0, max=1.0, help="Sample from the likeliest tokens with this total probability."
     ),
     device: str = DEVICE,
-    no_code: bool = NO_CODE,
+    allow_code: Optional[bool] = ALLOW_CODE,
 ) -> None:
     """Talk to a model that has a chat template, or have another one complete text. Each line is one message."""
     if serve:
@@ -47,7 +47,7 @@ def command(
     from steep.runtime.precision import autocast
     from steep.serving.conversation import Conversation
 
-    with open_model(model_reference(model), device=device, allow_code=not no_code) as loaded:
+    with open_model(model_reference(model), device=device, allow_code=allow_code) as loaded:
         positions = max_positions(loaded.model)
         room = None if positions is None else max(1, positions - min(max_new_tokens, positions // 4))
         talk = Conversation(loaded.tokenizer, loaded.hf_tokenizer, room, typer.echo, system)

@@ -8,7 +8,7 @@ import typer
 
 import steep
 from steep.cli.completion import run_folders
-from steep.cli.options import DEVICE, JSON, MODEL, NO_CODE, show
+from steep.cli.options import ALLOW_CODE, DEVICE, JSON, MODEL, show
 from steep.cli.packages import prepare_imports
 from steep.core.errors import ConfigError
 
@@ -32,7 +32,7 @@ def command(
     limit: Optional[int] = typer.Option(None, min=1, help="Only this many documents of each lm-eval task."),
     device: str = DEVICE,
     precision: str = typer.Option("auto", help="auto, fp32, mixed_bf16 or bf16."),
-    no_code: bool = NO_CODE,
+    allow_code: Optional[bool] = ALLOW_CODE,
     json: bool = JSON,
 ) -> None:
     """Perplexity and bits per byte of a model on held-out texts, beside another model's; or tasks of lm-eval."""
@@ -48,7 +48,7 @@ def command(
             batch_size=batch_size,
             device=device,
             precision=precision,
-            allow_code=not no_code,
+            allow_code=allow_code,
         )
     else:
         prepare_imports(None, model, against)
@@ -62,7 +62,7 @@ def command(
             device=device,
             precision=precision,
             text_key=text_key,
-            allow_code=not no_code,
+            allow_code=allow_code,
         )
     show(found, json)
 

@@ -8,7 +8,7 @@ from typing import Optional
 import typer
 
 import steep
-from steep.cli.options import MODEL, NO_CODE
+from steep.cli.options import ALLOW_CODE, MODEL
 from steep.cli.packages import prepare_imports
 
 
@@ -30,7 +30,7 @@ def command(
         None, help="For gguf: a Python interpreter with llama-cpp-python; default $STEEP_LLAMA_CPP_PYTHON."
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing export."),
-    no_code: bool = NO_CODE,
+    allow_code: Optional[bool] = ALLOW_CODE,
 ) -> None:
     """Write a trained model for other programs, and verify it by loading it there."""
     if quantize is None:
@@ -45,6 +45,6 @@ def command(
         tokenizer_pre=tokenizer_pre,
         verify_with=verify_with,
         overwrite=overwrite,
-        allow_code=not no_code,
+        allow_code=allow_code,
     )
     typer.echo(str(result))

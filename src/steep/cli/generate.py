@@ -8,7 +8,7 @@ from typing import Optional
 import typer
 
 import steep
-from steep.cli.options import DEVICE, MODEL, NO_CODE
+from steep.cli.options import ALLOW_CODE, DEVICE, MODEL
 from steep.cli.packages import prepare_imports
 from steep.cli.wrap import Wrapped
 from steep.core.errors import ConfigError
@@ -28,7 +28,7 @@ def command(
     seed: Optional[int] = typer.Option(None, help="Makes sampling repeatable."),
     device: str = DEVICE,
     precision: str = typer.Option("auto", help="auto, fp32, mixed_bf16 or bf16."),
-    no_code: bool = NO_CODE,
+    allow_code: Optional[bool] = ALLOW_CODE,
 ) -> None:
     """Continue a prompt, printed as it is generated. Greedy unless a sampling option is given."""
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -56,5 +56,5 @@ def command(
                 precision=precision,
                 seed=seed,
                 emit=out.write,
-                allow_code=not no_code,
+                allow_code=allow_code,
             )

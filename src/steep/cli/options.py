@@ -15,6 +15,11 @@ JSON = typer.Option(False, "--json", help="Print JSON for programs.")
 NO_CODE = typer.Option(
     False, "--no-code", help="Refuse every _target_ but constructors of models, layers and optimizers."
 )
+ALLOW_CODE = typer.Option(
+    None,
+    "--allow-code/--no-code",
+    help="Run the code that builds the model of a run, or refuse all of it. Default: run what was trained with here.",
+)
 DEVICE = typer.Option("auto", help="auto, cpu, cuda or cuda:1.")
 
 

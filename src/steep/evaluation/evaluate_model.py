@@ -123,7 +123,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     text_key: str | None = None,
-    allow_code: bool = True,
+    allow_code: bool | None = None,
     say: Say = tell,
 ) -> Evaluation:
     """Score a model on texts: nats per token, perplexity, bits per byte.
@@ -133,7 +133,8 @@ def evaluate(
     documents. tokens: at most this many of each text; default the run's, else 200k. batch_size: sequences per forward pass; does
     not change the score. sequence_length: default the run's, else 1,024 or what the model can take. device: auto, cpu, cuda or
     cuda:1. precision: auto, fp32, mixed_bf16 or bf16. text_key: JSONL field or Parquet column of the text. allow_code: whether
-    `_target_` may run code outside steep, torch and transformers. say: called with each remark.
+    the code that a run's `_target_` names may run; None: where training on this machine has run it; False: `--no-code`. say:
+    called with each remark.
     """
     model = os.fspath(model)
     named = _named_texts(texts, text_key)

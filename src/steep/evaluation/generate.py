@@ -59,7 +59,7 @@ def generate(
     model: Reference | ModelReference, prompt: str, *, max_new_tokens: int = 128, do_sample: bool | None = None,
     temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
     repetition_penalty: float | None = None, seed: int | None = None, device: str = "auto", precision: str = "auto",
-    emit: Callable[[str], None] = lambda text: None, allow_code: bool = True, **sampling: Any,
+    emit: Callable[[str], None] = lambda text: None, allow_code: bool | None = None, **sampling: Any,
 ) -> str:  # fmt: skip
     """The continuation of a prompt, without the prompt.
 

@@ -80,7 +80,7 @@ def evaluate_tasks(
     batch_size: int = 8,
     device: str = "auto",
     precision: str = "auto",
-    allow_code: bool = True,
+    allow_code: bool | None = None,
     say: Say = tell,
 ) -> HarnessResult:
     """Run tasks of lm-eval on a model (extra `eval`).
@@ -110,7 +110,7 @@ def evaluate_tasks(
 
 
 def find_tasks(
-    tasks: str | Sequence[str], folder: str | os.PathLike[str] | None, allow_code: bool, say: Say
+    tasks: str | Sequence[str], folder: str | os.PathLike[str] | None, allow_code: bool | None, say: Say
 ) -> tuple[Any, list[str]]:
     """lm-eval's TaskManager and the names of the tasks, `*` expanded. Its own list is read only if the folder lacks a task.
 
@@ -128,7 +128,7 @@ def find_tasks(
     if path is not None:
         if not path.is_dir():
             raise ConfigError(f"--harness-path {path}: is not a folder; give one with task files (.yaml) of lm-eval")
-        if not allow_code:
+        if allow_code is False:
             raise ConfigError(f"--harness-path {path}: task files may contain code, and --no-code refuses it")
         say(f"tasks are read from {path}; task files may run code")
         manager = TaskManager(include_path=str(path), include_defaults=False)

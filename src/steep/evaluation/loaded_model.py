@@ -56,29 +56,32 @@ def open_model(
     *,
     device: str = "auto",
     precision: str = "auto",
-    allow_code: bool = True,
+    allow_code: bool | None = None,
     say: Say = tell,
 ) -> Iterator[LoadedModel]:
     """A loaded model for the length of a `with` block. Raises ModelError, ConfigError, CheckpointError.
 
     Inside the block torch uses OMP_NUM_THREADS threads, by default all available cores, and the model's device. Afterwards the
     process has its own thread count and CUDA device again. Of a run the newest complete checkpoint is loaded, every byte
-    verified; `say` is told of those skipped, and of what an `auto` precision chose.
+    verified; `say` is told of those skipped, and of what an `auto` precision chose. allow_code: whether the code that a run's
+    `_target_` names may run; None: where training on this machine has run it.
     """
     with keep_torch_settings():
         yield _load(reference, device, precision, allow_code, say)
 
 
-def _load(reference: ModelReference, device: str, precision: str, allow_code: bool, say: Say) -> LoadedModel:
+def _load(reference: ModelReference, device: str, precision: str, allow_code: bool | None, say: Say) -> LoadedModel:
     where = choose_device(device)
     torch.set_num_threads(default_threads())
     how = choose_precision(precision, where.type, say=say)
     if isinstance(reference.model, Target):
         folder = None
+        config_file = None if reference.run is None else reference.run / "config.yaml"
+        allowed = targets.code_is_allowed(reference.model, config_file, allow_code)
         targets.announce(reference.model, say)
-        targets.check(reference.model, allow_code=allow_code, location="model")
+        targets.check(reference.model, allow_code=allowed, location="model")
         checkpoint = find_checkpoint(reference.reference, say)
-        model = load_model(reference.model, dtype=parameter_dtype(how), device=where)
+        model = load_model(reference.model, dtype=parameter_dtype(how), device=where, allow_code=allowed)
         restore(model, None, open_checkpoint(checkpoint))
         tokenizer_folder = str(reference.tokenizer.pretrained)
     else:

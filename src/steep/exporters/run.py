@@ -88,7 +88,7 @@ def export(
     tokenizer_pre: str | None = None,
     verify_with: str | None = None,
     overwrite: bool = False,
-    allow_code: bool = True,
+    allow_code: bool | None = None,
     say: Say = tell,
 ) -> ExportResult:
     """Write a trained model in the format that another program serves, and verify it with that program.
@@ -97,9 +97,8 @@ def export(
     and a Modelfile; `adapter`, in peft's layout. out: a folder, default `<run>/export/<to>`. dtype: float32, bfloat16 (default)
     or float16, and q8_0 for gguf and ollama. quantize: nf4, int8 or torchao_int8, for hf. max_shard_size: of a weight file.
     tokenizer_pre: llama.cpp's name of the rule that splits text, where it is not found. verify_with: a Python interpreter that
-    has llama-cpp-python. overwrite: replace an existing export. allow_code: whether `_target_` may run code outside steep,
-    torch and transformers. say: called with each remark. Raises ModelError, with the numbers, if the exported model is not the
-    trained one.
+    has llama-cpp-python. overwrite: replace an existing export. allow_code: as for `steep.evaluate`. say: called with each
+    remark. Raises ModelError, with the numbers, if the exported model is not the trained one.
     """
     options = Options(dtype, quantize, max_shard_size, tokenizer_pre, verify_with)
     with open_task(os.fspath(run), to, options, allow_code=allow_code, say=say) as (exporter, task):
@@ -131,7 +130,7 @@ def export(
 
 @contextmanager
 def open_task(
-    reference: str, to: str, options: Options, *, allow_code: bool = True, say: Say = tell
+    reference: str, to: str, options: Options, *, allow_code: bool | None = None, say: Say = tell
 ) -> Iterator[tuple[ExportFormat, ExportTask]]:
     """The format and what it has to do, checked as far as possible before any work. Raises ConfigError, ModelError."""
     exporter = load_format(to)

@@ -65,10 +65,10 @@ def _config_from_mapping(mapping: dict[str, Any]) -> Any:
     return config
 
 
-def build_target(target: Target, seed: int) -> nn.Module:
+def build_target(target: Target, seed: int, allow_code: bool = True) -> nn.Module:
     """What a `_target_` returns, its fresh weights drawn from `seed`. Raises ConfigError if that is not a module."""
     with _seeded(seed):
-        model = build(target, location="model")
+        model = build(target, allow_code=allow_code, location="model")
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model: {target.target} returned {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -35,14 +35,16 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    allow_code: bool = True,
 ) -> nn.Module:
     """The model that the configuration names, in training mode, floating-point weights in `dtype`, on `device`.
 
     seed: fresh weights are a function of it alone, drawn in fp32 on the CPU; torch's generators keep their state.
+    allow_code: as for `steep.core.targets.build`.
     Raises ModelError for a model that cannot be found, loaded or trained, MissingExtraError for .gguf without gguf.
     """
     if isinstance(config, Target):
-        model = build_target(config, seed)
+        model = build_target(config, seed, allow_code)
     elif config.pretrained is not None:
         model = _load_pretrained(
             config.pretrained, config.revision, dtype, lambda found, source: extend_rope(found, config.rope, source)

@@ -70,11 +70,7 @@ def check_adapter_files(folder: Path) -> None:
         raise ModelError(
             f"{folder} holds {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}, so there is no adapter to start from"
         )
-    try:
-        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        kind = settings.get("peft_type")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged ({error}). {AGAIN}") from None
+    kind = read_object(folder / ADAPTER_CONFIG).get("peft_type")
     if kind in NO_WEIGHTS_TO_MERGE:
         raise ModelError(f"{folder} holds an adapter of kind {kind}, which cannot be added to weights; LORA can")
     _check_length(weights)

@@ -9,12 +9,15 @@ from typing import Any
 from steep.config.load import write_config
 from steep.config.redact import redact_arguments
 from steep.config.run import RunConfig
+from steep.core import targets
 from steep.core.say import Say
+from steep.core.section import Target
 from steep.estimate.automatic import likely_saves
 from steep.estimate.disk import plan_checkpoints
 from steep.estimate.hardware import find_hardware
 from steep.estimate.run_plan import RunPlan, plan_opened
 from steep.evaluation.forgetting import roles_of
+from steep.evaluation.model_reference import config_of_run
 from steep.runtime.environment import describe_environment
 from steep.runtime.run_directory import RunDirectory
 from steep.training.assemble import Job
@@ -27,6 +30,8 @@ def describe_start(run: RunDirectory, config: RunConfig, job: Job, say: Say) -> 
     """
     run.remove("summary.json")
     write_config(config, run.config)
+    if isinstance(config.model, Target):
+        targets.note_trained(config_of_run(run.path).model, say)
     run.write("environment.json", describe_environment(redact_arguments(sys.argv)))
     known = run.read("plan.json")
     if known is None or not _plan_is_current(known, config, job):
