@@ -128,6 +128,16 @@ def try_family(family: str, folder: Path, tokenizer: Path, store: Path) -> list[
     return trials
 
 
+def resume_fresh(family: str, folder: Path, tokenizer: Path, store: Path) -> None:
+    """Train fresh weights of a family, and again from the checkpoint of the first step. Raises a SteepError for a family that
+    steep does not train so, AssertionError where the steps differ."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        tiny_config(family).save_pretrained(Path(scratch) / "architecture")
+        mapping = _mapping(Path(scratch), tokenizer, store, Path(scratch), "full")
+        mapping["model"] = {"config": str(Path(scratch) / "architecture")}
+        assert list(_train_and_resume(mapping, io.StringIO())) == ["trained", "resumed"]
+
+
 def _describe(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
@@ -153,19 +163,26 @@ def _try(trial: Trial, mapping: dict[str, Any]) -> None:
     try:
         steep.plan(mapping)
         trial.done.append("planned")
-        steep.train(mapping, stream=console)
-        trial.done.append("trained")
-        trial.attention = _attention(run)
-        first = _losses(run)
-        shutil.rmtree(run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip())
-        steep.train(mapping, stream=console)
-        assert _losses(run) == first, f"resumed, the steps gave {_losses(run)}, uninterrupted {first}"
-        trial.done.append("resumed")
+        for stage in _train_and_resume(mapping, console):
+            trial.done.append(stage)
+            trial.attention = _attention(run)
     finally:
         lines = dict.fromkeys(line for line in console.getvalue().splitlines() if line.startswith(SAID))
         trial.said = list(lines)
     _export(run)
     trial.done.append("exported")
+
+
+def _train_and_resume(mapping: dict[str, Any], console: io.StringIO) -> Iterator[str]:
+    """Yields "trained" and "resumed" as they are reached. Raises AssertionError where the steps differ."""
+    run = Path(mapping["run"]["directory"]) / mapping["run"]["name"]
+    steep.train(mapping, stream=console)
+    yield "trained"
+    first = _losses(run)
+    shutil.rmtree(run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip())
+    steep.train(mapping, stream=console)
+    assert _losses(run) == first, f"resumed, the steps gave {_losses(run)}, uninterrupted {first}"
+    yield "resumed"
 
 
 def _attention(run: Path) -> str:

@@ -54,6 +54,17 @@ def edit(folder: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def test_the_padding_row_of_a_fresh_model_trains_unless_the_family_counts_positions_from_it():
+    gemma = from_config({**LLAMA, "model_type": "gemma", "head_dim": 8, "pad_token_id": 0})
+    table = gemma.get_input_embeddings()
+    assert table.padding_idx is None
+    assert gemma.config.pad_token_id is None
+    assert 0.5 < (table.weight[0].std() / table.weight.std()).item() < 2
+    shared = {key: LLAMA[key] for key in LLAMA if key != "num_key_value_heads"}
+    roberta = from_config({**shared, "model_type": "roberta", "is_decoder": True, "pad_token_id": 1})
+    assert roberta.get_input_embeddings().padding_idx == roberta.config.pad_token_id == 1
+
+
 def test_fresh_weights_are_a_function_of_the_seed():
     torch.manual_seed(1)
     first = from_config(LLAMA, seed=3)

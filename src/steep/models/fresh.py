@@ -17,6 +17,7 @@ from steep.core.targets import build
 from steep.models.composite import auto_class
 from steep.models.config import RopeConfig
 from steep.models.hf_config import known_keys, make_config, quiet_transformers, read_config
+from steep.models.layers import padded_positions, padded_tables, text_config
 from steep.models.reference import resolve_reference
 from steep.models.rope import extend_rope
 
@@ -43,7 +44,47 @@ def build_fresh(
     extend_rope(config, rope, "model.config")
     with _seeded(seed), quiet_transformers():
         model: nn.Module = auto_class(config).from_config(config, trust_remote_code=False, dtype=dtype)
+        _train_padding(model)
     return model
+
+
+@torch.no_grad()
+def _train_padding(model: Any) -> None:
+    """Let the row of the family's padding token begin and train like any other, since the run's tokenizer may have a word there.
+
+    Where the family needs the id (its positions are counted from it, or its configuration demands one), the row stays padding.
+    """
+    tables = padded_tables(model)
+    if not tables or padded_positions(model) is not None:
+        return
+    if not all(set_token_id(config, "pad_token_id", None) for config in (model.config, text_config(model))):
+        return
+    for table in tables:
+        row = table.weight[table.padding_idx]
+        row.copy_(torch.randn_like(row) * table.weight.std())
+        table.padding_idx = None
+
+
+def take_special_tokens(model: Any, eos_id: int, bos_id: int | None) -> None:
+    """Put the tokenizer's ids into the configurations of a fresh model. The padding id is taken out where no table has a row for
+    it: a resumed run builds the model again from these configurations, and it must be the same."""
+    for config in (model.generation_config, model.config):
+        config.eos_token_id = eos_id
+        if not set_token_id(config, "bos_token_id", bos_id):  # CWM and ModernBERT must have one
+            config.bos_token_id = eos_id
+        if not padded_tables(model):
+            set_token_id(config, "pad_token_id", None)
+
+
+def set_token_id(config: Any, name: str, value: int | None) -> bool:
+    """Give a configuration a special token. Returns False, with all as it was, for a family that demands another value."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        setattr(config, name, value)
+    except StrictDataclassError:
+        return False
+    return True
 
 
 def _config_from_mapping(mapping: dict[str, Any]) -> Any:
@@ -61,7 +102,7 @@ def _config_from_mapping(mapping: dict[str, Any]) -> Any:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name, None)
         if name not in mapping and isinstance(value, int) and value >= config.vocab_size:
-            setattr(config, name, None)  # the family's default belongs to another vocabulary
+            set_token_id(config, name, None)  # the family's default belongs to another vocabulary
     return config
 
 

@@ -131,6 +131,11 @@ def _embeddings(model: nn.Module) -> list[nn.Embedding]:
     return [module for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
+def padded_tables(model: nn.Module) -> list[nn.Embedding]:
+    """The embedding tables with a row for padding, which begins as zero and never has a gradient."""
+    return [table for table in _embeddings(model) if table.padding_idx is not None]
+
+
 # ---- sizes ----
 
 
@@ -147,17 +152,24 @@ POSITION_KEYS = ("max_position_embeddings", "max_seq_len", "max_target_positions
 def max_positions(model_or_config: Any) -> int | None:
     """Tokens of the longest sequence that the model was made for; None if it has no such limit."""
     text = text_config(model_or_config)
-    limits = (getattr(text, name, None) for name in POSITION_KEYS)
-    limit = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+    limit = _position_limit(text)
     if limit is None:
         return None
-    if isinstance(model_or_config, nn.Module):
-        for table in _embeddings(model_or_config):  # RoBERTa's positions begin after the id of its padding
-            is_positions = table.num_embeddings == limit and table is not input_layer(model_or_config)
-            if is_positions and table.padding_idx is not None:
-                return limit - table.padding_idx - 1
+    if isinstance(model_or_config, nn.Module) and (table := padded_positions(model_or_config)) is not None:
+        return limit - int(table.padding_idx or 0) - 1
     rope = getattr(text, "rope_parameters", None) or {}
     return round(limit * rope["factor"]) if rope.get("rope_type") == "dynamic" else limit
+
+
+def _position_limit(text: Any) -> int | None:
+    limits = (getattr(text, name, None) for name in POSITION_KEYS)
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+
+
+def padded_positions(model: nn.Module) -> nn.Embedding | None:
+    """The table of positions that begin after the id of the padding token, as RoBERTa's do; None for any other model."""
+    limit, tokens = _position_limit(text_config(model)), input_layer(model)
+    return next((t for t in padded_tables(model) if t.num_embeddings == limit and t is not tokens), None)
 
 
 def check_sequence_length(model_or_config: Any, sequence_length: int) -> None:

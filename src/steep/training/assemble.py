@@ -38,8 +38,15 @@ from steep.models.embeddings import offload_embeddings
 from steep.models.experts import use_grouped_experts
 from steep.models.flops import model_flops_per_token
 from steep.models.freeze import freeze
+from steep.models.fresh import take_special_tokens
 from steep.models.generation_settings import mend_generation_settings
-from steep.models.layers import check_sequence_length, count_trained, has_adapter, max_positions, vocab_size
+from steep.models.layers import (
+    check_sequence_length,
+    count_trained,
+    has_adapter,
+    max_positions,
+    vocab_size,
+)
 from steep.models.load import load_model
 from steep.models.quantize import quantized_line
 from steep.models.reach import freeze_unreached
@@ -375,8 +382,7 @@ def align_special_tokens(model: Any, tokenizer: TextTokenizer, fresh: bool, say:
     if generation is None or tokenizer.eos_id is None or not tokenizer.append_eos:
         return
     if fresh:
-        for config in (generation, model.config):
-            config.eos_token_id, config.bos_token_id, config.pad_token_id = tokenizer.eos_id, tokenizer.bos_id, None
+        take_special_tokens(model, tokenizer.eos_id, tokenizer.bos_id)
         return
     known = generation.eos_token_id
     ids = known if isinstance(known, list) else [] if known is None else [known]
