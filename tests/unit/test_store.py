@@ -274,10 +274,15 @@ def test_verify_notices_a_changed_manifest_a_missing_file_and_another_tokenizer(
     policy = copy / "tokenizer" / "steep_tokenizer.json"
     whole = policy.read_text()
     policy.write_text(whole.replace('"append_eos": true', '"append_eos": false'))
+    with pytest.raises(DataError, match=r"steep_tokenizer\.json: its bytes"):
+        inspect_store(copy, verify=True)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for key in ("checksum", "files"):  # as an earlier steep wrote it
+        del manifest[key]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="is another tokenizer"):
         inspect_store(copy, verify=True)
     policy.write_text(whole)
-    manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**manifest, "tokens": manifest["tokens"] + 1}))
     with pytest.raises(DataError, match=r"manifest\.json: says"):
         open_store(copy).verify()

@@ -221,7 +221,7 @@ def _document_blocks(store: TokenStore, progress: Optional[Progress]) -> Iterato
             stop = max(begin + 1, int(np.searchsorted(ends, before + _BLOCK_TOKENS, side="right")))
             after = int(ends[stop - 1])
             with read_in_order(shard.tokens):
-                tokens = shard.tokens[before:after].astype(np.int64)
+                tokens = shard.read(before, after).astype(np.int64)
             yield lengths[begin:stop], tokens
             done += after - before
             if progress is not None:

@@ -50,6 +50,7 @@ def inspect_store(
     manifest = store.manifest
     sizes = store.text_bytes if store.num_tokens else None
     formats = ", ".join(dict.fromkeys(shard.format for shard in store.shards))
+    verified = verify_store(store) if verify else None  # before anything of it is used
     known = tokenizer or _tokenizer_of(store)
     counts = count_ids(store, 0 if known is None else known.vocab_size)
     found = {
@@ -77,9 +78,7 @@ def inspect_store(
         "ids": _describe_ids(counts, known),
         "examples": _examples(store, known, seed),
     }
-    if verify:
-        found["verified"] = verify_store(store)
-    return found
+    return found if verified is None else {**found, "verified": verified}
 
 
 def verify_store(store: TokenStore) -> str:
@@ -92,6 +91,11 @@ def verify_store(store: TokenStore) -> str:
         raise DataError(
             f"{store.tokenizer_directory}: is another tokenizer ({own.fingerprint[:12]}) than the one that made the store "
             f"({str(store.tokenizer_fingerprint)[:12]}); copy the store again."
+        )
+    if any("xxh3_blocks" not in entry for entry in store.manifest["shards"]):
+        return (
+            "every file equals its checksum; an earlier steep wrote the store without checksums of its blocks, so a run cannot "
+            "compare them while it reads (prepare the text again to have them)"
         )
     return "every file equals its checksum, and the counts of .bin, .idx and manifest agree"
 
@@ -174,7 +178,7 @@ def count_ids(store: TokenStore, vocab_size: int = 0) -> IdCounts:
         for begin in range(0, len(shard.tokens), step):
             stop = begin + (PIECE_TOKENS if every > 1 else step)
             with read_in_order(shard.tokens):
-                piece = shard.tokens[begin:stop].astype(np.int64)
+                piece = shard.read(begin, stop).astype(np.int64)
             found = np.bincount(piece, minlength=len(counts))
             found[: len(counts)] += counts
             counts = found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from steep.core.errors import DataError
-from steep.core.files import atomic_writer, write_json
+from steep.core.files import atomic_writer, sha256_file, write_json
 from steep.sources.dropped import advice_on_dropped
 from steep.sources.inputs import STANDARD_INPUT
 from steep.store.config import PrepareConfig
@@ -15,6 +16,7 @@ from steep.store.manifest import (
     MANIFEST_FILE,
     REJECTED_FILE,
     SIDECAR_SUFFIX,
+    TOKENIZER_FOLDER,
     add_ledgers,
     make_manifest,
 )
@@ -75,10 +77,18 @@ def finish_store(
         settings=settings,
         ledger=ledger,
         max_token_id=max(shard["max_token_id"] for shard in shards),
+        files=_files_beside_shards(out),
     )  # fmt: skip
     write_json(out / MANIFEST_FILE, manifest)
     shutil.rmtree(preparation.folder)
     return manifest
+
+
+def _files_beside_shards(out: Path) -> dict[str, str]:
+    """Path -> SHA-256 of the lists and of the tokenizer's files."""
+    lists = [path for path in (out / REJECTED_FILE, out / CONTAMINATED_FILE) if path.is_file()]
+    tokenizer = sorted(path for path in (out / TOKENIZER_FOLDER).rglob("*") if path.is_file())
+    return {path.relative_to(out).as_posix(): sha256_file(path) for path in [*lists, *tokenizer]}
 
 
 def _chosen(choice: Choice, ledger: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +23,7 @@ from steep.core.errors import DataError
 from steep.core.files import sha256_file
 from steep.core.fingerprint import fingerprint
 from steep.core.say import Say, tell
+from steep.store.blocks import BlockCheck
 from steep.store.boundaries import largest_id
 from steep.store.detect import as_asked, token_file, token_files
 from steep.store.formats import formats
@@ -34,9 +36,10 @@ from steep.store.manifest import (
     add_ledgers,
     has_manifest,
     read_manifest,
+    remedy,
 )
 from steep.store.shard import Shard, ShardOpener, Unit
-from steep.store.token_file import read_in_order
+from steep.store.token_file import map_of, read_in_order
 from steep.store.writer import SIDECAR_DTYPE, content_hash
 
 SPARE_FILES = 512
@@ -78,7 +81,7 @@ class TokenStore:
         index = bisect_right(self._first_documents, document) - 1
         shard = self.shards[index]
         first = int(shard.starts[document - self._first_documents[index]]) // shard.starts_unit + start
-        out[:] = shard.tokens[first : first + count]
+        out[:] = shard.read(first, first + count)
 
     def document(self, number: int) -> np.ndarray:
         """All tokens of one document: (length,) int64."""
@@ -162,7 +165,8 @@ class TokenStore:
     def _sidecar(self) -> Optional[np.ndarray]:
         if not self.manifest:
             return None
-        return np.concatenate([np.empty(0, SIDECAR_DTYPE), *map(_read_sidecar, self.shards)])
+        sums = [entry["sha256_documents"] for entry in self.manifest["shards"]]
+        return np.concatenate([np.empty(0, SIDECAR_DTYPE), *map(_read_sidecar, self.shards, sums)])
 
     @property
     def tokenizer_directory(self) -> Optional[Path]:
@@ -182,17 +186,9 @@ class TokenStore:
         suffixes = {"sha256_bin": ".bin", "sha256_idx": ".idx", "sha256_documents": SIDECAR_SUFFIX}
         for shard, entry in zip(self.shards, listed, strict=True):
             for key, suffix in suffixes.items():
-                path = shard.prefix.with_name(entry["name"] + suffix)
-                try:
-                    found = sha256_file(path)
-                except OSError as error:
-                    raise DataError(
-                        f"{path}: cannot be read: {error.strerror}. Prepare or copy the store again."
-                    ) from error
-                if found != entry[key]:
-                    raise DataError(
-                        f"{path}: its bytes are not those that {MANIFEST_FILE} lists; prepare or copy it again."
-                    )
+                _check_listed(shard.prefix.with_name(entry["name"] + suffix), entry[key])
+        for name, sha256 in self.manifest.get("files", {}).items():
+            _check_listed(self.path / name, sha256)
         documents, tokens = (sum(entry[key] for entry in listed) for key in ("documents", "tokens"))
         if (documents, tokens) != (self.manifest["documents"], self.manifest["tokens"]):
             raise DataError(
@@ -265,6 +261,7 @@ def join_stores(stores: list[TokenStore]) -> TokenStore:
         "ledger": add_ledgers(manifest["ledger"] for manifest in manifests),
         "sources": [source for manifest in manifests for source in manifest["sources"]],
         "shards": [shard for manifest in manifests for shard in manifest["shards"]],
+        "files": {},  # those of each store are compared when it is opened by itself
     }
     return TokenStore(stores[0].path, shards, joined)
 
@@ -281,7 +278,7 @@ def _open_folder(folder: Path, opener: ShardOpener) -> TokenStore:
     if has_manifest(folder):
         manifest = read_manifest(folder)
         _allow_open_files(len(manifest["shards"]))
-        shards = [_open_listed_shard(folder, entry, opener.unit) for entry in manifest["shards"]]
+        shards = [_open_listed_shard(folder, entry, manifest["dtype"], opener.unit) for entry in manifest["shards"]]
         return TokenStore(folder, shards, manifest)
     if (folder / PREPARE_FOLDER).is_dir():
         raise DataError(
@@ -297,24 +294,47 @@ def _open_folder(folder: Path, opener: ShardOpener) -> TokenStore:
     return TokenStore(folder, shards, {})
 
 
-def _open_listed_shard(folder: Path, entry: dict[str, Any], unit: Unit) -> Shard:
+def _open_listed_shard(folder: Path, entry: dict[str, Any], dtype: str, unit: Unit) -> Shard:
     shard = open_pair(folder / entry["name"], unit)
     if (shard.num_documents, len(shard.tokens)) != (entry["documents"], entry["tokens"]):
         raise DataError(
             f"{shard.prefix}.idx: {shard.num_documents:,} documents and {len(shard.tokens):,} tokens, but {MANIFEST_FILE} "
             f"says {entry['documents']:,} and {entry['tokens']:,}. The store is damaged; prepare or copy it again."
         )
-    return shard
+    if shard.file.dtype != np.dtype(dtype):
+        raise DataError(
+            f"{shard.prefix}.idx: its ids are {shard.file.dtype.name}, and {MANIFEST_FILE} says {dtype}. {remedy(folder)}"
+        )
+    _check_listed(Path(f"{shard.prefix}.idx"), entry["sha256_idx"])
+    content, listed = map_of(shard.tokens), entry.get("xxh3_blocks")
+    if content is None or listed is None:  # an empty shard, or one of an earlier steep
+        return shard
+    return replace(shard, blocks=BlockCheck(shard.path, content, shard.starts_unit, listed, remedy(folder)))
 
 
-def _read_sidecar(shard: Shard) -> np.ndarray:
+def _check_listed(path: Path, sha256: str) -> None:
+    """Raise DataError unless a whole file has the checksum that the manifest lists."""
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Prepare or copy the store again.") from error
+    if found != sha256:
+        raise DataError(f"{path}: its bytes are not those that {MANIFEST_FILE} lists. {remedy(path.parent)}")
+
+
+def _read_sidecar(shard: Shard, sha256: str) -> np.ndarray:
     path = shard.prefix.with_name(shard.prefix.name + SIDECAR_SUFFIX)
+    _check_listed(path, sha256)
     try:
         table = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}. Prepare or copy the store again.") from error
     if table.dtype != SIDECAR_DTYPE or table.shape != (shard.num_documents,):
         raise DataError(f"{path}: does not describe the {shard.num_documents:,} documents of its shard; it is damaged.")
+    if table["text_bytes"].min(initial=0) < 0:
+        raise DataError(
+            f"{path}: document {int(table['text_bytes'].argmin())} has a negative size. {remedy(path.parent)}"
+        )
     return table
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from steep.core.files import sha256_file
 from steep.core.say import Say
 from steep.store import bos_index, boundaries
+from steep.store.blocks import BlockCheck
 from steep.store.boundaries import Boundary
 from steep.store.token_file import TokenFile
 
@@ -41,6 +42,14 @@ class Shard:
     """The token by which the documents were found."""
     index_path: Optional[Path] = None
     """The index that says where documents begin, and represents that in `content`; None: `starts` does."""
+    blocks: Optional[BlockCheck] = None
+    """Compares what is read with its checksums, where there are any."""
+
+    def read(self, first: int, stop: int) -> np.ndarray:
+        """(stop - first,) view of the tokens [first, stop), compared with its checksums. Raises DataError for damage."""
+        if self.blocks is not None:
+            self.blocks.check(first, stop)
+        return self.tokens[first:stop]
 
     @property
     def path(self) -> Path:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Optional
 
 import numpy as np
 
@@ -82,10 +82,8 @@ class TokenFile:
 @contextlib.contextmanager
 def read_in_order(tokens: np.ndarray) -> Iterator[None]:
     """While the block runs, read-ahead is on for what `map_tokens` returned."""
-    content = tokens.base
-    if isinstance(content, memoryview):
-        content = content.obj  # type: ignore[assignment]
-    if not isinstance(content, mmap.mmap):
+    content = map_of(tokens)
+    if content is None:
         yield
         return
     _advise(content, "MADV_SEQUENTIAL")
@@ -93,6 +91,14 @@ def read_in_order(tokens: np.ndarray) -> Iterator[None]:
         yield
     finally:
         _advise(content, "MADV_RANDOM")
+
+
+def map_of(tokens: np.ndarray) -> Optional[mmap.mmap]:
+    """The memory map behind what `map_tokens` returned; None for an empty file, which has none."""
+    content = tokens.base
+    if isinstance(content, memoryview):
+        content = content.obj  # type: ignore[assignment]
+    return content if isinstance(content, mmap.mmap) else None
 
 
 def _advise(content: mmap.mmap, advice: str) -> None:

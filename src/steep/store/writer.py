@@ -19,6 +19,7 @@ from steep.core.arrays import write_array
 from steep.core.errors import DataError
 from steep.core.file_errors import NO_SPACE
 from steep.core.files import atomic_writer, sha256_file
+from steep.store.blocks import BlockSums
 from steep.store.formats.megatron import write_index
 from steep.store.manifest import SIDECAR_SUFFIX
 from steep.tokenizer.encode import EncodedTexts
@@ -39,6 +40,7 @@ class ShardWriter:
         self._file = bin_file
         self.digest = hashlib.sha256()
         """SHA-256 of what was written to .bin so far."""
+        self.block_sums = BlockSums()
         self.dtype = dtype
         self.lengths = array("q")
         self.text_bytes = array("q")
@@ -81,6 +83,7 @@ class ShardWriter:
         raw = np.ascontiguousarray(tokens, dtype=self.dtype).view(np.uint8).data
         self._file.write(raw)
         self.digest.update(raw)
+        self.block_sums.update(raw)
 
 
 @contextlib.contextmanager
@@ -107,6 +110,7 @@ def describe_shard(folder: Path, name: str, writer: ShardWriter) -> dict[str, An
         "tokens": writer.num_tokens,
         "bytes": writer.num_tokens * writer.dtype.itemsize,
         "sha256_bin": writer.digest.hexdigest(),
+        "xxh3_blocks": writer.block_sums.listed(),
         "sha256_idx": sha256_file(folder / f"{name}.idx"),
         "sha256_documents": sha256_file(folder / f"{name}{SIDECAR_SUFFIX}"),
     }
