@@ -24,7 +24,8 @@ import pyarrow.parquet
 import pytest
 
 from steep.cli.main import run
-from steep.core.errors import DataError
+from steep.core.errors import DataError, ModelError
+from steep.models.reference import base_reference
 from steep.sources.config import SourceConfig
 from steep.store.config import PrepareConfig
 from steep.store.prepare import prepare_sources
@@ -634,3 +635,14 @@ def test_standard_input_is_read_and_continued(tokenizer_folder: Path, tmp_path: 
 def test_the_table_is_as_long_as_promised() -> None:
     assert len(RECORDS) + len(TEXTS) + len(FILES) + len(SPECIAL) >= 60
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_adapters_that_are_the_base_of_each_other_are_refused(tmp_path: Path) -> None:
+    for one, other in (("a", "b"), ("b", "a"), ("alone", "alone")):
+        (tmp_path / one).mkdir()
+        settings = {"base_model_name_or_path": str(tmp_path / other), "peft_type": "LORA"}
+        (tmp_path / one / "adapter_config.json").write_text(json.dumps(settings))
+        (tmp_path / one / "adapter_model.safetensors").write_bytes(b"")
+    for name in ("a", "alone"):
+        with pytest.raises(ModelError, match="leads back to itself"):
+            base_reference(tmp_path / name)

@@ -95,7 +95,18 @@ def base_reference(folder: Path) -> tuple[str, str | None]:
     base, revision = named_base(folder)
     if is_gone(base):
         raise ModelError(gone_base(folder, base))
+    _refuse_circle(folder, base)
     return base, revision
+
+
+def _refuse_circle(folder: Path, base: str) -> None:
+    """Raises ModelError where adapters are the base of each other, or one of itself."""
+    seen, path = [folder.resolve()], resolve_reference(base)
+    while path is not None and (path / ADAPTER_CONFIG).is_file():
+        if path.resolve() in seen:
+            raise ModelError(f"{folder} holds an adapter that leads back to itself as its own base, by way of {path}")
+        seen.append(path.resolve())
+        path = resolve_reference(named_base(path)[0])
 
 
 def is_gone(reference: str) -> bool:
