@@ -43,14 +43,34 @@ def hash_files(paths: list[Path], memory: Optional[Path] = None) -> list[HashedF
             OSError, ValueError
         ):  # not there or damaged: everything is hashed again, and it is rewritten
             known = read_json(memory)
-    with ThreadPoolExecutor() as pool:
-        entries = list(pool.map(lambda path: _entry(path, known), paths))
-    found = {os.path.realpath(path): entry for path, entry in zip(paths, entries, strict=True)}
+    names = _real_paths(paths)
+    entries = [_known_entry(path, known.get(name)) for path, name in zip(paths, names, strict=True)]
+    missing = [number for number, entry in enumerate(entries) if entry is None]
+    with (
+        ThreadPoolExecutor() as pool
+    ):  # threads only for what is hashed: 200,000 known files would cost more there than here
+        for number, entry in zip(missing, pool.map(lambda number: _new_entry(paths[number]), missing), strict=True):
+            entries[number] = entry
+    found = {name: entry for name, entry in zip(names, entries, strict=True) if entry is not None}
     if memory is not None and any(known.get(path) != entry for path, entry in found.items()):
         with contextlib.suppress(OSError):  # a cache that is only read: next time they are hashed again
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_json(memory, {**known, **found})
-    return [HashedFile(entry["sha256"], entry["size"], entry["modified"]) for entry in entries]
+    hashed = (found[name] for name in names)
+    return [HashedFile(entry["sha256"], entry["size"], entry["modified"]) for entry in hashed]
+
+
+def _real_paths(paths: list[Path]) -> list[str]:
+    """As os.path.realpath gives, which looks at every folder of a path: here each folder is resolved once."""
+    folders: dict[str, str] = {}
+    found = []
+    for path in map(str, paths):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        is_plain = name not in ("", "..", ".") and not os.path.islink(path)
+        found.append(os.path.join(folders[folder], name) if is_plain else os.path.realpath(path))
+    return found
 
 
 def check_unchanged(path: Path, size: int, modified: int) -> None:
@@ -64,15 +84,23 @@ def check_unchanged(path: Path, size: int, modified: int) -> None:
         )
 
 
-def _entry(path: Path, known: dict[str, Any]) -> dict[str, Any]:
+def _known_entry(path: Path, before: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
+    """What is remembered of a file, if it is still that of the file as it is now."""
+    if not isinstance(before, dict):
+        return None
     with reading(path):
         state = os.stat(path)
-        identity = {"inode": state.st_ino, "size": state.st_size, "modified": state.st_mtime_ns}
-        before = known.get(os.path.realpath(path), {})
-        settled = before.get("hashed", 0) - state.st_mtime_ns > SETTLED_NANOSECONDS
-        if settled and all(before.get(key) == value for key, value in identity.items()):
-            return before
+    identity = (state.st_ino, state.st_size, state.st_mtime_ns)
+    settled = before.get("hashed", 0) - state.st_mtime_ns > SETTLED_NANOSECONDS
+    same = settled and (before.get("inode"), before.get("size"), before.get("modified")) == identity
+    return before if same else None
+
+
+def _new_entry(path: Path) -> dict[str, Any]:
+    with reading(path):
+        state = os.stat(path)
         hashed = time.time_ns()
         sha256 = sha256_file(path)
         check_unchanged(path, state.st_size, state.st_mtime_ns)
+        identity = {"inode": state.st_ino, "size": state.st_size, "modified": state.st_mtime_ns}
         return {**identity, "hashed": hashed, "sha256": sha256}
