@@ -8,10 +8,12 @@ Source: Ollama's docs/modelfile.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steep.core.errors import ModelError
 from steep.core.say import Say
 
 RAW_TEMPLATE = "{{ .Prompt }}"
@@ -110,6 +112,33 @@ SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "m
 """transformers' name -> Ollama's."""
 
 
+def number(value: Any, name: str) -> str:
+    """A sampling setting as Ollama reads it. Raises ModelError for what is no number: its text could be a line of its own."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ModelError(
+            f"generation_config.json sets {name} to {value!r:.80}, and a number is needed; correct it or delete it"
+        )
+    return repr(value)
+
+
+def quoted(text: str) -> str:
+    """A text of a stranger's tokenizer on one line, in quotes. Raises ModelError for one that would end either."""
+    if '"' in text or any(ord(letter) < 32 for letter in text):
+        raise ModelError(
+            f"{text!r:.80} ends a text, and a Modelfile cannot hold it: it has a quote or a control character"
+        )
+    return f'"{text}"'
+
+
+def block(text: str) -> str:
+    """A text of several lines, in three quotes. Raises ModelError for one that would end them."""
+    if '"""' in text or text.endswith('"'):
+        raise ModelError(
+            'the chat template or its system message has """ in it or ends with a quote; a Modelfile cannot hold that'
+        )
+    return f'"""{text}"""'
+
+
 def modelfile(
     weights: str,
     hf_tokenizer: Any,
@@ -124,15 +153,15 @@ def modelfile(
     """
     found = find_chat_family(hf_tokenizer)
     template = RAW_TEMPLATE if found is None else found[1].go_template()
-    lines = [f"FROM ./{weights}", f'TEMPLATE """{template}"""']
+    lines = [f"FROM ./{weights}", f"TEMPLATE {block(template)}"]
     stops = [hf_tokenizer.convert_ids_to_tokens(number) for number in eos_ids]
     if found is not None:
         system = default_system(hf_tokenizer, found[1])
-        lines += [f'SYSTEM """{system}"""'] if system else []
+        lines += [f"SYSTEM {block(system)}"] if system else []
         stops.append(found[1].turns["assistant"][1].strip())
-    lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops) if stop]
+    lines += [f"PARAMETER stop {quoted(stop)}" for stop in dict.fromkeys(stops) if stop]
     lines += [
-        f"PARAMETER {theirs} {generation[ours]}"
+        f"PARAMETER {theirs} {number(generation[ours], ours)}"
         for ours, theirs in SAMPLING.items()
         if generation.get(ours) is not None
     ]
