@@ -115,6 +115,20 @@ def test_overwrite_replaces_an_export_and_nothing_else(run: Path, tmp_path: Path
     assert (folder / "thesis.docx").exists()
 
 
+@pytest.mark.parametrize("error", [ModelError, KeyboardInterrupt])
+def test_an_export_that_fails_or_is_interrupted_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def verify(task: object, folder: Path, expected: object) -> None:
+        assert (folder / "model.safetensors").is_file()
+        raise error
+
+    monkeypatch.setattr("steep.exporters.formats.hf.verify", verify)
+    with pytest.raises(error):
+        steep.export(str(run), out=tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,13 +1,15 @@
 """Files that are either whole or absent: written under a temporary name, fsynced, renamed.
 
 A reader never sees half a file, and a process killed at any moment leaves the previous version in place. A kill can leave
-files behind whose names start with `TEMPORARY_PREFIX`; `remove_leftovers` deletes them.
+files behind whose names start with `TEMPORARY_PREFIX`; `remove_leftovers` deletes them. `atomic_folder` does the same
+for folders.
 Weakness: on a file system without atomic rename (some FUSE mounts) none of this is guaranteed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from steep.core.errors import DamagedFileError
+from steep.core.lock import is_alive
 
 TEMPORARY_PREFIX = ".partial-"
 
@@ -47,6 +50,31 @@ def atomic_writer(
         raise
     if sync_folder:
         sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The name of a folder to make, which becomes `path` when the block ends without an exception, and is removed otherwise.
+
+    It replaces a folder at `path`. What killed processes left of earlier attempts is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    for leftover in path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(path.name)}"):
+        owner = leftover.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]
+        # In a container the process that was killed may have had this one's number.
+        if leftover == temporary or (owner.isdigit() and not is_alive(int(owner))):
+            shutil.rmtree(leftover)
+    try:
+        yield temporary
+        sync_directory(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -91,7 +91,7 @@ class FileLock:
 
     def _is_current(self, owner: bytes) -> bool:
         """Whether the file names a living process, not nobody yet or one that was killed while it had the lock."""
-        return owner.isdigit() and _is_alive(int(owner))
+        return owner.isdigit() and is_alive(int(owner))
 
     def _is_in_place(self, descriptor: int) -> bool:
         """Whether the locked file is still the one under this path."""
@@ -161,10 +161,11 @@ def is_stale(owner: dict[str, Any]) -> bool:
         return False
     if owner["boot_id"] != _boot_id():
         return True
-    return owner["pid"] == os.getpid() or not _is_alive(owner["pid"])
+    return owner["pid"] == os.getpid() or not is_alive(owner["pid"])
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this host."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

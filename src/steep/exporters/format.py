@@ -131,5 +131,5 @@ def check_ids(task: ExportTask, found: Sequence[Answers], questions: Questions) 
             f"{', '.join(different)}. In {name!r} token {at + 1} is {other} and not {one}"
         )
         if answers is found[-1]:
-            raise ModelError(f"{told}. The files are kept until the next export; do not serve them.")
+            raise ModelError(f"{told}. Nothing was written.")
         task.say(told)

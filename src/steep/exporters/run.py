@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from steep.core.errors import ConfigError, DataError, ModelError, SteepError
-from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
+from steep.core.files import atomic_folder
 from steep.core.public import public
 from steep.core.say import Say, say_nothing, tell
 from steep.core.units import format_bytes
@@ -105,21 +104,9 @@ def export(
         folder = Path(out) if out is not None else _default_folder(task.loaded, to, quantize)
         check_replaceable(folder, overwrite, exporter.ENDINGS)
         ask_trained(task)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Exports that were killed leave such folders behind.
-        for leftover in folder.parent.glob(f"{TEMPORARY_PREFIX}*-{folder.name}"):
-            shutil.rmtree(leftover)
-        temporary = temporary_path(folder)
-        try:
+        with atomic_folder(folder) as temporary:
             expected = exporter.write(task, temporary)
             parities = exporter.verify(task, temporary, expected)
-        except BaseException:  # Ctrl-C too; what SIGKILL leaves is removed by the next export
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(temporary, folder)
-    sync_directory(folder.parent)
     return ExportResult(
         path=folder,
         dtype=quantize or task.dtype,

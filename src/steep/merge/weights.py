@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steep.checkpoint.load import verified_reference
 from steep.core.errors import ConfigError, ModelError
-from steep.core.files import read_object, sync_directory, temporary_path, write_json, write_text
+from steep.core.files import atomic_folder, read_object, write_json, write_text
 from steep.core.say import Say
 from steep.evaluation.loaded_model import note_adapter_merge
 from steep.evaluation.model_reference import run_of
@@ -201,24 +201,20 @@ def write_model(
     Raises ConfigError if `out` exists.
     """
     folder = require_free(out)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(folder)
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    temporary.mkdir()
-    for path in sorted(files_from.iterdir()):
-        if path.is_file() and path.suffix not in NOT_COPIED and path.name != INDEX:
-            shutil.copyfile(path, temporary / path.name)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS, {"format": "pt"})
-    if config_from is not None:
-        shutil.copyfile(config_from / "config.json", temporary / "config.json")
-    config = read_object(temporary / "config.json")
-    floats = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(floats) == 1:
-        config.pop("torch_dtype", None)
-        write_json(temporary / "config.json", {**config, "dtype": floats.pop()})
-    write_text(temporary / "README.md", card)
-    finish(temporary)
-    os.replace(temporary, folder)
-    sync_directory(folder.parent)
+    with atomic_folder(folder) as temporary:
+        temporary.mkdir()
+        for path in sorted(files_from.iterdir()):
+            if path.is_file() and path.suffix not in NOT_COPIED and path.name != INDEX:
+                shutil.copyfile(path, temporary / path.name)
+        weights = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(weights, temporary / WEIGHTS, {"format": "pt"})
+        if config_from is not None:
+            shutil.copyfile(config_from / "config.json", temporary / "config.json")
+        config = read_object(temporary / "config.json")
+        floats = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
+        if len(floats) == 1:
+            config.pop("torch_dtype", None)
+            write_json(temporary / "config.json", {**config, "dtype": floats.pop()})
+        write_text(temporary / "README.md", card)
+        finish(temporary)
     return folder

@@ -13,7 +13,6 @@ import glob
 import itertools
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Optional
 import numpy as np
 
 from steep.core.errors import ConfigError, DataError
-from steep.core.files import TEMPORARY_PREFIX, sync_directory, temporary_path
+from steep.core.files import atomic_folder
 from steep.core.say import say_nothing
 from steep.core.units import counted
 from steep.store.formats import WritableFormat, writable_formats
@@ -63,20 +62,13 @@ def write_format(
         raise ConfigError(f"shard_tokens={shard_tokens:,}: give a number from 1 to 2,147,483,647.")
     out = Path(out)
     _check_out(out, name, overwrite)
-    _remove_abandoned(out)
     layout = _make_layout(store, format, writable, eos_id, bos_id)
     written = _Counted()
-    temporary = temporary_path(out)
-    try:
-        with disk_errors(out):
-            temporary.mkdir(parents=True)
-            documents = _arranged(_document_blocks(store, progress), layout, written)
-            names = _write_shards(documents, temporary / name, writable, layout.dtype, shard_tokens)
-            _read_back(store, [temporary / file for file in names], format, layout, written)
-            sync_directory(temporary)
-        _move(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(out), atomic_folder(out) as temporary:
+        temporary.mkdir()
+        documents = _arranged(_document_blocks(store, progress), layout, written)
+        names = _write_shards(documents, temporary / name, writable, layout.dtype, shard_tokens)
+        _read_back(store, [temporary / file for file in names], format, layout, written)
     return [out / file for file in names]
 
 
@@ -259,27 +251,3 @@ def _check_out(out: Path, name: str, overwrite: bool) -> None:
         raise DataError(
             f"{out}: already holds {counted(len(others), 'file')}, for example {(foreign or others)[0]}. {remedy}"
         )
-
-
-def _remove_abandoned(out: Path) -> None:
-    """Delete what killed processes left behind of earlier attempts at `out`."""
-    for path in out.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(out.name)}"):
-        owner = path.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]
-        if path.is_dir() and owner.isdigit() and not _is_running(int(owner)):
-            shutil.rmtree(path)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, PermissionError) as error:  # gone, or another user's
-        return isinstance(error, PermissionError)
-    return True
-
-
-def _move(temporary: Path, out: Path) -> None:
-    if out.is_dir():
-        for path in out.iterdir():
-            path.unlink()
-    os.replace(temporary, out)
-    sync_directory(out.parent)

@@ -8,14 +8,13 @@ holds no new token keeps its ids.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
 from steep.core.errors import ConfigError, DataError, ModelError
-from steep.core.files import temporary_path
+from steep.core.files import atomic_folder
 from steep.core.public import Readable, public
 from steep.sources.inputs import read_texts
 from steep.tokenizer.bpe import (
@@ -111,14 +110,9 @@ def _write(tokenizer: Any, extended: Any, out: Path) -> None:
     names = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     wrapped: Any = PreTrainedTokenizerFast(tokenizer_object=extended, **names)
     wrapped.chat_template = getattr(tokenizer, "chat_template", None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(out)
-    try:
+    with atomic_folder(out) as temporary:
         wrapped.save_pretrained(temporary)
         _check(tokenizer, extended, load_hf_tokenizer(str(temporary)))
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # still there only if it was refused or interrupted
 
 
 def _check(tokenizer: Any, extended: Any, again: Any) -> None:
