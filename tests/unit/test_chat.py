@@ -73,8 +73,21 @@ def test_the_oldest_turns_make_room_and_it_is_said(tokenizer: Any) -> None:
         talk.answered("some more")
     assert said
     assert all("no longer fit" in line for line in said)
+    expected = conversation(tokenizer, TEMPLATE, 40, []).ask("short")
+    talk.forget()
     with pytest.raises(ModelError, match="there is room for 40; shorten it"):
         talk.ask("word " * 60)
+    assert talk.ask("short") == expected  # what was refused is no turn
+
+
+def test_a_template_that_refuses_a_system_message_is_explained(tokenizer: Any) -> None:
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
+    )
+    talk = conversation(tokenizer, template, None, [], system="Be brief.")
+    with pytest.raises(ModelError, match="does not take a --system message: System role not supported"):
+        talk.ask("one")
+    assert conversation(tokenizer, template, None, []).ask("one")
 
 
 def test_the_command_completes_and_leaves(tmp_path: Path, tokenizer: Any) -> None:

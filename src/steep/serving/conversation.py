@@ -1,7 +1,7 @@
-"""What is said so far, as the ids that a model continues. In: a tokenizer of transformers, turns. Out: ids.
+"""What has been said so far, as the ids that a model continues. In: a tokenizer of transformers, turns. Out: ids.
 
 A model with a chat template talks: its template writes the turns, roles and markers. One without completes: each text is
-continued by itself, as in pretraining. Where the turns fill the model's positions, the oldest are left out, and it is said.
+continued by itself, as in pretraining. Where the turns fill the model's positions, the oldest are left out, and a line says so.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ class Conversation:
         return bool(getattr(self._hf_tokenizer, "chat_template", None))
 
     def ask(self, text: str) -> list[int]:
-        """The ids that the model continues to answer `text`. Raises ModelError if even `text` alone leaves no room."""
+        """The ids that the model continues to answer `text`.
+
+        Raises ModelError if even `text` alone leaves no room, or the template refuses the turns; then nothing has been said.
+        """
         if not self.talks:
             return self._within(self._plain(text))
-        self._turns.append({"role": "user", "content": text})
-        left_out = 0
-        while len(ids := self._templated()) > (self._room_tokens or len(ids)) and len(self._turns) > 1:
-            left_out += 2
-            self._turns = self._turns[2:]
-        if left_out:
+        turns = [*self._turns, {"role": "user", "content": text}]
+        while not self._fits(ids := self._templated(turns)) and len(turns) > 1:
+            turns = turns[2:]
+        ids = self._within(ids)
+        if left_out := len(self._turns) + 1 - len(turns):
             self._say(f"(the first {left_out} messages no longer fit into the model's positions and are left out)")
-        return self._within(ids)
+        self._turns = turns
+        return ids
 
     def answered(self, text: str) -> None:
         """Take the model's answer as its turn."""
@@ -52,10 +55,16 @@ class Conversation:
         """Begin anew, with the system message."""
         self._turns.clear()
 
-    def _templated(self) -> list[int]:
-        text = self._hf_tokenizer.apply_chat_template(
-            [*self._system, *self._turns], tokenize=False, add_generation_prompt=True
-        )
+    def _templated(self, turns: list[dict[str, str]]) -> list[int]:
+        from jinja2 import TemplateError  # transformers imports it for a template alone
+
+        try:
+            text = self._hf_tokenizer.apply_chat_template(
+                [*self._system, *turns], tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            roles = "a --system message" if self._system else "these messages"
+            raise ModelError(f"the model's chat template does not take {roles}: {error}") from error
         # The template has written every special token itself.
         ids: list[int] = self._hf_tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
@@ -66,8 +75,11 @@ class Conversation:
             ids = [self._tokenizer.bos_id, *ids]
         return ids
 
+    def _fits(self, ids: list[int]) -> bool:
+        return self._room_tokens is None or len(ids) <= self._room_tokens
+
     def _within(self, ids: list[int]) -> list[int]:
-        if self._room_tokens is not None and len(ids) > self._room_tokens:
+        if not self._fits(ids):
             raise ModelError(
                 f"this text has {len(ids):,} tokens and there is room for {self._room_tokens:,}; shorten it"
             )
