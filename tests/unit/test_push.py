@@ -49,7 +49,7 @@ class Hub(BaseHTTPRequestHandler):
             known = self.headers.get("Authorization") == "Bearer hf_right"
             self.answer({"name": "ada", "type": "user"} if known else {"error": "Invalid token"}, 200 if known else 401)
         else:
-            self.answer({"id": "ada/tiny", "sha": "0" * 40, "siblings": []})
+            self.answer({"id": "ada/tiny", "sha": "0" * 40, "siblings": [], "private": self.server.private})
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
@@ -80,6 +80,8 @@ class Hub(BaseHTTPRequestHandler):
                 {"oid": each["oid"], "size": each["size"], "actions": {"upload": {"href": f"{address}/large/{each['oid']}"}}}
                 for each in objects
             ]})  # fmt: skip
+        elif "/commit/" in self.path and self.server.breaks:
+            self.close_connection = True
         elif "/commit/" in self.path:
             for line in map(json.loads, body.splitlines()):
                 value = line["value"]
@@ -98,6 +100,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.files, server.large, server.repositories, server.messages = {}, {}, [], []
+    server.private, server.breaks = True, False
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -140,9 +143,29 @@ def test_an_export_arrives_byte_for_byte_in_a_private_repository(folder: Path, h
     )
     assert {"branch": "trial"} in hub.repositories
     assert hub.messages == ["first"]
-    assert "ada pushes" in done.stderr
+    assert "to ada/tiny (private)" in done.stderr
     assert "/ada/tiny/commit/1" in done.stdout
     assert "hf_right" not in done.stdout + done.stderr
+
+
+def test_a_public_repository_that_is_there_is_asked_for(folder: Path, hub: Any) -> None:
+    hub.private = False  # whatever is asked for: a repository stays what it is
+    done = push(folder, hub)
+    assert done.returncode == 2
+    assert "ada/tiny is public: give --public" in done.stderr
+    assert not hub.files
+    done = push(folder, hub, "--public")
+    assert done.returncode == 0, done.stderr
+    assert "to ada/tiny (public)" in done.stderr
+    assert hub.messages == ["export, exported by steep"]
+
+
+def test_a_connection_that_breaks_is_an_error_and_no_traceback(folder: Path, hub: Any) -> None:
+    hub.breaks = True
+    done = push(folder, hub)
+    assert done.returncode == 1
+    assert "error: ada/tiny: the upload failed (" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_wrong_login_is_refused_before_anything_is_made(folder: Path, hub: Any) -> None:

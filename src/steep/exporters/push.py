@@ -53,30 +53,44 @@ def push(
     made if it is not there, private unless `public`. revision: a branch, made if it is not there; default main. dtype: as for
     `steep.export`. message: of the commit. say: called with each remark. The hub is that of HF_ENDPOINT, the login that of
     `hf auth login` or HF_TOKEN. Raises ConfigError where the hub does not answer or does not know the login, before anything
-    is exported.
+    is exported, and for a public repository without `public`; ModelError if the upload fails.
     """
     from huggingface_hub import HfApi  # a network client
-    from huggingface_hub.errors import HfHubHTTPError
 
     check_repository(repository)
     api = HfApi()
     user = logged_in(api)
     folder = exported(model, dtype, say)
-    say(f"{user} pushes {folder} to {repository} ({'public' if public else 'private'})")
     try:
         api.create_repo(repository, private=not public, exist_ok=True)
+        is_public = api.repo_info(repository).private is False
+        if is_public and not public:
+            raise ConfigError(
+                f"{repository} is public: give --public to upload to it, or the name of another repository"
+            )
+        say(f"{user} pushes {folder} to {repository} ({'public' if is_public else 'private'})")
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=folder,
             revision=revision,
-            commit_message=message or f"{folder.name} by steep",
+            commit_message=message or f"{Path(os.fspath(model)).resolve().name}, exported by steep",
         )
-    except HfHubHTTPError as error:
-        raise ModelError(f"{repository}: the hub refused the upload ({first_line(error)})") from error
+    except hub_errors() as error:
+        raise ModelError(
+            f"{repository}: the upload failed ({first_line(error)}); the same command tries it again"
+        ) from error
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return PushResult(repository, str(commit.commit_url), folder, size)
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises for an answer that refuses, and for a connection that fails."""
+    from huggingface_hub.errors import HfHubHTTPError  # as above
+
+    # Connections fail with errors of httpx, a package that has had several names; HfHubHTTPError is made of its base class.
+    return (OSError, next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"))
 
 
 def check_repository(repository: str) -> None:
@@ -93,13 +107,11 @@ def check_repository(repository: str) -> None:
 
 def logged_in(api: Any) -> str:
     """The name of the login of an HfApi. Raises ConfigError where the hub does not answer, or there is none."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError  # as above
-
     if reason := hub_silence():
         raise ConfigError(f"nothing can be pushed: {reason}")
     try:
         return str(api.whoami()["name"])
-    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
+    except hub_errors() as error:
         raise ConfigError(
             f"the hub does not know you ({first_line(error)}): run `hf auth login`, or set HF_TOKEN to a token that may write"
         ) from None
@@ -115,7 +127,6 @@ def exported(model: Reference, dtype: str | None, say: Say) -> Path:
     if dtype is not None:
         raise ConfigError(f"--dtype {dtype}: {model} is exported already; leave it out, or give the run")
     if not (path / "README.md").is_file():
-        raise ConfigError(
-            f"{model} has no model card (README.md): give the run {run_of(path) or ''}, or write one".replace("  ", " ")
-        )
+        run = run_of(path)
+        raise ConfigError(f"{model} has no model card (README.md): write one, or give {run or 'the run'}")
     return path
