@@ -108,12 +108,12 @@ TRAIN_METRICS: tuple[Metric, ...] = (
     Metric("balance_loss", "1", "mean", "Mixtures of experts: the balancing loss, mean over tokens and layers, without its "
            "coefficient: 1 where all experts get the same, the number of experts where one gets everything.",
            lambda value: f"{value:.3f}", 1.042, "balance "),
-    Metric("expert_load_max", "1", "max", "Mixtures of experts: the tokens of the expert that got most, over an even share; "
-           "of all layers.", lambda value: f"{value:.2f}", 1.83, "busiest "),
-    Metric("expert_load_min", "1", "max", "The same of the expert that got fewest; 0 for one without a token.",
+    Metric("expert_load_max", "1", "max", "Mixtures of experts: the tokens of the busiest expert of all layers, divided by "
+           "an even share.", lambda value: f"{value:.2f}", 1.83, "busiest "),
+    Metric("expert_load_min", "1", "max", "The same for the expert that got the fewest; 0 for one without a token.",
            lambda value: f"{value:.2f}", 0.41, "idlest "),
-    Metric("expert_entropy", "ratio 0-1", "mean", "Mixtures of experts: entropy of the shares of the experts over that of "
-           "even shares, mean over layers.", lambda value: f"{value:.3f}", 0.987, "entropy "),
+    Metric("expert_entropy", "ratio 0-1", "mean", "Mixtures of experts: entropy of the shares of the experts, divided by "
+           "that of even shares; mean over layers.", lambda value: f"{value:.3f}", 0.987, "entropy "),
     Metric("time", "s since 1970", "max", "Unix time when the line was written.", lambda value: f"{value:.0f}", 1.78e9),
 )  # fmt: skip
 
@@ -178,8 +178,8 @@ def reference_markdown() -> str:
             "also `loss_by_source`: for each source with a label token in the step, `nats_per_token` (mean over its label "
             "tokens) and `label_tokens` (their number). `loss` is the mean of the sources weighted by `label_tokens`. Of a "
             "mixture of experts also `experts_by_layer` (for each layer `balance_loss`, `load_max`, `load_min` and `entropy`) "
-            "and, in every n-th line of a large model, `expert_load`: for each layer the load of every expert, its tokens over "
-            "an even share |",
+            "and, in every n-th line of a large model, `expert_load`: for each layer the load of every expert, its tokens "
+            "divided by an even share |",
             f"| `evaluate` | `text` (name of the held-out text), "
             f"{', '.join(f'`{metric.name}`' for metric in EVALUATE_METRICS)}, `tokens` (those predicted), `documents`, "
             "`text_bytes`, `part_nats` (see below) |",

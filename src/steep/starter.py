@@ -51,7 +51,7 @@ class InitResult(Readable):
 
     def to_text(self) -> str:
         """For people."""
-        return f"wrote {self.path} and {self.schema}, by which an editor checks it\nnext: steep plan {self.path}"
+        return f"wrote {self.path} and {self.schema}, for editors to check it against\nnext: steep plan {self.path}"
 
 
 @public
@@ -200,7 +200,7 @@ def _learning(settings: Settings, parameters: Optional[float], batch: int) -> st
         rate = "of an adapter, ten times that of a whole model"
         lines += [
             "adapter: {type: lora}   # rank 128 on all linear layers, by the recipe. The whole model learns more and forgets",
-            f"                        # more: remove this line, set the rate to 1e-5, and have {whole} of memory for it",
+            f"                        # more: for it remove this line, set the rate to 1e-5, and have {whole} of memory",
             "",
         ]
     lines += [

@@ -66,7 +66,7 @@ def test_the_merged_experts_score_what_training_scored_and_what_peft_computes(tr
     from peft import PeftModel
 
     result, mapping, output = trained
-    assert "and 4 stacks of experts" in output
+    assert "and 4 tensors of stacked experts" in output
     ours = load_model(ModelConfig(pretrained=str(result.run_directory)))
     base = AutoModelForCausalLM.from_pretrained(mapping["model"]["pretrained"])
     untrained = logits(base)

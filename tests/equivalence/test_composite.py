@@ -94,8 +94,8 @@ def test_the_whole_model_is_trained_on_text_resumed_and_exported(
     run = train(load_run_config(mapping=mapping), stream=said).run_directory
     frozen = [line for line in said.getvalue().splitlines() if line.startswith("frozen: ")]
     assert len(frozen) == 1
-    assert "text trains the language model alone" in frozen[0]
-    assert "text trains the language model alone" in str(steep.plan(mapping))
+    assert "text trains only the language model" in frozen[0]
+    assert "text trains only the language model" in str(steep.plan(mapping))
     mapping["train"]["steps"] = 3
     train(load_run_config(mapping=mapping), stream=io.StringIO())
     assert len(losses(run)) == 3

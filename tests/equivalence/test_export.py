@@ -151,6 +151,6 @@ def test_nf4_that_this_cpu_cannot_run_is_refused_before_any_work(
 ) -> None:
     functional = pytest.importorskip("bitsandbytes.functional", reason="the extra quant is not installed")
     monkeypatch.setattr(functional, "has_avx512bf16", lambda: True)
-    with pytest.raises(ModelError, match="multiple of 64; this model has 12 others, for example q_proj of 32"):
+    with pytest.raises(ModelError, match="multiple of 64; this model has 12 others, such as q_proj of 32"):
         steep.export(str(run), out=tmp_path / "nf4", quantize="nf4")
     assert list(tmp_path.iterdir()) == []

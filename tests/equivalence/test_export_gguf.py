@@ -182,7 +182,7 @@ def test_a_family_that_only_llama_cpp_reads_is_refused_without_it(
     monkeypatch.delenv("STEEP_LLAMA_CPP_PYTHON", raising=False)
     monkeypatch.setattr(gguf, "llama_cpp_python", lambda given: given)
     for name in BY_LLAMA_CPP_ALONE:
-        with pytest.raises(ConfigError, match="verified by llama.cpp alone, which was not found: pip install"):
+        with pytest.raises(ConfigError, match="verified only by llama.cpp, which was not found: pip install"):
             steep.export(models[name], to="gguf", out=tmp_path / "out")
 
 
@@ -275,7 +275,7 @@ def test_what_cannot_be_is_refused(models: dict[str, Path], tmp_path: Path) -> N
     bloom.save_pretrained(tmp_path / "bloom")  # type: ignore[operator]
     for file in models["llama"].glob("tokenizer*"):
         (tmp_path / "bloom" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ModelError, match="no gguf format of bloom"):
+    with pytest.raises(ModelError, match="no gguf file of bloom"):
         steep.export(tmp_path / "bloom", to="gguf", out=tmp_path / "out")
 
 

@@ -34,17 +34,17 @@ def loaded(folder: Path, **settings: Any) -> Any:
         (
             {"temperature": 0.6, "top_p": 0.9},
             {"temperature": 0.6, "top_p": 0.9, "do_sample": True},
-            "do_sample is true now, since temperature and top_p mean sampling",
+            "do_sample set to true, since temperature and top_p mean sampling",
         ),
         ({"temperature": 0.6, "do_sample": False}, {}, "temperature removed, since do_sample is false"),
         ({"temperature": 0.0, "top_p": 0.5}, {}, "temperature 0 means the likeliest token"),
         (
             {"top_k": 40, "length_penalty": 2.0},
             {"top_k": 40, "do_sample": True},
-            "there is one beam; do_sample is true",
+            "there is one beam; do_sample set to true",
         ),
         ({"early_stopping": True}, {}, "early_stopping removed, since there is one beam"),
-        ({"pad_token_id": -1}, {}, "pad_token_id -1 is removed"),
+        ({"pad_token_id": -1}, {}, "pad_token_id -1 removed"),
     ],
 )
 def test_a_contradiction_is_mended_and_said(

@@ -48,7 +48,7 @@ def test_the_rates_tried_are_the_labels_of_the_picture() -> None:
     found = LearningRates(3e-4, None, "", {"own": 3.0}, trials, ["own"], 6, Path("lr_find.json"))
     figure = rates_plot(found, "manuals")
     [axes] = figure.axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0001", "0.0003", "0.001\nran away"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0001", "0.0003", "0.001\ndiverged"]
     assert not axes.xaxis.get_minorticklocs().size
     assert figure.get_suptitle() == "manuals: learning rates after 6 steps"
     assert {line.get_label() for line in axes.lines} == {"own", "own, base", "proposed"}

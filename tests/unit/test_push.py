@@ -171,7 +171,7 @@ def test_a_connection_that_breaks_is_an_error_and_no_traceback(folder: Path, hub
 def test_a_wrong_login_is_refused_before_anything_is_made(folder: Path, hub: Any) -> None:
     done = push(folder, hub, token="hf_wrong")
     assert done.returncode == 2
-    assert "the hub does not know you" in done.stderr
+    assert "you are not logged in to the hub" in done.stderr
     assert "hf auth login" in done.stderr
     assert "hf_wrong" not in done.stderr
     assert not hub.repositories

@@ -233,7 +233,7 @@ def test_a_folder_of_code_leaves_out_what_is_not_its_own_text_and_names_it(tmp_p
 def test_one_script_beside_data_makes_no_folder_of_code(tree: Path) -> None:
     (tree / "make_data.py").write_text("x")
     (tree / "model.bin").write_text("x")
-    with pytest.raises(DataError, match=r"1 file with endings that no format has: \.bin"):
+    with pytest.raises(DataError, match=r"1 file of no known format: \.bin"):
         expand_inputs(SourceConfig(path=str(tree)))
     (tree / "model.bin").unlink()
     lines: list[str] = []

@@ -179,7 +179,7 @@ def test_a_line_of_dropped_records_has_counts_reasons_bytes_and_the_remedy() -> 
     ledger = {"records_read": 5, "documents_kept": 1, **found.to_ledger()}
     assert dropped_line("a.jsonl", ledger) == (
         "a.jsonl: 4 of 5 records were dropped: 3 no text field (6.0 KiB), 1 too long (70.0 MiB); "
-        "set text_key: body (3 records have it)"
+        "set text_key: body (it is in 3 records)"
     )
     assert "text_key: body would read instead" in str(dropped_line("a", {**ledger, "documents_kept": 50}))
     assert dropped_line("a.jsonl", {"records_read": 5, "dropped": {}}) is None

@@ -11,7 +11,7 @@ from steep.core.section import Count, Seconds, Section
 
 class CheckpointConfig(Section):
     """When the run is saved and what is kept. Its end always saves, and so do SIGTERM, SIGINT, SIGHUP (a closed terminal),
-    SIGUSR1, SIGUSR2 and SIGXCPU (batch systems, before the time is over)."""
+    SIGUSR1, SIGUSR2 and SIGXCPU (batch systems send these before a job's time is up)."""
 
     every_steps: Optional[Count] = Field(default=None, ge=1)
     """Save every N optimizer steps."""

@@ -29,8 +29,8 @@ def check_start(model: nn.Module, source: str) -> None:
     """Raises ModelError if what a run starts from has weights that are NaN or infinite. source: what they were loaded from."""
     if found := not_finite(model.named_parameters()):
         raise ModelError(
-            f"{source} has weights that are NaN or infinite, and would train to nothing else: {found}. Take another copy, or "
-            "mend them; a row of an embedding that no text uses may be set to the mean of the others"
+            f"{source} has weights that are NaN or infinite, so its loss would be too: {found}. Use another copy, or repair "
+            "them; a row of an embedding that no text uses may be set to the mean of the others"
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from steep.core.errors import CheckpointError
-from steep.core.units import listing
+from steep.core.units import counted, listing
 from steep.models.adapters import adapter_tensors
 from steep.models.layers import has_adapter, plain_name
 
@@ -126,7 +126,7 @@ def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     nameless = [p for group in optimizer.param_groups for p in group["params"] if p not in names]
     if nameless:
         shapes = ", ".join(str(tuple(parameter.shape)) for parameter in nameless[:5])
-        raise CheckpointError(f"the optimizer updates {len(nameless)} tensors that are not in the model: {shapes}")
+        raise CheckpointError(f"the optimizer updates {counted(len(nameless), 'tensor')} not in the model: {shapes}")
     return names
 
 

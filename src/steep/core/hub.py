@@ -122,7 +122,7 @@ def not_at_hand(hub_id: str, reason: str, cache: Path, local: str, cached: Seque
     return (
         f"{hub_id} is not in this folder and not in the cache ({cache}), and {reason}.\n"
         f"  What works: {local}; {ids}.\n"
-        f"  Where the hub can be reached: hf download {hub_id}{fetch} fetches it, with --local-dir FOLDER as a folder to copy."
+        f"  Where the hub answers, hf download {hub_id}{fetch} fetches it; with --local-dir FOLDER, into a folder to copy."
     )
 
 

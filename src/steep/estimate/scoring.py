@@ -66,7 +66,7 @@ def choose_tokens(config: RunConfig, sizes: Sizes, texts: Sequence[HeldOutText])
         return MOST_TOKENS, ""
     return tokens, (
         f"evaluate.tokens auto: {tokens:,} of each text, so that scoring {evaluations} times takes at most a tenth of the time "
-        "of training; a number there scores more"
+        "of training; set a number to score more"
     )
 
 

@@ -75,7 +75,7 @@ def family_of(config: Any) -> Family:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ModelError(
-            f"there is no gguf format of {config.model_type}; there is one of: {', '.join(FAMILIES)}. "
+            f"steep writes no gguf file of {config.model_type}; it writes those of: {', '.join(FAMILIES)}. "
             "Export it as hf and convert that folder with llama.cpp's convert_hf_to_gguf.py"
         )
     for problem in _problems(config, family):

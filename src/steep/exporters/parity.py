@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steep.core.errors import ModelError
+from steep.core.units import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -235,7 +236,7 @@ def _greedy_problem(parity: Parity, expected: Answers, found: Sequence[int]) -> 
     if at == parity.greedy_tokens:
         return []
     if len(found) <= at or expected.greedy_logits_TV is None:
-        return [f"its greedy text ends after {len(found)} tokens"]
+        return [f"its greedy text ends after {counted(len(found), 'token')}"]
     row = expected.greedy_logits_TV[at]
     margin = float(row.max() - row[found[at]])
     allowed = 4 * parity.largest_logit_difference + ROUNDING * spread(expected)

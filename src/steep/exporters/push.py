@@ -113,7 +113,8 @@ def logged_in(api: Any) -> str:
         return str(api.whoami()["name"])
     except hub_errors() as error:
         raise ConfigError(
-            f"the hub does not know you ({first_line(error)}): run `hf auth login`, or set HF_TOKEN to a token that may write"
+            f"you are not logged in to the hub ({first_line(error)}): run `hf auth login`, or set HF_TOKEN to a token "
+            "that can write"
         ) from None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from steep.core.errors import ConfigError, ModelError
 from steep.core.public import public
 from steep.core.say import Say, tell
+from steep.core.units import counted
 from steep.evaluation.model_reference import Reference
 from steep.merge.verified import write_verified
 from steep.merge.weights import FolderWeights, combine, open_weights, require_free
@@ -75,4 +76,4 @@ def check_vocabularies(ours: Any, other: Any, name: str, say: Say) -> None:
     if not_added := [token for token in added if token not in other.get_added_vocab()]:
         raise ModelError(f"{name} has the token {not_added[0]!r} in its vocabulary, and the trained model does not")
     if added:
-        say(f"{name} adds {len(added)} tokens: {', '.join(added[:8])}")
+        say(f"{name} adds {counted(len(added), 'token')}: {', '.join(added[:8])}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from steep.core.errors import ConfigError, ModelError
 from steep.core.say import Say
-from steep.core.units import format_count
+from steep.core.units import counted, format_count
 from steep.models.config import EMBEDDING_MODULES, AdapterConfig
 from steep.models.coverage import left_out
 from steep.models.expert_adapters import expert_targets, plan_expert_adapters
@@ -96,8 +96,8 @@ def add_adapter(
     scale = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
     kind = ("rs" if config.rslora else "") + {"lora": "LoRA", "dora": "DoRA"}[config.type]
     say(
-        f"adapter: {kind} of rank {config.rank}, scale {scale:.3g}, on {len(targets)} linear layers"
-        + (f" and {len(stacked)} stacks of experts" if stacked else "")
+        f"adapter: {kind} of rank {config.rank}, scale {scale:.3g}, on {counted(len(targets), 'linear layer')}"
+        + (f" and {counted(len(stacked), 'tensor')} of stacked experts" if stacked else "")
         + (f"; {', '.join(saved)} trained in full{' as one tensor' if tied else ''}" if saved else "")
         + f"; {count_trained(model):,} trained parameters"
     )
@@ -160,13 +160,14 @@ def _without_effect(model: nn.Module, linear: set[str], say: Say) -> set[str]:
     left_out = set() if has_no_data(model) else not_plain(model, linear)
     if left_out:
         say(
-            f"adapter: none on {', '.join(_last_parts(left_out))} ({len(left_out)} layers): {type(model).__name__} does "
-            "not use them as plain linear layers"
+            f"adapter: none on {', '.join(_last_parts(left_out))} ({counted(len(left_out), 'layer')}): {type(model).__name__} "
+            "does not use them as plain linear layers"
         )
     if getattr(model.config, "model_type", None) in PEFT_MAMBA_FAMILIES:
         refused = {name for name in linear if name.rpartition(".")[2] in PEFT_MAMBA_LAYERS}
         say(
-            f"adapter: none on {', '.join(_last_parts(refused))} ({len(refused)} layers), which peft refuses in Mamba models"
+            f"adapter: none on {', '.join(_last_parts(refused))} ({counted(len(refused), 'layer')}), which peft refuses "
+            "in Mamba models"
         )
         left_out |= refused
     return left_out

@@ -112,8 +112,8 @@ def check_causal(lm_loss: LMLoss, vocab_size: int | None = None) -> None:
     model = lm_loss.model
     decoder = getattr(layers.text_config(model), "is_decoder", None) is False
     raise ModelError(
-        f"{type(model).__name__} sees later tokens when it predicts one (gradient {gradient:.1e}), so it would learn to copy "
-        "them and no text; it is not a causal language model as configured"
+        f"{type(model).__name__} sees later tokens when it predicts one (gradient {gradient:.1e}), so it would only learn to "
+        "copy them; it is not a causal language model as configured"
         + (". Set is_decoder: true in its configuration" if decoder else "")
     )
 

@@ -63,8 +63,8 @@ def tower_line(model: nn.Module) -> str | None:
     parts = dict.fromkeys(".".join(name.split(".")[:2]).removeprefix("model.") for name in outside)
     size, whole = sum(parameter.numel() for parameter in outside.values()), sum(p.numel() for p in model.parameters())
     return (
-        f"frozen: {', '.join(parts)} ({format_count(size)} parameters, {size / whole:.0%} of the model): text trains the "
-        "language model alone; they are saved with it as they are"
+        f"frozen: {', '.join(parts)} ({format_count(size)} parameters, {size / whole:.0%} of the model): text trains "
+        "only the language model; these parts are saved with it unchanged"
     )
 
 

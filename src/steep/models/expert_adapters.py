@@ -26,7 +26,7 @@ def expert_targets(model: nn.Module, config: AdapterConfig) -> list[str]:
         raise ConfigError(f"adapter.experts: {type(model).__name__} has no stacked experts; remove it")
     if config.dropout or config.type == "dora":
         what = "adapter.dropout" if config.dropout else "adapter.type: dora"
-        raise ConfigError(f"adapter.experts: not possible with {what}, which peft has no form of for stacked weights")
+        raise ConfigError(f"adapter.experts: not possible with {what}, which peft does not support for stacked weights")
     return names
 
 

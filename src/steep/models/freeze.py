@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steep.core.errors import ConfigError
 from steep.core.say import Say
-from steep.core.units import format_count
+from steep.core.units import counted, format_count
 from steep.models.config import FreezeConfig
 from steep.models.layers import count_trained, head_weight, is_tied, transformer_layers
 
@@ -41,8 +41,9 @@ def freeze(model: nn.Module, config: FreezeConfig, say: Say) -> None:
     size, trained = sum(parameter.numel() for parameter in frozen), count_trained(model)
     tied = "; the output head is tied to the embeddings, so it is frozen too"
     say(
-        f"frozen: {len(frozen)} tensors, {format_count(size)} parameters ({size / (size + trained):.0%} of the model); "
-        f"{format_count(trained)} are trained" + (tied if is_tied(model) and head_weight(model) in chosen else "")
+        f"frozen: {counted(len(frozen), 'tensor')}, {format_count(size)} parameters ({size / (size + trained):.0%} of the "
+        f"model); {format_count(trained)} are trained"
+        + (tied if is_tied(model) and head_weight(model) in chosen else "")
     )
 
 

@@ -25,7 +25,7 @@ def mend_generation_settings(model: Any, say: Say) -> None:
         return
     changes = [*_mend_beams(settings), *_mend_sampling(settings)]
     if isinstance(settings.pad_token_id, int) and settings.pad_token_id < 0:
-        changes.append(f"pad_token_id {settings.pad_token_id} is removed")
+        changes.append(f"pad_token_id {settings.pad_token_id} removed")
         settings.pad_token_id = None
     if not _is_valid(settings):
         model.generation_config = type(settings)(**{name: getattr(settings, name) for name in TOKENS})
@@ -74,7 +74,7 @@ def _mend_sampling(settings: Any) -> list[str]:
         return []
     if settings.do_sample is None and settings.temperature != 0:
         settings.do_sample = True
-        return [f"do_sample is true now, since {' and '.join(named)} mean sampling"]
+        return [f"do_sample set to true, since {' and '.join(named)} mean sampling"]
     greedy = "do_sample is false" if settings.do_sample is False else "temperature 0 means the likeliest token"
     for name in named:
         setattr(settings, name, None)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steep.core.errors import MissingExtraError, ModelError
+from steep.core.units import counted
 from steep.models.autocast import to_autocast_dtype
 from steep.models.config import QUANTIZING_PACKAGES
 from steep.models.coverage import left_out
@@ -111,7 +112,7 @@ def check_nf4_runs_here(model: nn.Module) -> None:
     if odd and has_avx512bf16():
         raise ModelError(
             f"on this CPU (AVX512-BF16) bitsandbytes runs nf4 layers only where the input's width is a multiple of {NF4_BLOCK}; "
-            f"this model has {len(odd)} others, for example {odd[0]}. int8 works, and so does nf4 on a GPU or another CPU."
+            f"this model has {counted(len(odd), 'other')}, such as {odd[0]}. int8 works, and so does nf4 on a GPU or another CPU."
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steep.core.say import Say
-from steep.core.units import format_count, listing
+from steep.core.units import counted, format_count, listing
 from steep.models import layers
 from steep.models.lm_loss import LMLoss
 from steep.models.probes import one_document
@@ -43,8 +43,8 @@ def freeze_unreached(lm_loss: LMLoss, sequence_length: int, say: Say, vocab_size
         parameter.requires_grad_(False)
     size = format_count(sum(parameter.numel() for parameter in waiting.values()))
     say(
-        f"not trained: {len(waiting)} tensors ({size} parameters) that the loss of {type(model).__name__} does not reach: "
-        f"{listing(list(waiting))}"
+        f"not trained: {counted(len(waiting), 'tensor')} ({size} parameters) that the loss of {type(model).__name__} does not "
+        f"reach: {listing(list(waiting))}"
     )
 
 

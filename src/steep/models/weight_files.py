@@ -39,7 +39,7 @@ def check_files(folder: Path) -> None:
         names = index_names(index, folder)
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ModelError(
-                f"{folder} is not complete: {INDEX} names {len(names)} files of weights, and {len(missing)} are not there: "
+                f"{folder} is not complete: of the {len(names)} files that {INDEX} names, {len(missing)} missing: "
                 f"{listing(missing)}. {AGAIN}"
             )
         files = [folder / name for name in names]

@@ -10,6 +10,7 @@ from typing import Any
 
 from steep.core.errors import ModelError
 from steep.core.say import Say
+from steep.core.units import counted
 from steep.tokenizer.encode import TextTokenizer
 
 
@@ -42,7 +43,7 @@ class Conversation:
             turns = turns[2:]
         ids = self._within(ids)
         if left_out := len(self._turns) + 1 - len(turns):
-            self._say(f"(the first {left_out} messages no longer fit into the model's positions and are left out)")
+            self._say(f"(left out, since the model's positions are full: the first {counted(left_out, 'message')})")
         self._turns = turns
         return ids
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from steep.core.units import format_bytes
+from steep.core.units import counted, format_bytes
 from steep.sources.document import NO_FIELD, Rejected, advice_for, needs_writing
 
 MOST_FIELDS = 100
@@ -71,7 +71,7 @@ def advice_on_dropped(ledger: Mapping[str, Any]) -> str:
     if needs_writing(field):
         return advice
     if count > ledger.get("documents_kept", 0):
-        return f"{advice} ({count:,} records have it)"
+        return f"{advice} (it is in {counted(count, 'record')})"
     return f"{count:,} of them have a text in {field!r}, which text_key: {field} would read instead"
 
 

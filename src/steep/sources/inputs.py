@@ -75,7 +75,7 @@ def expand_inputs(config: SourceConfig) -> list[InputFile]:
         known = sorted(ending for ending, name in endings.items() if name != "code")
         advice = [f"  {line[:1].upper()}{line[1:]}\n" for line in advice_lines(names)]
         raise DataError(
-            f"{counted(len(unknown), 'file')} with endings that no format has: {', '.join(names)}, for example {unknown[0]}.\n"
+            f"{counted(len(unknown), 'file')} of no known format: {', '.join(names)}, for example {unknown[0]}.\n"
             f"{''.join(advice)}"
             f"  Known endings: {', '.join(known)}, each also with .gz or .zst (not .parquet); and those of source code.\n"
             f"  Give a pattern that matches only the right files, or set format to one of: {', '.join(TEXT_FORMATS)}."

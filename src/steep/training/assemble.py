@@ -283,7 +283,7 @@ def find_weights(config: RunConfig, say: Say, weights: Path | None) -> ModelConf
         say(line)
         if config.adapter is not None:
             say(
-                "model: peft cannot load an adapter on a merged base by itself, steep can; for peft, export the base first "
+                "model: only steep can load an adapter whose base is an adapter run; for peft, export the base first "
                 f"(steep export {model.pretrained} --to hf) and start from that folder"
             )
     return model.model_copy(update={"pretrained": found})

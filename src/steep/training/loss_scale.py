@@ -54,7 +54,7 @@ class LossScale:
         overflowed = self.value < before
         if overflowed and before <= SMALLEST_SCALE:
             raise TrainingError(
-                f"numbers overflow fp16 at a loss scale of {before:g}, so they do not fit it themselves (its largest is 65,504). "
+                f"gradients overflow fp16 even at a loss scale of {before:g} (the largest fp16 number is 65,504). "
                 "Models that were trained in bf16 often cannot be trained in fp16. Use train.precision fp32 in another run "
                 "(--run.name), or mixed_bf16 on a device that has it."
             )

@@ -65,13 +65,13 @@ class Trial:
     embedding_learning_rate: float | None
     """None where the embeddings have no rate of their own."""
     training_losses: list[float]
-    """Nats per token of each step; shorter than the others where the loss ran away."""
+    """Nats per token of each step; shorter than the others where the loss diverged."""
     losses: dict[str, float]
-    """Nats per token of each held-out text at the end; empty where the loss ran away."""
+    """Nats per token of each held-out text at the end; empty where the loss diverged."""
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss ran away."""
+        """Whether the loss diverged."""
         return not self.losses or any(not math.isfinite(value) for value in self.losses.values())
 
 
@@ -105,7 +105,7 @@ class LearningRates(Readable):
         rows.append(["base", "", *(f"{self.base[name]:.4f}" for name in names)])
         for trial in self.trials:
             embeddings = "" if trial.embedding_learning_rate is None else f"{trial.embedding_learning_rate:.2g}"
-            values = ["ran away"] if trial.diverged else [f"{trial.losses[name]:.4f}" for name in names]
+            values = ["diverged"] if trial.diverged else [f"{trial.losses[name]:.4f}" for name in names]
             rows.append([f"{trial.learning_rate:.2g}", embeddings, *values])
         if all(trial.embedding_learning_rate is None for trial in self.trials):
             rows = [[rate, *values] for rate, _, *values in rows]
@@ -214,7 +214,7 @@ class Sweep:
         scores = ", ".join(f"{name} {loss:.4f}" for name, loss in trial.losses.items())
         embeddings = trial.embedding_learning_rate
         rates = f"{trial.learning_rate:.2g}" + (f", embeddings {embeddings:.2g}" if embeddings else "")
-        self.say(f"learning rate {rates}: {scores or f'ran away at step {len(losses) - 1}'}")
+        self.say(f"learning rate {rates}: {scores or f'diverged at step {len(losses) - 1}'}")
         return trial
 
     def _scores(self) -> dict[str, float]:
@@ -270,7 +270,7 @@ def rates_plot(found: LearningRates, name: str) -> Figure:
         axes.axvline(found.learning_rate, color=LIGHT["faint"], linewidth=0.8, label="proposed")
         axes.set_xscale("log")
         rates = sorted(main)
-        labels = [f"{rate:.2g}" + ("\nran away" if main[rate].diverged else "") for rate in rates]
+        labels = [f"{rate:.2g}" + ("\ndiverged" if main[rate].diverged else "") for rate in rates]
         axes.set_xticks(rates, labels, rotation=0 if len(rates) <= MOST_LEVEL_LABELS else 45)
         axes.minorticks_off()  # the rates tried are the only ones of interest
         axes.set_xlim(rates[0] / 1.3, rates[-1] * 1.3)

@@ -204,7 +204,7 @@ def _precision(dtype: Any, device: torch.device) -> str:
     name = str(dtype).removeprefix("torch.")
     if name == "None" or (name == "float16" and device.type == "cpu"):
         if name == "float16":
-            say("dtype float16 is slow on a CPU: the faster of fp32 and bf16 takes its place")
+            say("dtype float16 is slow on a CPU: the faster of fp32 and bf16 is used instead")
         return choose_precision("auto", device.type, threads=torch.get_num_threads(), say=say)
     precisions = {"bfloat16": "mixed_bf16", "float16": "mixed_fp16", "float32": "fp32"}
     if name not in precisions:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from steep.core.errors import ConfigError, ModelError
 from steep.core.files import write_text
 from steep.core.gguf_metadata import require_gguf
+from steep.core.units import counted
 from steep.exporters.format import ExportTask, check_ids, refuse, with_strings
 from steep.exporters.gguf_families import context_length, family_of
 from steep.exporters.gguf_model import Tensor, config_mapping, tensors_of, write_keys
@@ -76,7 +77,7 @@ def check_task(task: ExportTask) -> None:
     say_differences(task.loaded.hf_tokenizer, task.say)
     if llama_cpp_python(task.options.verify_with) is None and not family.has_reader:
         raise ConfigError(
-            f"a gguf file of {task.model.config.model_type} can be verified by llama.cpp alone, which was not found: pip install "
+            f"a gguf file of {task.model.config.model_type} can be verified only by llama.cpp, which was not found: pip install "
             f"llama-cpp-python (in any environment), and give its interpreter as --verify-with or {PYTHON_VARIABLE}"
         )
 
@@ -122,7 +123,8 @@ def write_gguf(task: ExportTask, path: Path) -> None:
     odd = [tensor.name for tensor, kind in tensors if task.dtype == "q8_0" and kind == "float16"]
     if odd:
         task.say(
-            f"{len(odd)} tensors are written in fp16, not q8_0: their row length is not a multiple of {BLOCK} ({odd[0]}, ...)"
+            f"written in fp16, not q8_0: {counted(len(odd), 'tensor')} whose row length is not a multiple of {BLOCK}, "
+            f"such as {odd[0]}"
         )
     for tensor, kind in tensors:
         _announce(writer, tensor, kind)
