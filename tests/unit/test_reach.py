@@ -54,6 +54,18 @@ def test_a_model_that_is_reached_whole_and_one_of_your_own_are_left_alone():
         assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_whole_logits_are_never_made_where_training_makes_them_in_chunks():
+    """65,536 tokens of 128k ids would be 34 GB of logits."""
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    lm_loss = prepare_lm_loss(model, lambda line: None, vocab_size=50)
+    assert lm_loss.has_head
+    calls: list[nn.Module] = []
+    model.lm_head.register_forward_hook(lambda module, *_: calls.append(module))
+    freeze_unreached(lm_loss, 8, print)
+    assert not calls
+    assert model.lm_head.weight.requires_grad
+
+
 def test_layers_that_are_never_called_get_no_adapter():
     model, said = transformers.JambaForCausalLM(transformers.JambaConfig(**JAMBA)), []
     add_adapter(model, AdapterConfig(rank=2), said.append, base=None, seed=0)

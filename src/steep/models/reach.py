@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from steep.core.say import Say
 from steep.core.units import counted, format_count, listing
 from steep.models import layers
-from steep.models.lm_loss import LMLoss
+from steep.models.lm_loss import LMLoss, read_head
 from steep.models.probes import one_document
 
 
@@ -30,8 +30,13 @@ def freeze_unreached(lm_loss: LMLoss, sequence_length: int, say: Say, vocab_size
     model = lm_loss.model
     if not type(model).__module__.startswith("transformers."):
         return
+    document = one_document(model, sequence_length, vocab_size)
     with layers.evaluating(model), torch.enable_grad():
-        reached = _leaves(lm_loss.own_logits(one_document(model, sequence_length, vocab_size)))
+        if lm_loss.has_head:  # whole logits may need more memory than a training step, which makes them in chunks
+            head = read_head(model)
+            reached = {head.weight, head.bias, *_leaves(lm_loss.hidden_states(document))}
+        else:
+            reached = {*_leaves(lm_loss.own_logits(document))}
     waiting = {
         name: parameter
         for name, parameter in model.named_parameters()
