@@ -63,12 +63,12 @@ def together(world: int, work: Callable[[ThreadRanks], Any]) -> list[Any]:
 
 
 def whole_model() -> dict[str, Tensor]:
-    torch.manual_seed(0)
+    own = torch.Generator().manual_seed(0)  # the threads of a test would share torch's
     return {
-        "rows": torch.randn(7, 4),
-        "few_rows": torch.randn(2, 3).bfloat16(),
+        "rows": torch.randn(7, 4, generator=own),
+        "few_rows": torch.randn(2, 3, generator=own).bfloat16(),
         "columns": torch.arange(40).reshape(4, 10),
-        "norm": torch.randn(5),
+        "norm": torch.randn(5, generator=own),
         "scalar": torch.tensor(3.0),
     }
 

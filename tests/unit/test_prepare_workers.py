@@ -45,10 +45,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> li
 
 
 def contents(store: Path) -> dict[str, bytes]:
-    """Every file of a store; of the manifest all but which backends were used."""
+    """Every file of a store; of the manifest all but which backends were used, and so its own checksum."""
     found = {path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*") if path.is_file()}
     manifest = json.loads(found["manifest.json"])
-    del manifest["tokenizer"]["backends"]
+    del manifest["tokenizer"]["backends"], manifest["checksum"]
     return {**found, "manifest.json": json.dumps(manifest).encode()}
 
 
