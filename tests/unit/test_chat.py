@@ -72,7 +72,7 @@ def test_the_oldest_turns_make_room_and_it_is_said(tokenizer: Any) -> None:
         assert len(talk.ask("some words to remember")) <= 40
         talk.answered("some more")
     assert said
-    assert all("no longer fit" in line for line in said)
+    assert all("left out, since the model's positions are full" in line for line in said)
     expected = conversation(tokenizer, TEMPLATE, 40, []).ask("short")
     talk.forget()
     with pytest.raises(ModelError, match="there is room for 40; shorten it"):
